@@ -1,0 +1,27 @@
+"""Velikiy Flask: a users service on Flask and PostgreSQL, cached in Redis and in Nginx."""
+
+from flask import Flask
+
+from velikiy import api, health, logs, problems
+from velikiy.coherence import Fence, RedisTier
+from velikiy.postgres import Database
+from velikiy.settings import Settings, load
+from velikiy.users import Users
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """All wiring, top to bottom. It starts to connect but waits for no server: each may come later."""
+    settings = settings or load(Settings)
+    logs.configure(settings.log_level)
+
+    database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
+    redis_tier = RedisTier(settings.redis_url, ttl=settings.redis_ttl, timeout=settings.redis_timeout)
+    fence = Fence(database, redis_tier)
+    users = Users(fence)
+
+    app = Flask(__name__, static_folder=None)
+    problems.install(app)
+    api.install(app, users)
+    health.install(app, database, redis_tier)
+    database.open()
+    return app

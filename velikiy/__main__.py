@@ -1,0 +1,3 @@
+from velikiy.cli import main
+
+main()

@@ -1,0 +1,71 @@
+"""`velikiy`: the project's own commands. `./run velikiy ...` runs them in its environment."""
+
+import secrets as randomness
+import sys
+from pathlib import Path
+
+import click
+
+from velikiy.settings import BadSetting
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def velikiy() -> None:
+    """Commands for a Velikiy Flask installation."""
+
+
+@velikiy.command()
+@click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for PostgreSQL.")
+def migrate(wait: float) -> None:
+    """Bring the database's tables up to date; does nothing where they are."""
+    from velikiy import migrate as migration  # SQLAlchemy takes half a second to import
+    from velikiy.settings import Settings, load
+
+    try:
+        applied = migration.upgrade(load(Settings).database_url, wait=wait)
+    except migration.CannotMigrate as error:
+        sys.exit(f"velikiy migrate: {error}")
+    click.echo(f"applied: {', '.join(applied)}" if applied else "the tables are up to date")
+
+
+@velikiy.command()
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+@click.option("--postgres", required=True, metavar="HOST:PORT", help="Where PostgreSQL listens.")
+@click.option("--redis", required=True, metavar="HOST:PORT", help="Where Redis listens.")
+def secrets(folder: Path, postgres: str, redis: str) -> None:
+    """Write random passwords into FOLDER where there are none yet, and the two addresses that hold them."""
+    write_secrets(folder, postgres=postgres, redis=redis)
+
+
+def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444) -> None:
+    """`mode` of the files: containers read them as different users, from a volume that only they mount."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def keep(name: str, text: str) -> str:
+        file = folder / name
+        if not file.exists():
+            put(name, text)
+        return file.read_text().strip()
+
+    def put(name: str, text: str) -> None:
+        new = folder / f".{name}.new"
+        new.unlink(missing_ok=True)
+        new.touch(mode)
+        new.chmod(0o600)
+        new.write_text(text + "\n")
+        new.chmod(mode)
+        new.replace(folder / name)  # whole or not at all
+
+    keep("postgres_password", randomness.token_urlsafe(24))
+    app = keep("app_password", randomness.token_urlsafe(24))
+    cache = keep("redis_password", randomness.token_urlsafe(24))
+    put("redis.conf", f"requirepass {cache}")
+    put("database_url", f"postgresql://velikiy:{app}@{postgres}/velikiy")
+    put("redis_url", f"redis://:{cache}@{redis}/0")
+
+
+def main() -> None:
+    try:
+        velikiy(prog_name="velikiy")
+    except BadSetting as bad:
+        sys.exit(f"velikiy: {bad}")

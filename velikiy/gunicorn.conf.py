@@ -1,0 +1,50 @@
+"""gunicorn's settings, the same with and without Docker; each that is not the default says why."""
+
+import os
+import sys
+
+from velikiy import logs
+from velikiy.settings import BadSetting, Settings, load
+
+try:
+    settings = load(Settings)
+except BadSetting as bad:
+    sys.exit(f"velikiy: {bad}")
+
+bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
+
+# Threads, since a request mostly waits for PostgreSQL or Redis; and the only built-in class that keeps
+# connections from Nginx open.
+worker_class = "gthread"
+workers = settings.app_workers
+threads = settings.app_threads
+
+# Longer than Nginx keeps its end (edge/nginx.conf, keepalive_timeout 30s): the side that reuses a connection
+# must be the one that closes it, or a PUT may meet a connection that is just being closed.
+keepalive = 75
+
+# Recycling workers by count resets connections under load; a leak is to be found, not to be hidden.
+max_requests = 0
+
+# A request is over in DATABASE_TIMEOUT seconds or little more; what runs longer at a stop is stuck.
+graceful_timeout = 10
+timeout = 30
+
+# The worker's heartbeat file: on a disk that stalls, the default place makes the master kill good workers.
+worker_tmp_dir = "/dev/shm"  # noqa: S108
+
+# A second way in, which nobody here uses, and which cannot be created on a read-only file system.
+control_socket_disable = True
+
+# Only Nginx speaks to us, and nothing that a client sends may change which path or scheme we see.
+forwarder_headers = ""
+header_map = "drop"
+forwarded_allow_ips = "127.0.0.1"
+
+# No smaller than what Nginx lets through (edge/nginx.conf, large_client_header_buffers).
+limit_request_line = 4094
+limit_request_field_size = 8190
+
+accesslog = None  # the app logs its requests itself, with their ids
+loglevel = settings.log_level
+logconfig_dict = logs.settings(settings.log_level)

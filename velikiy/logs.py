@@ -1,0 +1,57 @@
+"""One JSON object a line on stdout, the libraries' lines included."""
+
+from typing import Any
+
+import orjson
+import structlog
+
+SHARED: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+]
+
+
+def _dumps(event: Any, **_: Any) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+# Tracebacks as data, without the values of local variables: those are people's names and e-mails.
+RENDER: list[Any] = [
+    structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+    ),
+    structlog.processors.JSONRenderer(serializer=_dumps),
+]
+
+
+def settings(level: str) -> dict[str, Any]:
+    """For `logging.config.dictConfig`: everything that uses the standard library's logging."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "json": {
+                "()": structlog.stdlib.ProcessorFormatter,
+                "foreign_pre_chain": SHARED,
+                "processors": [structlog.stdlib.ProcessorFormatter.remove_processors_meta, *RENDER],
+            }
+        },
+        "handlers": {"stdout": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}},
+        "root": {"level": level.upper(), "handlers": ["stdout"]},
+        "loggers": {
+            # gunicorn's own logger does not propagate unless told to.
+            "gunicorn.error": {"level": level.upper(), "handlers": [], "propagate": True},
+            # The pool warns once a second while PostgreSQL is away; the request that fails says so already.
+            "psycopg.pool": {"level": "ERROR"},
+        },
+    }
+
+
+def configure(level: str) -> None:
+    """For the app's own events: `structlog.get_logger()`."""
+    structlog.configure(
+        processors=[*SHARED, *RENDER],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        cache_logger_on_first_use=True,
+    )

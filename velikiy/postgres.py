@@ -1,0 +1,128 @@
+"""PostgreSQL: two pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
+
+RV = TypeVar("RV")
+
+
+class DatabaseUnavailable(Exception):
+    """PostgreSQL did not answer in time, or not at all. After a write was sent its outcome is unknown."""
+
+
+class Connection(psycopg.Connection):
+    """A connection whose every wait ends at a deadline that this process keeps itself.
+
+    A stopped server still acknowledges packets, so neither `statement_timeout` nor `tcp_user_timeout` would
+    ever fire: only the client can notice. Whoever was interrupted has lost its place in the protocol, so the
+    connection is closed and the pool makes a new one.
+    """
+
+    deadline: float | None = None
+    """Of the request that holds the connection, on the monotonic clock; None: `patience` from each call."""
+
+    patience: float = 1.0
+    """Seconds; for the pool's own checks."""
+
+    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        deadline = self.deadline if self.deadline is not None else time.monotonic() + self.patience
+        try:
+            return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
+        except psycopg.OperationalError:
+            if time.monotonic() >= deadline:
+                self.pgconn.finish()
+            raise
+
+
+class Database:
+    """Reads and writes have pools of their own: writers wait on row locks, and reads must not wait for them."""
+
+    def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
+        """`size`: connections in each pool, one for each thread; `timeout`: seconds for one request."""
+        self.timeout = timeout
+        self._reads = self._pool(dsn, size, "reads")
+        self._writes = self._pool(dsn, size, "writes")
+
+    def _pool(self, dsn: str, size: int, name: str) -> ConnectionPool[Connection]:
+        class Impatient(Connection):
+            patience = self.timeout
+
+        return ConnectionPool(
+            dsn,
+            connection_class=Impatient,
+            kwargs={
+                "autocommit": True,
+                "application_name": f"velikiy {name}",
+                "connect_timeout": 2,  # seconds, the least that libpq knows
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+                "options": "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+            },
+            min_size=1,
+            max_size=size,
+            timeout=self.timeout,
+            max_waiting=10 * size,  # beyond that a 503 at once is kinder than one after the timeout
+            # A pool whose server went away gives up on it after this long and asks again at the next
+            # request; the default backs off up to minutes, in which a server that is back goes unnoticed.
+            reconnect_timeout=1.0,
+            # One round trip per checkout: without it a restarted server costs one failed request for each
+            # pooled connection.
+            check=ConnectionPool.check_connection,
+            open=False,
+            name=name,
+        )
+
+    def open(self) -> None:
+        """Start connecting, in the background; call it after fork, since threads and sockets do not survive it."""
+        self._reads.open(wait=False)
+        self._writes.open(wait=False)
+
+    def close(self) -> None:
+        self._reads.close()
+        self._writes.close()
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in autocommit mode: each statement sees what was committed when it began.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self._borrow(self._reads) as connection:
+            yield connection
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that commits when the block ends and rolls back when it raises.
+
+        Raises:
+            DatabaseUnavailable: a COMMIT may have happened all the same.
+        """
+        with self._borrow(self._writes) as connection, connection.transaction():
+            yield connection
+
+    @contextmanager
+    def _borrow(self, pool: ConnectionPool[Connection]) -> Iterator[Connection]:
+        deadline = time.monotonic() + self.timeout
+        try:
+            with pool.connection() as connection:
+                connection.deadline = deadline
+                try:
+                    yield connection
+                finally:
+                    connection.deadline = None
+        except (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError) as error:
+            raise DatabaseUnavailable(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    """What happened, without the statement's values: they may be personal data."""
+    state = getattr(error, "sqlstate", None)
+    return f"{type(error).__name__} {state}" if state else type(error).__name__
