@@ -1,0 +1,156 @@
+-- Which app instance answers a request: the addresses behind EDGE_APPS, followed as they change.
+--
+-- Nginx itself resolves the names of an upstream once, at its start, and then asks a container that is gone; with
+-- a variable in proxy_pass it asks again, but gives up keepalive and retries. A balancer has all three.
+
+local balancer = require "ngx.balancer"
+local resolver = require "nginx.dns.resolver"
+
+local EVERY = 2  -- seconds between two look-ups
+local REST = 1   -- seconds in which an instance that failed is asked only when no other is there
+
+local _M = {}
+
+local apps = {}     -- as configured: { host, port, addresses }
+local servers = {}  -- of the DNS
+local peers = {}    -- what the apps' names stand for now: { address, port, rests_until }
+local turn = 0
+
+
+-- Keeps the peers that stay, with what is known of them.
+local function gather()
+    local old, new = {}, {}
+    for _, peer in ipairs(peers) do
+        old[peer.address .. ":" .. peer.port] = peer
+    end
+    for _, app in ipairs(apps) do
+        for _, address in ipairs(app.addresses) do
+            new[#new + 1] = old[address .. ":" .. app.port]
+                or { address = address, port = app.port, rests_until = 0 }
+        end
+    end
+    peers = new
+end
+
+
+local function nameservers()
+    local found = {}
+    local file = io.open("/etc/resolv.conf")
+    if file then
+        for line in file:lines() do
+            local address = line:match("^%s*nameserver%s+(%S+)")
+            if address then
+                found[#found + 1] = address:find(":", 1, true) and "[" .. address .. "]" or address
+            end
+        end
+        file:close()
+    end
+    return found
+end
+
+
+-- In init_by_lua, where an error stops the start.
+function _M.configure(list)
+    for item in list:gmatch("[^,%s]+") do
+        local host, port = item:match("^(.+):(%d+)$")
+        if not host then
+            error("EDGE_APPS='" .. list .. "' is not allowed: it must be host:port, several separated by commas", 0)
+        end
+        local is_address = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$")
+        apps[#apps + 1] = { host = host, port = tonumber(port), addresses = is_address and { host } or {},
+                            is_name = not is_address }
+    end
+    servers = nameservers()
+    gather()
+end
+
+
+-- What was found last stays when the DNS does not answer.
+local function look_up(app)
+    local dns, err = resolver:new { nameservers = servers, timeout = 500, retrans = 2 }
+    local answers
+    if dns then
+        answers, err = dns:query(app.host, { qtype = dns.TYPE_A })
+    end
+    if not answers or answers.errcode then
+        if not app.lost then
+            ngx.log(ngx.WARN, "cannot resolve ", app.host, ": ", err or answers.errstr, "; going on with ",
+                    #app.addresses, " known addresses")
+        end
+        app.lost = true
+        return
+    end
+    app.lost = false
+    local addresses = {}
+    for _, answer in ipairs(answers) do
+        if answer.address then
+            addresses[#addresses + 1] = answer.address
+        end
+    end
+    app.addresses = addresses
+end
+
+
+local function refresh(premature)
+    if premature then
+        return
+    end
+    for _, app in ipairs(apps) do
+        if app.is_name then
+            look_up(app)
+        end
+    end
+    gather()
+end
+
+
+-- In init_worker_by_lua: each worker follows for itself.
+function _M.follow()
+    for _, app in ipairs(apps) do
+        if app.is_name then
+            ngx.timer.at(0, refresh)
+            ngx.timer.every(EVERY, refresh)
+            return
+        end
+    end
+end
+
+
+-- By turns; one that rests, or failed this very request, only where there is no other.
+local function choose(failed)
+    local now = ngx.now()
+    local any
+    for i = 1, #peers do
+        local peer = peers[(turn + i - 1) % #peers + 1]
+        if peer ~= failed then
+            any = any or peer
+            if peer.rests_until <= now then
+                turn = turn + i
+                return peer
+            end
+        end
+    end
+    turn = turn + 1
+    return any or failed
+end
+
+
+-- In balancer_by_lua, once for each try.
+function _M.balance()
+    local ctx = ngx.ctx
+    local failed = ctx.app
+    if failed then
+        failed.rests_until = ngx.now() + REST
+    elseif ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD" then
+        balancer.set_more_tries(1)
+    end
+    local peer = choose(failed)
+    if not peer then
+        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+    end
+    ctx.app = peer
+    balancer.set_current_peer(peer.address, peer.port)
+end
+
+
+return _M
