@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# ./run check: everything that can be said without running a server. $1: the folder of the tools.
+set -uo pipefail
+tools=$1
+failed=()
+
+check() {
+    local name=$1
+    shift
+    if output=$("$@" 2>&1); then
+        echo "ok      $name"
+    else
+        failed+=("$name")
+        printf 'FAILED  %s\n%s\n' "$name" "$output"
+    fi
+}
+
+edge=$(mktemp -d)
+trap 'rm -rf "$edge"' EXIT
+export EDGE_DATA=$edge EDGE_APPS=127.0.0.1:5000 EDGE_LISTEN=127.0.0.1:8080
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*\b(ba)?sh$')
+
+check "ruff"        "$tools/ruff" check .
+check "ruff format" "$tools/ruff" format --check .
+check "mypy"        "$tools/python" -m mypy
+check "shellcheck"  "$tools/shellcheck" -x "${scripts[@]}"
+check "hadolint"    "$tools/hadolint" --config tests/hadolint.yaml Dockerfile edge/Dockerfile
+check "nginx -t"    edge/start -t
+check "gixy"        "$tools/gixy" "$edge/nginx.conf"
+check "luacheck"    luacheck --no-color --std ngx_lua --max-line-length 120 edge
+
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "failed: ${failed[*]}"
+    exit 1
+fi

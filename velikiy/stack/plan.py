@@ -1,0 +1,235 @@
+"""What runs where: one stack's folder, ports, and the table of its processes."""
+
+import contextlib
+import hashlib
+import json
+import random
+import shutil
+import socket
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from velikiy.settings import Settings
+from velikiy.stack import account
+
+CHECKOUT = Path(__file__).parent.parent.parent
+CODE = ("velikiy", "migrations", "edge", "postgres", "redis")
+"""What of the checkout the services need."""
+
+INNER_PORTS = range(20_000, 30_000)
+"""Below the range from which Linux gives ports to clients: one of those must not be taken while we restart."""
+
+
+@dataclass
+class Program:
+    """One supervised process. It works in a folder of its own, by which its leftovers are recognised."""
+
+    name: str
+    command: list[str]
+    environment: dict[str, str] = field(default_factory=dict)
+    stop_signal: str = "TERM"
+    first: bool = False
+    """Starts before the database is migrated, and stops after everything else."""
+    low_ports: bool = False
+
+
+@dataclass
+class Plan:
+    """A stack as it was asked for; it is kept in the data folder as stack.json."""
+
+    data: str
+    bind: str
+    port: int
+    edges: int
+    apps: int
+    reload: bool
+    own_postgres: bool
+    own_redis: bool
+    postgres_port: int = 0
+    redis_port: int = 0
+    app_ports: list[int] = field(default_factory=list)
+    fingerprint: str = ""
+    """Of code and settings: a stack that runs with others is started anew by `up`."""
+
+    # ---- where ----
+
+    @property
+    def home(self) -> Path:
+        return Path(self.data)
+
+    @property
+    def file(self) -> Path:
+        return self.home / "stack.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def secrets(self) -> Path:
+        return self.home / "secrets"
+
+    @property
+    def cluster(self) -> Path:
+        return self.home / "postgres"
+
+    @property
+    def code(self) -> Path:
+        """A copy, so that an edit or a `git pull` in the checkout cannot meet a worker that is just restarted;
+        with `--reload` the checkout itself."""
+        return CHECKOUT if self.reload else self.home / "code"
+
+    @property
+    def edge_urls(self) -> list[str]:
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.bind, bracketed(self.bind))  # noqa: S104
+        return [f"http://{host}:{port}" for port in self.edge_ports]
+
+    @property
+    def edge_ports(self) -> list[int]:
+        return [self.port + n for n in range(self.edges)]
+
+    @property
+    def app_urls(self) -> list[str]:
+        return [f"http://127.0.0.1:{port}" for port in self.app_ports]
+
+    @property
+    def low_ports(self) -> bool:
+        return account.is_root() and any(port < 1024 for port in self.edge_ports)
+
+    # ---- kept ----
+
+    def save(self) -> None:
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        account.give(new)
+        new.replace(self.file)
+
+    @classmethod
+    def load(cls, data: Path) -> "Plan | None":
+        try:
+            return cls(**json.loads((data / "stack.json").read_text()))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    # ---- made ----
+
+    def choose_ports(self, before: "Plan | None") -> None:
+        """Those of the last time where they are free."""
+        wanted = [before.postgres_port, before.redis_port, *before.app_ports] if before else []
+        taken: set[int] = set()
+
+        def port() -> int:
+            candidates = [wanted.pop(0)] if wanted else []
+            for candidate in [*candidates, *random.sample(INNER_PORTS, 500)]:
+                if candidate and candidate not in taken and is_free("127.0.0.1", candidate):
+                    taken.add(candidate)
+                    return candidate
+            raise OSError("no free port between 20000 and 30000")
+
+        self.postgres_port, self.redis_port = port(), port()
+        self.app_ports = [port() for _ in range(self.apps)]
+
+    def copy_code(self) -> None:
+        if self.reload:
+            return
+        new = self.home / "code.new"
+        shutil.rmtree(new, ignore_errors=True)
+        for name in CODE:
+            shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.rmtree(self.home / "code", ignore_errors=True)
+        new.rename(self.home / "code")
+
+    def programs(self, settings: Settings, binaries: Path | None) -> list[Program]:
+        """`binaries`: PostgreSQL's, where it is ours to run."""
+        python = {
+            "PYTHONPATH": str(self.code),
+            "PYTHONPYCACHEPREFIX": str(self.home / "run" / "pycache"),
+            "PYTHONUNBUFFERED": "1",
+        }
+        knobs = {name.upper(): str(value) for name, value in settings if not name.endswith("_url")}
+        programs = []
+        if binaries:
+            programs.append(
+                Program(
+                    "postgres",
+                    [
+                        *[str(binaries / "postgres"), "-D", str(self.cluster), "-p", str(self.postgres_port)],
+                        *["-c", f"config_file={self.code}/postgres/postgresql.conf"],
+                        *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
+                    ],
+                    stop_signal="INT",  # fast: disconnect everyone, then stop cleanly
+                    first=True,
+                )
+            )
+        if self.own_redis:
+            programs.append(
+                Program(
+                    "redis",
+                    [
+                        *["redis-server", f"{self.code}/redis/redis.conf", "--bind", "127.0.0.1"],
+                        *["--port", str(self.redis_port), "--dir", str(self.home / "redis")],
+                        *["--include", str(self.secrets / "redis.conf")],
+                    ],
+                    first=True,
+                )
+            )
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{self.code}/velikiy/gunicorn.conf.py"]
+        for n, port in enumerate(self.app_ports, 1):
+            programs.append(
+                Program(
+                    f"app{n}",
+                    [*gunicorn, *(["--reload"] if self.reload else []), "velikiy:create_app()"],
+                    {**python, **knobs, "APP_LISTEN": f"127.0.0.1:{port}", "SECRETS_DIR": str(self.secrets)},
+                )
+            )
+        for n, port in enumerate(self.edge_ports, 1):
+            programs.append(
+                Program(
+                    f"edge{n}",
+                    [f"{self.code}/edge/start"],
+                    {
+                        "EDGE_DATA": str(self.home / f"edge{n}"),
+                        "EDGE_LISTEN": f"{bracketed(self.bind)}:{port}",
+                        "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
+                        "EDGE_TTL": str(settings.edge_ttl),
+                        "EDGE_WORKERS": str(settings.edge_workers),
+                    },
+                    stop_signal="QUIT",  # finishes what it is answering
+                    low_ports=port < 1024,
+                )
+            )
+        return programs
+
+
+def fingerprint(*parts: object) -> str:
+    """Of the code that would run, and whatever else matters."""
+    digest = hashlib.sha256(repr(parts).encode())
+    for name in CODE:
+        for file in sorted((CHECKOUT / name).rglob("*")):
+            if file.is_file() and "__pycache__" not in file.parts:
+                digest.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def is_free(host: str, port: int) -> bool:
+    """Whether a server could listen there.
+
+    Raises:
+        PermissionError: not as this user.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT does not count
+        try:
+            probe.bind((host, port))
+            probe.listen()
+        except PermissionError:
+            raise
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,85 @@
+"""What would go wrong, said before anything is done."""
+
+import shutil
+import socket
+from pathlib import Path
+
+from velikiy.stack import Refusal, account
+from velikiy.stack.plan import bracketed, is_free
+
+ROOM_FIRST = 400
+ROOM_LATER = 100
+"""Megabytes: a new cluster takes 40, its log up to 80 while it is small, the edge's cache 128."""
+
+
+def data_folder(data: Path) -> None:
+    """It is ours, or empty, or can be made; and the services can get there.
+
+    Raises:
+        Refusal
+    """
+    if len(str(data)) > 80:
+        raise Refusal(f"{data} is too long for the sockets in it (80 characters). Choose another folder with --data.")
+    if data.exists() and not data.is_dir():
+        raise Refusal(f"{data} is not a folder. Choose another one with --data.")
+    if data.is_dir() and any(data.iterdir()) and not (data / "stack.json").exists():
+        raise Refusal(f"{data} holds something else. Choose an empty or a new folder with --data.")
+    account.refuse_unreachable(data)
+
+
+def room(data: Path) -> None:
+    """Raises: Refusal, where the disk is as good as full."""
+    existing = next(folder for folder in (data, *data.parents) if folder.exists())
+    needed = ROOM_LATER if (data / "postgres" / "PG_VERSION").exists() else ROOM_FIRST
+    free = shutil.disk_usage(existing).free // 1_000_000
+    if free < needed:
+        raise Refusal(
+            f"The disk of {data} has {free} MB left, and {needed} MB are needed. "
+            "Make room there or choose another folder with --data; the data is untouched."
+        )
+
+
+def address(bind: str) -> None:
+    """Raises: Refusal, where the machine has no such address."""
+    try:
+        socket.getaddrinfo(bind, None, flags=socket.AI_NUMERICHOST)
+        there = is_free(bind, 0)
+    except OSError:
+        there = False
+    if not there:
+        raise Refusal(
+            f"This machine has no address {bind}. Use --bind 127.0.0.1 for this machine alone, "
+            "--bind 0.0.0.0 for every network it is in."
+        )
+
+
+def port(wanted: int | None, bind: str, edges: int) -> int:
+    """The first edge's port: the one asked for, else 80, else 8080.
+
+    Raises:
+        Refusal: none of them can be had.
+    """
+    if wanted is not None:
+        if wanted + edges - 1 > 65_535:
+            raise Refusal(f"Edge {edges} would need port {wanted + edges - 1}. Choose a lower one with --port.")
+        why = _obstacle(wanted, bind, edges)
+        if why:
+            raise Refusal(f"{why} Choose another one with --port.")
+        return wanted
+    obstacles = []
+    for candidate in (80, 8080):
+        why = _obstacle(candidate, bind, edges)
+        if not why:
+            return candidate
+        obstacles.append(why)
+    raise Refusal(f"{' '.join(obstacles)} Choose another one with --port.")
+
+
+def _obstacle(first: int, bind: str, edges: int) -> str:
+    for number in range(first, first + edges):
+        try:
+            if not is_free(bind, number):
+                return f"Port {number} on {bracketed(bind)} is in use by another program."
+        except PermissionError:
+            return f"Port {number} may not be opened by this user."
+    return ""

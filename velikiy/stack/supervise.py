@@ -1,0 +1,157 @@
+"""supervisor: its configuration, and talking to it."""
+
+import contextlib
+import os
+import shlex
+import subprocess
+import sys
+import time
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault, ServerProxy
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from velikiy.stack import Refusal, account, spawn
+from velikiy.stack.plan import Plan, Program
+
+UNREACHABLE = (OSError, HTTPException, Fault)
+
+
+class Supervisor:
+    """The supervisord of one data folder, over its Unix socket."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.socket = plan.home / "run" / "supervisor.sock"
+
+    @property
+    def rpc(self) -> Any:
+        """A connection of its own for each call: one that failed once is of no use any more."""
+        transport = SupervisorTransport(None, None, f"unix://{self.socket}")
+        return ServerProxy("http://localhost", transport=transport).supervisor
+
+    def pid(self) -> int | None:
+        """None where it does not run."""
+        try:
+            return int(self.rpc.getPID())
+        except UNREACHABLE:
+            return None
+
+    def processes(self) -> list[dict[str, Any]]:
+        try:
+            return [dict(process) for process in self.rpc.getAllProcessInfo()]
+        except UNREACHABLE:
+            return []
+
+    def start(self, programs: list[Program], *, within: float = 15) -> None:
+        """supervisord, and of the programs those that come first.
+
+        Raises:
+            Refusal: it does not come up.
+        """
+        configuration = self.plan.home / "run" / "supervisord.conf"
+        configuration.write_text(_configuration(self.plan, programs))
+        account.give(configuration)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
+        process = subprocess.Popen(
+            account.dropped(command, low_ports=self.plan.low_ports),
+            cwd=self.plan.home,
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # a Ctrl-C is for the launcher, which stops things in their order
+            text=True,
+        )
+        until = time.monotonic() + within
+        while self.pid() is None:
+            if process.poll() is not None or time.monotonic() > until:
+                said = process.communicate()[1].strip() if process.poll() is not None else "no answer"
+                raise Refusal(f"supervisord did not start: {said}. See {self.plan.logs / 'supervisord.log'}.")
+            time.sleep(0.02)
+
+    def start_program(self, name: str) -> None:
+        with contextlib.suppress(Fault):  # it runs already
+            self.rpc.startProcess(name, False)
+
+    def stop(self, *, within: float = 40) -> None:
+        """Everything, in order; what does not end in time is killed."""
+        pid = self.pid()
+        if pid is not None:
+            with contextlib.suppress(*UNREACHABLE):
+                self.rpc.shutdown()
+            until = time.monotonic() + within
+            while _lives(pid) and time.monotonic() < until:
+                time.sleep(0.03)
+        reap(self.plan.home)
+
+
+def reap(home: Path) -> None:
+    """Whatever of this stack is left without its supervisor."""
+    if home.is_dir():
+        spawn.reap(home, grace=10)
+        (home / "run" / "supervisor.sock").unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)  # where it is our own child, it stays a zombie until it is asked for
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _environment() -> dict[str, str]:
+    """For the services: of ours only what any program needs, so that nothing of a person's shell leaks in."""
+    kept = {name: os.environ[name] for name in ("TZ", "TMPDIR") if name in os.environ}
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
+
+
+def _configuration(plan: Plan, programs: list[Program]) -> str:
+    home = plan.home
+    sections = [
+        "[supervisord]",
+        f"logfile={_value(home / 'logs' / 'supervisord.log')}",
+        "logfile_maxbytes=10MB",
+        "logfile_backups=1",
+        f"pidfile={_value(home / 'run' / 'supervisord.pid')}",
+        f"childlogdir={_value(home / 'logs')}",
+        "umask=077",
+        "[unix_http_server]",
+        f"file={_value(home / 'run' / 'supervisor.sock')}",
+        "chmod=0700",
+        "[rpcinterface:supervisor]",
+        "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
+    ]
+    for program in programs:
+        command = [sys.executable, "-S", str(plan.code / "velikiy" / "stack" / "spawn.py"), *program.command]
+        if plan.low_ports and not program.low_ports:
+            command = account.WITHOUT_LOW_PORTS + command
+        sections += [
+            f"[program:{program.name}]",
+            f"command={_value(shlex.join(command))}",
+            f"directory={_value(home / program.name)}",
+            "environment=" + ",".join(f'{k}="{_value(v)}"' for k, v in program.environment.items()),
+            f"autostart={'true' if program.first else 'false'}",
+            f"priority={1 if program.first else 2}",  # the lower start first and stop last
+            # For ever: no start counts as failed, so no number of retries runs out; spawn.py sets the pace.
+            "autorestart=true",
+            "startsecs=0",
+            f"stopsignal={program.stop_signal}",
+            "stopwaitsecs=20",
+            "killasgroup=true",
+            "redirect_stderr=true",
+            f"stdout_logfile={_value(home / 'logs' / (program.name + '.log'))}",
+            "stdout_logfile_maxbytes=10MB",
+            "stdout_logfile_backups=3",
+        ]
+    return "\n".join(sections) + "\n"
+
+
+def _value(text: object) -> str:
+    """supervisor expands %(name)s in values."""
+    return str(text).replace("%", "%%")
