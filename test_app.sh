@@ -103,6 +103,11 @@ listed()  { create "second-$unique" && within list_contains "second-$unique"; }
 deleted() { request -X DELETE "$base/users/$id" && [ "$status" = 200 ]; }
 
 echo "$base"
+request "$base/users"
+if [ "$status" = 000 ]; then
+    echo "nobody answers there; ./run up or docker compose up starts a stack" >&2
+    exit 1
+fi
 check "the list contains Alice"                        list_contains Alice
 check "POST creates a user and returns its id"         created
 check "GET reads it back"                              reads "test-$unique"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 from velikiy import logs
 from velikiy.settings import BadSetting, Settings, load
@@ -41,10 +42,18 @@ forwarder_headers = ""
 header_map = "drop"
 forwarded_allow_ips = "127.0.0.1"
 
-# No smaller than what Nginx lets through (edge/nginx.conf, large_client_header_buffers).
-limit_request_line = 4094
+# Above what Nginx lets through (edge/nginx.conf, large_client_header_buffers).
+limit_request_line = 8190
 limit_request_field_size = 8190
 
 accesslog = None  # the app logs its requests itself, with their ids
 loglevel = settings.log_level
 logconfig_dict = logs.settings(settings.log_level)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """With --reload, forget our own modules: this file made the master import them, and a worker that is forked
+    anew after a change would find the old ones."""
+    if server.cfg.reload:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "velikiy"]:
+            del sys.modules[name]

@@ -26,6 +26,7 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
         CannotMigrate
     """
     connection = _connect(dsn, wait)
+    _suits(connection)
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=pool.StaticPool)
     try:
         with engine.begin() as transaction:
@@ -36,7 +37,6 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
             script = ScriptDirectory.from_config(config)
             if before == script.get_current_head():
                 return []
-            _suits(connection)
             command.upgrade(config, "head")
             return [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
     except exc.DBAPIError as error:
@@ -66,8 +66,7 @@ def _last_line(error: Exception) -> str:
 
 def _suits(connection: psycopg.Connection) -> None:
     """A database in which texts cannot be compared as promised is refused before anything is made in it."""
-    row = connection.execute("SHOW server_encoding").fetchone()
-    encoding = row[0] if row else ""
+    encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise CannotMigrate(f"the database's encoding is {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0.")
     row = connection.execute("SELECT lower('ГЛЕБ') = 'глеб'").fetchone()

@@ -41,10 +41,13 @@ class RedisTier:
             return None
         try:
             stored = self._redis.hget(path.key, "body:" + variant)
+            return Entry.unpack(stored) if isinstance(stored, bytes) else None
+        except (redis.exceptions.ResponseError, ValueError):
+            # Somebody else's, under our key: a string, a list, bytes that are no entry.
+            self.drop([path])
         except AWAY as error:
             self._failed("read", error)
-            return None
-        return Entry.unpack(stored) if isinstance(stored, bytes) else None
+        return None
 
     def fill(self, path: Path, variant: str, entry: Entry) -> bool:
         """Store it; False where Redis could not be asked."""

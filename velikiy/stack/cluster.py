@@ -72,9 +72,9 @@ def create_database(plan: Plan, *, within: float) -> None:
     app_password = (plan.secrets / "app_password").read_text().strip()
     server = f"postgresql://postgres:{password}@127.0.0.1:{plan.postgres_port}/postgres"
     with _connect(server, plan, within) as connection:
-        if not connection.execute("SELECT FROM pg_roles WHERE rolname = 'velikiy'").fetchone():
+        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'velikiy'").fetchone():
             connection.execute(sql.SQL("CREATE ROLE velikiy LOGIN PASSWORD {}").format(app_password))
-        if not connection.execute("SELECT FROM pg_database WHERE datname = 'velikiy'").fetchone():
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'velikiy'").fetchone():
             connection.execute("CREATE DATABASE velikiy OWNER velikiy")
 
 

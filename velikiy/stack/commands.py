@@ -21,7 +21,7 @@ from velikiy.cli import write_secrets
 from velikiy.settings import BadSetting, Settings, StackSettings, load
 from velikiy.stack import Refusal, account, cluster, preflight, tail
 from velikiy.stack.plan import CHECKOUT, Plan, fingerprint
-from velikiy.stack.supervise import Supervisor
+from velikiy.stack.supervise import FIRST, Supervisor
 
 ENV_FILE = CHECKOUT / ".env"
 NOT_RUNNING = 3
@@ -56,6 +56,7 @@ def up(
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind, "data": data}
     given = {name: value for name, value in given.items() if value is not None}
     wanted = load(StackSettings, ENV_FILE, **given)
+    _knobs(wanted)  # a bad one is refused before anything is made
     home = _home(data)
     # Signals come as KeyboardInterrupt wherever we are: a start that is broken off is taken back.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -167,14 +168,14 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
 
 def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: Supervisor) -> None:
     programs = plan.programs(settings, binaries)
-    servers = " and ".join(program.name for program in programs if program.first)
+    servers = " and ".join(program.name for program in programs if program.name in FIRST)
     with _step(f"starting {servers or 'the supervisor'}"):
         supervisor.start(programs)
         if binaries:
             cluster.create_database(plan, within=60)
     with _step("bringing the tables up to date"):
         _migrate(settings)
-    rest = [program.name for program in programs if not program.first]
+    rest = [program.name for program in programs if program.name not in FIRST]
     with _step(f"starting {', '.join(rest)}"):
         for name in rest:
             supervisor.start_program(name)
@@ -185,7 +186,7 @@ def _migrate(settings: Settings) -> None:
     from velikiy import migrate  # SQLAlchemy takes half a second to import
 
     try:
-        migrate.upgrade(settings.database_url, wait=30)
+        migrate.upgrade(settings.database_url, wait=10)
     except migrate.CannotMigrate as error:
         raise Refusal(f"The tables could not be brought up to date: {error}") from None
 
@@ -314,7 +315,7 @@ def velikiy(arguments: tuple[str, ...]) -> None:
     plan = Plan.load(_home(None))
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.secrets))
-    os.execv(sys.executable, [sys.executable, "-m", "velikiy", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606
 
 
 # ---- small things ----

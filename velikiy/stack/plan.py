@@ -29,8 +29,6 @@ class Program:
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
     stop_signal: str = "TERM"
-    first: bool = False
-    """Starts before the database is migrated, and stops after everything else."""
     low_ports: bool = False
 
 
@@ -159,7 +157,6 @@ class Plan:
                         *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
                     ],
                     stop_signal="INT",  # fast: disconnect everyone, then stop cleanly
-                    first=True,
                 )
             )
         if self.own_redis:
@@ -171,7 +168,6 @@ class Plan:
                         *["--port", str(self.redis_port), "--dir", str(self.home / "redis")],
                         *["--include", str(self.secrets / "redis.conf")],
                     ],
-                    first=True,
                 )
             )
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{self.code}/velikiy/gunicorn.conf.py"]

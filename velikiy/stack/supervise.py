@@ -16,6 +16,9 @@ from supervisor.xmlrpc import SupervisorTransport
 from velikiy.stack import Refusal, account, spawn
 from velikiy.stack.plan import Plan, Program
 
+FIRST = ("postgres", "redis")
+"""They start before the others, and stop after them."""
+
 UNREACHABLE = (OSError, HTTPException, Fault)
 
 
@@ -80,12 +83,23 @@ class Supervisor:
         """Everything, in order; what does not end in time is killed."""
         pid = self.pid()
         if pid is not None:
-            with contextlib.suppress(*UNREACHABLE):
-                self.rpc.shutdown()
             until = time.monotonic() + within
+            with contextlib.suppress(*UNREACHABLE):
+                # supervisord itself would stop one after the other, a second each.
+                self._stop_all_but(FIRST, until)
+                self._stop_all_but((), until)
+                self.rpc.shutdown()
             while _lives(pid) and time.monotonic() < until:
                 time.sleep(0.03)
         reap(self.plan.home)
+
+    def _stop_all_but(self, kept: tuple[str, ...], until: float) -> None:
+        names = [process["name"] for process in self.processes() if process["name"] not in kept]
+        for name in names:
+            with contextlib.suppress(Fault):  # it does not run
+                self.rpc.stopProcess(name, False)
+        while time.monotonic() < until and any(p["pid"] for p in self.processes() if p["name"] in names):
+            time.sleep(0.03)
 
 
 def reap(home: Path) -> None:
@@ -136,8 +150,7 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
             f"command={_value(shlex.join(command))}",
             f"directory={_value(home / program.name)}",
             "environment=" + ",".join(f'{k}="{_value(v)}"' for k, v in program.environment.items()),
-            f"autostart={'true' if program.first else 'false'}",
-            f"priority={1 if program.first else 2}",  # the lower start first and stop last
+            f"autostart={'true' if program.name in FIRST else 'false'}",
             # For ever: no start counts as failed, so no number of retries runs out; spawn.py sets the pace.
             "autorestart=true",
             "startsecs=0",
