@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+import requests
+
+from tests.running import Stack, running
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """Two edges, two apps; shared, so tests leave it as they found it."""
+    with running("--edges", "2") as stack:
+        yield stack
+
+
+@pytest.fixture
+def own_stack() -> Iterator[Stack]:
+    """For tests that break something: one of their own."""
+    with running("--edges", "2") as stack:
+        yield stack
+
+
+_numbers = count(1)
+
+
+@pytest.fixture
+def new_user(stack: Stack) -> Iterator[dict[str, str]]:
+    """A user made for one test, `{"id", "name", "email", "url"}`; deleted afterwards."""
+    number = next(_numbers)
+    name, email = f"Person {number}", f"person{number}@example.com"
+    answer = requests.post(f"{stack.app}/users", json={"name": name, "email": email}, timeout=5)
+    assert answer.status_code == 201, answer.text
+    user_id = answer.json()["id"]
+    yield {"id": user_id, "name": name, "email": email, "url": f"{stack.app}/users/{user_id}"}
+    requests.delete(f"{stack.app}/users/{user_id}", timeout=5)

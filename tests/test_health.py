@@ -1,0 +1,152 @@
+"""When PostgreSQL or Redis is away: what is answered, how soon, and that everything comes back by itself."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+from tests.running import Stack, running, status_of, wait_until
+from tests.test_api import problem
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[Stack]:
+    """One whose servers are taken away; each test brings them back."""
+    with running() as stack:
+        yield stack
+
+
+def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
+    answer = requests.get(f"{stack.app}/readyz", timeout=5)
+    return answer.status_code, answer.json()
+
+
+def servers_of(stack: Stack, name: str) -> list[int]:
+    """The server's process and its children."""
+    master = stack.pids()[name]
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [master, *map(int, children)]
+
+
+@contextmanager
+def refusing(stack: Stack, *names: str) -> Iterator[None]:
+    """Stopped: connections to it are refused."""
+    for name in names:
+        stack.supervisor.rpc.stopProcess(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            stack.supervisor.rpc.startProcess(name)
+        wait_until(lambda: readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"}, what="all back")
+
+
+@contextmanager
+def hanging(stack: Stack, name: str) -> Iterator[None]:
+    """Stopped in its tracks: connections stay, packets are acknowledged, nothing is answered."""
+    pids = servers_of(stack, name)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"}, what="all back")
+
+
+Away = Callable[[Stack, str], "object"]
+
+
+@pytest.mark.parametrize("away", [refusing, hanging])
+def test_without_postgresql_it_says_so_soon(fragile: Stack, away: Away) -> None:
+    with away(fragile, "postgres"):  # type: ignore[attr-defined]
+        fragile.redis().flushdb()
+        for method, path, body in (
+            ("GET", "/users/1", None),
+            ("GET", "/users", None),
+            ("POST", "/users", {"name": "A", "email": "away@example.com"}),
+            ("PUT", "/users/1", {"name": "Alice"}),
+            ("DELETE", "/users/424242", None),
+        ):
+            began = time.monotonic()
+            answer = requests.request(method, fragile.app + path, json=body, timeout=10)
+            took = time.monotonic() - began
+            problem(answer, 503)
+            assert answer.headers["Retry-After"] == "1"
+            assert took < 2.5, f"{method} {path} took {took:.1f} s"
+        health = requests.get(f"{fragile.app}/health", timeout=5)
+        assert (health.status_code, health.json()) == (503, {"status": "unhealthy"})
+        assert readiness(fragile)[0] == 503
+        assert status_of(f"{fragile.app}/livez") == 200
+    assert requests.get(f"{fragile.app}/users/1", timeout=5).status_code == 200
+
+
+@pytest.mark.parametrize("away", [refusing, hanging])
+def test_without_postgresql_redis_still_answers(fragile: Stack, away: Away) -> None:
+    assert requests.get(f"{fragile.app}/users/2", timeout=5).status_code == 200
+    with away(fragile, "postgres"):  # type: ignore[attr-defined]
+        answer = requests.get(f"{fragile.app}/users/2", timeout=5)
+        assert (answer.status_code, answer.headers["Cache-Status"]) == (200, "redis; hit")
+
+
+@pytest.mark.parametrize("away", [refusing, hanging])
+def test_without_redis_it_goes_on_with_a_warning(fragile: Stack, away: Away) -> None:
+    with away(fragile, "redis"):  # type: ignore[attr-defined]
+        for _ in range(10):
+            began = time.monotonic()
+            answer = requests.get(f"{fragile.app}/users/1", timeout=5)
+            assert answer.status_code == 200
+            assert "stored" not in answer.headers["Cache-Status"]
+            assert time.monotonic() - began < 1
+        created = requests.post(f"{fragile.app}/users", json={"name": "R", "email": "r@example.com"}, timeout=5)
+        assert created.status_code == 201
+        assert requests.delete(fragile.app + created.headers["Location"], timeout=5).status_code == 200
+        assert requests.get(f"{fragile.app}/health", timeout=5).json() == {"status": "healthy"}
+        status, body = readiness(fragile)
+        assert status == 200
+        assert body["warnings"]
+
+
+def test_an_app_that_starts_before_its_servers_waits_for_them(fragile: Stack) -> None:
+    rpc = fragile.supervisor.rpc
+    with refusing(fragile, "postgres", "redis"):
+        rpc.stopProcess("app1")
+        rpc.startProcess("app1")
+        wait_until(lambda: status_of(f"{fragile.app}/livez") == 200)
+        assert status_of(f"{fragile.app}/readyz") == 503
+    wait_until(lambda: status_of(f"{fragile.app}/health") == 200, within=5)
+
+
+def test_the_edge_serves_what_it_has_when_no_app_answers_and_marks_it(fragile: Stack) -> None:
+    url = f"{fragile.edge}/users/3"
+    assert requests.get(url, timeout=5).status_code == 200
+    for app in ("app1", "app2"):
+        fragile.supervisor.rpc.stopProcess(app)
+    try:
+        stale = wait_until(
+            lambda: (a := requests.get(url, timeout=5)).headers["X-Cache-Status"] == "STALE" and a, within=10
+        )
+        assert isinstance(stale, requests.Response)
+        assert stale.json()["name"] == "Charlie"
+        problem(requests.get(f"{fragile.edge}/users/2?x=1", timeout=5), 502)
+        problem(requests.put(url, json={"name": "Lost"}, timeout=5), 502)
+    finally:
+        for app in ("app1", "app2"):
+            fragile.supervisor.rpc.startProcess(app)
+        wait_until(fragile.healthy)
+
+
+def test_a_read_is_tried_on_another_app_when_one_is_gone(fragile: Stack) -> None:
+    fragile.supervisor.rpc.stopProcess("app1")
+    try:
+        answers = [requests.get(f"{fragile.edge}/livez", timeout=5).status_code for _ in range(20)]
+        assert set(answers) == {200}
+    finally:
+        fragile.supervisor.rpc.startProcess("app1")
+        wait_until(lambda: status_of(f"{fragile.app}/livez") == 200)

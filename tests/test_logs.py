@@ -1,0 +1,60 @@
+"""Logs: JSON, joined by the request's id, and without anybody's data."""
+
+import json
+import re
+from urllib.parse import quote
+
+import requests
+
+from tests.running import Stack, wait_until
+
+NAME, EMAIL = "Rumpelstilzchen", "rumpel.stilzchen@example.com"
+
+
+def test_a_request_is_found_in_both_logs_by_its_id(stack: Stack) -> None:
+    answer = requests.get(f"{stack.edge}/users?limit=7", timeout=5)
+    request_id = answer.headers["X-Request-Id"]
+
+    def found(prefix: str) -> list[dict[str, object]]:
+        lines = [line for log in stack.data.glob(f"logs/{prefix}*.log") for line in log.read_text().splitlines()]
+        return [json.loads(line) for line in lines if request_id in line]
+
+    [edge] = wait_until(lambda: found("edge"))
+    [app] = wait_until(lambda: found("app"))
+    assert (edge["method"], edge["path"], edge["status"]) == ("GET", "/users", 200)
+    assert (app["event"], app["route"], app["status"]) == ("request", "/users", 200)
+
+
+def test_every_line_of_an_app_is_json(stack: Stack) -> None:
+    requests.get(f"{stack.app}/users", timeout=5)
+    lines = wait_until(lambda: stack.log("app1").splitlines())
+    for line in lines:
+        assert "time" in json.loads(line), line
+
+
+def test_nobodys_data_is_in_any_log(stack: Stack) -> None:
+    body = {"name": NAME, "email": EMAIL}
+    created = requests.post(f"{stack.edge}/users", json=body, timeout=5)
+    try:
+        url = stack.edge + created.headers["Location"]
+        requests.get(url, timeout=5)
+        requests.post(f"{stack.edge}/users", json=body, timeout=5)  # a conflict: PostgreSQL logs an error
+        requests.put(url, json={"name": NAME * 50, "email": NAME}, timeout=5)
+        requests.post(f"{stack.edge}/users", data=json.dumps(body) + "}", timeout=5)
+        requests.get(f"{stack.edge}/users/{quote(EMAIL)}", timeout=5)
+        requests.get(f"{stack.edge}/users", params={"q": EMAIL}, timeout=5)
+        last = requests.get(f"{stack.edge}/{EMAIL}", timeout=5).headers["X-Request-Id"]
+        wait_until(lambda: last in stack.log("edge1") and any(last in stack.log(app) for app in ("app1", "app2")))
+    finally:
+        requests.delete(stack.edge + created.headers["Location"], timeout=5)
+    for log in (stack.data / "logs").iterdir():
+        text = log.read_text().lower()
+        for secret in ("rumpel", "stilzchen"):
+            assert secret not in text, f"{log.name}: {re.findall(f'.*{secret}.*', text)}"
+
+
+def test_no_password_is_in_any_log(stack: Stack) -> None:
+    passwords = [file.read_text().strip() for file in stack.data.glob("secrets/*_password")]
+    assert len(passwords) == 3
+    for log in (stack.data / "logs").iterdir():
+        assert not [password for password in passwords if password in log.read_text()], log.name

@@ -1,0 +1,104 @@
+"""Settings: typed, refused by name, and each documented."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.running import QUIET, ROOT, clean_environment, folder, free_ports, run
+from velikiy.settings import BadSetting, Settings, StackSettings, load
+
+GOOD = {"database_url": "postgresql://a@b/c", "redis_url": "redis://d"}
+
+
+@pytest.fixture(autouse=True)
+def only_what_a_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*QUIET, *(field.upper() for field in Settings.model_fields)):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    settings = load(Settings, None, **GOOD)
+    assert (settings.edge_ttl, settings.redis_ttl) == (5, 60)
+
+
+def test_the_environment_wins_over_env_files_and_these_over_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "database_url").write_text("postgresql://secret/x\n")
+    (tmp_path / "redis_url").write_text("redis://secret\n")
+    (tmp_path / "env").write_text("REDIS_TTL=7\nEDGE_TTL=8\nDATABASE_TIMEOUT=\n")
+    monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("EDGE_TTL", "9")
+    settings = load(Settings, tmp_path / "env")
+    assert settings.database_url == "postgresql://secret/x"
+    assert (settings.redis_ttl, settings.edge_ttl, settings.database_timeout) == (7, 9, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "allowed"),
+    [
+        ("REDIS_TTL", "soon", "a whole number from 1 to 86400"),
+        ("REDIS_TTL", "0", "a whole number from 1 to 86400"),
+        ("EDGE_TTL", "1.5", "a whole number from 1 to 3600"),
+        ("DATABASE_TIMEOUT", "-1", "a number from 0.1 to 60"),
+        ("DATABASE_TIMEOUT", "nan", "a number from 0.1 to 60"),
+        ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str, allowed: str
+) -> None:
+    monkeypatch.setenv(key, value)
+    with pytest.raises(BadSetting) as refused:
+        load(Settings, None, **GOOD)
+    assert f"{key}='{value}'" in str(refused.value)
+    assert allowed in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("DATABASE_URL", "mysql://u:hunter2@h"), ("REDIS_URL", "http://:hunter2@h")]
+)
+def test_a_bad_address_is_refused_without_showing_its_password(
+    monkeypatch: pytest.MonkeyPatch, key: str, value: str
+) -> None:
+    for name, good in GOOD.items():
+        monkeypatch.setenv(name.upper(), good)
+    monkeypatch.setenv(key, value)
+    with pytest.raises(BadSetting) as refused:
+        load(Settings, None)
+    assert key in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+
+
+def test_a_missing_address_is_named() -> None:
+    with pytest.raises(BadSetting, match="DATABASE_URL is not set"):
+        load(Settings, None)
+
+
+def test_a_bad_setting_stops_the_start_before_anything_is_made() -> None:
+    with folder() as place:
+        refused = run("up", "--detach", "--data", str(place / "data"), "--port", str(free_ports(1)), REDIS_TTL="soon")
+        assert refused.returncode == 1
+        assert refused.stderr.strip().splitlines()[-1].startswith("./run: REDIS_TTL='soon' is not allowed")
+        assert not (place / "data").exists()
+
+
+def test_env_example_documents_every_setting_and_no_other() -> None:
+    documented = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
+    fields = {name.upper() for kind in (Settings, StackSettings) for name in kind.model_fields}
+    assert sorted(documented) == sorted(fields)
+
+
+def test_env_example_shows_the_defaults() -> None:
+    text = (ROOT / ".env.example").read_text()
+    for kind in (Settings, StackSettings):
+        for name, field in kind.model_fields.items():
+            shown = re.findall(rf"^{name.upper()}=(.*)$", text, re.MULTILINE)
+            default = "" if field.is_required() or field.default is None else str(field.default)
+            assert shown == [default], name
+
+
+def test_git_ignores_the_settings_of_a_machine() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+    assert "REDIS_TTL" not in clean_environment()
