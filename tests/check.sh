@@ -24,7 +24,7 @@ check "ruff"        "$tools/ruff" check .
 check "ruff format" "$tools/ruff" format --check .
 check "mypy"        "$tools/python" -m mypy
 check "shellcheck"  "$tools/shellcheck" -x "${scripts[@]}"
-check "hadolint"    "$tools/hadolint" --config tests/hadolint.yaml Dockerfile edge/Dockerfile
+check "hadolint"    "$tools/hadolint" Dockerfile edge/Dockerfile
 check "nginx -t"    edge/start -t
 check "gixy"        "$tools/gixy" "$edge/nginx.conf"
 check "luacheck"    luacheck --no-color --std ngx_lua --max-line-length 120 edge

@@ -8,22 +8,18 @@ import os
 import shutil
 import signal
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 
-from velikiy.cli import write_secrets
-from velikiy.settings import BadSetting, Settings, StackSettings, load
-from velikiy.stack import Refusal, account, cluster, preflight, tail
-from velikiy.stack.plan import CHECKOUT, Plan, fingerprint
-from velikiy.stack.supervise import FIRST, Supervisor
+from velikiy.settings import BadSetting, StackSettings, load
+from velikiy.stack import Refusal, account, preflight, tail
+from velikiy.stack.plan import Plan
+from velikiy.stack.start import ENV_FILE, default_home, knobs_of, ready, say, shown, start, step
+from velikiy.stack.supervise import Supervisor
 
-ENV_FILE = CHECKOUT / ".env"
 NOT_RUNNING = 3
 """Exit code of `status`, as the Linux Standard Base has it."""
 
@@ -56,7 +52,7 @@ def up(
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind, "data": data}
     given = {name: value for name, value in given.items() if value is not None}
     wanted = load(StackSettings, ENV_FILE, **given)
-    _knobs(wanted)  # a bad one is refused before anything is made
+    knobs_of(wanted)  # a bad one is refused before anything is made
     home = _home(data)
     # Signals come as KeyboardInterrupt wherever we are: a start that is broken off is taken back.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -67,7 +63,7 @@ def up(
     preflight.address(wanted.bind)
     account.folder(home)
     with _alone(home):
-        started = _start(home, wanted, set(given), reload)
+        started = start(home, wanted, set(given), reload)
     if detach or not started:
         return
     say("Ctrl-C stops everything. The logs:")
@@ -76,144 +72,8 @@ def up(
         tail.follow(started.logs, None, lambda: False, from_start=True)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second Ctrl-C of an impatient person
-        with _step("\nstopping"):
+        with step("\nstopping"):
             supervisor.stop()
-
-
-def _start(home: Path, wanted: StackSettings, given: set[str], reload: bool) -> Plan | None:
-    """The plan that runs from now on; None where it did already."""
-    began = time.monotonic()
-    before = Plan.load(home)
-    running = before is not None and Supervisor(before).pid() is not None
-    plan = Plan(
-        data=str(home),
-        bind=wanted.bind,
-        port=wanted.port or 0,
-        edges=wanted.edges,
-        apps=wanted.apps,
-        reload=reload,
-        own_postgres=wanted.database_url is None,
-        own_redis=wanted.redis_url is None,
-    )
-    if running and before is not None:
-        # What is not asked for stays as it runs.
-        plan.port = wanted.port or before.port
-        for name in ("bind", "edges", "apps"):
-            if name not in given:
-                setattr(plan, name, getattr(before, name))
-    knobs = _knobs(wanted)
-    plan.fingerprint = fingerprint(
-        *(plan.bind, plan.edges, plan.apps, plan.reload, knobs, wanted.database_url, wanted.redis_url),
-        sys.executable,
-    )
-    same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
-    if before is not None and running and same and _ready(before):
-        say(f"It is running already: {before.edge_urls[0]}  (./run logs -f shows the logs, ./run down stops it)")
-        return None
-
-    binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
-    if plan.reload and account.is_root() and not account.may_enter(CHECKOUT):
-        raise Refusal(
-            f"--reload runs the code where it is, and the user {account.NAME} may not enter {CHECKOUT}. "
-            "Clone it somewhere else, for example into /srv."
-        )
-    if before is not None:
-        with _step("stopping what runs with other settings") if running else contextlib.nullcontext():
-            Supervisor(before).stop()
-    # Now that ours have let go of their ports.
-    plan.port = preflight.port(plan.port or None, plan.bind, plan.edges)
-    plan.choose_ports(before)
-    _lay_out(plan, wanted)
-    settings = load(Settings, None, **_addresses(plan, wanted), **knobs)
-
-    supervisor = Supervisor(plan)
-    try:
-        if binaries and not plan.cluster.exists():
-            with _step("creating the database cluster"):
-                cluster.create(plan, binaries)
-        _launch(plan, settings, binaries, supervisor)
-    except BaseException:
-        supervisor.stop()
-        raise
-    say(f"Velikiy Flask is ready after {time.monotonic() - began:.1f} s: {_shown(plan.edge_urls[0])}")
-    for n, url in enumerate(plan.edge_urls[1:], 2):
-        say(f"  edge {n}  {_shown(url)}")
-    if plan.port != 80 and wanted.port is None:
-        say("  (port 80 is taken, or this user may not open it)")
-    option = "" if home == _default_home() else f" --data {home}"
-    say(f"  try     curl -i {_shown(plan.edge_urls[0])}/users")
-    say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
-    say(f"  stop    ./run down{option}")
-    return plan
-
-
-def _lay_out(plan: Plan, wanted: StackSettings) -> None:
-    """Folders, the code's copy, passwords and addresses."""
-    home = plan.home
-    plan.save()
-    servers = ["redis", *(f"app{n + 1}" for n in range(plan.apps)), *(f"edge{n + 1}" for n in range(plan.edges))]
-    for name in ("run", "logs", *servers):
-        account.folder(home / name)
-    account.folder(plan.secrets, 0o700)
-    plan.copy_code()
-    postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
-    write_secrets(plan.secrets, postgres=postgres, redis=redis, mode=0o400)
-    for name, address in (("database_url", wanted.database_url), ("redis_url", wanted.redis_url)):
-        if address:
-            (plan.secrets / name).chmod(0o600)
-            (plan.secrets / name).write_text(address + "\n")
-    for file in plan.secrets.iterdir():
-        account.give(file)
-
-
-def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: Supervisor) -> None:
-    programs = plan.programs(settings, binaries)
-    servers = " and ".join(program.name for program in programs if program.name in FIRST)
-    with _step(f"starting {servers or 'the supervisor'}"):
-        supervisor.start(programs)
-        if binaries:
-            cluster.create_database(plan, within=60)
-    with _step("bringing the tables up to date"):
-        _migrate(settings)
-    rest = [program.name for program in programs if program.name not in FIRST]
-    with _step(f"starting {', '.join(rest)}"):
-        for name in rest:
-            supervisor.start_program(name)
-        _wait_until_ready(plan, within=60)
-
-
-def _migrate(settings: Settings) -> None:
-    from velikiy import migrate  # SQLAlchemy takes half a second to import
-
-    try:
-        migrate.upgrade(settings.database_url, wait=10)
-    except migrate.CannotMigrate as error:
-        raise Refusal(f"The tables could not be brought up to date: {error}") from None
-
-
-def _wait_until_ready(plan: Plan, *, within: float) -> None:
-    until = time.monotonic() + within
-    while not _ready(plan):
-        if time.monotonic() > until:
-            for file in tail.files(plan.logs):
-                for line in tail.last(file, 5):
-                    say(f"{file.stem:<10} {line}")
-            raise Refusal(
-                f"It is not healthy after {within:g} s. The ends of the logs are above, all of them in {plan.logs}."
-            )
-        time.sleep(0.05)
-
-
-def _ready(plan: Plan) -> bool:
-    """Every edge answers /health."""
-    for url in plan.edge_urls:
-        try:
-            with urllib.request.urlopen(url + "/health", timeout=3) as answer:  # noqa: S310
-                if answer.status != 200:
-                    return False
-        except (OSError, urllib.error.URLError):
-            return False
-    return True
 
 
 @run.command()
@@ -226,7 +86,7 @@ def down(data: Path | None, wipe: bool) -> None:
     if plan is None:
         say(f"There is no stack in {home}.")
         return
-    with _alone(home), _step("stopping"):
+    with _alone(home), step("stopping"):
         Supervisor(plan).stop()
     if wipe:
         # What others may have put there is not ours to delete.
@@ -272,7 +132,7 @@ def _state(home: Path) -> dict[str, Any]:
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
     ]
-    state["ready"] = bool(state["processes"]) and _ready(plan)
+    state["ready"] = bool(state["processes"]) and ready(plan)
     return state
 
 
@@ -282,7 +142,7 @@ def _describe(state: dict[str, Any]) -> None:
         return
     click.echo("ready" if state["ready"] else "not ready; ./run logs shows why")
     for url in state["edges"]:
-        click.echo(f"  {_shown(url)}")
+        click.echo(f"  {shown(url)}")
     for process in state["processes"]:
         click.echo(f"  {process['name']:<10} {process['state'].lower():<10} {process['pid'] or '-'}")
     click.echo(f"  data in {state['data']}")
@@ -321,34 +181,9 @@ def velikiy(arguments: tuple[str, ...]) -> None:
 # ---- small things ----
 
 
-def _default_home() -> Path:
-    return Path("/var/lib/velikiy") if account.is_root() else Path.home() / ".local/share/velikiy"
-
-
 def _home(data: Path | None) -> Path:
     chosen = data or load(StackSettings, ENV_FILE).data
-    return Path(os.path.abspath(chosen.expanduser())) if chosen else _default_home()  # noqa: PTH100
-
-
-def _knobs(wanted: StackSettings) -> dict[str, Any]:
-    """The app's settings but for its servers' addresses, which are not known yet where the servers are ours."""
-    stand_in = {"database_url": "postgresql://", "redis_url": "redis://"}
-    settings = load(Settings, ENV_FILE, **{**stand_in, **_given_addresses(wanted)})
-    return {name: value for name, value in settings if not name.endswith("_url")}
-
-
-def _given_addresses(wanted: StackSettings) -> dict[str, str]:
-    given = {"database_url": wanted.database_url, "redis_url": wanted.redis_url}
-    return {name: address for name, address in given.items() if address}
-
-
-def _addresses(plan: Plan, wanted: StackSettings) -> dict[str, str]:
-    ours = {name: (plan.secrets / name).read_text().strip() for name in ("database_url", "redis_url")}
-    return {**ours, **_given_addresses(wanted)}
-
-
-def _shown(url: str) -> str:
-    return url.removesuffix(":80")
+    return Path(os.path.abspath(chosen.expanduser())) if chosen else default_home()  # noqa: PTH100
 
 
 @contextlib.contextmanager
@@ -361,24 +196,6 @@ def _alone(home: Path) -> Iterator[None]:
             say(f"another ./run is at work on {home}; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def say(text: str) -> None:
-    """To people: not into a pipe that waits for results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _step(what: str) -> Iterator[None]:
-    """Progress: what is being done, and how long it took."""
-    began = time.monotonic()
-    print(f"{what} ... ", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    except BaseException:
-        print("failed", file=sys.stderr, flush=True)
-        raise
-    print(f"done ({time.monotonic() - began:.1f} s)", file=sys.stderr, flush=True)
 
 
 def main() -> int:

@@ -53,8 +53,8 @@ def address(bind: str) -> None:
         )
 
 
-def port(wanted: int | None, bind: str, edges: int) -> int:
-    """The first edge's port: the one asked for, else 80, else 8080.
+def port(wanted: int | None, bind: str, edges: int, ours: list[int]) -> int:
+    """The first edge's port: the one asked for, else 80, else 8080. `ours`: those that our own edges will let go.
 
     Raises:
         Refusal: none of them can be had.
@@ -62,21 +62,21 @@ def port(wanted: int | None, bind: str, edges: int) -> int:
     if wanted is not None:
         if wanted + edges - 1 > 65_535:
             raise Refusal(f"Edge {edges} would need port {wanted + edges - 1}. Choose a lower one with --port.")
-        why = _obstacle(wanted, bind, edges)
+        why = _obstacle(wanted, bind, edges, ours)
         if why:
             raise Refusal(f"{why} Choose another one with --port.")
         return wanted
     obstacles = []
     for candidate in (80, 8080):
-        why = _obstacle(candidate, bind, edges)
+        why = _obstacle(candidate, bind, edges, ours)
         if not why:
             return candidate
         obstacles.append(why)
     raise Refusal(f"{' '.join(obstacles)} Choose another one with --port.")
 
 
-def _obstacle(first: int, bind: str, edges: int) -> str:
-    for number in range(first, first + edges):
+def _obstacle(first: int, bind: str, edges: int, ours: list[int]) -> str:
+    for number in set(range(first, first + edges)) - set(ours):
         try:
             if not is_free(bind, number):
                 return f"Port {number} on {bracketed(bind)} is in use by another program."

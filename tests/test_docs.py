@@ -1,0 +1,66 @@
+"""The documents are true: commands agree, files that they name exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.running import ROOT
+
+DOCUMENTS = ["README.md", "README.ru.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+
+
+def blocks(document: str, *languages: str) -> list[str]:
+    text = (ROOT / document).read_text()
+    return [code for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL) if language in languages]
+
+
+def commands(document: str) -> list[str]:
+    """Of code blocks, and of consoles what was typed; in the order of the text."""
+    shell = [line for code in blocks(document, "sh") for line in code.splitlines()]
+    typed = [line for code in blocks(document, "console") for line in code.splitlines() if line.startswith("$ ")]
+    return shell + typed
+
+
+def test_both_readmes_have_the_same_commands() -> None:
+    assert commands("README.md") == commands("README.ru.md")
+    assert len(commands("README.md")) > 10
+
+
+def test_both_readmes_have_the_same_table_of_routes_and_settings() -> None:
+    english, russian = (re.findall(r"`[^`\n]+`", (ROOT / name).read_text()) for name in ("README.md", "README.ru.md"))
+    assert set(english) == set(russian)
+
+
+def test_the_first_screen_has_the_two_commands_and_nothing_else() -> None:
+    first, second = blocks("README.md", "sh")[0].splitlines()
+    assert first.startswith("git clone ")
+    assert second == "./run up --detach"
+
+
+def test_every_command_of_run_in_the_readme_is_one_that_it_knows() -> None:
+    known = re.findall(
+        r"^ +\./run ([a-z-]+)", subprocess.check_output([ROOT / "run", "--help"], text=True), re.MULTILINE
+    )
+    used = {word for line in commands("README.md") for word in re.findall(r"\./run ([a-z-]+)", line)}
+    assert used <= set(known)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_and_function_that_is_named_exists(document: str) -> None:
+    text = (ROOT / document).read_text()
+    for target in re.findall(r"\]\(([^)#:]+)", text):
+        assert (ROOT / target).exists(), target
+    for file, name in re.findall(r"`([\w./-]+\.(?:py|lua|conf|sh)|run|edge/start):(\w+)`", text):
+        assert (ROOT / file).exists(), file
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+def test_no_address_of_a_registry_and_no_path_of_a_machine_is_in_the_repository() -> None:
+    listed = subprocess.check_output(["git", "ls-files"], cwd=ROOT, text=True).split()
+    registries = "|".join(("py" + "pi.org", "python" + "hosted", "npm" + "js", "deb" + ".debian.org"))
+    for name in listed:
+        file = Path(ROOT / name)
+        text = file.read_text(errors="replace") if file.is_file() else ""
+        assert not re.search(rf"({registries})|/ro" + "ot/|/wo" + "rk/", text), name
