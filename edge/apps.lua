@@ -6,14 +6,15 @@
 local balancer = require "ngx.balancer"
 local resolver = require "nginx.dns.resolver"
 
-local EVERY = 2  -- seconds between two look-ups
-local REST = 1   -- seconds in which an instance that failed is asked only when no other is there
+local LOOK_UP = 2  -- seconds between two look-ups of the names
+local CHECK = 1    -- seconds between two questions to each instance: do you live?
+local PATIENCE = 500  -- milliseconds for its answer
 
 local _M = {}
 
 local apps = {}     -- as configured: { host, port, addresses }
 local servers = {}  -- of the DNS
-local peers = {}    -- what the apps' names stand for now: { address, port, rests_until }
+local peers = {}    -- what the apps' names stand for now: { address, port, down }
 local turn = 0
 
 
@@ -26,7 +27,7 @@ local function gather()
     for _, app in ipairs(apps) do
         for _, address in ipairs(app.addresses) do
             new[#new + 1] = old[address .. ":" .. app.port]
-                or { address = address, port = app.port, rests_until = 0 }
+                or { address = address, port = app.port, down = false }
         end
     end
     peers = new
@@ -104,27 +105,51 @@ local function refresh(premature)
 end
 
 
--- In init_worker_by_lua: each worker follows for itself.
-function _M.follow()
-    for _, app in ipairs(apps) do
-        if app.is_name then
-            ngx.timer.at(0, refresh)
-            ngx.timer.every(EVERY, refresh)
-            return
-        end
+-- Writes are sent once, so they cannot find out for themselves that an instance is gone: of two, one of which is
+-- gone, it would cost every second write.
+local function lives(peer)
+    local socket = ngx.socket.tcp()
+    socket:settimeouts(PATIENCE, PATIENCE, PATIENCE)
+    local line
+    if socket:connect(peer.address, peer.port) and socket:send("GET /livez HTTP/1.0\r\n\r\n") then
+        line = socket:receive("*l")
+    end
+    socket:close()
+    return line ~= nil and line:find(" 200 ", 1, true) ~= nil
+end
+
+
+local function check(premature)
+    if premature or #peers < 2 then  -- an only one is asked in any case
+        return
+    end
+    local questions = {}
+    for i, peer in ipairs(peers) do
+        questions[i] = { peer, ngx.thread.spawn(lives, peer) }
+    end
+    for _, question in ipairs(questions) do
+        local _, alive = ngx.thread.wait(question[2])
+        question[1].down = not alive
     end
 end
 
 
--- By turns; one that rests, or failed this very request, only where there is no other.
+-- In init_worker_by_lua: each worker follows for itself.
+function _M.follow()
+    ngx.timer.at(0, refresh)
+    ngx.timer.every(LOOK_UP, refresh)
+    ngx.timer.every(CHECK, check)
+end
+
+
+-- By turns; one that is down, or failed this very request, only where there is no other.
 local function choose(failed)
-    local now = ngx.now()
     local any
     for i = 1, #peers do
         local peer = peers[(turn + i - 1) % #peers + 1]
         if peer ~= failed then
             any = any or peer
-            if peer.rests_until <= now then
+            if not peer.down then
                 turn = turn + i
                 return peer
             end
@@ -140,7 +165,7 @@ function _M.balance()
     local ctx = ngx.ctx
     local failed = ctx.app
     if failed then
-        failed.rests_until = ngx.now() + REST
+        failed.down = true  -- until the next check
     elseif ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD" then
         balancer.set_more_tries(1)
     end

@@ -2,5 +2,9 @@
 
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"], transactional_ddl=True)
+from velikiy.migrate import VERSION_TABLE
+
+context.configure(
+    connection=context.config.attributes["connection"], transactional_ddl=True, version_table=VERSION_TABLE
+)
 context.run_migrations()

@@ -86,6 +86,16 @@ class TestCaching:
         assert [a.status_code for a in (created, changed, deleted)] == [201, 200, 200]
         assert {a.headers["X-Cache-Status"] for a in (created, changed, deleted)} == {"BYPASS"}
 
+    def test_a_write_is_forwarded_for_its_method(self, stack: Stack) -> None:
+        answer = requests.delete(f"{stack.edge}/users/777777777", timeout=5)
+        assert answer.headers["Cache-Status"] == "nginx; fwd=method"
+
+    def test_a_condition_that_is_not_met_is_a_problem_too(self, stack: Stack) -> None:
+        url = f"{stack.edge}/users/2"
+        requests.get(url, timeout=5)
+        headers = {"If-Unmodified-Since": "Mon, 01 Jan 2024 00:00:00 GMT"}
+        problem(requests.get(url, headers=headers, timeout=5), 412)
+
     def test_browsers_must_ask_each_time(self, stack: Stack) -> None:
         assert requests.get(f"{stack.edge}/users/1", timeout=5).headers["Cache-Control"] == "private, no-cache"
 
@@ -118,6 +128,8 @@ class TestWhatDoesNotGetThrough:
     @pytest.mark.parametrize(
         ("request_bytes", "status"),
         [
+            (b"FOO /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 501),
+            (b"A /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 501),
             (b"TRACE /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
             (b"GET /users/" + b"7" * 5000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 414),
             (b"GET /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),

@@ -4,9 +4,11 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 import requests
 
@@ -140,6 +142,64 @@ def test_the_edge_serves_what_it_has_when_no_app_answers_and_marks_it(fragile: S
         for app in ("app1", "app2"):
             fragile.supervisor.rpc.startProcess(app)
         wait_until(fragile.healthy)
+
+
+def test_writes_soon_avoid_an_app_that_is_gone(fragile: Stack) -> None:
+    fragile.supervisor.rpc.stopProcess("app1")
+    try:
+
+        def all_pass() -> bool:
+            answers = [requests.put(f"{fragile.edge}/users/1", json={"name": "Alice"}, timeout=5) for _ in range(20)]
+            return {answer.status_code for answer in answers} == {200}
+
+        wait_until(all_pass, within=5, every=0)
+    finally:
+        fragile.supervisor.rpc.startProcess("app1")
+        wait_until(lambda: status_of(f"{fragile.app}/livez") == 200)
+
+
+def test_a_lock_that_somebody_holds_leaves_nothing_behind(fragile: Stack) -> None:
+    with psycopg.connect(fragile.postgres) as connection:
+        connection.execute("SELECT FROM users WHERE id = 2 FOR UPDATE")
+        with ThreadPoolExecutor(16) as pool:
+            answers = list(
+                pool.map(lambda _: requests.put(f"{fragile.app}/users/2", json={"name": "Bob"}, timeout=20), range(32))
+            )
+        assert {answer.status_code for answer in answers} == {503}
+        wait_until(
+            lambda: fragile.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == [(0,)]
+        )
+        # Others are not affected, and neither is this one as soon as the lock is gone.
+        assert requests.put(f"{fragile.app}/users/1", json={"name": "Alice"}, timeout=5).status_code == 200
+    assert requests.put(f"{fragile.app}/users/2", json={"name": "Bob"}, timeout=5).status_code == 200
+
+
+def test_after_a_restart_of_postgresql_no_connection_of_old_costs_a_failure(fragile: Stack) -> None:
+    url = f"{fragile.app}/users?limit=1"
+
+    def read(_: int) -> int:
+        fragile.redis().delete("all_users")
+        return requests.get(url, timeout=5).status_code
+
+    with ThreadPoolExecutor(16) as pool:
+        assert set(pool.map(read, range(100))) == {200}  # the pools have grown
+        with refusing(fragile, "postgres"):
+            pass
+        assert set(pool.map(read, range(100))) == {200}
+
+
+def test_without_postgresql_many_who_ask_are_told_soon_and_nobody_else_waits(fragile: Stack) -> None:
+    with refusing(fragile, "postgres"), ThreadPoolExecutor(64) as pool:
+        fragile.redis().flushdb()
+
+        def read(_: int) -> float:
+            began = time.monotonic()
+            problem(requests.get(f"{fragile.edge}/users?limit=3&cursor=aWQ6Mg", timeout=10), 503)
+            return time.monotonic() - began
+
+        asked = pool.map(read, range(64))
+        assert status_of(f"{fragile.app}/livez") == 200
+        assert max(asked) < 3
 
 
 def test_a_read_is_tried_on_another_app_when_one_is_gone(fragile: Stack) -> None:

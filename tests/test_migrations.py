@@ -75,12 +75,18 @@ def test_of_many_at_once_one_does_it(empty: str) -> None:
         "id integer, name text, email text, created_at timestamptz",
         "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text, email varchar, created_at timestamp(0)",
         "id smallserial, name char varying, email text, created_at date",
+        "id int UNIQUE, name text, email text PRIMARY KEY, created_at timestamptz,"
+        " updated_at timestamp, version int, note text, flag bool NOT NULL DEFAULT true",
+        "id int DEFAULT nextval('elsewhere'), name varchar(120), email text, created_at timestamp",
     ],
 )
 def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> None:
     execute(
         empty,
         f"""
+        CREATE SEQUENCE elsewhere;
+        CREATE TABLE alembic_version (version_num varchar(32));
+        INSERT INTO alembic_version VALUES ('of another program');
         CREATE TABLE users ({table});
         INSERT INTO users (id, name, email, created_at) OVERRIDING SYSTEM VALUE
         VALUES (7, 'Глеб', 'Gleb@Example.com', '2020-02-02'), (30, ' Old ', 'old@example.com', NULL);
@@ -110,6 +116,26 @@ def test_an_adopted_empty_table_starts_with_1(empty: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("TABLE users (id uuid, name text, email text, created_at timestamp)", "its column id is uuid"),
+        ("TABLE users (id int, name text, email text)", "it has no column created_at"),
+        (
+            "TABLE users (id int, name text, email text, created_at date, password text NOT NULL)",
+            "password must be given",
+        ),
+        ("TABLE users (id int, name text, email text, created_at date, version text)", "its column version is text"),
+        ("VIEW users AS SELECT 1 AS id, 'a' AS name, 'b' AS email, now() AS created_at", "not a plain table"),
+    ],
+)
+def test_another_kind_of_table_is_refused_with_the_reason(empty: str, table: str, reason: str) -> None:
+    execute(empty, f"CREATE {table}")
+    with pytest.raises(CannotMigrate, match=reason):
+        upgrade(empty, wait=5)
+    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+
+
+@pytest.mark.parametrize(
     ("values", "ids"),
     [
         ("(3, 'A', 'same@example.com'), (5, 'B', 'SAME@example.com')", "3, 5"),
@@ -130,7 +156,7 @@ def test_rows_that_cannot_be_adopted_are_named_and_nothing_changes(empty: str, v
     with pytest.raises(CannotMigrate, match=f"ids {ids}:"):
         upgrade(empty, wait=5)
     assert rows(empty, "SELECT * FROM users ORDER BY id") == before
-    assert rows(empty, "SELECT to_regclass('alembic_version')") == [(None,)]
+    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
 
 
 def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> None:

@@ -59,6 +59,8 @@ def test_what_is_no_entry_is_read_anew(stack: Stack, new_user: User) -> None:
         lambda: redis.set(key, "a string"),
         lambda: redis.hset(key, "body:", b"\xff\x00 garbage"),
         lambda: redis.hset(key, "body:", b""),
+        lambda: redis.hset(key, "body:", b"99999 \nx"),
+        lambda: redis.hset(key, "body:", b"200 a\rb\nx"),
     ):
         redis.delete(key)
         spoil()

@@ -1,5 +1,6 @@
 """HTTP only: read the request, call users, say what came of it."""
 
+import re
 import time
 from typing import Any, TypeVar
 
@@ -40,6 +41,7 @@ def install(app: Flask, users: Users) -> None:
     app.before_request(_begin)
     app.before_request(_one_spelling)
     app.after_request(_finish)
+    app.teardown_request(_end)
     app.register_blueprint(_routes(users))
 
 
@@ -106,6 +108,10 @@ def _begin() -> None:
     structlog.contextvars.bind_contextvars(request_id=request.headers.get("X-Request-Id", "-"))
 
 
+def _end(_: BaseException | None) -> None:
+    structlog.contextvars.clear_contextvars()
+
+
 def _one_spelling() -> None:
     """No route needs percent-encoding, so an encoded path is another spelling of one that has its own."""
     raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or request.path
@@ -127,7 +133,7 @@ def _parameters(*known: str) -> dict[str, str]:
 def _limit(value: str | None) -> int:
     if value is None:
         return PAGE
-    if not (value.isascii() and value.isdigit() and len(value) <= 4 and 1 <= int(value) <= PAGE):
+    if not (re.fullmatch("[1-9][0-9]{0,3}", value) and int(value) <= PAGE):
         raise _bad("limit", f"must be a whole number from 1 to {PAGE}")
     return int(value)
 
@@ -198,7 +204,9 @@ def _finish(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "private, no-cache")
     response.headers["X-Content-Type-Options"] = "nosniff"
     # The route and not the path: a mistyped address may hold somebody's e-mail.
-    log.info(
+    # The edge asks every second whether we live; nobody wants to read that.
+    say = log.debug if request.path == "/livez" else log.info
+    say(
         "request",
         method=request.method,
         route=request.url_rule.rule if request.url_rule else None,

@@ -1,6 +1,7 @@
 """Is it alive, is it ready, is it healthy: three questions with three answers."""
 
 import orjson
+import psycopg
 from flask import Flask, Response
 
 from velikiy.coherence import RedisTier
@@ -30,13 +31,13 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
 
 
 def _answers(database: Database) -> bool:
-    """Whether the table is there, too: before the first migration there is nothing to serve."""
+    """Whether the table can be read, too: before the first migration there is nothing to serve."""
     try:
         with database.read() as connection:
-            row = connection.execute("SELECT to_regclass('users') IS NOT NULL").fetchone()
-    except DatabaseUnavailable:
+            connection.execute("SELECT FROM users LIMIT 0")
+    except (DatabaseUnavailable, psycopg.Error):
         return False
-    return bool(row and row[0])
+    return True
 
 
 def _json(members: dict[str, object], status: int = 200) -> Response:

@@ -16,11 +16,19 @@ def _dumps(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
-# Tracebacks as data, without the values of local variables: those are people's names and e-mails.
+def _without_messages(_: Any, __: str, event: Any) -> Any:
+    for exception in event.get("exception", ()):
+        exception.pop("exc_value", None)
+        exception.pop("exc_notes", None)
+    return event
+
+
+# Tracebacks as data, without messages and the values of local variables: both quote names and e-mails.
 RENDER: list[Any] = [
     structlog.processors.ExceptionRenderer(
         structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
     ),
+    _without_messages,
     structlog.processors.JSONRenderer(serializer=_dumps),
 ]
 
@@ -52,6 +60,7 @@ def configure(level: str) -> None:
     """For the app's own events: `structlog.get_logger()`."""
     structlog.configure(
         processors=[*SHARED, *RENDER],
+        logger_factory=structlog.WriteLoggerFactory(),  # a line in one piece: threads write at the same time
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

@@ -8,11 +8,16 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import create_engine, exc, pool
 
 SCRIPTS = Path(__file__).parent.parent / "migrations"
 
 LOCK = 0x76656C696B6979  # "velikiy": whoever migrates holds it, the others wait and find nothing left to do
+
+
+VERSION_TABLE = "velikiy_version"
+"""Not Alembic's own name for it: an adopted database may have one of another program's."""
 
 
 class CannotMigrate(Exception):
@@ -33,12 +38,15 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
             transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config = Config(attributes={"connection": transaction})
             config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
-            before = MigrationContext.configure(transaction).get_current_revision()
+            options = {"version_table": VERSION_TABLE}
+            before = MigrationContext.configure(transaction, opts=options).get_current_revision()
             script = ScriptDirectory.from_config(config)
             if before == script.get_current_head():
                 return []
             command.upgrade(config, "head")
             return [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
+    except CommandError as error:
+        raise CannotMigrate(f"{error}. The database is of a newer version than this code?") from None
     except exc.DBAPIError as error:
         raise CannotMigrate(f"PostgreSQL refused: {str(error.orig).splitlines()[0]}") from error
     finally:

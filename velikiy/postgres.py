@@ -1,5 +1,7 @@
 """PostgreSQL: two pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
 
+import math
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,9 +9,12 @@ from typing import TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.conninfo import conninfo_to_dict
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 RV = TypeVar("RV")
+
+UNAVAILABLE = (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError)
 
 
 class DatabaseUnavailable(Exception):
@@ -25,13 +30,10 @@ class Connection(psycopg.Connection):
     """
 
     deadline: float | None = None
-    """Of the request that holds the connection, on the monotonic clock; None: `patience` from each call."""
-
-    patience: float = 1.0
-    """Seconds; for the pool's own checks."""
+    """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        deadline = self.deadline if self.deadline is not None else time.monotonic() + self.patience
+        deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
         try:
             return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
         except psycopg.OperationalError:
@@ -46,16 +48,22 @@ class Database:
     def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
         """`size`: connections in each pool, one for each thread; `timeout`: seconds for one request."""
         self.timeout = timeout
+        self._away = False
+        self._probe = threading.Lock()
         self._reads = self._pool(dsn, size, "reads")
         self._writes = self._pool(dsn, size, "writes")
 
     def _pool(self, dsn: str, size: int, name: str) -> ConnectionPool[Connection]:
-        class Impatient(Connection):
-            patience = self.timeout
-
+        options: list[str] = [
+            str(conninfo_to_dict(dsn).get("options") or ""),
+            "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+            # Our own deadline closes the connection, but a backend that waits for a lock does not look at it:
+            # without this each such request would leave one behind, up to max_connections.
+            f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
+        ]
         return ConnectionPool(
             dsn,
-            connection_class=Impatient,
+            connection_class=Connection,
             kwargs={
                 "autocommit": True,
                 "application_name": f"velikiy {name}",
@@ -63,7 +71,7 @@ class Database:
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
-                "options": "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+                "options": " ".join(options),
             },
             min_size=1,
             max_size=size,
@@ -72,9 +80,6 @@ class Database:
             # A pool whose server went away gives up on it after this long and asks again at the next
             # request; the default backs off up to minutes, in which a server that is back goes unnoticed.
             reconnect_timeout=1.0,
-            # One round trip per checkout: without it a restarted server costs one failed request for each
-            # pooled connection.
-            check=ConnectionPool.check_connection,
             open=False,
             name=name,
         )
@@ -110,16 +115,48 @@ class Database:
 
     @contextmanager
     def _borrow(self, pool: ConnectionPool[Connection]) -> Iterator[Connection]:
-        deadline = time.monotonic() + self.timeout
         try:
-            with pool.connection() as connection:
+            connection = self._working(pool, time.monotonic() + self.timeout)
+            try:
+                yield connection
+            finally:
+                connection.deadline = None
+                pool.putconn(connection)
+        except UNAVAILABLE as error:
+            raise DatabaseUnavailable(_cause(error)) from error
+
+    def _working(self, pool: ConnectionPool[Connection], deadline: float) -> Connection:
+        """A connection that has just answered, within the deadline of the request.
+
+        While the server is away one request at a time finds out whether it is back, and the others are told at
+        once: if each waited for itself, all threads would, and what needs no database would wait behind them.
+        """
+        probing = self._away
+        if probing and not self._probe.acquire(blocking=False):
+            raise PoolTimeout("it did not answer a moment ago")
+        try:
+            while True:
+                connection = pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
                 connection.deadline = deadline
                 try:
-                    yield connection
-                finally:
+                    # One round trip: a restarted server would cost one failed request for each connection
+                    # of the pool. The pool's own check rests for a second after the first that failed.
+                    pool.check_connection(connection)
+                except psycopg.OperationalError:
                     connection.deadline = None
-        except (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError) as error:
-            raise DatabaseUnavailable(_cause(error)) from error
+                    pool.putconn(connection)
+                    if time.monotonic() >= deadline:
+                        raise
+                    continue
+                self._away = False
+                return connection
+        except UNAVAILABLE:
+            # A lock that somebody holds cannot lead here: nothing was asked but for a sign of life.
+            self._away = True
+            raise
+        finally:
+            if probing:
+                self._probe.release()
 
 
 def _cause(error: Exception) -> str:

@@ -58,6 +58,10 @@ SQLSTATES = {
     "22003": (422, "A number is too large."),
     "22P02": (422, "A value has the wrong form."),
     "22021": (422, "A text holds a character that cannot be stored."),
+    # The server is there and cannot serve us: a standby, tables not made yet, rights not given.
+    "25006": (503, "The database takes no writes at the moment."),
+    "42P01": (503, "The database is not set up yet."),
+    "42501": (503, "The database does not let the service in."),
 }
 
 # The framework's own sentences speak of URLs that were entered manually.
@@ -91,7 +95,11 @@ def install(app: Flask) -> None:
     @app.errorhandler(psycopg.Error)
     def database(error: psycopg.Error) -> Response:
         if error.sqlstate in SQLSTATES:
-            return Problem(*SQLSTATES[error.sqlstate]).response()
+            status, detail = SQLSTATES[error.sqlstate]
+            if status == 503:
+                log.warning("postgres.unavailable", cause=f"{type(error).__name__} {error.sqlstate}")
+                return Problem(status, detail, headers={"Retry-After": "1"}).response()
+            return Problem(status, detail).response()
         # Neither the message nor the traceback: both may quote a row.
         log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate)
         return Problem(500, "The database refused a statement; the log has more under this request's id.").response()

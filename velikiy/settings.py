@@ -8,6 +8,7 @@ secrets folder (`database_url`, `redis_url`; /run/secrets in containers). An emp
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import psycopg.conninfo
 import redis
@@ -31,9 +32,15 @@ def _postgres_dsn(value: str) -> str:
 
 def _redis_url(value: str) -> str:
     try:
-        redis.ConnectionPool.from_url(value)
-    except ValueError:
-        raise ValueError("a Redis address such as redis://:password@host:6379/0") from None
+        # Unknown options come to light only when a connection is made (which connects nowhere yet).
+        pool = redis.ConnectionPool.from_url(value)
+        pool.make_connection()
+        number = "" if value.startswith("unix:") else urlsplit(value).path.strip("/")
+        fits = (number.isdigit() or not number) and not pool.connection_kwargs.get("decode_responses")
+    except (ValueError, TypeError, redis.exceptions.RedisError):
+        fits = False
+    if not fits:
+        raise ValueError("a Redis address such as redis://:password@host:6379/0")
     return value
 
 

@@ -50,7 +50,7 @@ class BadCursor(ValueError):
 
 
 def _printable(text: str) -> str:
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in text):
         raise ValueError("must not contain control characters")
     return text
 
@@ -59,6 +59,8 @@ def _name(text: str) -> str:
     text = _printable(text.strip())
     if not 1 <= len(text) <= 100:
         raise ValueError("must have 1 to 100 characters")
+    if not any(unicodedata.category(character)[0] in "LNPS" for character in text):
+        raise ValueError("must have a character that can be seen")
     return text
 
 
@@ -67,10 +69,15 @@ def _email(text: str) -> str:
     if len(text) > 254:
         raise ValueError("must have at most 254 characters")
     try:
-        email_validator.validate_email(text, check_deliverability=False)
+        address = email_validator.validate_email(text, check_deliverability=False, strict=True)
     except email_validator.EmailNotValidError as error:
         raise ValueError(f"is not an e-mail address: {error}") from None
-    return text
+    if text.isascii() and "xn--" not in text.lower():
+        return text
+    # Beyond ASCII one mailbox has many spellings (composed or not, full width, Punycode): one of them is kept.
+    if len(address.normalized) > 254:
+        raise ValueError("must have at most 254 characters")
+    return address.normalized
 
 
 Name = Annotated[str, AfterValidator(_name)]
@@ -198,8 +205,10 @@ class Users:
     def _write(self, change: Callable[[Connection], tuple[T, tuple[Path, ...]]]) -> T:
         try:
             return self.fence.write(change)
-        except psycopg.errors.UniqueViolation:
-            raise EmailTaken from None
+        except psycopg.errors.UniqueViolation as error:
+            if "email" in (error.diag.constraint_name or ""):
+                raise EmailTaken from None
+            raise
 
 
 # ---- cursors: opaque to clients, so that what they hold can change ----

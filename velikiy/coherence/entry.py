@@ -1,6 +1,9 @@
 """The unit of invalidation, and what a tier stores of it."""
 
+import re
 from typing import NamedTuple
+
+_HEAD = re.compile(rb"(200|404) ([\x20-\x7e]*)\n")
 
 
 class Path(NamedTuple):
@@ -30,6 +33,8 @@ class Entry(NamedTuple):
 
     @classmethod
     def unpack(cls, stored: bytes) -> "Entry":
-        head, _, body = stored.partition(b"\n")
-        status, _, link = head.partition(b" ")
-        return cls(int(status), body, link.decode())
+        """Raises: ValueError, where it is none."""
+        head = _HEAD.match(stored)
+        if not head:
+            raise ValueError("no entry")
+        return cls(int(head[1]), stored[head.end() :], head[2].decode())

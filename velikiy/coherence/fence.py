@@ -39,7 +39,7 @@ class Fence:
         with self.database.read() as connection:
             entry = load(connection)
         stored = self.redis_tier.fill(path, variant, entry)
-        return Answer(entry, "redis; fwd=uri-miss" + ("; stored" if stored else ""))
+        return Answer(entry, "redis; fwd=uri-miss; stored" if stored else "redis; fwd=bypass")
 
     def write(self, change: Callable[[Connection], tuple[T, tuple[Path, ...]]]) -> T:
         """Run `change` in a transaction, commit it, then drop the paths that it says it touched.

@@ -190,6 +190,7 @@ class Plan:
                         "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
                         "EDGE_TTL": str(settings.edge_ttl),
                         "EDGE_WORKERS": str(settings.edge_workers),
+                        "DATABASE_TIMEOUT": str(settings.database_timeout),
                     },
                     stop_signal="QUIT",  # finishes what it is answering
                     low_ports=port < 1024,
