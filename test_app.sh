@@ -72,13 +72,12 @@ list_contains() {
 reads()   { request "$base/users/$id" && [ "$status" = 200 ] && [[ $body == *"\"name\":\"$1\""* ]]; }
 is_gone() { request "$base/users/$id" && [ "$status" = 404 ]; }
 
-is_cached() {
-    local first second
+before=
+is_cached() {  # the last answer was stored, and this one is the copy
+    local last=$before
     request "$base/users/$id"
-    first=$(header X-Cache-Status)
-    request "$base/users/$id"
-    second=$(header X-Cache-Status)
-    [[ $first =~ ^(MISS|EXPIRED)$ ]] && [ "$second" = HIT ]
+    before=$(header X-Cache-Status)
+    [[ $last =~ ^(MISS|EXPIRED)$ ]] && [ "$before" = HIT ]
 }
 
 check() {

@@ -18,13 +18,14 @@ check() {
 edge=$(mktemp -d)
 trap 'rm -rf "$edge"' EXIT
 export EDGE_DATA=$edge EDGE_APPS=127.0.0.1:5000 EDGE_LISTEN=127.0.0.1:8080
+mapfile -t images < <(git ls-files --cached --others --exclude-standard -- 'Dockerfile' '*/Dockerfile')
 mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*\b(ba)?sh$')
 
 check "ruff"        "$tools/ruff" check .
 check "ruff format" "$tools/ruff" format --check .
 check "mypy"        "$tools/python" -m mypy
 check "shellcheck"  "$tools/shellcheck" -x "${scripts[@]}"
-check "hadolint"    "$tools/hadolint" Dockerfile edge/Dockerfile
+check "hadolint"    "$tools/hadolint" "${images[@]}"
 check "nginx -t"    edge/start -t
 check "gixy"        "$tools/gixy" "$edge/nginx.conf"
 check "luacheck"    luacheck --no-color --std ngx_lua --max-line-length 120 edge

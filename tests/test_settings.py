@@ -87,6 +87,7 @@ def test_a_bad_setting_stops_the_start_before_anything_is_made() -> None:
 def test_env_example_documents_every_setting_and_no_other() -> None:
     documented = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     fields = {name.upper() for kind in (Settings, StackSettings) for name in kind.model_fields}
+    fields |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
     assert sorted(documented) == sorted(fields)
 
 

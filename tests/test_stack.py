@@ -125,7 +125,7 @@ class TestStarting:
             )
             try:
                 wait_until(lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, within=60)
-                request_id = requests.get(f"http://127.0.0.1:{port}/livez", timeout=5).headers["X-Request-Id"]
+                request_id = requests.get(f"http://127.0.0.1:{port}/health", timeout=5).headers["X-Request-Id"]
                 wait_until(lambda: request_id in (place / "out").read_text())
                 process.send_signal(signal.SIGINT)
                 assert process.wait(timeout=60) == 0

@@ -204,8 +204,8 @@ def _finish(response: Response) -> Response:
     response.headers.setdefault("Cache-Control", "private, no-cache")
     response.headers["X-Content-Type-Options"] = "nosniff"
     # The route and not the path: a mistyped address may hold somebody's e-mail.
-    # The edge asks every second whether we live; nobody wants to read that.
-    say = log.debug if request.path == "/livez" else log.info
+    # Edges and containers' health checks ask every second; nobody wants to read that.
+    say = log.debug if request.path in ("/livez", "/readyz") else log.info
     say(
         "request",
         method=request.method,

@@ -47,6 +47,7 @@ def create(plan: Plan, programs: Path) -> None:
                 *[str(programs / "initdb"), "-D", str(new), "--username=postgres", f"--pwfile={password}"],
                 # UTF-8 and a locale that knows all its letters: in C, lower('ГЛЕБ') is 'ГЛЕБ'.
                 *["--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", "--no-instructions"],
+                "--data-checksums",  # a disk that lies is found out, not believed
             ]
         ),
         cwd=plan.home,

@@ -1,4 +1,5 @@
 """Starts one server under supervisor: `python spawn.py COMMAND...` becomes the command, after cleaning up.
+`python spawn.py --reap FOLDER` only cleans up.
 
 Uses nothing but the standard library and imports nothing of the project: it runs before each restart, and must
 work when everything else is broken.
@@ -24,11 +25,14 @@ def leftovers(folder: Path) -> list[int]:
     The folder is what survives: the master's pid is gone with it, and servers overwrite their own names.
     """
     found = []
+    world = Path("/proc/self/ns/mnt").readlink()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             if entry.stat().st_uid != folder.stat().st_uid:
+                continue
+            if (entry / "ns/mnt").readlink() != world:  # a container's: its paths only look like ours
                 continue
             cwd, program = (entry / "cwd").readlink(), (entry / "exe").readlink().name
         except OSError:  # gone meanwhile, or not ours to look at
@@ -62,6 +66,9 @@ def reap(folder: Path, *, grace: float = 0.0) -> None:
 
 
 def main() -> None:
+    if sys.argv[1] == "--reap":
+        reap(Path(sys.argv[2]), grace=10)
+        return
     folder = Path.cwd()
     last = folder.parent / "run" / f"{folder.name}.spawned"
     with contextlib.suppress(FileNotFoundError):

@@ -13,7 +13,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from velikiy.stack import Refusal, account, spawn
+from velikiy.stack import Refusal, account
 from velikiy.stack.plan import Plan, Program
 
 FIRST = ("postgres", "redis")
@@ -91,7 +91,18 @@ class Supervisor:
                 self.rpc.shutdown()
             while _lives(pid) and time.monotonic() < until:
                 time.sleep(0.03)
-        reap(self.plan.home)
+        self.reap()
+
+    def reap(self) -> None:
+        """End whatever of this stack is left without its supervisor.
+
+        As the services' user: in a container not even root may look at other users' processes.
+        """
+        script = self.plan.code / "velikiy" / "stack" / "spawn.py"
+        if script.exists():
+            command = [sys.executable, "-S", str(script), "--reap", str(self.plan.home)]
+            subprocess.run(account.dropped(command, low_ports=self.plan.low_ports), cwd=self.plan.home, check=True)
+        self.socket.unlink(missing_ok=True)
 
     def _stop_all_but(self, kept: tuple[str, ...], until: float) -> None:
         names = [process["name"] for process in self.processes() if process["name"] not in kept]
@@ -100,13 +111,6 @@ class Supervisor:
                 self.rpc.stopProcess(name, False)
         while time.monotonic() < until and any(p["pid"] for p in self.processes() if p["name"] in names):
             time.sleep(0.03)
-
-
-def reap(home: Path) -> None:
-    """Whatever of this stack is left without its supervisor."""
-    if home.is_dir():
-        spawn.reap(home, grace=10)
-        (home / "run" / "supervisor.sock").unlink(missing_ok=True)
 
 
 def _lives(pid: int) -> bool:

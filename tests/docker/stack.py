@@ -1,0 +1,156 @@
+"""The project's Compose stack as the tests see it: one project of its own name, on a free port."""
+
+import json
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import requests
+
+from .engine import CHECKOUT, DEBIAN, PROJECT_PREFIX, docker, remove_project, run
+
+T = TypeVar("T")
+
+SERVICES = ("postgres", "redis", "app", "edge")
+ONE_SHOTS = ("secrets", "migrate")
+
+# What the machine's own environment says of a stack must not reach the one that is tested.
+OURS = (
+    *("BIND", "PORT", "REDIS_TTL", "EDGE_TTL", "APP_WORKERS", "APP_THREADS", "EDGE_WORKERS", "LOG_LEVEL"),
+    *("DATABASE_TIMEOUT", "REDIS_TIMEOUT", "COMPOSE_FILE", "COMPOSE_PROFILES"),
+)
+
+
+def wait_until(condition: Callable[[], T], what: str, limit: float = 60) -> T:
+    """The first true value of the condition; a server that does not answer yet counts as false."""
+    deadline = time.monotonic() + limit
+    last: object = None
+    while time.monotonic() < deadline:
+        try:
+            last = value = condition()
+            if value:
+                return value
+        except requests.RequestException as error:
+            last = error
+        time.sleep(0.1)
+    raise AssertionError(f"not within {limit:.0f} s: {what} (the last was {last!r})")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def clean_copy(folder: Path) -> Path:
+    """What a clone would hold: the files that git knows, as they are in the work tree now."""
+    for name in filter(None, run("git", "ls-files", "-z", cwd=CHECKOUT).split("\0")):
+        source, target = CHECKOUT / name, folder / name
+        if source.is_file():  # else deleted, and that not yet committed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target, follow_symlinks=False)
+    return folder
+
+
+class Stack:
+    """A stack of the given checkout, driven by the given Compose (the start of its command line)."""
+
+    def __init__(self, compose: Sequence[str], checkout: Path, image_tag: str = "test") -> None:
+        """The images stay when the stack is removed: they are the cache of the next run's builds."""
+        self.command = list(compose)
+        self.image_tag = image_tag
+        self.checkout = checkout
+        self.project = f"{PROJECT_PREFIX}{uuid.uuid4().hex[:8]}"
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def compose(self, *arguments: str, settings: Mapping[str, str] = {}, limit: float = 300) -> str:
+        """What Compose printed; settings are given in its environment, an empty PORT meaning the default."""
+        environment = {key: value for key, value in os.environ.items() if key not in OURS}
+        environment |= {
+            "COMPOSE_PROJECT_NAME": self.project,
+            "IMAGE_TAG": self.image_tag,
+            "PORT": str(self.port),
+        }
+        return run(*self.command, *arguments, limit=limit, cwd=self.checkout, env=environment | dict(settings))
+
+    def up(self, *arguments: str, settings: Mapping[str, str] = {}) -> None:
+        self.compose("up", "--detach", *arguments, settings=settings, limit=900)
+        self.wait_until_it_works()
+
+    def remove(self) -> None:
+        try:
+            self.compose("down", "--volumes", "--remove-orphans")
+        finally:
+            remove_project(self.project)
+
+    # --- containers
+
+    def containers(self, service: str) -> list[dict[str, Any]]:
+        """What the Engine knows of the containers of a service, those that have ended included."""
+        ids = docker(
+            *("ps", "--all", "--quiet", "--no-trunc"),
+            *("--filter", f"label=com.docker.compose.project={self.project}"),
+            *("--filter", f"label=com.docker.compose.service={service}"),
+        ).split()
+        return list(json.loads(docker("inspect", *ids))) if ids else []
+
+    def container(self, service: str) -> dict[str, Any]:
+        (only,) = self.containers(service)
+        return only
+
+    def execute(self, service: str, *command: str) -> str:
+        return docker("exec", self.container(service)["Id"], *command)
+
+    def kill(self, service: str) -> None:
+        """Kills the container's first process from outside: after `docker kill` nothing would restart it."""
+        pid = str(self.container(service)["State"]["Pid"])
+        docker("run", "--rm", "--pid", "host", "--network", "none", DEBIAN, "bash", "-c", f"kill -9 {pid}")
+
+    def describe(self) -> str:
+        """For the message of a failed test."""
+        states = docker("ps", "--all", "--filter", f"label=com.docker.compose.project={self.project}")
+        return f"{states}\n{self.compose('logs', '--no-color', '--tail=15')}"
+
+    # --- the service
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=5)
+
+    def create(self, name: str) -> int:
+        """A new user's id; 0 if the service cannot do that now."""
+        user = {"name": name, "email": f"{uuid.uuid4().hex}@example.com"}
+        answer = requests.post(f"{self.url}/users", json=user, timeout=5)
+        return int(answer.json()["id"]) if answer.status_code == 201 else 0
+
+    def reads(self, user: int) -> bool:
+        return self.get(f"/users/{user}").status_code == 200
+
+    def is_whole(self) -> bool:
+        answer = self.get("/readyz")
+        return answer.status_code == 200 and "warnings" not in answer.json()
+
+    def wait_until_it_works(self) -> int:
+        """The id of a user that could be written, and read through all tiers."""
+        try:
+            user = wait_until(lambda: self.create("Вера"), "a user can be created")
+            wait_until(lambda: self.reads(user), "the new user can be read")
+            wait_until(self.is_whole, "the app has both of its servers")
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.describe()}") from None
+        return user

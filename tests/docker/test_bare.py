@@ -1,0 +1,228 @@
+"""A stranger with a bare Debian 12 machine types the README's two commands and works with users.
+
+The machine is a container with nothing but the base system and Debian's python3 in it. The tests follow the
+stranger, in the order of this file: up, use, look, down, up again, wipe.
+"""
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .engine import HOST_CA_BUNDLE, HOST_OWN_CAS, PROJECT_PREFIX, Engine, Say, build, docker
+
+pytestmark = [pytest.mark.bare, pytest.mark.timeout(1200)]
+
+BARE = Path(__file__).parent / "bare"
+IMAGE = "velikiy-bare:test"
+HOME = "/root/velikiy-flask"
+NET_BIND_SERVICE = 1 << 10
+
+# What a machine that reaches the world through a proxy or a mirror of its own tells its programs.
+WAY_OUT = ("http_proxy", "https_proxy", "no_proxy", "pip_index_url", "uv_default_index")
+
+
+@dataclass
+class Machine:
+    name: str
+    address: str = ""
+    """Where the service is, as `./run up` printed it."""
+
+    def run(self, command: str, check: bool = True, limit: float = 300, folder: str = HOME) -> str:
+        return docker(*("exec", "--workdir", folder, self.name, "sh", "-c", command), check=check, limit=limit)
+
+    def status(self) -> dict[str, Any]:
+        return dict(json.loads(self.run("./run status --json", check=False)))
+
+    def processes(self) -> list[dict[str, Any]]:
+        # From a container beside it, since inside even root may not look at the sockets of others' processes.
+        beside = [f"--{what}=container:{self.name}" for what in ("pid", "network")]
+        script = (BARE / "processes.py").read_text()
+        looking = ("run", "--rm", *beside, "--cap-add=SYS_PTRACE", IMAGE, "python3", "-c", script)
+        return list(json.loads(docker(*looking)))
+
+    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Over HTTP from inside, by the one client that a bare machine has: status and body."""
+        script = (
+            "import sys, urllib.error, urllib.request as web\n"
+            "method, url, body = sys.argv[1:]\n"
+            "head = {'Content-Type': 'application/json'}\n"
+            "try: answer = web.urlopen(web.Request(url, body.encode() or None, head, method=method), timeout=10)\n"
+            "except urllib.error.HTTPError as error: answer = error\n"
+            "print(answer.status, answer.read().decode())\n"
+        )
+        text = "" if body is None else json.dumps(body)
+        said = docker("exec", self.name, "python3", "-c", script, method, self.address + path, text)
+        status, _, answer = said.partition(" ")
+        return int(status), json.loads(answer)
+
+
+@pytest.fixture(scope="module")
+def image(engine: Engine, say: Say) -> str:
+    say("Building the bare machine.")
+    build(BARE, "--tag", IMAGE)
+    return IMAGE
+
+
+def start(image: str) -> Machine:
+    machine = Machine(f"{PROJECT_PREFIX}-bare-{uuid.uuid4().hex[:8]}")
+    options = []
+    for name in WAY_OUT:
+        for spelling in (name, name.upper()):
+            if os.environ.get(spelling):
+                options += ["--env", spelling]
+    if any(HOST_OWN_CAS.glob("*.crt")):  # what the host trusts beyond the usual CAs, its programs need too
+        bundle = "/opt/host-ca-bundle.crt"
+        options += ["--volume", f"{HOST_CA_BUNDLE}:{bundle}:ro"]
+        options += [f"--env={name}={bundle}" for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
+    docker("run", "--detach", "--init", "--name", machine.name, *options, image)
+    return machine
+
+
+def remove(machine: Machine) -> None:
+    docker("rm", "--force", "--volumes", machine.name)
+
+
+@pytest.fixture(scope="module")
+def machine(image: str, checkout: Path, say: Say, request: pytest.FixtureRequest) -> Iterator[Machine]:
+    """A machine on which the README's two commands were typed."""
+    machine = start(image)
+    try:
+        docker("cp", f"{checkout}/.", f"{machine.name}:{HOME}")
+        clone, up = first_commands(checkout / "README.md")
+        assert re.fullmatch(r"git clone \S+ velikiy-flask && cd velikiy-flask", clone)
+        assert up == "./run up --detach"
+        say(f"On a bare machine: {up}")
+        machine.address = address_in(machine.run(up, limit=900))
+        yield machine
+        if request.session.testsfailed:
+            say(machine.run("./run status; ./run logs | tail -n 40; tail -n 40 /var/lib/velikiy/logs/*", check=False))
+    finally:
+        remove(machine)
+
+
+def first_commands(readme: Path) -> list[str]:
+    block = re.search(r"^```sh\n(.*?)^```", readme.read_text(), re.DOTALL | re.MULTILINE)
+    assert block, "README.md has no ```sh block"
+    return [line for line in block[1].splitlines() if line and not line.startswith("#")][:2]
+
+
+def address_in(output: str) -> str:
+    found = re.search(r"http://[\w.]+(:\d+)?", output)
+    assert found, f"no address was printed:\n{output}"
+    return found[0]
+
+
+def test_the_bare_machine_has_nothing_of_what_the_stack_needs(image: str) -> None:
+    ours = "bash -c 'type -P curl git gcc nginx pip pip3 psql redis-server supervisord uv; true'"
+    assert docker("run", "--rm", image, "sh", "-c", ours) == ""
+    packages = docker("run", "--rm", image, "dpkg-query", "--show", "--showformat", "${Package}\n").split()
+    foreign = ("curl", "git", "nginx", "postgresql", "redis", "python3-pip", "python3-venv", "lua")
+    assert not [package for package in packages if package.startswith(foreign)]
+
+
+def test_without_root_it_says_what_to_install_and_stops(image: str, checkout: Path) -> None:
+    machine = start(image)
+    try:
+        home = "/home/stranger/velikiy-flask"
+        machine.run("useradd --create-home stranger", folder="/")
+        docker("cp", f"{checkout}/.", f"{machine.name}:{home}")
+        machine.run(f"chown -R stranger: {home}", folder="/")
+        said = machine.run("runuser -u stranger -- ./run up --detach; echo exit status $?", folder=home)
+        assert "apt-get install" in said
+        assert "exit status 0" not in said
+    finally:
+        remove(machine)
+
+
+def test_the_printed_address_answers(machine: Machine) -> None:
+    assert machine.ask("GET", "/health") == (200, {"status": "healthy"})
+    status, users = machine.ask("GET", "/users")
+    assert status == 200
+    assert [user["name"] for user in users] == ["Alice", "Bob", "Charlie"]
+
+
+def test_status_tells_what_runs_and_where(machine: Machine) -> None:
+    status = machine.status()
+    assert status["ready"] is True
+    assert len(status["edges"]) == 1
+    assert status["apps"]
+    assert status["data"] == "/var/lib/velikiy"
+    kinds = {re.match(r"[a-z]+", process["name"])[0] for process in status["processes"]}  # type: ignore[index]
+    assert kinds >= {"edge", "app", "redis", "postgres"}
+    running = {process["pid"] for process in machine.processes()}
+    assert {process["pid"] for process in status["processes"]} <= running
+
+
+def test_only_ours_listens_and_the_packages_left_no_server_running(machine: Machine) -> None:
+    processes = {process["pid"]: process for process in machine.processes()}
+    ours = {process["pid"] for process in machine.status()["processes"]}
+
+    def is_ours(pid: int) -> bool:
+        return pid in ours or (pid in processes and is_ours(processes[pid]["parent"]))
+
+    listeners = [process for process in processes.values() if process["ports"]]
+    assert listeners
+    assert [process for process in listeners if not is_ours(process["pid"])] == []
+    masters = [process for process in processes.values() if process["command"].startswith("nginx: master")]
+    assert len(masters) == 1
+    assert masters[0]["pid"] in ours
+    assert 80 in masters[0]["ports"]
+
+
+def test_no_process_of_the_service_is_root_or_can_do_more_than_take_port_80(machine: Machine) -> None:
+    processes = {process["pid"]: process for process in machine.processes()}
+    assert {process["pid"] for process in machine.status()["processes"]} <= processes.keys()
+    for process in processes.values():
+        if 0 in process["uids"]:  # only the container's own first processes, and the one that looks
+            assert re.search(r"sleep infinity$|^python3 -c", process["command"]), process
+        else:
+            # Nginx binds the port, and has the right to from its supervisor.
+            binds = re.match(r"nginx|.* -m supervisor", process["command"])
+            may = NET_BIND_SERVICE if binds else 0
+            assert process["capabilities"] & ~may == 0, process
+
+
+def test_passes_all_checks_of_test_app(machine: Machine) -> None:
+    # curl is the one thing that test_app.sh asks for and the service does not.
+    machine.run("command -v curl || apt-get install --yes --no-install-recommends curl")
+    machine.run(f"./test_app.sh {machine.address}")
+    machine.run("./test_app.sh")
+
+
+def test_down_ends_everything_and_up_finds_the_data_again(machine: Machine) -> None:
+    user = {"name": "Вера", "email": "vera@example.com"}
+    status, created = machine.ask("POST", "/users", user)
+    assert status == 201
+
+    machine.run("./run down")
+    assert machine.status()["ready"] is False
+    assert not [process for process in machine.processes() if process["ports"]]
+
+    machine.address = address_in(machine.run("./run up --detach"))
+    status, found = machine.ask("GET", f"/users/{created['id']}")
+    assert status == 200
+    assert found["name"] == "Вера"
+
+
+def test_up_cleans_up_after_a_supervisor_that_was_killed(machine: Machine) -> None:
+    before = {process["pid"] for process in machine.status()["processes"]}
+    machine.run("kill -9 $(cat /var/lib/velikiy/run/supervisord.pid)")
+    machine.address = address_in(machine.run("./run up --detach"))
+    assert machine.status()["ready"] is True
+    assert not before & {process["pid"] for process in machine.processes()}
+
+
+def test_wipe_takes_the_data_away(machine: Machine) -> None:
+    machine.run("./run down --wipe")
+    assert machine.run("ls -A /var/lib/velikiy 2>/dev/null || true") == ""
+    machine.address = address_in(machine.run("./run up --detach"))
+    status, users = machine.ask("GET", "/users")
+    assert status == 200
+    assert [user["name"] for user in users] == ["Alice", "Bob", "Charlie"]

@@ -1,0 +1,271 @@
+"""`docker compose up --build` (Compose v2), from a clean checkout, with no other preparation.
+
+The tests share one stack, so each leaves it running and working. test_compose_v1.py has the essentials for
+Compose 1.29.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from velikiy.settings import Settings
+
+from .engine import CHECKOUT, Engine, docker, run
+from .stack import ONE_SHOTS, SERVICES, Stack, is_free, wait_until
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
+
+PASSWORDS = ("postgres_password", "app_password", "redis_password")
+
+
+@pytest.fixture(scope="module")
+def stack(engine: Engine, checkout: Path) -> Iterator[Stack]:
+    stack = Stack(engine.compose_v2, checkout)
+    try:
+        stack.up("--build")
+        yield stack
+    finally:
+        stack.remove()
+
+
+def test_passes_all_checks_of_test_app(stack: Stack) -> None:
+    run(str(stack.checkout / "test_app.sh"), stack.url, limit=300)
+
+
+def test_every_service_becomes_healthy_and_the_one_shots_end_well(stack: Stack) -> None:
+    for service in SERVICES:
+        wait_until_healthy(stack, service)
+    for service in ONE_SHOTS:
+        assert stack.container(service)["State"]["Status"] == "exited"
+        assert stack.container(service)["State"]["ExitCode"] == 0
+
+
+def test_only_the_edge_is_published_and_only_on_this_machine(stack: Stack) -> None:
+    published = {
+        (service, binding["HostIp"], binding["HostPort"])
+        for service in SERVICES
+        for bindings in stack.container(service)["NetworkSettings"]["Ports"].values()
+        for binding in bindings or []
+    }
+    assert published == {("edge", "127.0.0.1", str(stack.port))}
+
+
+def test_the_default_address_is_port_80_of_this_machine(stack: Stack) -> None:
+    if not is_free(80):
+        pytest.skip("something else listens on port 80")
+    stack.compose("up", "--detach", "--no-deps", "edge", settings={"PORT": ""})
+    try:
+        address = "http://localhost/health"
+        wait_until(lambda: requests.get(address, timeout=5).status_code == 200, "http://localhost answers")
+    finally:
+        stack.up("--no-deps", "edge")
+
+
+def test_every_container_is_confined(stack: Stack) -> None:
+    for service in SERVICES + ONE_SHOTS:
+        container = stack.container(service)
+        host = container["HostConfig"]
+        assert container["Config"]["User"].split(":")[0] not in ("", "0", "root"), service
+        assert host["ReadonlyRootfs"], service
+        assert host["CapDrop"] == ["ALL"], service
+        assert not host["CapAdd"], service
+        assert not host["Privileged"], service
+        assert any(option.startswith("no-new-privileges") for option in host["SecurityOpt"]), service
+        assert host["Memory"] > 0, service
+        assert host["NanoCpus"] > 0, service
+        assert host["PidsLimit"] > 0, service
+    for service in SERVICES:
+        assert stack.container(service)["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped", service
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_process_is_root_or_has_a_capability_or_can_get_one(stack: Stack, service: str) -> None:
+    processes = status_of_processes(stack, service)
+    assert processes
+    for process in processes:
+        assert "0" not in process["Uid"].split() + process["Gid"].split(), process["Name"]
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(process[capabilities], 16) == 0, (process["Name"], capabilities)
+        assert process["NoNewPrivs"] == "1", process["Name"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_nothing_can_be_written_into_the_file_system_of_a_container(stack: Stack, service: str) -> None:
+    container = stack.container(service)["Id"]
+    secrets = [] if service == "edge" else ["/run/secrets/new"]
+    for place in ("/new", "/usr/new", "/etc/new", *secrets):
+        assert "Read-only file system" in docker("exec", container, "sh", "-c", f": > {place}", check=False)
+
+
+def test_the_edge_reaches_the_app_and_redis_but_not_postgresql(stack: Stack) -> None:
+    def reaches(address: str, port: int) -> bool:
+        attempt = f"timeout 2 bash -c '</dev/tcp/{address}/{port}' 2>/dev/null && echo reached || true"
+        return stack.execute("edge", "bash", "-c", attempt) == "reached"
+
+    assert reaches("app", 5000)
+    assert reaches("redis", 6379)
+    assert not reaches("postgres", 5432)
+    for network in stack.container("postgres")["NetworkSettings"]["Networks"].values():
+        assert not reaches(network["IPAddress"], 5432)
+
+
+def test_passwords_stand_nowhere_but_in_their_volume(stack: Stack) -> None:
+    for word, password in passwords(stack).items():
+        assert len(password) >= 24, word
+        assert password not in (CHECKOUT / "compose.yaml").read_text(), word
+        for service in SERVICES + ONE_SHOTS:
+            assert password not in json.dumps(stack.container(service)), (word, service)
+        assert password not in stack.compose("logs", "--no-color"), word
+
+
+def test_the_database_is_utf8_and_knows_the_letters_of_all_alphabets(stack: Stack) -> None:
+    assert sql(stack, "SHOW server_encoding") == "UTF8"
+    assert sql(stack, "SELECT lower('ГЛЕБ') = 'глеб'") == "t"
+
+
+def test_the_app_has_a_role_without_rights_over_the_server(stack: Stack) -> None:
+    rights = "rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
+    assert sql(stack, f"SELECT {rights} FROM pg_roles WHERE rolname = 'velikiy'") == "f"
+    assert sql(stack, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'velikiy'") == "velikiy"
+    assert sql(stack, "SELECT DISTINCT usename FROM pg_stat_activity WHERE client_addr IS NOT NULL") == "velikiy"
+
+
+def test_nobody_is_superuser_of_the_database_over_the_network(stack: Stack) -> None:
+    password = passwords(stack)["postgres_password"]
+    attempt = f"import psycopg; psycopg.connect('postgresql://postgres:{password}@postgres/postgres')"
+    said = docker("exec", stack.container("app")["Id"], "python", "-c", attempt, check=False)
+    assert 'password authentication failed for user "postgres"' in said
+
+
+def test_the_settings_of_the_example_change_nothing(stack: Stack) -> None:
+    plain = resolved(stack, {"PORT": ""})
+    example = stack.checkout / ".env"
+    example.write_text((stack.checkout / ".env.example").read_text())
+    try:
+        named = resolved(stack, {"PORT": ""})
+    finally:
+        example.unlink()
+    for service in SERVICES:
+        assert named["services"][service].get("ports") == plain["services"][service].get("ports")
+
+
+def test_settings_reach_the_containers_that_they_are_for(stack: Stack) -> None:
+    given = {
+        "EDGE_TTL": "4",
+        "REDIS_TTL": "59",
+        "APP_WORKERS": "1",
+        "APP_THREADS": "3",
+        "LOG_LEVEL": "warning",
+    }
+    address = {"BIND": "127.0.0.9", "PORT": "8099"}
+    services = resolved(stack, given | address)["services"]
+    for name, value in given.items():
+        assert services["app"]["environment"][name] == value
+    assert services["edge"]["environment"]["EDGE_TTL"] == "4"
+    (port,) = services["edge"]["ports"]
+    assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.9", "8099", 8080)
+
+    for name in Settings.model_fields.keys() - {"database_url", "redis_url"}:
+        assert name.upper() in services["app"]["environment"]
+
+    # Not set, they must not arrive as empty words either.
+    environment = stack.container("app")["Config"]["Env"]
+    assert not [entry for entry in environment if entry.startswith(("EDGE_TTL=", "LOG_LEVEL="))]
+
+
+def test_three_apps_share_the_work(stack: Stack) -> None:
+    stack.up("--no-recreate", "--scale", "app=3")
+    try:
+        assert len(stack.containers("app")) == 3
+        request_ids: set[str] = set()
+
+        def all_have_served() -> bool:
+            # A path that nobody has asked for yet, so that no cache has it.
+            unknown = 10**17 + uuid.uuid4().int % 10**17
+            request_ids.add(stack.get(f"/users/{unknown}").headers["X-Request-Id"])
+            logs = [docker("logs", container["Id"]) for container in stack.containers("app")]
+            return all(any(request in log for request in request_ids) for log in logs)
+
+        wait_until(all_have_served, "each of the three apps has answered one of our requests")
+    finally:
+        stack.up("--no-recreate", "--scale", "app=1")
+    assert len(stack.containers("app")) == 1
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_is_replaced_while_the_others_run(stack: Stack, service: str) -> None:
+    before = identities(stack)
+    stack.up("--no-deps", "--force-recreate", service)
+    after = identities(stack)
+    changed = {name for name in SERVICES if before[name] != after[name]}
+    assert changed == {service}
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_a_container_whose_process_is_killed_comes_back_by_itself(stack: Stack, service: str) -> None:
+    restarts = stack.container(service)["RestartCount"]
+    stack.kill(service)
+    wait_until(lambda: stack.container(service)["RestartCount"] > restarts, f"{service} was restarted")
+    wait_until_healthy(stack, service)
+    stack.wait_until_it_works()
+
+
+def test_down_keeps_the_data_and_down_with_volumes_resets_them(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    first = passwords(stack)
+
+    stack.compose("down")
+    stack.up()
+    assert stack.reads(user)
+    assert passwords(stack) == first
+
+    stack.compose("down", "--volumes")
+    stack.up()
+    assert stack.get("/users/1").json()["name"] == "Alice"
+    assert not stack.reads(user)
+    second = passwords(stack)
+    assert not set(first.values()) & set(second.values())
+
+
+def wait_until_healthy(stack: Stack, service: str) -> None:
+    def status() -> str:
+        return str(stack.container(service)["State"].get("Health", {}).get("Status"))
+
+    wait_until(lambda: status() == "healthy", f"{service} is healthy")
+
+
+def identities(stack: Stack) -> dict[str, tuple[str, str]]:
+    """Which container serves, and since when: both change with a replacement, the second with a restart."""
+    return {
+        service: (container["Id"], container["State"]["StartedAt"])
+        for service in SERVICES
+        for container in [stack.container(service)]
+    }
+
+
+def passwords(stack: Stack) -> dict[str, str]:
+    return {name: stack.execute("postgres", "cat", f"/run/secrets/{name}") for name in PASSWORDS}
+
+
+def sql(stack: Stack, query: str) -> str:
+    return stack.execute("postgres", "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
+
+
+def resolved(stack: Stack, settings: dict[str, str]) -> dict[str, Any]:
+    """The compose file as Compose understands it."""
+    return dict(json.loads(stack.compose("config", "--format", "json", settings=settings)))
+
+
+def status_of_processes(stack: Stack, service: str) -> list[dict[str, str]]:
+    """/proc/<pid>/status of every process in the container."""
+    text = stack.execute(service, "sh", "-c", "for f in /proc/[0-9]*/status; do cat $f; echo; done")
+    return [
+        dict(line.split(":\t", 1) for line in block.splitlines() if ":\t" in line)
+        for block in text.split("\n\n")
+        if block.strip()
+    ]
