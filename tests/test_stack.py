@@ -1,5 +1,6 @@
 """`./run`: starting, stopping, and what can go wrong with either."""
 
+import dataclasses
 import json
 import os
 import pwd
@@ -17,7 +18,9 @@ import pytest
 import requests
 
 from tests.running import ROOT, Stack, clean_environment, folder, free_ports, run, running, status_of, wait_until
+from velikiy.stack.plan import Plan
 from velikiy.stack.spawn import leftovers
+from velikiy.stack.start import ready
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 
@@ -135,6 +138,43 @@ class TestStarting:
                 process.kill()
                 run("down", "--wipe", "--data", str(data))
 
+    def test_down_elsewhere_ends_the_one_that_shows_the_logs(self) -> None:
+        with folder() as place:
+            data, port = place / "data", free_ports(1)
+            command = [str(ROOT / "run"), "up", "--data", str(data), "--port", str(port)]
+            process = subprocess.Popen(
+                command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            try:
+                wait_until(lambda: status_of(f"http://127.0.0.1:{port}/health") == 200, within=60)
+                assert run("down", "--data", str(data)).returncode == 0
+                said = process.communicate(timeout=30)[1]
+                assert process.returncode == 0
+                assert said.strip().endswith("stopped from elsewhere")
+            finally:
+                process.kill()
+                run("down", "--wipe", "--data", str(data))
+
+    def test_broken_off_twice_in_a_row_it_leaves_nothing(self) -> None:
+        with folder() as place:
+            data = place / "data"
+            command = [str(ROOT / "run"), "up", "--data", str(data), "--port", str(free_ports(1))]
+            process = subprocess.Popen(
+                command, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            )
+            try:
+                wait_until(lambda: (data / "run" / "supervisor.sock").exists(), within=60, every=0.01)
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.1)  # a person's second Ctrl-C
+                process.send_signal(signal.SIGINT)
+                said = process.communicate(timeout=60)[1]
+                assert process.returncode == 130
+                assert "nothing is left running" in said
+                assert leftovers(data) == []
+            finally:
+                process.kill()
+                run("down", "--wipe", "--data", str(data))
+
     def test_the_app_restarts_when_its_code_changes(self) -> None:
         with folder() as place:
             checkout = place / "checkout"
@@ -184,6 +224,106 @@ class TestStarting:
             assert secret.stat().st_mode & 0o077 == 0, secret.name
 
 
+class TestOddCircumstances:
+    def test_a_refused_start_does_not_stand_in_the_way_of_the_next(self) -> None:
+        port = free_ports(2)
+        with folder() as place:
+            with listening(port + 1):
+                refused("up", "--detach", "--data", str(place / "data"), "--port", str(port), "--edges", "2")
+            with running("--port", str(port), "--edges", "2", data=place / "data") as stack:
+                assert stack.healthy()
+
+    def test_a_folder_with_a_space_behind_a_link_under_a_strict_umask(self) -> None:
+        with folder() as place:
+            (place / "real place").mkdir()
+            (place / "link").symlink_to("real place")
+            data = place / "link" / "data"
+            port = free_ports(1)
+            script = f"umask 077; {ROOT}/run up --detach --port {port} --data '{data}'"
+            started = subprocess.run(
+                ["bash", "-c", script], env=clean_environment(), capture_output=True, text=True, check=False
+            )
+            try:
+                assert started.returncode == 0, started.stderr
+                assert status_of(f"http://127.0.0.1:{port}/health") == 200
+            finally:
+                run("down", "--wipe", "--data", str(data))
+            assert leftovers(place / "real place" / "data") == []
+            assert status_of(f"http://127.0.0.1:{port}/health") == 0
+
+    def test_a_persons_settings_for_psql_are_not_ours(self) -> None:
+        with running(PGSSLMODE="require", PGHOSTADDR="203.0.113.7", PGOPTIONS="-c nonsense=1") as stack:
+            assert stack.healthy()
+
+    def test_a_copy_of_a_data_folder_does_not_speak_for_the_original(self, stack: Stack) -> None:
+        with folder() as place:
+            shutil.copy(stack.data / "stack.json", place)
+            for entry in (place, place / "stack.json"):
+                shutil.chown(entry, stack.data.stat().st_uid, stack.data.stat().st_gid)
+            assert run("status", "--data", str(place)).returncode == 3
+            assert run("down", "--data", str(place)).returncode == 0
+            assert stack.healthy()
+
+    def test_a_broken_description_is_named_and_can_be_deleted(self) -> None:
+        with running() as stack:
+            port = stack.edge.rpartition(":")[2]
+            run("down", "--data", str(stack.data))
+            description = stack.data / "stack.json"
+            description.write_text("")
+            said = refused("up", "--detach", "--data", str(stack.data), "--port", port)
+            assert f"{description} cannot be read" in said
+            description.unlink()
+            assert run("up", "--detach", "--data", str(stack.data), "--port", port).returncode == 0
+
+    def test_an_edge_of_another_stack_on_our_port_is_not_taken_for_ours(self, stack: Stack) -> None:
+        plan = Plan.load(stack.data)
+        assert plan is not None
+        assert ready(plan)
+        assert not ready(dataclasses.replace(plan, identity="another"))
+
+    @root_only
+    def test_the_services_cannot_make_root_follow_a_link(self) -> None:
+        with folder() as place:
+            data, precious = place / "data", place / "precious"
+            precious.write_text("root's")
+            precious.chmod(0o600)
+            with running(data=data) as stack:
+                port = stack.edge.rpartition(":")[2]
+                run("down", "--data", str(data))
+                for name in ("stack.json.new", "lock", "run/supervisord.conf"):
+                    (data / name).unlink(missing_ok=True)
+                    (data / name).symlink_to(precious)
+                run("up", "--detach", "--data", str(data), "--port", port)
+                assert precious.read_text() == "root's"
+                assert precious.stat().st_uid == 0
+                for name in ("stack.json.new", "lock", "run/supervisord.conf"):
+                    (data / name).unlink(missing_ok=True)
+
+    @root_only
+    def test_a_disk_that_fills_up_while_it_runs_ends_no_process(self) -> None:
+        with folder() as place, mounted(place, "tmpfs", "-o", "size=700m,mode=755", "none"):  # noqa: SIM117
+            with running(data=place / "data") as stack:
+                supervisor = stack.supervisor.pid()
+                fill(place / "filler")
+                for _ in range(200):
+                    status_of(f"{stack.edge}/users/1")  # Nginx drops what it cannot store
+                    assert requests.get(f"{stack.app}/users/2", timeout=5).status_code == 200
+                assert stack.supervisor.pid() == supervisor
+                (place / "filler").unlink()
+                wait_until(lambda: status_of(f"{stack.edge}/users/1") == 200)
+                assert stack.healthy()
+
+    def test_without_its_supervisor_the_service_goes_on(self, sturdy: Stack) -> None:
+        supervisor = sturdy.supervisor.pid()
+        assert supervisor
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda: sturdy.supervisor.pid() is None)
+        for app in sturdy.apps:
+            assert requests.get(f"{app}/users/1", timeout=5).status_code == 200
+        port = sturdy.edge.rpartition(":")[2]
+        assert run("up", "--detach", "--edges", "2", "--data", str(sturdy.data), "--port", port).returncode == 0
+
+
 class TestStopping:
     def test_down_keeps_the_data_and_wipe_deletes_it(self) -> None:
         with folder() as place:
@@ -201,9 +341,11 @@ class TestStopping:
                 print(f"warm start: {time.monotonic() - began:.1f} s")
                 answer = requests.get(stack.edge + place_of.headers["Location"], timeout=5)
                 assert answer.json()["name"] == "S"
-                (data / "mine.txt").write_text("not theirs")
+                mine = {"mine.txt", "postgres_backup.sql", "edge-cases.md", "package.json"}
+                for name in mine:
+                    (data / name).write_text("not theirs")
                 assert run("down", "--wipe", "--data", str(data)).returncode == 0
-                assert [entry.name for entry in data.iterdir()] == ["mine.txt"]
+                assert {entry.name for entry in data.iterdir()} == mine
 
     def test_what_does_not_run_is_no_error_to_stop(self) -> None:
         with folder() as place:
@@ -366,8 +508,8 @@ class TestRefusing:
     def test_another_system_is_told_to_use_docker(self, release: str, fits: bool) -> None:
         with folder() as place:
             (place / "os-release").write_text(release + "\n")
-            # `up --help` gets as far as the check and no further.
-            script = f"mount --bind {place}/os-release $(readlink -f /etc/os-release) && {ROOT}/run up --help"
+            # `packages` gets as far as the check and finds nothing to do.
+            script = f"mount --bind {place}/os-release $(readlink -f /etc/os-release) && {ROOT}/run packages"
             answer = subprocess.run(
                 ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
             )

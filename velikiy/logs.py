@@ -1,5 +1,7 @@
 """One JSON object a line on stdout, the libraries' lines included."""
 
+import contextlib
+import sys
 from typing import Any
 
 import orjson
@@ -56,11 +58,24 @@ def settings(level: str) -> dict[str, Any]:
     }
 
 
+class _Stdout:
+    """Each line in one piece, since threads write at the same time; and a log that nobody takes any more, because
+    the supervisor died or the disk is full, is no reason to fail a request."""
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+
 def configure(level: str) -> None:
     """For the app's own events: `structlog.get_logger()`."""
     structlog.configure(
         processors=[*SHARED, *RENDER],
-        logger_factory=structlog.WriteLoggerFactory(),  # a line in one piece: threads write at the same time
+        logger_factory=structlog.WriteLoggerFactory(_Stdout()),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )

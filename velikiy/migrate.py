@@ -62,14 +62,14 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 raise CannotMigrate(
-                    f"PostgreSQL did not let us in within {wait:g} s; its last word was: {_last_line(error)}. "
+                    f"PostgreSQL did not let us in within {wait:g} s; its last word was: {_first_line(error)}. "
                     "Check DATABASE_URL and that the server runs."
                 ) from None
             time.sleep(0.05)
 
 
-def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1].strip() if str(error).strip() else type(error).__name__
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
 
 
 def _suits(connection: psycopg.Connection) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from velikiy.stack import Refusal, account
+from velikiy.stack import Refusal
 from velikiy.stack.plan import Plan
 
 
@@ -39,17 +39,15 @@ def create(plan: Plan, programs: Path) -> None:
     """initdb beside the final place, then a rename: a cluster is there whole or not at all."""
     new = plan.home / "postgres.new"
     shutil.rmtree(new, ignore_errors=True)
-    account.folder(new, 0o700)
-    password = plan.secrets / "postgres_password"
+    new.mkdir(mode=0o700)
+    password = plan.passwords / "postgres_password"
     made = subprocess.run(
-        account.dropped(
-            [
-                *[str(programs / "initdb"), "-D", str(new), "--username=postgres", f"--pwfile={password}"],
-                # UTF-8 and a locale that knows all its letters: in C, lower('ГЛЕБ') is 'ГЛЕБ'.
-                *["--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", "--no-instructions"],
-                "--data-checksums",  # a disk that lies is found out, not believed
-            ]
-        ),
+        [
+            *[str(programs / "initdb"), "-D", str(new), "--username=postgres", f"--pwfile={password}"],
+            # UTF-8 and a locale that knows all its letters: in C, lower('ГЛЕБ') is 'ГЛЕБ'.
+            *["--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", "--no-instructions"],
+            "--data-checksums",  # a disk that lies is found out, not believed
+        ],
         cwd=plan.home,
         capture_output=True,
         text=True,
@@ -69,8 +67,8 @@ def create_database(plan: Plan, *, within: float) -> None:
     Raises:
         Refusal: the server does not come up.
     """
-    password = (plan.secrets / "postgres_password").read_text().strip()
-    app_password = (plan.secrets / "app_password").read_text().strip()
+    password = (plan.passwords / "postgres_password").read_text().strip()
+    app_password = (plan.passwords / "app_password").read_text().strip()
     server = f"postgresql://postgres:{password}@127.0.0.1:{plan.postgres_port}/postgres"
     with _connect(server, plan, within) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'velikiy'").fetchone():

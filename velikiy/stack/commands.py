@@ -3,21 +3,24 @@
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
+from dotenv import dotenv_values
 
 from velikiy.settings import BadSetting, StackSettings, load
 from velikiy.stack import Refusal, account, preflight, tail
-from velikiy.stack.plan import Plan
-from velikiy.stack.start import ENV_FILE, default_home, knobs_of, ready, say, shown, start, step
+from velikiy.stack.plan import OURS, Plan
+from velikiy.stack.start import default_home, knobs_of, ready, say, shown, start, step
 from velikiy.stack.supervise import Supervisor
 
 NOT_RUNNING = 3
@@ -49,31 +52,47 @@ def up(
     data: Path | None,
 ) -> None:
     """Start everything, and say where it is."""
-    given = {"port": port, "edges": edges, "apps": apps, "bind": bind, "data": data}
-    given = {name: value for name, value in given.items() if value is not None}
-    wanted = load(StackSettings, ENV_FILE, **given)
-    knobs_of(wanted)  # a bad one is refused before anything is made
+    given = {"port": port, "edges": edges, "apps": apps, "bind": bind}
+    wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
+    if not account.handed_over():
+        knobs_of(wanted)  # a bad one is refused before anything is made
+        preflight.data_folder(home)
+        preflight.room(home)
+        preflight.address(wanted.bind)
+        account.make_home(home)
+        account.hand_over(home, live=reload)
+
     # Signals come as KeyboardInterrupt wherever we are: a start that is broken off is taken back.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-
-    preflight.data_folder(home)
-    preflight.room(home)
-    preflight.address(wanted.bind)
-    account.folder(home)
-    with _alone(home):
-        started = start(home, wanted, set(given), reload)
+    try:
+        with _alone(home):
+            started = start(home, wanted, reload)
+    except KeyboardInterrupt:
+        say("\nbroken off; nothing is left running")
+        sys.exit(130)
     if detach or not started:
         return
+    _stay_with(started)
+
+
+def _stay_with(plan: Plan) -> None:
+    """Show the logs until somebody has enough, here or with `./run down` elsewhere."""
+    supervisor = Supervisor(plan)
+    ours = supervisor.pid()
+    look = itertools.count(1)
     say("Ctrl-C stops everything. The logs:")
-    supervisor = Supervisor(started)
     try:
-        tail.follow(started.logs, None, lambda: False, from_start=True)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second Ctrl-C of an impatient person
-        with step("\nstopping"):
-            supervisor.stop()
+        # Ten times a second there is something to show, but to ask supervisord every three is enough.
+        tail.follow(plan.logs, None, lambda: next(look) % 30 == 0 and supervisor.pid() != ours, from_start=True)
+        say("\nstopped from elsewhere")
+    except (KeyboardInterrupt, BrokenPipeError):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the second Ctrl-C of an impatient person
+            signal.signal(number, signal.SIG_IGN)
+        with _alone(plan.home), step("\nstopping"):
+            if supervisor.pid() == ours:
+                supervisor.stop()
 
 
 @run.command()
@@ -82,24 +101,28 @@ def up(
 def down(data: Path | None, wipe: bool) -> None:
     """Stop everything; the data stays."""
     home = _home(data)
+    if not account.handed_over():
+        if not (home / "stack.json").exists():
+            say(f"There is no stack in {home}.")
+            return
+        account.hand_over(home, wait=wipe)
     plan = Plan.load(home)
     if plan is None:
-        say(f"There is no stack in {home}.")
         return
     with _alone(home), step("stopping"):
         Supervisor(plan).stop()
     if wipe:
         # What others may have put there is not ours to delete.
-        for pattern in ("run", "logs", "secrets", "code*", "postgres*", "redis", "app*", "edge*", "lock", "*.json"):
-            for entry in home.glob(pattern):
+        for entry in home.iterdir():
+            if OURS.fullmatch(entry.name):
                 _delete(entry)
         with contextlib.suppress(OSError):  # something of others is in it
             home.rmdir()
-        say(f"deleted {home}")
+        say(f"deleted {home}" if not home.exists() or not any(home.iterdir()) else f"deleted what is ours in {home}")
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
@@ -110,7 +133,10 @@ def _delete(path: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(data: Path | None, as_json: bool) -> None:
     """What runs, and where. Exits with 0 when it is ready, else with 3."""
-    state = _state(_home(data))
+    home = _home(data)
+    if not account.handed_over():
+        account.hand_over(home)
+    state = _state(home)
     if as_json:
         click.echo(json.dumps(state, indent=2))
     else:
@@ -127,7 +153,7 @@ def _state(home: Path) -> dict[str, Any]:
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
     for name, file in (("postgres", "database_url"), ("redis", "redis_url")):
         with contextlib.suppress(FileNotFoundError):
-            state[name] = (plan.secrets / file).read_text().strip()
+            state[name] = (plan.passwords / file).read_text().strip()
     state["processes"] = [
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
@@ -151,11 +177,14 @@ def _describe(state: dict[str, Any]) -> None:
 @run.command()
 @click.argument("name", required=False)
 @click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
-@click.option("--lines", "-n", default=50, show_default=True, help="Of each log.")
+@click.option("--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True, help="Of each log.")
 @DATA
 def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     """Show the logs: of all processes, or of those whose names start with NAME (edge, app1, postgres, ...)."""
-    plan = Plan.load(_home(data))
+    home = _home(data)
+    if not account.handed_over():
+        account.hand_over(home)
+    plan = Plan.load(home)
     found = tail.files(plan.logs, name) if plan else []
     if plan is None or not found:
         names = ", ".join(file.stem for file in tail.files(plan.logs)) if plan else ""
@@ -164,7 +193,7 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
         for line in tail.last(file, lines):
             tail.show(file, line)
     if follow:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
             tail.follow(plan.logs, name, lambda: False)
 
 
@@ -174,7 +203,7 @@ def velikiy(arguments: tuple[str, ...]) -> None:
     """The project's own commands, with the settings of the stack in the data folder (DATA=... names another)."""
     plan = Plan.load(_home(None))
     if plan is not None:
-        os.environ.setdefault("SECRETS_DIR", str(plan.secrets))
+        os.environ.setdefault("SECRETS_DIR", str(plan.passwords))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606
 
 
@@ -182,8 +211,9 @@ def velikiy(arguments: tuple[str, ...]) -> None:
 
 
 def _home(data: Path | None) -> Path:
-    chosen = data or load(StackSettings, ENV_FILE).data
-    return Path(os.path.abspath(chosen.expanduser())) if chosen else default_home()  # noqa: PTH100
+    """Without links in it: what processes say of where they work has none either."""
+    chosen = data or load(StackSettings, None).data
+    return chosen.expanduser().resolve() if chosen else default_home()
 
 
 @contextlib.contextmanager
@@ -199,6 +229,13 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def main() -> int:
+    socket.setdefaulttimeout(10)  # a supervisord that hangs must not hang us
+    # A person's settings for psql are none of our servers'; .env is read here, where its owner can.
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+    if not account.handed_over():
+        for name, value in dotenv_values(account.CHECKOUT / ".env").items():
+            os.environ.setdefault(name, value or "")
     try:
         run(prog_name="./run", standalone_mode=False)
     except click.ClickException as error:
@@ -216,6 +253,5 @@ def main() -> int:
             raise
         return 1
     except (KeyboardInterrupt, click.Abort):
-        say("\nbroken off; nothing is left running")
         return 130
     return 0

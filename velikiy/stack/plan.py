@@ -1,21 +1,21 @@
 """What runs where: one stack's folder, ports, and the table of its processes."""
 
 import contextlib
-import hashlib
 import json
+import os
 import random
-import shutil
+import re
+import secrets
 import socket
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from velikiy.settings import Settings
-from velikiy.stack import account
+from velikiy.stack import Refusal, account
 
-CHECKOUT = Path(__file__).parent.parent.parent
-CODE = ("velikiy", "migrations", "edge", "postgres", "redis")
-"""What of the checkout the services need."""
+OURS = re.compile(r"(run|logs|secrets|postgres|postgres\.new|redis|app\d+|edge\d+|lock|stack\.json(\.new)?)")
+"""What a data folder holds; anything else in it is somebody else's."""
 
 INNER_PORTS = range(20_000, 30_000)
 """Below the range from which Linux gives ports to clients: one of those must not be taken while we restart."""
@@ -50,6 +50,9 @@ class Plan:
     fingerprint: str = ""
     """Of code and settings: a stack that runs with others is started anew by `up`."""
 
+    identity: str = field(default_factory=lambda: secrets.token_hex(8))
+    """What its edges answer to tell themselves from others that may have got the port first."""
+
     # ---- where ----
 
     @property
@@ -65,18 +68,12 @@ class Plan:
         return self.home / "logs"
 
     @property
-    def secrets(self) -> Path:
+    def passwords(self) -> Path:
         return self.home / "secrets"
 
     @property
     def cluster(self) -> Path:
         return self.home / "postgres"
-
-    @property
-    def code(self) -> Path:
-        """A copy, so that an edit or a `git pull` in the checkout cannot meet a worker that is just restarted;
-        with `--reload` the checkout itself."""
-        return CHECKOUT if self.reload else self.home / "code"
 
     @property
     def edge_urls(self) -> list[str]:
@@ -91,24 +88,29 @@ class Plan:
     def app_urls(self) -> list[str]:
         return [f"http://127.0.0.1:{port}" for port in self.app_ports]
 
-    @property
-    def low_ports(self) -> bool:
-        return account.is_root() and any(port < 1024 for port in self.edge_ports)
-
     # ---- kept ----
 
     def save(self) -> None:
-        new = self.file.with_suffix(".new")
-        new.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        account.give(new)
+        new = self.home / "stack.json.new"
+        kept = {name: value for name, value in asdict(self).items() if name != "data"}
+        with new.open("w") as file:
+            file.write(json.dumps(kept, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         new.replace(self.file)
 
     @classmethod
     def load(cls, data: Path) -> "Plan | None":
+        file = data / "stack.json"
         try:
-            return cls(**json.loads((data / "stack.json").read_text()))
+            # Where it is found is where it is: a copy or a moved folder must not speak for the original.
+            return cls(**{**json.loads(file.read_text()), "data": str(data)})
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except (ValueError, TypeError):
+            raise Refusal(
+                f"{file} cannot be read as what it should be. Delete it and start again; the data stays."
+            ) from None
 
     # ---- made ----
 
@@ -128,20 +130,10 @@ class Plan:
         self.postgres_port, self.redis_port = port(), port()
         self.app_ports = [port() for _ in range(self.apps)]
 
-    def copy_code(self) -> None:
-        if self.reload:
-            return
-        new = self.home / "code.new"
-        shutil.rmtree(new, ignore_errors=True)
-        for name in CODE:
-            shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.rmtree(self.home / "code", ignore_errors=True)
-        new.rename(self.home / "code")
-
     def programs(self, settings: Settings, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
         python = {
-            "PYTHONPATH": str(self.code),
+            "PYTHONPATH": str(account.code()),
             "PYTHONPYCACHEPREFIX": str(self.home / "run" / "pycache"),
             "PYTHONUNBUFFERED": "1",
         }
@@ -153,7 +145,7 @@ class Plan:
                     "postgres",
                     [
                         *[str(binaries / "postgres"), "-D", str(self.cluster), "-p", str(self.postgres_port)],
-                        *["-c", f"config_file={self.code}/postgres/postgresql.conf"],
+                        *["-c", f"config_file={account.code()}/postgres/postgresql.conf"],
                         *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
                     ],
                     stop_signal="INT",  # fast: disconnect everyone, then stop cleanly
@@ -164,27 +156,28 @@ class Plan:
                 Program(
                     "redis",
                     [
-                        *["redis-server", f"{self.code}/redis/redis.conf", "--bind", "127.0.0.1"],
+                        *["redis-server", f"{account.code()}/redis/redis.conf", "--bind", "127.0.0.1"],
                         *["--port", str(self.redis_port), "--dir", str(self.home / "redis")],
-                        *["--include", str(self.secrets / "redis.conf")],
+                        *["--include", str(self.passwords / "redis.conf")],
                     ],
                 )
             )
-        gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{self.code}/velikiy/gunicorn.conf.py"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
         for n, port in enumerate(self.app_ports, 1):
             programs.append(
                 Program(
                     f"app{n}",
                     [*gunicorn, *(["--reload"] if self.reload else []), "velikiy:create_app()"],
-                    {**python, **knobs, "APP_LISTEN": f"127.0.0.1:{port}", "SECRETS_DIR": str(self.secrets)},
+                    {**python, **knobs, "APP_LISTEN": f"127.0.0.1:{port}", "SECRETS_DIR": str(self.passwords)},
                 )
             )
         for n, port in enumerate(self.edge_ports, 1):
             programs.append(
                 Program(
                     f"edge{n}",
-                    [f"{self.code}/edge/start"],
+                    [f"{account.code()}/edge/start"],
                     {
+                        "EDGE_ID": self.identity,
                         "EDGE_DATA": str(self.home / f"edge{n}"),
                         "EDGE_LISTEN": f"{bracketed(self.bind)}:{port}",
                         "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
@@ -197,16 +190,6 @@ class Plan:
                 )
             )
         return programs
-
-
-def fingerprint(*parts: object) -> str:
-    """Of the code that would run, and whatever else matters."""
-    digest = hashlib.sha256(repr(parts).encode())
-    for name in CODE:
-        for file in sorted((CHECKOUT / name).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
-                digest.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
 
 
 def bracketed(host: str) -> str:

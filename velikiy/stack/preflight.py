@@ -5,7 +5,7 @@ import socket
 from pathlib import Path
 
 from velikiy.stack import Refusal, account
-from velikiy.stack.plan import bracketed, is_free
+from velikiy.stack.plan import OURS, bracketed, is_free
 
 ROOM_FIRST = 400
 ROOM_LATER = 100
@@ -20,11 +20,21 @@ def data_folder(data: Path) -> None:
     """
     if len(str(data)) > 80:
         raise Refusal(f"{data} is too long for the sockets in it (80 characters). Choose another folder with --data.")
+    if odd := set('"%;$\\{}') & set(str(data)):
+        raise Refusal(
+            f"{data} has {' '.join(sorted(odd))} in it, which Nginx would misread. Choose another with --data."
+        )
     if data.exists() and not data.is_dir():
         raise Refusal(f"{data} is not a folder. Choose another one with --data.")
-    if data.is_dir() and any(data.iterdir()) and not (data / "stack.json").exists():
+    foreign = [entry for entry in data.iterdir() if not OURS.fullmatch(entry.name)] if data.is_dir() else []
+    if foreign and not (data / "stack.json").exists():
         raise Refusal(f"{data} holds something else. Choose an empty or a new folder with --data.")
-    account.refuse_unreachable(data)
+    for parent in reversed(data.parents):
+        if parent.exists() and not account.may_enter(parent):
+            raise Refusal(
+                f"{data} cannot hold the data: the user {account.services().pw_name}, under which the services run, "
+                f"may not enter {parent}. Choose another folder with --data."
+            )
 
 
 def room(data: Path) -> None:
@@ -41,11 +51,12 @@ def room(data: Path) -> None:
 
 def address(bind: str) -> None:
     """Raises: Refusal, where the machine has no such address."""
+    there = False
     try:
         socket.getaddrinfo(bind, None, flags=socket.AI_NUMERICHOST)
-        there = is_free(bind, 0)
+        there = bool(bind) and is_free(bind, 0)
     except OSError:
-        there = False
+        pass
     if not there:
         raise Refusal(
             f"This machine has no address {bind}. Use --bind 127.0.0.1 for this machine alone, "

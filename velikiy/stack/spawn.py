@@ -1,5 +1,4 @@
 """Starts one server under supervisor: `python spawn.py COMMAND...` becomes the command, after cleaning up.
-`python spawn.py --reap FOLDER` only cleans up.
 
 Uses nothing but the standard library and imports nothing of the project: it runs before each restart, and must
 work when everything else is broken.
@@ -66,9 +65,6 @@ def reap(folder: Path, *, grace: float = 0.0) -> None:
 
 
 def main() -> None:
-    if sys.argv[1] == "--reap":
-        reap(Path(sys.argv[2]), grace=10)
-        return
     folder = Path.cwd()
     last = folder.parent / "run" / f"{folder.name}.spawned"
     with contextlib.suppress(FileNotFoundError):

@@ -1,24 +1,25 @@
 """Starting a stack: from what was asked for to an address that answers."""
 
 import contextlib
+import hashlib
+import shlex
+import signal
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from velikiy.cli import write_secrets
 from velikiy.settings import Settings, StackSettings, load
 from velikiy.stack import Refusal, account, cluster, preflight, tail
-from velikiy.stack.plan import CHECKOUT, Plan, fingerprint
+from velikiy.stack.plan import Plan
 from velikiy.stack.supervise import FIRST, Supervisor
 
-ENV_FILE = CHECKOUT / ".env"
 
-
-def start(home: Path, wanted: StackSettings, given: set[str], reload: bool) -> Plan | None:
+def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     """The plan that runs from now on; None where it did already."""
     began = time.monotonic()
     before = Plan.load(home)
@@ -37,24 +38,18 @@ def start(home: Path, wanted: StackSettings, given: set[str], reload: bool) -> P
         # What is not asked for stays as it runs.
         plan.port = wanted.port or before.port
         for name in ("bind", "edges", "apps"):
-            if name not in given:
+            if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(before, name))
     knobs = knobs_of(wanted)
-    plan.fingerprint = fingerprint(
-        *(plan.bind, plan.edges, plan.apps, plan.reload, knobs, wanted.database_url, wanted.redis_url),
-        sys.executable,
-    )
+    parts = (plan.bind, plan.edges, plan.apps, knobs, wanted.database_url, wanted.redis_url)
+    plan.fingerprint = hashlib.sha256(repr((*parts, account.code(), sys.executable)).encode()).hexdigest()
     same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
     if before is not None and running and same and ready(before):
-        say(f"It is running already: {before.edge_urls[0]}  (./run logs -f shows the logs, ./run down stops it)")
+        say(f"It is running already: {shown(before.edge_urls[0])}")
+        _hint(before)
         return None
 
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
-    if plan.reload and account.is_root() and not account.may_enter(CHECKOUT):
-        raise Refusal(
-            f"--reload runs the code where it is, and the user {account.NAME} may not enter {CHECKOUT}. "
-            "Clone it somewhere else, for example into /srv."
-        )
     if before is not None and not running:
         Supervisor(before).stop()  # what outlived its supervisor may hold ports
     ours = before.edge_ports if before is not None and running and before.bind == plan.bind else []
@@ -73,6 +68,9 @@ def start(home: Path, wanted: StackSettings, given: set[str], reload: bool) -> P
                 cluster.create(plan, binaries)
         _launch(plan, settings, binaries, supervisor)
     except BaseException:
+        # Taken back as a whole, whoever is impatient.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
         supervisor.stop()
         raise
     say(f"Velikiy Flask is ready after {time.monotonic() - began:.1f} s: {shown(plan.edge_urls[0])}")
@@ -80,11 +78,15 @@ def start(home: Path, wanted: StackSettings, given: set[str], reload: bool) -> P
         say(f"  edge {n}  {shown(url)}")
     if plan.port != 80 and wanted.port is None:
         say("  (port 80 is taken, or this user may not open it)")
-    option = "" if home == default_home() else f" --data {home}"
+    _hint(plan)
+    return plan
+
+
+def _hint(plan: Plan) -> None:
+    option = "" if plan.home == default_home() else f" --data {shlex.quote(plan.data)}"
     say(f"  try     curl -i {shown(plan.edge_urls[0])}/users")
     say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
     say(f"  stop    ./run down{option}")
-    return plan
 
 
 def _lay_out(plan: Plan, wanted: StackSettings) -> None:
@@ -92,18 +94,14 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     home = plan.home
     plan.save()
     servers = ["redis", *(f"app{n + 1}" for n in range(plan.apps)), *(f"edge{n + 1}" for n in range(plan.edges))]
-    for name in ("run", "logs", *servers):
-        account.folder(home / name)
-    account.folder(plan.secrets, 0o700)
-    plan.copy_code()
+    for name in ("run", "logs", "secrets", *servers):
+        (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
-    write_secrets(plan.secrets, postgres=postgres, redis=redis, mode=0o400)
+    write_secrets(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
     for name, address in (("database_url", wanted.database_url), ("redis_url", wanted.redis_url)):
         if address:
-            (plan.secrets / name).chmod(0o600)
-            (plan.secrets / name).write_text(address + "\n")
-    for file in plan.secrets.iterdir():
-        account.give(file)
+            (plan.passwords / name).chmod(0o600)
+            (plan.passwords / name).write_text(address + "\n")
 
 
 def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: Supervisor) -> None:
@@ -145,13 +143,15 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
 
 
 def ready(plan: Plan) -> bool:
-    """Every edge answers /health."""
+    """Every edge is ours and answers /health."""
     for url in plan.edge_urls:
         try:
-            with urllib.request.urlopen(url + "/health", timeout=3) as answer:  # noqa: S310
-                if answer.status != 200:
+            with urllib.request.urlopen(url + "/.edge", timeout=3) as answer:  # noqa: S310
+                if answer.read().decode() != plan.identity:
                     return False
-        except (OSError, urllib.error.URLError):
+            with urllib.request.urlopen(url + "/health", timeout=3):  # noqa: S310
+                pass
+        except (OSError, ValueError, HTTPException):
             return False
     return True
 
@@ -159,7 +159,7 @@ def ready(plan: Plan) -> bool:
 def knobs_of(wanted: StackSettings) -> dict[str, Any]:
     """The app's settings but for its servers' addresses, which are not known yet where the servers are ours."""
     stand_in = {"database_url": "postgresql://", "redis_url": "redis://"}
-    settings = load(Settings, ENV_FILE, **{**stand_in, **_given_addresses(wanted)})
+    settings = load(Settings, None, **{**stand_in, **_given_addresses(wanted)})
     return {name: value for name, value in settings if not name.endswith("_url")}
 
 
@@ -169,7 +169,7 @@ def _given_addresses(wanted: StackSettings) -> dict[str, str]:
 
 
 def _addresses(plan: Plan, wanted: StackSettings) -> dict[str, str]:
-    ours = {name: (plan.secrets / name).read_text().strip() for name in ("database_url", "redis_url")}
+    ours = {name: (plan.passwords / name).read_text().strip() for name in ("database_url", "redis_url")}
     return {**ours, **_given_addresses(wanted)}
 
 

@@ -7,13 +7,12 @@ import subprocess
 import sys
 import time
 from http.client import HTTPException
-from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from velikiy.stack import Refusal, account
+from velikiy.stack import Refusal, account, spawn
 from velikiy.stack.plan import Plan, Program
 
 FIRST = ("postgres", "redis")
@@ -34,6 +33,11 @@ class Supervisor:
         """A connection of its own for each call: one that failed once is of no use any more."""
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
         return ServerProxy("http://localhost", transport=transport).supervisor
+
+    @property
+    def low_ports(self) -> bool:
+        """Whether an edge needs the capability for its port; without root nobody has it to give."""
+        return any(port < 1024 for port in self.plan.edge_ports)
 
     def pid(self) -> int | None:
         """None where it does not run."""
@@ -56,23 +60,22 @@ class Supervisor:
         """
         configuration = self.plan.home / "run" / "supervisord.conf"
         configuration.write_text(_configuration(self.plan, programs))
-        account.give(configuration)
         command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
         process = subprocess.Popen(
-            account.dropped(command, low_ports=self.plan.low_ports),
+            command if self.low_ports else account.WITHOUT_LOW_PORTS + command,
             cwd=self.plan.home,
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
+            # No pipe to us, who will be gone: on a full disk it complains there, and would die of it.
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # a Ctrl-C is for the launcher, which stops things in their order
-            text=True,
+            umask=0o077,
         )
         until = time.monotonic() + within
         while self.pid() is None:
             if process.poll() is not None or time.monotonic() > until:
-                said = process.communicate()[1].strip() if process.poll() is not None else "no answer"
-                raise Refusal(f"supervisord did not start: {said}. See {self.plan.logs / 'supervisord.log'}.")
+                raise Refusal(f"supervisord did not start. See {self.plan.logs / 'supervisord.log'}.")
             time.sleep(0.02)
 
     def start_program(self, name: str) -> None:
@@ -91,17 +94,8 @@ class Supervisor:
                 self.rpc.shutdown()
             while _lives(pid) and time.monotonic() < until:
                 time.sleep(0.03)
-        self.reap()
-
-    def reap(self) -> None:
-        """End whatever of this stack is left without its supervisor.
-
-        As the services' user: in a container not even root may look at other users' processes.
-        """
-        script = self.plan.code / "velikiy" / "stack" / "spawn.py"
-        if script.exists():
-            command = [sys.executable, "-S", str(script), "--reap", str(self.plan.home)]
-            subprocess.run(account.dropped(command, low_ports=self.plan.low_ports), cwd=self.plan.home, check=True)
+        # Whatever is left without its supervisor.
+        spawn.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
 
     def _stop_all_but(self, kept: tuple[str, ...], until: float) -> None:
@@ -138,7 +132,6 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
         "logfile_backups=1",
         f"pidfile={_value(home / 'run' / 'supervisord.pid')}",
         f"childlogdir={_value(home / 'logs')}",
-        "umask=077",
         "[unix_http_server]",
         f"file={_value(home / 'run' / 'supervisor.sock')}",
         "chmod=0700",
@@ -146,8 +139,8 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
     ]
     for program in programs:
-        command = [sys.executable, "-S", str(plan.code / "velikiy" / "stack" / "spawn.py"), *program.command]
-        if plan.low_ports and not program.low_ports:
+        command = [sys.executable, "-S", str(account.code() / "velikiy" / "stack" / "spawn.py"), *program.command]
+        if not program.low_ports:
             command = account.WITHOUT_LOW_PORTS + command
         sections += [
             f"[program:{program.name}]",
