@@ -179,6 +179,8 @@ def _answer(answer: Answer) -> Response:
 
 def _tiered(response: Response, answer: Answer) -> Response:
     response.headers["Cache-Status"] = answer.cache_status
+    if not answer.storable:
+        response.headers["X-Accel-Expires"] = "0"
     return response
 
 

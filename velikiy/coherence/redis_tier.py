@@ -1,10 +1,13 @@
-"""Tier 2: one Redis hash for each path, one field for each variant of it.
+"""Tier 2: one Redis hash for each path, one field for each variant of it, and leases for those who fill them.
 
-Lost, evicted or flushed, Redis only ever loses speed: nothing is kept there that PostgreSQL does not have.
+Lost, evicted or flushed, Redis only ever loses speed: what is not there is read from PostgreSQL, and a lease that
+is not there refuses its fill.
 """
 
+import secrets
 import time
 from collections.abc import Iterable
+from pathlib import Path as File
 
 import redis
 import structlog
@@ -16,6 +19,12 @@ from velikiy.coherence.entry import Entry, Path
 log = structlog.get_logger()
 
 AWAY = (redis.exceptions.RedisError, OSError)
+HERE = File(__file__).parent
+
+
+class Lease(str):
+    """The right to fill one variant of a path, until a write drops it: a token that was never used before
+    (Gray and Cheriton, Leases, 1989; and as in Facebook's memcache, NSDI 2013)."""
 
 
 class RedisTier:
@@ -24,6 +33,9 @@ class RedisTier:
 
     REST = 1.0
     """Seconds."""
+
+    LEASE = 3.0
+    """Seconds after which a lease is void, and somebody else may have it. Only speed depends on this number."""
 
     def __init__(self, url: str, *, ttl: int, timeout: float) -> None:
         """`ttl`: seconds from the first fill of a path; `timeout`: seconds to connect, and to be answered."""
@@ -34,14 +46,28 @@ class RedisTier:
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
         )
+        self._read, self._fill, self._drop = (
+            self._redis.register_script((HERE / f"{name}.lua").read_text()) for name in ("read", "fill", "drop")
+        )
         self._skip_until = 0.0
 
-    def get(self, path: Path, variant: str) -> Entry | None:
+    def read(self, path: Path, variant: str, *, patience: float = 0.02) -> Entry | Lease | None:
+        """The entry, or the lease to fill it, or None: Redis does not answer, or somebody else is filling and was
+        not done within `patience` seconds."""
         if time.monotonic() < self._skip_until:
             return None
+        lease = Lease(secrets.token_hex(8))
+        until = time.monotonic() + patience
         try:
-            stored = self._redis.hget(path.key, "body:" + variant)
-            return Entry.unpack(stored) if isinstance(stored, bytes) else None
+            while True:
+                state, *entry = self._read(keys=[path.key], args=[variant, lease, int(self.LEASE * 1000)])
+                if state == 1:
+                    return Entry.unpack(entry[0])
+                if state == 2:
+                    return lease
+                if time.monotonic() >= until:
+                    return None
+                time.sleep(patience / 5)
         except (redis.exceptions.ResponseError, ValueError):
             # Somebody else's, under our key: a string, a list, bytes that are no entry.
             self.drop([path])
@@ -49,23 +75,22 @@ class RedisTier:
             self._failed("read", error)
         return None
 
-    def fill(self, path: Path, variant: str, entry: Entry) -> bool:
-        """Store it; False where Redis could not be asked."""
+    def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None) -> bool:
+        """Store it; False where the lease is gone, or Redis could not be asked. None gives the lease back."""
         if time.monotonic() < self._skip_until:
             return False
         try:
-            with self._redis.pipeline() as pipeline:
-                pipeline.hset(path.key, "body:" + variant, entry.pack())
-                pipeline.expire(path.key, self.ttl, nx=True)  # a hot path must not live for ever by its fills
-                pipeline.execute()
+            return bool(
+                self._fill(keys=[path.key], args=[variant, lease, entry.pack() if entry else b"", self.ttl * 1000])
+            )
         except AWAY as error:
             self._failed("fill", error)
             return False
-        return True
 
     def drop(self, paths: Iterable[Path]) -> None:
         try:
-            self._redis.unlink(*[path.key for path in paths])
+            for path in paths:  # one script each: in a cluster each path has a slot of its own
+                self._drop(keys=[path.key])
         except AWAY as error:
             self._failed("drop", error)
 

@@ -1,0 +1,251 @@
+"""Races between a reader and a writer, each stepped: one is stopped at a place while the other runs through."""
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+
+import psycopg
+import pytest
+
+from tests.running import Stack, wait_until
+from velikiy.coherence import Answer, Entry, Fence, Path, RedisTier
+from velikiy.coherence.fence import lock, number, writer_in_flight
+from velikiy.coherence.redis_tier import Lease
+from velikiy.postgres import Connection, Database
+
+_numbers = count(1)
+
+
+def nothing() -> None:
+    pass
+
+
+class Stepped(RedisTier):
+    """Stops a writer before and after its drop."""
+
+    before_drop: Callable[[], None] = staticmethod(nothing)
+    after_drop: Callable[[], None] = staticmethod(nothing)
+
+    def drop(self, paths: Iterable[Path]) -> None:
+        self.before_drop()
+        super().drop(paths)
+        self.after_drop()
+
+
+class Row:
+    """One row behind one path, with a reader and a writer of it."""
+
+    def __init__(self, stack: Stack, database: Database, tier: Stepped) -> None:
+        self.stack, self.database, self.tier = stack, database, tier
+        self.fence = Fence(database, tier)
+        self.number = next(_numbers)
+        self.path = Path(f"/row/{self.number}", f"row:{self.number}")
+        stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.number)
+
+    def load(self, connection: Connection) -> Entry:
+        row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.number,)).fetchone()
+        return Entry(200, row[0].encode()) if row else Entry(404)
+
+    def read(self, load: Callable[[Connection], Entry] | None = None) -> Answer:
+        return self.fence.read(self.path, "", load or self.load)
+
+    def value(self) -> str:
+        return self.read().entry.body.decode()
+
+    def write(self, value: str) -> None:
+        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
+            return None, (self.path,)
+
+        # Another writer is another process: with a tier of its own, which is not stepped.
+        Fence(self.database, RedisTier(self.stack.redis_url, ttl=60, timeout=1)).write(change)
+
+    def write_stepped(self, value: str) -> None:
+        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
+            return None, (self.path,)
+
+        self.fence.write(change)
+
+    def stored(self) -> bytes | None:
+        stored: bytes | None = self.stack.redis().hget(self.path.key, "body:")  # type: ignore[assignment]
+        return stored
+
+
+@pytest.fixture(scope="module")
+def database(stack: Stack) -> Iterator[Database]:
+    stack.sql("CREATE TABLE rows (id int PRIMARY KEY, value text)")
+    database = Database(stack.postgres, size=4, timeout=5)
+    database.open()
+    yield database
+    database.close()
+    stack.sql("DROP TABLE rows")
+
+
+@pytest.fixture
+def row(stack: Stack, database: Database) -> Row:
+    return Row(stack, database, Stepped(stack.redis_url, ttl=60, timeout=1))
+
+
+def test_a_fill_that_a_write_overtook_between_read_and_store_is_refused(row: Row) -> None:
+    def load(connection: Connection) -> Entry:
+        entry = row.load(connection)
+        row.write("new")
+        return entry
+
+    answer = row.read(load)
+    assert answer.entry.body == b"old"  # its read began before the write
+    assert row.stored() is None
+    assert row.value() == "new"
+
+
+def test_a_write_between_check_and_snapshot_is_seen_by_both(row: Row) -> None:
+    def load(connection: Connection) -> Entry:
+        row.write("new")
+        return row.load(connection)
+
+    assert row.read(load).entry.body == b"new"
+    assert row.stored() in (None, b"200 \nnew")
+    assert row.value() == "new"
+
+
+@pytest.mark.parametrize("place", ["before_drop", "after_drop"])
+def test_what_is_read_while_a_writer_is_on_its_way_is_stored_nowhere(row: Row, place: str) -> None:
+    seen: list[Answer] = []
+    assert row.value() == "old"  # and it is in Redis now
+    setattr(row.tier, place, lambda: seen.append(row.read()))
+    row.write_stepped("new")
+    [answer] = seen
+    assert answer.entry.body == b"old"  # not committed yet
+    if place == "after_drop":
+        assert not answer.storable
+        assert answer.cache_status == "redis; fwd=uri-miss; detail=write-in-flight"
+    assert row.stored() is None
+    assert row.value() == "new"
+
+
+def test_a_second_writer_of_the_path_that_passes_the_first_hides_nothing(row: Row) -> None:
+    other = row.number + 1_000_000
+    row.stack.sql("INSERT INTO rows VALUES (%s, 'old')", other)
+
+    def load(connection: Connection) -> Entry:
+        rows = connection.execute(
+            "SELECT string_agg(value, ',' ORDER BY id) FROM rows WHERE id IN (%s, %s)", (row.number, other)
+        ).fetchone()
+        assert rows
+        return Entry(200, rows[0].encode())
+
+    def second() -> None:
+        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+            connection.execute("UPDATE rows SET value = 'second' WHERE id = %s", (other,))
+            return None, (row.path,)
+
+        Fence(row.database, RedisTier(row.stack.redis_url, ttl=60, timeout=1)).write(change)
+        answer = row.read(load)
+        assert answer.entry.body == b"old,second"
+        assert not answer.storable  # the first is still on its way
+
+    row.tier.after_drop = second
+    row.write_stepped("first")
+    assert row.read(load).entry.body == b"first,second"
+
+
+def test_at_the_drop_the_lock_is_held_and_the_change_not_yet_visible(row: Row) -> None:
+    seen: list[tuple[bool, str]] = []
+
+    def look() -> None:
+        with row.database.read() as connection:
+            seen.append((writer_in_flight(connection, row.path), row.load(connection).body.decode()))
+
+    row.tier.before_drop = look
+    row.write_stepped("new")
+    assert seen == [(True, "old")]
+    with row.database.read() as connection:
+        assert not writer_in_flight(connection, row.path)
+
+
+def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None:
+    writer = Connection.connect(row.stack.postgres)
+    lock(writer, [row.path])
+    assert not row.read().storable
+    pid = writer.info.backend_pid
+    row.stack.sql("SELECT pg_terminate_backend(%s)", pid)
+    wait_until(lambda: not row.stack.sql("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
+    assert row.read().storable
+    assert row.read().cache_status == "redis; hit"
+    with pytest.raises(psycopg.OperationalError):
+        writer.execute("SELECT 1")
+
+
+def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
+    assert row.value() == "old"
+
+    def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+        raise KeyError("nobody")
+
+    with pytest.raises(KeyError):
+        row.fence.write(change)
+    assert row.read().cache_status == "redis; hit"
+    with row.database.read() as connection:
+        assert not writer_in_flight(connection, row.path)
+
+
+def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
+    with Connection.connect(row.stack.postgres) as first, Connection.connect(row.stack.postgres) as second:
+        lock(first, [row.path])
+        lock(second, [row.path])  # would wait here, and run into the connection's deadline
+
+
+class TestLeases:
+    def test_one_fills_and_others_are_told(self, row: Row) -> None:
+        lease = row.tier.read(row.path, "")
+        assert isinstance(lease, Lease)
+        assert row.tier.read(row.path, "", patience=0) is None
+        assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant
+        assert row.tier.fill(row.path, "", lease, Entry(200, b"x"))
+        assert row.tier.read(row.path, "") == Entry(200, b"x")
+        assert not row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # it is used up
+
+    def test_who_waits_gets_what_the_other_filled(self, row: Row) -> None:
+        from threading import Timer
+
+        lease = row.tier.read(row.path, "")
+        assert isinstance(lease, Lease)
+        timer = Timer(0.05, row.tier.fill, (row.path, "", lease, Entry(200, b"x")))
+        timer.start()
+        assert row.tier.read(row.path, "", patience=5) == Entry(200, b"x")
+        timer.join()
+
+    @pytest.mark.parametrize("lost", ["dropped", "flushed", "evicted"])
+    def test_a_lease_that_is_lost_fills_nothing(self, row: Row, lost: str) -> None:
+        lease = row.tier.read(row.path, "")
+        assert isinstance(lease, Lease)
+        if lost == "dropped":
+            row.tier.drop([row.path])
+        elif lost == "flushed":
+            row.stack.redis().flushdb()
+        else:
+            row.stack.redis().delete(row.path.key)
+        assert not row.tier.fill(row.path, "", lease, Entry(200, b"x"))
+        assert row.stored() is None
+
+    def test_a_lease_ends_by_itself_and_its_late_fill_is_refused(self, row: Row) -> None:
+        row.tier.LEASE = 0.05
+        late = row.tier.read(row.path, "")
+        assert isinstance(late, Lease)
+        other = wait_until(lambda: row.tier.read(row.path, "", patience=0))
+        assert isinstance(other, Lease)
+        assert not row.tier.fill(row.path, "", late, Entry(200, b"late"))
+
+    def test_the_hash_lives_from_its_first_fill(self, row: Row) -> None:
+        for variant in ("", "limit=1"):
+            lease = row.tier.read(row.path, variant)
+            assert isinstance(lease, Lease)
+            assert row.tier.fill(row.path, variant, lease, Entry(200, b"x"))
+            if variant == "":
+                row.stack.redis().pexpire(row.path.key, 5000)
+        assert 0 < row.stack.redis().pttl(row.path.key) <= 5000
+
+
+def test_two_paths_have_two_locks() -> None:
+    assert number(Path("/users/1", "user:1")) != number(Path("/users", "all_users"))
+    assert -(2**63) <= number(Path("/users/1", "")) < 2**63
