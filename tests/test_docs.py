@@ -63,4 +63,4 @@ def test_no_address_of_a_registry_and_no_path_of_a_machine_is_in_the_repository(
     for name in listed:
         file = Path(ROOT / name)
         text = file.read_text(errors="replace") if file.is_file() else ""
-        assert not re.search(rf"({registries})|/ro" + "ot/|/wo" + "rk/", text), name
+        assert not re.search(rf"({registries})|/ro" + r"ot/\.|/wo" + "rk/", text), name
