@@ -246,6 +246,18 @@ class TestLeases:
         assert 0 < row.stack.redis().pttl(row.path.key) <= 5000
 
 
+def test_check_and_read_have_two_snapshots_whatever_the_roles_default(row: Row) -> None:
+    row.stack.sql("ALTER ROLE velikiy SET default_transaction_isolation = 'repeatable read'")
+    try:
+        database = Database(row.stack.postgres, size=1, timeout=5)
+        database.open()
+        with database.read() as connection:
+            assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+        database.close()
+    finally:
+        row.stack.sql("ALTER ROLE velikiy RESET default_transaction_isolation")
+
+
 def test_two_paths_have_two_locks() -> None:
     assert number(Path("/users/1", "user:1")) != number(Path("/users", "all_users"))
     assert -(2**63) <= number(Path("/users/1", "")) < 2**63

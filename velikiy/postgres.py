@@ -57,6 +57,8 @@ class Database:
         options: list[str] = [
             str(conninfo_to_dict(dsn).get("options") or ""),
             "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+            # What a check finds must be older than what the next statement reads, whatever the role's default.
+            r"-c default_transaction_isolation=read\ committed",
             # Our own deadline closes the connection, but a backend that waits for a lock does not look at it:
             # without this each such request would leave one behind, up to max_connections.
             f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
