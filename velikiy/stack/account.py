@@ -40,6 +40,13 @@ def handed_over() -> bool:
     return "VELIKIY_CODE" in os.environ
 
 
+def default_home() -> Path:
+    """Of whoever typed the command."""
+    if handed_over():
+        return Path(os.environ["VELIKIY_DEFAULT_HOME"])
+    return Path("/var/lib/velikiy") if is_root() else Path.home() / ".local/share/velikiy"
+
+
 def code() -> Path:
     """What the services run: a copy, so that an edit or a `git pull` in the checkout cannot meet a worker that is
     just restarted; with --reload the checkout itself."""
@@ -60,7 +67,8 @@ def hand_over(home: Path, *, live: bool = False, wait: bool = False) -> NoReturn
     command = [sys.executable, "-P", "-m", "velikiy.stack", *sys.argv[1:], "--data", str(home)]
     if is_root():
         command = [*_dropping(keep_low_ports=_has_low_ports()), *command]
-    environment = {**os.environ, "PYTHONPATH": str(place), "VELIKIY_CODE": str(place), "HOME": str(home)}
+    ours = {"PYTHONPATH": place, "VELIKIY_CODE": place, "VELIKIY_DEFAULT_HOME": default_home(), "HOME": home}
+    environment = {**os.environ, **{name: str(value) for name, value in ours.items()}}
     environment.pop("PYTHONPYCACHEPREFIX", None)
     os.chdir("/")  # the folder that it was typed in may be closed to the services' account
     if wait:

@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 from velikiy.settings import BadSetting, StackSettings, load
 from velikiy.stack import Refusal, account, preflight, tail
 from velikiy.stack.plan import OURS, Plan
-from velikiy.stack.start import default_home, knobs_of, ready, say, shown, start, step
+from velikiy.stack.start import knobs_of, ready, say, shown, start, step
 from velikiy.stack.supervise import Supervisor
 
 NOT_RUNNING = 3
@@ -213,7 +213,7 @@ def velikiy(arguments: tuple[str, ...]) -> None:
 def _home(data: Path | None) -> Path:
     """Without links in it: what processes say of where they work has none either."""
     chosen = data or load(StackSettings, None).data
-    return chosen.expanduser().resolve() if chosen else default_home()
+    return chosen.expanduser().resolve() if chosen else account.default_home()
 
 
 @contextlib.contextmanager

@@ -83,7 +83,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
 
 
 def _hint(plan: Plan) -> None:
-    option = "" if plan.home == default_home() else f" --data {shlex.quote(plan.data)}"
+    option = "" if plan.home == account.default_home() else f" --data {shlex.quote(plan.data)}"
     say(f"  try     curl -i {shown(plan.edge_urls[0])}/users")
     say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
     say(f"  stop    ./run down{option}")
@@ -175,10 +175,6 @@ def _addresses(plan: Plan, wanted: StackSettings) -> dict[str, str]:
 
 def shown(url: str) -> str:
     return url.removesuffix(":80")
-
-
-def default_home() -> Path:
-    return Path("/var/lib/velikiy") if account.is_root() else Path.home() / ".local/share/velikiy"
 
 
 def say(text: str) -> None:
