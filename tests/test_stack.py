@@ -542,7 +542,7 @@ def mounted(place: Path, kind: str, *options: str) -> Iterator[None]:
 
 class TestLogs:
     def test_they_are_shown_by_name(self, stack: Stack) -> None:
-        shown = run("logs", "postgres", "--data", str(stack.data))
+        shown = run("logs", "postgres", "-n", "100000", "--data", str(stack.data))
         assert shown.returncode == 0
         assert "ready to accept connections" in shown.stdout
         assert {line.split()[0] for line in shown.stdout.splitlines()} == {"postgres"}
