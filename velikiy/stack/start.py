@@ -59,7 +59,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
             Supervisor(before).stop()
     plan.choose_ports(before)
     _lay_out(plan, wanted)
-    settings = load(Settings, None, **_addresses(plan, wanted), **knobs)
+    settings = load(Settings, None, **_addresses(plan), **knobs)
 
     supervisor = Supervisor(plan)
     try:
@@ -98,10 +98,9 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
     write_secrets(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
-    for name, address in (("database_url", wanted.database_url), ("redis_url", wanted.redis_url)):
-        if address:
-            (plan.passwords / name).chmod(0o600)
-            (plan.passwords / name).write_text(address + "\n")
+    for name, address in _given_addresses(wanted).items():
+        (plan.passwords / name).chmod(0o600)
+        (plan.passwords / name).write_text(address + "\n")
 
 
 def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: Supervisor) -> None:
@@ -168,9 +167,8 @@ def _given_addresses(wanted: StackSettings) -> dict[str, str]:
     return {name: address for name, address in given.items() if address}
 
 
-def _addresses(plan: Plan, wanted: StackSettings) -> dict[str, str]:
-    ours = {name: (plan.passwords / name).read_text().strip() for name in ("database_url", "redis_url")}
-    return {**ours, **_given_addresses(wanted)}
+def _addresses(plan: Plan) -> dict[str, str]:
+    return {name: (plan.passwords / name).read_text().strip() for name in ("database_url", "redis_url")}
 
 
 def shown(url: str) -> str:
