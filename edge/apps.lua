@@ -143,7 +143,7 @@ end
 
 
 -- By turns; one that is down, or failed this very request, only where there is no other.
-local function choose(failed)
+function _M.choose(failed)
     local any
     for i = 1, #peers do
         local peer = peers[(turn + i - 1) % #peers + 1]
@@ -169,7 +169,7 @@ function _M.balance()
     elseif ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD" then
         balancer.set_more_tries(1)
     end
-    local peer = choose(failed)
+    local peer = _M.choose(failed)
     if not peer then
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
     end

@@ -2,8 +2,8 @@
 
 from flask import Flask
 
-from velikiy import api, health, logs, problems
-from velikiy.coherence import Fence, RedisTier
+from velikiy import api, health, leases, logs, problems
+from velikiy.coherence import connect
 from velikiy.postgres import Database
 from velikiy.settings import Settings, load
 from velikiy.users import Users
@@ -15,13 +15,18 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.configure(settings.log_level)
 
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
-    redis_tier = RedisTier(settings.redis_url, ttl=settings.redis_ttl, timeout=settings.redis_timeout)
-    fence = Fence(database, redis_tier)
+    fence = connect(
+        database,
+        redis_url=settings.redis_url,
+        redis_ttl=settings.redis_ttl,
+        redis_timeout=settings.redis_timeout,
+    )
     users = Users(fence)
 
     app = Flask(__name__, static_folder=None)
     problems.install(app)
     api.install(app, users)
-    health.install(app, database, redis_tier)
+    leases.install(app, fence.caches)
+    health.install(app, database, fence.redis_tier)
     database.open()
     return app

@@ -207,7 +207,7 @@ def _finish(response: Response) -> Response:
     response.headers["X-Content-Type-Options"] = "nosniff"
     # The route and not the path: a mistyped address may hold somebody's e-mail.
     # Edges and containers' health checks ask every second; nobody wants to read that.
-    say = log.debug if request.path in ("/livez", "/readyz") else log.info
+    say = log.debug if request.path.startswith(("/livez", "/readyz", "/.lease/")) else log.info
     say(
         "request",
         method=request.method,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from velikiy.settings import BadSetting
+from velikiy import logs
+from velikiy.settings import BadSetting, Settings, load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,13 +20,23 @@ def velikiy() -> None:
 def migrate(wait: float) -> None:
     """Bring the database's tables up to date; does nothing where they are."""
     from velikiy import migrate as migration  # SQLAlchemy takes half a second to import
-    from velikiy.settings import Settings, load
 
     try:
         applied = migration.upgrade(load(Settings).database_url, wait=wait)
     except migration.CannotMigrate as error:
         sys.exit(f"velikiy migrate: {error}")
     click.echo(f"applied: {', '.join(applied)}" if applied else "the tables are up to date")
+
+
+@velikiy.command()
+@click.option("--heartbeat", type=click.Path(path_type=Path), help="A file to touch while PostgreSQL answers.")
+def relay(heartbeat: Path | None) -> None:
+    """Hear of SQL that is written past the app, and drop it in the caches. Runs until it is stopped."""
+    from velikiy.relay import connect
+
+    settings = load(Settings)
+    logs.configure(settings.log_level)
+    connect(settings).run(heartbeat)
 
 
 @velikiy.command()

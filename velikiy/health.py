@@ -33,7 +33,7 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
 def _answers(database: Database) -> bool:
     """Whether the table can be read, too: before the first migration there is nothing to serve."""
     try:
-        with database.read() as connection:
+        with database.autocommit() as connection:
             connection.execute("SELECT FROM users LIMIT 0")
     except (DatabaseUnavailable, psycopg.Error):
         return False

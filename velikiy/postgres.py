@@ -32,6 +32,16 @@ class Connection(psycopg.Connection):
     deadline: float | None = None
     """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
 
+    @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """What is waited for meanwhile is not PostgreSQL: the deadline moves by as much."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            if self.deadline is not None:
+                self.deadline += time.monotonic() - began
+
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
         try:
@@ -62,6 +72,7 @@ class Database:
             # Our own deadline closes the connection, but a backend that waits for a lock does not look at it:
             # without this each such request would leave one behind, up to max_connections.
             f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
+            "-c velikiy.fenced=on",  # what we write we drop ourselves; the relay need not hear of it
         ]
         return ConnectionPool(
             dsn,
@@ -96,8 +107,8 @@ class Database:
         self._writes.close()
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A connection in autocommit mode: each statement sees what was committed when it began.
+    def autocommit(self) -> Iterator[Connection]:
+        """A connection in autocommit mode: each statement sees what was committed when it began, and commits.
 
         Raises:
             DatabaseUnavailable

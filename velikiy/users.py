@@ -13,7 +13,7 @@ import email_validator
 import psycopg
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from velikiy.coherence import Answer, Entry, Fence, Path
+from velikiy.coherence import Answer, Change, Entry, Fence, Path
 from velikiy.postgres import Connection
 
 # "company.local" and "team.test" are names that people run mail on at home; whether one can be reached is
@@ -124,8 +124,21 @@ SELECT_PAGE = """
     SELECT id, row_to_json(u)::text
     FROM (SELECT id, name, email, created_at, updated_at, version FROM users WHERE id > %s ORDER BY id LIMIT %s) u
 """
-INSERT = "INSERT INTO users (name, email) VALUES (%s, %s) RETURNING id"
-UPDATE = "UPDATE users SET name = coalesce(%s, name), email = coalesce(%s, email) WHERE id = %s RETURNING id"
+# The writes give the row as the reads do: the writer fills Redis with it.
+INSERT = """
+    WITH u AS (
+        INSERT INTO users (name, email) VALUES (%s, %s)
+        RETURNING id, name, email, created_at, updated_at, version
+    )
+    SELECT id, row_to_json(u)::text FROM u
+"""
+UPDATE = """
+    WITH u AS (
+        UPDATE users SET name = coalesce(%s, name), email = coalesce(%s, email) WHERE id = %s
+        RETURNING id, name, email, created_at, updated_at, version
+    )
+    SELECT row_to_json(u)::text FROM u
+"""
 DELETE = "DELETE FROM users WHERE id = %s RETURNING id"
 
 
@@ -170,10 +183,10 @@ class Users:
             EmailTaken
         """
 
-        def change(connection: Connection) -> tuple[int, tuple[Path, ...]]:
+        def change(connection: Connection) -> Change[int]:
             row = connection.execute(INSERT, (user.name, user.email)).fetchone()
             assert row is not None  # INSERT ... RETURNING gives a row or raises
-            return row[0], touched_by(row[0])
+            return _changed(row[0], row[0], Entry(200, row[1].encode()))
 
         return self._write(change)
 
@@ -185,30 +198,34 @@ class Users:
         """
         fields = changes.model_fields_set
 
-        def change(connection: Connection) -> tuple[bool, tuple[Path, ...]]:
+        def change(connection: Connection) -> Change[bool]:
             name = changes.name if "name" in fields else None
             email = changes.email if "email" in fields else None
             row = connection.execute(UPDATE, (name, email, user_id)).fetchone()
-            return (True, touched_by(user_id)) if row else (False, ())
+            return _changed(True, user_id, Entry(200, row[0].encode())) if row else Change(False)
 
         return self._write(change)
 
     def delete(self, user_id: int) -> bool:
         """False where there is no such user."""
 
-        def change(connection: Connection) -> tuple[bool, tuple[Path, ...]]:
+        def change(connection: Connection) -> Change[bool]:
             row = connection.execute(DELETE, (user_id,)).fetchone()
-            return (True, touched_by(user_id)) if row else (False, ())
+            return _changed(True, user_id, Entry(404)) if row else Change(False)
 
         return self._write(change)
 
-    def _write(self, change: Callable[[Connection], tuple[T, tuple[Path, ...]]]) -> T:
+    def _write(self, change: Callable[[Connection], Change[T]]) -> T:
         try:
             return self.fence.write(change)
         except psycopg.errors.UniqueViolation as error:
             if "email" in (error.diag.constraint_name or ""):
                 raise EmailTaken from None
             raise
+
+
+def _changed(outcome: T, user_id: int, entry: Entry) -> Change[T]:
+    return Change(outcome, touched_by(user_id), (one(user_id), entry))
 
 
 # ---- cursors: opaque to clients, so that what they hold can change ----

@@ -1,7 +1,9 @@
 """What keeps the caches and PostgreSQL from contradicting each other. It knows nothing of users."""
 
+from velikiy.coherence.caches import Caches
+from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
-from velikiy.coherence.fence import Answer, Fence
+from velikiy.coherence.fence import Answer, Change, Fence, connect
 from velikiy.coherence.redis_tier import RedisTier
 
-__all__ = ["Answer", "Entry", "Fence", "Path", "RedisTier"]
+__all__ = ["Answer", "Caches", "Change", "EdgeTier", "Entry", "Fence", "Path", "RedisTier", "connect"]

@@ -1,19 +1,22 @@
 """The two orders that matter, each in one place: lock, drop, commit; and check, then read, then fill.
 
-Why nothing old is ever found in Redis: a reader fills what it read only if no writer was in flight before its
+Why nothing old is ever found in a cache: a reader fills what it read only if no writer was in flight before its
 snapshot was taken. A fill whose snapshot lacks a write passed that check before the writer's lock, and so before its
-drop: its lease is gone when it lands. PostgreSQL makes a commit visible before it frees the lock. No clock is
-involved: a commit may be late, a writer may die, Redis may be emptied at any moment.
+drops: its lease in Redis, or its generation at the edge, is gone when it lands. PostgreSQL makes a commit visible
+before it frees the lock. Redis is dropped before the edges, since an edge may store a body that came from Redis. A
+cache that does not answer its drop is put out of use before the commit (`Caches.fence`).
 
-Nginx' copies still run out by themselves (EDGE_TTL): ARCHITECTURE.md names what a read may miss for it.
+No clock decides: a commit may be late, a writer may die, a cache may be emptied or restarted at any moment.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
+from velikiy.coherence.caches import Caches, Trust
+from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
-from velikiy.coherence.redis_tier import Lease, RedisTier
+from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
 from velikiy.postgres import Connection, Database
 
 T = TypeVar("T")
@@ -27,10 +30,22 @@ class Answer(NamedTuple):
     cache_status: str
 
 
+class Change(NamedTuple, Generic[T]):
+    """What a write did in its transaction."""
+
+    outcome: T
+    touched: tuple[Path, ...] = ()
+    own: tuple[Path, Entry] | None = None
+    """One of these paths, and its new entry: only where the writer's row lock keeps every other writer of the path
+    waiting until the commit. Of a list a writer knows its own row, and not what others are about to commit."""
+
+
 class Fence:
-    def __init__(self, database: Database, redis_tier: RedisTier) -> None:
+    def __init__(self, database: Database, caches: Caches, redis_tier: RedisTier, edge_tier: EdgeTier) -> None:
         self.database = database
+        self.caches = caches
         self.redis_tier = redis_tier
+        self.edge_tier = edge_tier
 
     def read(self, path: Path, variant: str, load: Callable[[Connection], Entry]) -> Answer:
         """From Redis, else from PostgreSQL through `load`, and then into Redis.
@@ -39,10 +54,10 @@ class Fence:
             DatabaseUnavailable: where Redis does not have it either.
         """
         found = self.redis_tier.read(path, variant)
-        if isinstance(found, Entry):
-            return Answer(found, True, "redis; hit")
-        with self.database.read() as connection:
-            # In autocommit each statement has a snapshot of its own: the check comes before the one that counts.
+        if isinstance(found, Hit):
+            return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
+        with self.database.autocommit() as connection:
+            # Each statement has a snapshot of its own: the check comes before the one that counts.
             written = writer_in_flight(connection, path)
             entry = load(connection)
         stored = False
@@ -52,17 +67,70 @@ class Fence:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
         return Answer(entry, True, "redis; fwd=uri-miss; stored" if stored else "redis; fwd=bypass")
 
-    def write(self, change: Callable[[Connection], tuple[T, tuple[Path, ...]]]) -> T:
-        """Run `change` in a transaction; then lock the paths that it says it touched, drop them, commit.
+    def write(self, change: Callable[[Connection], Change[T]]) -> T:
+        """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit.
 
         Raises:
             DatabaseUnavailable: the outcome is unknown.
         """
+        lease = None
         with self.database.transaction() as connection:
-            outcome, touched = change(connection)
-            lock(connection, touched)
-            self.redis_tier.drop(touched)
+            outcome, touched, own = change(connection)
+            if touched:
+                lock(connection, touched)
+                with connection.elsewhere():
+                    lease = self.drop(connection, touched, own[0] if own else None)
+        if own and lease:
+            # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
+            # that came meanwhile wait for this, or have gone to PostgreSQL.
+            self.redis_tier.fill(own[0], "", lease, own[1])
         return outcome
+
+    def drop(
+        self, connection: Connection, paths: Sequence[Path] | None, own: Path | None = None, *, wait: bool = True
+    ) -> Lease | None:
+        """These paths, or with None everything, in Redis and then at every edge; fences what does not answer, and
+        waits until it is out of use: a commit has to come after that. What is committed already need not `wait`.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        lease = self._drop_in_redis(connection, paths, own, wait)
+        self.drop_at_edges(connection, paths, wait=wait)
+        return lease
+
+    def drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None, *, wait: bool = True) -> None:
+        """The list is read now, after the drop in Redis: an edge that registers later finds nothing old there."""
+        edges = self.caches.edges(connection)
+        silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
+        self.caches.fence(silent)
+        if wait:
+            self.caches.wait_out([*silent, *(edge for edge in edges if edge.fenced)])
+
+    def _drop_in_redis(
+        self, connection: Connection, paths: Sequence[Path] | None, own: Path | None, wait: bool
+    ) -> Lease | None:
+        # The row is asked for after the lock: whoever uses Redis once it is back finds the lock held.
+        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None
+        if redis is None or not redis.fenced:
+            try:
+                if paths is None:
+                    self.redis_tier.drop_all()
+                    return None
+                return self.redis_tier.drop(paths, own)
+            except DoesNotAnswer:
+                redis = self.caches.redis(connection)
+                self.caches.fence([redis])
+        if wait:
+            self.caches.wait_out([redis])
+        return None
+
+
+def connect(database: Database, *, redis_url: str, redis_ttl: int, redis_timeout: float) -> Fence:
+    """The fence of this database; nothing is asked yet. `redis_ttl` and `redis_timeout` in seconds."""
+    caches = Caches(database)
+    redis_tier = RedisTier(redis_url, Trust(caches.redis_is_fenced), ttl=redis_ttl, timeout=redis_timeout)
+    return Fence(database, caches, redis_tier, EdgeTier())
 
 
 def lock(connection: Connection, paths: Iterable[Path]) -> None:

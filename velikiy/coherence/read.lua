@@ -3,10 +3,10 @@
 -- ARGV[1]  variant (the canonical query; empty for the path itself)
 -- ARGV[2]  a token that was never used before: the lease, if it is given
 -- ARGV[3]  milliseconds after which a lease is void
--- returns  {1, entry} it is here; {2} you fill it, with this token; {3} somebody else is filling it
+-- returns  {1, entry, milliseconds that it lives} it is here; {2} you fill it, with this token; {3} somebody else is filling it
 local entry = redis.call('HGET', KEYS[1], 'body:' .. ARGV[1])
 if entry then
-    return {1, entry}
+    return {1, entry, redis.call('PTTL', KEYS[1])}
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

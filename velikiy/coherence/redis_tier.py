@@ -8,12 +8,14 @@ import secrets
 import time
 from collections.abc import Iterable
 from pathlib import Path as File
+from typing import NamedTuple
 
 import redis
 import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from velikiy.coherence.caches import PATIENCE, Trust, now
 from velikiy.coherence.entry import Entry, Path
 
 log = structlog.get_logger()
@@ -27,9 +29,19 @@ class Lease(str):
     (Gray and Cheriton, Leases, 1989; and as in Facebook's memcache, NSDI 2013)."""
 
 
+class Hit(NamedTuple):
+    entry: Entry
+    ttl: int
+    """Seconds that Redis keeps it."""
+
+
+class DoesNotAnswer(Exception):
+    """A drop that Redis may or may not have done. Whoever uses it may find there what was to be dropped."""
+
+
 class RedisTier:
     """Reads and fills skip Redis for a second after it failed to answer (a breaker): a Redis that hangs would
-    otherwise cost every read its timeout. Drops always try."""
+    otherwise cost every read its timeout. And they skip it when it is fenced (`Trust`)."""
 
     REST = 1.0
     """Seconds."""
@@ -37,47 +49,59 @@ class RedisTier:
     LEASE = 3.0
     """Seconds after which a lease is void, and somebody else may have it. Only speed depends on this number."""
 
-    def __init__(self, url: str, *, ttl: int, timeout: float) -> None:
+    def __init__(self, url: str, trust: Trust, *, ttl: int, timeout: float) -> None:
         """`ttl`: seconds from the first fill of a path; `timeout`: seconds to connect, and to be answered."""
         self.ttl = ttl
-        self._redis = redis.Redis.from_url(
-            url,
-            socket_connect_timeout=timeout,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
-        )
+        self.trust = trust
+        self._redis = self._client(url, timeout)
+        # What a write waits for is not given up as early: to go on without Redis costs it a fence.
+        self._patient = self._client(url, PATIENCE)
         self._read, self._fill, self._drop = (
             self._redis.register_script((HERE / f"{name}.lua").read_text()) for name in ("read", "fill", "drop")
         )
         self._skip_until = 0.0
 
-    def read(self, path: Path, variant: str, *, patience: float = 0.02) -> Entry | Lease | None:
-        """The entry, or the lease to fill it, or None: Redis does not answer, or somebody else is filling and was
-        not done within `patience` seconds."""
-        if time.monotonic() < self._skip_until:
+    def _client(self, url: str, timeout: float) -> redis.Redis:
+        return redis.Redis.from_url(
+            url,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
+        )
+
+    def read(self, path: Path, variant: str, *, patience: float = 0.02) -> Hit | Lease | None:
+        """The entry, or the lease to fill it, or None: Redis is fenced or does not answer, or somebody else is
+        filling and was not done within `patience` seconds."""
+        if self.resting:
             return None
-        lease = Lease(secrets.token_hex(8))
-        until = time.monotonic() + patience
+        lease = new_lease()
+        end = time.monotonic() + patience
         try:
             while True:
-                state, *entry = self._read(keys=[path.key], args=[variant, lease, int(self.LEASE * 1000)])
+                trusted_until = self.trust.until()
+                if now() >= trusted_until:
+                    return None
+                state, *found = self._read(keys=[path.key], args=[variant, lease, int(self.LEASE * 1000)])
+                if now() >= trusted_until:
+                    return None  # a write may have passed by a fenced Redis meanwhile
                 if state == 1:
-                    return Entry.unpack(entry[0])
+                    entry, milliseconds = found
+                    return Hit(Entry.unpack(entry), max(0, milliseconds) // 1000)
                 if state == 2:
                     return lease
-                if time.monotonic() >= until:
+                if time.monotonic() >= end:
                     return None
                 time.sleep(patience / 5)
         except (redis.exceptions.ResponseError, ValueError):
             # Somebody else's, under our key: a string, a list, bytes that are no entry.
-            self.drop([path])
+            self._forget(path)
         except AWAY as error:
             self._failed("read", error)
         return None
 
     def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None) -> bool:
         """Store it; False where the lease is gone, or Redis could not be asked. None gives the lease back."""
-        if time.monotonic() < self._skip_until:
+        if self.resting:
             return False
         try:
             return bool(
@@ -87,12 +111,42 @@ class RedisTier:
             self._failed("fill", error)
             return False
 
-    def drop(self, paths: Iterable[Path]) -> None:
+    def drop(self, paths: Iterable[Path], mine: Path | None = None) -> Lease | None:
+        """Forget these paths; with the lease to fill one of them, where it is wanted and Redis is not fenced.
+
+        Where nobody listens Redis is dead, and holds nothing.
+
+        Raises:
+            DoesNotAnswer
+        """
+        lease = new_lease()
+        trusted_until = self.trust.until() if mine else 0.0
+        for again in (True, False):
+            try:
+                for path in paths:  # one script each: in a cluster each path has a slot of its own
+                    token = lease if path == mine else ""
+                    self._drop(keys=[path.key], args=[token, int(self.LEASE * 1000)], client=self._patient)
+                return lease if now() < trusted_until else None
+            except AWAY as error:
+                if refused(error):
+                    return None
+                # A kept connection to a Redis that was restarted is broken: a new one tells what is there now.
+                if not again or isinstance(error, redis.exceptions.TimeoutError):
+                    self._failed("drop", error)
+                    raise DoesNotAnswer from error
+        return None
+
+    def drop_all(self) -> None:
+        """
+        Raises:
+            DoesNotAnswer
+        """
         try:
-            for path in paths:  # one script each: in a cluster each path has a slot of its own
-                self._drop(keys=[path.key])
+            self._patient.flushdb(asynchronous=True)
         except AWAY as error:
-            self._failed("drop", error)
+            if not refused(error):
+                self._failed("flush", error)
+                raise DoesNotAnswer from error
 
     def answers(self) -> bool:
         try:
@@ -100,6 +154,35 @@ class RedisTier:
         except AWAY:
             return False
 
+    @property
+    def resting(self) -> bool:
+        return time.monotonic() < self._skip_until
+
+    @property
+    def doubtful(self) -> bool:
+        """It may be fenced, for all that this process knows."""
+        return self.resting or now() >= self.trust.until()
+
+    def _forget(self, path: Path) -> None:
+        try:
+            self._drop(keys=[path.key], args=["", 0])
+        except AWAY as error:
+            self._failed("read", error)
+
     def _failed(self, what: str, error: Exception) -> None:
         self._skip_until = time.monotonic() + self.REST
         log.warning("redis.unavailable", during=what, cause=type(error).__name__)
+
+
+def new_lease() -> Lease:
+    return Lease(secrets.token_hex(8))
+
+
+def refused(error: BaseException | None) -> bool:
+    """Nobody listens there. Nothing else shows that a server holds nothing: one that resets a connection, or has no
+    room for it, may hold what it likes."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

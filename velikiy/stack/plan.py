@@ -14,7 +14,7 @@ from pathlib import Path
 from velikiy.settings import Settings
 from velikiy.stack import Refusal, account
 
-OURS = re.compile(r"(run|logs|secrets|postgres|postgres\.new|redis|app\d+|edge\d+|lock|stack\.json(\.new)?)")
+OURS = re.compile(r"(run|logs|secrets|postgres|postgres\.new|redis|relay|app\d+|edge\d+|lock|stack\.json(\.new)?)")
 """What a data folder holds; anything else in it is somebody else's."""
 
 INNER_PORTS = range(20_000, 30_000)
@@ -47,6 +47,9 @@ class Plan:
     postgres_port: int = 0
     redis_port: int = 0
     app_ports: list[int] = field(default_factory=list)
+    control_ports: list[int] = field(default_factory=list)
+    """Of the edges, where writers reach them."""
+
     fingerprint: str = ""
     """Of code and settings: a stack that runs with others is started anew by `up`."""
 
@@ -116,7 +119,7 @@ class Plan:
 
     def choose_ports(self, before: "Plan | None") -> None:
         """Those of the last time where they are free."""
-        wanted = [before.postgres_port, before.redis_port, *before.app_ports] if before else []
+        wanted = [before.postgres_port, before.redis_port, *before.app_ports, *before.control_ports] if before else []
         taken: set[int] = set()
 
         def port() -> int:
@@ -129,6 +132,7 @@ class Plan:
 
         self.postgres_port, self.redis_port = port(), port()
         self.app_ports = [port() for _ in range(self.apps)]
+        self.control_ports = [port() for _ in range(self.edges)]
 
     def programs(self, settings: Settings, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
@@ -162,16 +166,18 @@ class Plan:
                     ],
                 )
             )
+        ours = {**python, **knobs, "SECRETS_DIR": str(self.passwords)}
+        programs.append(Program("relay", [sys.executable, "-P", "-m", "velikiy", "relay"], ours))
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
         for n, port in enumerate(self.app_ports, 1):
             programs.append(
                 Program(
                     f"app{n}",
                     [*gunicorn, *(["--reload"] if self.reload else []), "velikiy:create_app()"],
-                    {**python, **knobs, "APP_LISTEN": f"127.0.0.1:{port}", "SECRETS_DIR": str(self.passwords)},
+                    {**ours, "APP_LISTEN": f"127.0.0.1:{port}"},
                 )
             )
-        for n, port in enumerate(self.edge_ports, 1):
+        for n, (port, control) in enumerate(zip(self.edge_ports, self.control_ports, strict=True), 1):
             programs.append(
                 Program(
                     f"edge{n}",
@@ -180,6 +186,7 @@ class Plan:
                         "EDGE_ID": self.identity,
                         "EDGE_DATA": str(self.home / f"edge{n}"),
                         "EDGE_LISTEN": f"{bracketed(self.bind)}:{port}",
+                        "EDGE_CONTROL": f"127.0.0.1:{control}",
                         "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
                         "EDGE_TTL": str(settings.edge_ttl),
                         "EDGE_WORKERS": str(settings.edge_workers),

@@ -93,7 +93,12 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     """Folders, the code's copy, passwords and addresses."""
     home = plan.home
     plan.save()
-    servers = ["redis", *(f"app{n + 1}" for n in range(plan.apps)), *(f"edge{n + 1}" for n in range(plan.edges))]
+    servers = [
+        "redis",
+        "relay",
+        *(f"app{n + 1}" for n in range(plan.apps)),
+        *(f"edge{n + 1}" for n in range(plan.edges)),
+    ]
     for name in ("run", "logs", "secrets", *servers):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
@@ -130,7 +135,7 @@ def _migrate(settings: Settings) -> None:
 
 def _wait_until_ready(plan: Plan, *, within: float) -> None:
     until = time.monotonic() + within
-    while not ready(plan):
+    while not ready(plan, caching=True):
         if time.monotonic() > until:
             for file in tail.files(plan.logs):
                 for line in tail.last(file, 5):
@@ -141,12 +146,13 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
         time.sleep(0.05)
 
 
-def ready(plan: Plan) -> bool:
-    """Every edge is ours and answers /health."""
+def ready(plan: Plan, *, caching: bool = False) -> bool:
+    """Every edge is ours and answers /health; and may use its cache, where that is asked for."""
     for url in plan.edge_urls:
         try:
             with urllib.request.urlopen(url + "/.edge", timeout=3) as answer:  # noqa: S310
-                if answer.read().decode() != plan.identity:
+                identity, lease = answer.read().decode().split()
+                if identity != plan.identity or (lease == "0" and caching):
                     return False
             with urllib.request.urlopen(url + "/health", timeout=3):  # noqa: S310
                 pass

@@ -1,0 +1,94 @@
+-- A cached read: what happens before Nginx looks into its cache, and after the answer.
+
+local lease = require "lease"
+local generations = require "generations"
+
+local POLL = 0.002     -- seconds
+local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then it asks for itself
+
+local fills = ngx.shared.fills
+local sleep = ngx.sleep
+
+local _M = {}
+
+local warm, count = {}, 0  -- keys that this worker knows to be filled; it saves a look into the dictionary
+
+
+local function remember(key)
+    if count >= 10000 then
+        warm, count = {}, 0
+    end
+    warm[key] = true
+    count = count + 1
+end
+
+
+-- In rewrite_by_lua. Sets $generation, which is part of the key, for once and before anything is asked of an app: an
+-- answer that a write overtakes is then stored under a name that nobody asks for any more. Without a lease it stays
+-- empty, and with it the cache is left alone.
+function _M.begin()
+    local var = ngx.var
+    local uri = var.request_uri
+    local path = uri:match("^[^?]+")
+    local waited = 0
+    while true do
+        local epoch = lease.held()
+        local generation = epoch and generations.current(epoch, path)
+        if not generation then
+            return
+        end
+        local key = generation .. uri
+        if warm[key] then
+            var.generation = generation
+            return
+        end
+        -- Of many that miss at once one asks. Nginx' own proxy_cache_lock looks again only each 500 ms.
+        local state = fills:get(key)
+        if state == true then
+            remember(key)
+            var.generation = generation
+            return
+        end
+        if state == nil and fills:add(key, false, PATIENCE) then
+            var.generation = generation
+            var.fill = key
+            return
+        end
+        if waited >= PATIENCE then
+            var.generation = generation
+            return
+        end
+        sleep(POLL)
+        waited = waited + POLL
+        -- And again from the lease on: this read has asked for nothing yet, so it may as well begin now.
+    end
+end
+
+
+-- In rewrite_by_lua of @stale: whatever there is under the name that was the last one.
+function _M.stale()
+    local var = ngx.var
+    var.failed = var.upstream_status or ""
+    local epoch = lease.last()
+    var.generation = epoch and generations.known(epoch, var.request_uri:match("^[^?]+")) or ""
+end
+
+
+-- In log_by_lua, for the one that fills: the others may look, or the next one has to ask.
+function _M.finish()
+    local var = ngx.var
+    local key = var.fill
+    if key == "" then
+        return
+    end
+    local status = ngx.status
+    local stored = (status == 200 or status == 404) and var.upstream_http_x_accel_expires ~= "0"
+    if stored then
+        fills:set(key, true)
+    else
+        fills:delete(key)
+    end
+end
+
+
+return _M

@@ -1,0 +1,212 @@
+"""The table `caches`: who has to be told of a write, and who is left out because it does not answer.
+
+A cache may be used only by somebody who has asked this table, and only for LEASE seconds from before he asked (Gray and
+Cheriton, Leases, 1989). So a cache that cannot be told of a write is put out of use by its row alone: it is *fenced*;
+whoever asks from now on is refused, and after WAIT seconds nobody is left who was not. Then it is *left out*: writers
+pass it by. It comes back as a new *epoch*, with nothing from before.
+
+No clocks of two machines are compared: a lease is counted by the one who uses it, from before it asked; the wait by
+whoever waits, from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for clearing up.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import structlog
+
+from velikiy.postgres import Connection, Database, DatabaseUnavailable
+
+log = structlog.get_logger()
+
+LEASE = 2.4
+"""Seconds."""
+
+WAIT = 2.5
+"""Seconds; longer than LEASE by more than two clocks drift apart meanwhile. With what it takes to notice that a
+cache does not answer (PATIENCE) a write waits 3 s at most."""
+
+PATIENCE = 0.4
+"""Seconds for a cache to answer a drop."""
+
+REDIS = "redis"
+
+
+class Cache(NamedTuple):
+    name: str
+    """Of an edge: its place, where there can be no second one at the same time (edge/lease.lua)."""
+
+    address: str
+    """Of an edge: host:port of its control listener."""
+
+    epoch: str
+    fenced: bool
+    left_out: bool
+
+
+class Caches:
+    """Each method is one statement, or a few that commit by themselves: a writer that waits holds no lock here."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def edges(self, connection: Connection) -> list[Cache]:
+        """Those that have to be told; as of now, whatever the transaction has read before."""
+        rows = connection.execute(
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
+            " WHERE kind = 'edge' AND NOT left_out ORDER BY name"
+        )
+        return [Cache(*row) for row in rows.fetchall()]
+
+    def redis(self, connection: Connection) -> Cache:
+        row = connection.execute(
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", (REDIS,)
+        ).fetchone()
+        assert row is not None, "the migration makes it, and nobody deletes it"
+        return Cache(*row)
+
+    def redis_is_fenced(self) -> bool:
+        """
+        Raises:
+            DatabaseUnavailable
+        """
+        with self.database.autocommit() as connection:
+            return self.redis(connection).fenced
+
+    def fence(self, caches: Sequence[Cache]) -> None:
+        """Refuse them to all who ask from now on. Visible to all when this returns, and not before.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        if not caches:
+            return
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "UPDATE caches SET fenced_at = clock_timestamp() WHERE fenced_at IS NULL"
+                " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
+                _which(caches),
+            )
+        log.warning("cache.fenced", caches=[cache.address or cache.name for cache in caches])
+
+    def wait_out(self, caches: Sequence[Cache]) -> None:
+        """Until nobody uses these fenced caches any more; not where somebody else has waited already.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        if not caches:
+            return
+        which = _which(caches)
+        until = time.monotonic() + WAIT
+        while time.monotonic() < until:
+            with self.database.autocommit() as connection:
+                # One that has come back meanwhile, emptied, is not among them any more.
+                waiting = connection.execute(
+                    "SELECT FROM caches WHERE NOT left_out"
+                    " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
+                    which,
+                )
+                if not waiting.rowcount:
+                    return
+            time.sleep(0.02)
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "UPDATE caches SET left_out = true WHERE fenced_at IS NOT NULL"
+                " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
+                which,
+            )
+        log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
+
+    def renew(self, name: str, epoch: str) -> bool:
+        """For an edge that wants to go on; False: it is fenced, or nobody knows of it."""
+        with self.database.autocommit() as connection:
+            renewed = connection.execute(
+                "UPDATE caches SET renewed_at = clock_timestamp() WHERE name = %s AND epoch = %s AND fenced_at IS NULL",
+                (name, epoch),
+            )
+            return renewed.rowcount == 1
+
+    def register(self, name: str, address: str, epoch: str) -> None:
+        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used."""
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "INSERT INTO caches (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)"
+                " ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,"
+                " renewed_at = excluded.renewed_at, fenced_at = NULL, left_out = false",
+                (name, address, epoch),
+            )
+        log.info("edge.registered", cache=name, address=address, epoch=epoch)
+
+    def put_redis_back(self, cache: Cache) -> None:
+        """After it was emptied while it was left out. By its epoch: a relay that was slow lifts no later fence."""
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "UPDATE caches SET epoch = gen_random_uuid()::text, fenced_at = NULL, left_out = false"
+                " WHERE name = %s AND epoch = %s AND left_out",
+                (REDIS, cache.epoch),
+            )
+
+    def silent_edges(self, seconds: float) -> list[Cache]:
+        """Those that have not renewed for so long, by PostgreSQL's clock: to be fenced, and then forgotten."""
+        with self.database.autocommit() as connection:
+            rows = connection.execute(
+                "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
+                " WHERE kind = 'edge' AND renewed_at < clock_timestamp() - make_interval(secs => %s)",
+                (seconds,),
+            )
+            return [Cache(*row) for row in rows.fetchall()]
+
+    def forget(self, cache: Cache) -> None:
+        """A cache that nobody is told of any more may as well not be there; should it live, it registers anew."""
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "DELETE FROM caches WHERE name = %s AND epoch = %s AND left_out", (cache.name, cache.epoch)
+            )
+
+
+def _which(caches: Sequence[Cache]) -> dict[str, list[str]]:
+    return {"names": [cache.name for cache in caches], "epochs": [cache.epoch for cache in caches]}
+
+
+class Trust:
+    """What this process believes of Redis: not fenced, for LEASE seconds from before it asked.
+
+    It asks at most once a second, and only when somebody wants to know, so a process that is idle costs nothing.
+    """
+
+    AGAIN = 1.0
+    """Seconds."""
+
+    def __init__(self, redis_is_fenced: Callable[[], bool]) -> None:
+        """`redis_is_fenced` asks PostgreSQL."""
+        self._redis_is_fenced = redis_is_fenced
+        self._asking = threading.Lock()
+        self._asked = -LEASE
+        self._until = 0.0
+
+    def until(self) -> float:
+        """The moment (`now`) until which Redis may be used. Compare with it after Redis has answered: a process may be
+        stopped for any time between question and answer."""
+        if now() - self._asked >= self.AGAIN and self._asking.acquire(blocking=False):
+            try:
+                self._ask()
+            finally:
+                self._asking.release()
+        return self._until
+
+    def _ask(self) -> None:
+        asked = now()
+        try:
+            fenced = self._redis_is_fenced()
+        except DatabaseUnavailable:
+            return  # what was promised runs out by itself
+        finally:
+            self._asked = asked
+        self._until = 0.0 if fenced else asked + LEASE
+
+
+def now() -> float:
+    """Seconds, of a clock that goes on while the machine sleeps, as the leases of others do."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)

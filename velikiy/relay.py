@@ -1,0 +1,148 @@
+"""The relay: hears of SQL that was written past the app (psql, another program) and drops it in both tiers. And it
+looks after caches that were left out: an emptied Redis comes back, edges that are gone are forgotten.
+
+Any number may run; none of them is needed for what the app writes itself.
+"""
+
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path as File
+
+import structlog
+
+from velikiy import coherence
+from velikiy.coherence import Fence, Path
+from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.postgres import UNAVAILABLE, Connection, Database, DatabaseUnavailable
+from velikiy.settings import Settings
+from velikiy.users import touched_by
+
+log = structlog.get_logger()
+
+PathsOf = Callable[[int], tuple[Path, ...]]
+
+HEARTBEAT = 0.5
+"""Seconds without a word after which the connection is tried: one that was cut off looks like a quiet one."""
+
+PAUSE = 0.2
+"""Seconds between two tries to connect."""
+
+SILENT = 10.0
+"""Seconds without a renewal after which an edge is forgotten. It costs one that lives a start with nothing."""
+
+
+def connect(settings: Settings) -> "Relay":
+    """For the tables that there are."""
+    database = Database(settings.database_url, size=2, timeout=settings.database_timeout)
+    fence = coherence.connect(
+        database, redis_url=settings.redis_url, redis_ttl=settings.redis_ttl, redis_timeout=settings.redis_timeout
+    )
+    database.open()
+    return Relay(settings.database_url, database, fence, {"users": touched_by})
+
+
+class Relay:
+    def __init__(self, dsn: str, database: Database, fence: Fence, paths_of: dict[str, PathsOf]) -> None:
+        """`paths_of`: for each table with triggers that notify, what a write to a row of this id touches."""
+        self.dsn = dsn
+        self.database = database
+        self.fence = fence
+        self.paths_of = paths_of
+
+    def run(self, heartbeat: File | None = None) -> None:
+        """For ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
+        threading.Thread(target=self._look_after_caches, daemon=True).start()
+        while True:
+            try:
+                self.run_once(heartbeat)
+            except (*UNAVAILABLE, DatabaseUnavailable) as error:
+                log.warning("relay.disconnected", cause=type(error).__name__)
+                time.sleep(PAUSE)
+
+    def run_once(self, heartbeat: File | None = None) -> None:
+        """From one connection to its loss.
+
+        Raises:
+            psycopg.Error, DatabaseUnavailable
+        """
+        with Connection.connect(
+            self.dsn, autocommit=True, connect_timeout=2, application_name="velikiy relay"
+        ) as connection:
+            heard: list[str] = []
+            connection.add_notify_handler(lambda notification: heard.append(notification.payload))
+            connection.execute("LISTEN velikiy")
+            # What was written before nobody told us. In this order: what is written from here on is heard.
+            self._drop(None)
+            log.info("relay.listening")
+            while True:
+                select.select([connection.fileno()], [], [], HEARTBEAT)
+                connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
+                if heartbeat:
+                    heartbeat.touch()
+                if heard:
+                    # Together: of a program that writes row by row hundreds may have come meanwhile.
+                    payloads = heard.copy()
+                    heard.clear()
+                    self._drop(self.paths(payloads))
+
+    def paths(self, payloads: Sequence[str]) -> list[Path] | None:
+        """What these notifications speak of, `<table> <id> <id> ...`; None is everything."""
+        paths: dict[Path, None] = {}
+        for payload in payloads:
+            table, *ids = payload.split()
+            if table not in self.paths_of or not all(number.isdecimal() for number in ids):
+                return None
+            for number in ids:
+                paths.update(dict.fromkeys(self.paths_of[table](int(number))))
+        return list(paths)
+
+    def _drop(self, paths: list[Path] | None) -> None:
+        with self.database.autocommit() as connection, connection.elsewhere():
+            self.fence.drop(connection, paths, wait=False)  # the next notification must not wait for a cache
+        log.debug("relay.dropped", paths=[path.path for path in paths] if paths is not None else "everything")
+
+    # ---- caches that were left out ----
+
+    def _look_after_caches(self) -> None:
+        reachable_since = time.monotonic()
+        while True:
+            time.sleep(1)
+            try:
+                self.put_redis_back()
+                # After an outage of PostgreSQL no edge has renewed: they get the time to do so.
+                if time.monotonic() - reachable_since > SILENT:
+                    self.forget_silent_edges()
+            except DatabaseUnavailable:
+                reachable_since = time.monotonic()
+
+    def put_redis_back(self) -> None:
+        """Emptied, once nobody uses it any more: a lease that was given between emptying and the end of the fence
+        would outlive the writes that passed it by."""
+        caches = self.fence.caches
+        with self.database.autocommit() as connection:
+            redis = caches.redis(connection)
+        if not redis.fenced:
+            return
+        caches.wait_out([redis])  # whoever fenced it may have died before the wait was over
+        try:
+            self.fence.redis_tier.drop_all()
+        except DoesNotAnswer:
+            return
+        # The edges too: what was written past the app meanwhile was dropped there at once, and until the end of the
+        # fence an edge could get the old body from Redis once more.
+        with self.database.autocommit() as connection, connection.elsewhere():
+            self.fence.drop_at_edges(connection, None, wait=True)
+        caches.put_redis_back(redis)
+        log.warning("redis.back")
+
+    def forget_silent_edges(self) -> None:
+        caches = self.fence.caches
+        silent = caches.silent_edges(SILENT)
+        if silent:
+            caches.fence(silent)
+            caches.wait_out(silent)
+        for edge in silent:
+            caches.forget(edge)
+            log.warning("edge.forgotten", address=edge.address)
