@@ -7,9 +7,10 @@ import psycopg
 import pytest
 
 from tests.running import Stack, wait_until
-from velikiy.coherence import Answer, Entry, Fence, Path, RedisTier
+from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
+from velikiy.coherence.caches import Trust
 from velikiy.coherence.fence import lock, number, writer_in_flight
-from velikiy.coherence.redis_tier import Lease
+from velikiy.coherence.redis_tier import Hit, Lease
 from velikiy.postgres import Connection, Database
 
 _numbers = count(1)
@@ -25,10 +26,19 @@ class Stepped(RedisTier):
     before_drop: Callable[[], None] = staticmethod(nothing)
     after_drop: Callable[[], None] = staticmethod(nothing)
 
-    def drop(self, paths: Iterable[Path]) -> None:
+    def drop(self, paths: Iterable[Path], mine: Path | None = None) -> Lease | None:
         self.before_drop()
-        super().drop(paths)
+        lease = super().drop(paths, mine)
         self.after_drop()
+        return lease
+
+
+def stepped(stack: Stack, database: Database) -> Stepped:
+    return Stepped(stack.redis_url, Trust(Caches(database).redis_is_fenced), ttl=60, timeout=1)
+
+
+def fenced(database: Database, tier: RedisTier) -> Fence:
+    return Fence(database, Caches(database), tier, EdgeTier())
 
 
 class Row:
@@ -36,7 +46,7 @@ class Row:
 
     def __init__(self, stack: Stack, database: Database, tier: Stepped) -> None:
         self.stack, self.database, self.tier = stack, database, tier
-        self.fence = Fence(database, tier)
+        self.fence = fenced(database, tier)
         self.number = next(_numbers)
         self.path = Path(f"/row/{self.number}", f"row:{self.number}")
         stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.number)
@@ -52,19 +62,18 @@ class Row:
         return self.read().entry.body.decode()
 
     def write(self, value: str) -> None:
-        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
-            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
-            return None, (self.path,)
-
         # Another writer is another process: with a tier of its own, which is not stepped.
-        Fence(self.database, RedisTier(self.stack.redis_url, ttl=60, timeout=1)).write(change)
+        self.write_through(fenced(self.database, stepped(self.stack, self.database)), value)
 
     def write_stepped(self, value: str) -> None:
-        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
-            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
-            return None, (self.path,)
+        self.write_through(self.fence, value)
 
-        self.fence.write(change)
+    def write_through(self, fence: Fence, value: str) -> None:
+        def change(connection: Connection) -> Change[None]:
+            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
+            return Change(None, (self.path,))
+
+        fence.write(change)
 
     def stored(self) -> bytes | None:
         stored: bytes | None = self.stack.redis().hget(self.path.key, "body:")  # type: ignore[assignment]
@@ -83,7 +92,7 @@ def database(stack: Stack) -> Iterator[Database]:
 
 @pytest.fixture
 def row(stack: Stack, database: Database) -> Row:
-    return Row(stack, database, Stepped(stack.redis_url, ttl=60, timeout=1))
+    return Row(stack, database, stepped(stack, database))
 
 
 def test_a_fill_that_a_write_overtook_between_read_and_store_is_refused(row: Row) -> None:
@@ -135,11 +144,11 @@ def test_a_second_writer_of_the_path_that_passes_the_first_hides_nothing(row: Ro
         return Entry(200, rows[0].encode())
 
     def second() -> None:
-        def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+        def change(connection: Connection) -> Change[None]:
             connection.execute("UPDATE rows SET value = 'second' WHERE id = %s", (other,))
-            return None, (row.path,)
+            return Change(None, (row.path,))
 
-        Fence(row.database, RedisTier(row.stack.redis_url, ttl=60, timeout=1)).write(change)
+        fenced(row.database, stepped(row.stack, row.database)).write(change)
         answer = row.read(load)
         assert answer.entry.body == b"old,second"
         assert not answer.storable  # the first is still on its way
@@ -153,13 +162,13 @@ def test_at_the_drop_the_lock_is_held_and_the_change_not_yet_visible(row: Row) -
     seen: list[tuple[bool, str]] = []
 
     def look() -> None:
-        with row.database.read() as connection:
+        with row.database.autocommit() as connection:
             seen.append((writer_in_flight(connection, row.path), row.load(connection).body.decode()))
 
     row.tier.before_drop = look
     row.write_stepped("new")
     assert seen == [(True, "old")]
-    with row.database.read() as connection:
+    with row.database.autocommit() as connection:
         assert not writer_in_flight(connection, row.path)
 
 
@@ -171,7 +180,7 @@ def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None
     row.stack.sql("SELECT pg_terminate_backend(%s)", pid)
     wait_until(lambda: not row.stack.sql("SELECT 1 FROM pg_stat_activity WHERE pid = %s", pid))
     assert row.read().storable
-    assert row.read().cache_status == "redis; hit"
+    assert row.read().cache_status.startswith("redis; hit; ttl=")
     with pytest.raises(psycopg.OperationalError):
         writer.execute("SELECT 1")
 
@@ -179,13 +188,13 @@ def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None
 def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
     assert row.value() == "old"
 
-    def change(connection: Connection) -> tuple[None, tuple[Path, ...]]:
+    def change(connection: Connection) -> Change[None]:
         raise KeyError("nobody")
 
     with pytest.raises(KeyError):
         row.fence.write(change)
-    assert row.read().cache_status == "redis; hit"
-    with row.database.read() as connection:
+    assert row.read().cache_status.startswith("redis; hit; ttl=")
+    with row.database.autocommit() as connection:
         assert not writer_in_flight(connection, row.path)
 
 
@@ -202,7 +211,7 @@ class TestLeases:
         assert row.tier.read(row.path, "", patience=0) is None
         assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant
         assert row.tier.fill(row.path, "", lease, Entry(200, b"x"))
-        assert row.tier.read(row.path, "") == Entry(200, b"x")
+        assert row.tier.read(row.path, "") == Hit(Entry(200, b"x"), 59)
         assert not row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # it is used up
 
     def test_who_waits_gets_what_the_other_filled(self, row: Row) -> None:
@@ -212,7 +221,7 @@ class TestLeases:
         assert isinstance(lease, Lease)
         timer = Timer(0.05, row.tier.fill, (row.path, "", lease, Entry(200, b"x")))
         timer.start()
-        assert row.tier.read(row.path, "", patience=5) == Entry(200, b"x")
+        assert row.tier.read(row.path, "", patience=5) == Hit(Entry(200, b"x"), 59)
         timer.join()
 
     @pytest.mark.parametrize("lost", ["dropped", "flushed", "evicted"])
@@ -251,7 +260,7 @@ def test_check_and_read_have_two_snapshots_whatever_the_roles_default(row: Row) 
     try:
         database = Database(row.stack.postgres, size=1, timeout=5)
         database.open()
-        with database.read() as connection:
+        with database.autocommit() as connection:
             assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
         database.close()
     finally:
