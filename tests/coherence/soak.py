@@ -2,9 +2,10 @@
 
     python -m tests.coherence.soak --minutes 30 --seed 7 --edges 2 --faults kill,stop-edge
     python -m tests.coherence.soak --minutes 1 --url http://127.0.0.1:8080 http://127.0.0.1:8081
+    python -m tests.coherence.soak --minutes 1 --peer classic
     python -m tests.coherence.soak --check FILE
 
-Exit code 1 where there was a wrong read; then what led to it is in a file, and the third form judges it again.
+Exit code 1 where there was a wrong read; then what led to it is in a file, and the last form judges it again.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from bench.classic.stack import classic
 from tests.coherence.checker import FOREVER, Checker, Verdict, check
 from tests.coherence.faults import KINDS, Faults
 from tests.coherence.history import Operation, load, save
@@ -28,6 +30,9 @@ WINDOW = 50_000
 
 LAG = 1_000_000_000
 """Nanoseconds. Judged is what lies so far back: which write took which number is best known before."""
+
+PEERS = {"classic": classic}
+"""Other designs behind the same API, for comparison."""
 
 SAVED = 3
 """Files at most: the first wrong reads tell more than the ten thousandth."""
@@ -149,6 +154,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--grace", type=float, default=1.0, help="seconds for a write past the app to be visible (1)")
     parser.add_argument("--across", action="store_true", help="/users and /users/<id> as if they were one path")
     parser.add_argument("--url", nargs="+", metavar="EDGE", help="a stack that runs already")
+    parser.add_argument("--peer", choices=PEERS, help="another design instead of ours, for comparison")
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "velikiy-soak")
     parser.add_argument("--check", type=Path, metavar="FILE", help="judge a saved history again")
     given = parser.parse_args()
@@ -157,6 +163,10 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no fault {', '.join(unknown)}; there are {', '.join(KINDS)}")
     if given.url and given.faults:
         parser.error("faults are for a stack of its own, without --url")
+    if given.peer and given.faults:
+        parser.error("faults are for our own stack, without --peer: they know our processes by name")
+    if given.peer and given.url:
+        parser.error("a peer is started here, --url names what runs already: give one of them")
     return given
 
 
@@ -178,7 +188,9 @@ def main() -> int:
     )
     with contextlib.ExitStack() as context:
         stack: Stack | None = None
-        if not given.url:
+        if given.peer:
+            wanted = replace(wanted, edges=tuple(context.enter_context(PEERS[given.peer](given.edges))))
+        elif not given.url:
             stack = context.enter_context(running("--edges", str(given.edges)))
             database = stack.postgres if "sql" in given.faults else ""
             wanted = replace(wanted, edges=tuple(stack.edges), database=database)
