@@ -1,9 +1,11 @@
-"""The load and the checker on a stack whose caches are out of play: what they find there would be their own mistakes."""
+"""The load and the checker themselves. On a stack whose caches are out of play, what they find would be their own
+mistakes; in a design that is known to be wrong, what they do not find would be."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from bench.classic.stack import classic
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
@@ -29,3 +31,13 @@ def test_without_caches_nothing_is_wrong_whatever_is_killed(uncached: Stack, sha
     assert soak.verdict.wrong == 0, soak.verdict
     assert soak.verdict.reads > 500
     assert faults.done
+
+
+def test_in_the_classic_design_wrong_reads_are_found_within_seconds() -> None:
+    with classic(edges=2) as edges:
+        soak = Soak(Load(tuple(edges), seed=1))
+        for _ in soak.run(6):
+            pass
+    assert soak.verdict.stale > 0, soak.verdict
+    # It is late with what is true, and shows nothing else: else it would be no peer but a broken program.
+    assert soak.verdict.impossible == 0, soak.verdict
