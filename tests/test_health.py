@@ -90,11 +90,25 @@ def test_without_postgresql_it_says_so_soon(fragile: Stack, away: Away) -> None:
 
 
 @pytest.mark.parametrize("away", [refusing, hanging])
-def test_without_postgresql_redis_still_answers(fragile: Stack, away: Away) -> None:
-    assert requests.get(f"{fragile.app}/users/2", timeout=5).status_code == 200
+def test_without_postgresql_an_edge_answers_what_it_has_and_marks_it(fragile: Stack, away: Away) -> None:
+    url = f"{fragile.edge}/users/2"
+    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
+
+    def marked() -> bool:
+        answer = requests.get(url, timeout=10)
+        assert (answer.status_code, answer.json()["id"]) == (200, 2)
+        assert answer.headers["X-Cache-Status"] in ("HIT", "STALE")
+        return answer.headers["X-Cache-Status"] == "STALE"
+
     with away(fragile, "postgres"):  # type: ignore[attr-defined]
-        answer = requests.get(f"{fragile.app}/users/2", timeout=5)
-        assert (answer.status_code, answer.headers["Cache-Status"]) == (200, "redis; hit")
+        wait_until(marked)
+        answer = requests.get(url, timeout=10)
+        assert answer.headers["Cache-Status"] == "nginx; hit; detail=stale"
+        assert 0 <= int(answer.headers["Age"]) < 60
+        nothing = requests.get(f"{fragile.edge}/users?limit=7", timeout=10)
+        problem(nothing, 503)
+        assert nothing.headers["Retry-After"] == "1"
+    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
 
 
 @pytest.mark.parametrize("away", [refusing, hanging])

@@ -99,7 +99,7 @@ class Relay:
         return list(paths)
 
     def _drop(self, paths: list[Path] | None) -> None:
-        with self.database.autocommit() as connection, connection.elsewhere():
+        with self.database.autocommit() as connection:
             self.fence.drop(connection, paths, wait=False)  # the next notification must not wait for a cache
         log.debug("relay.dropped", paths=[path.path for path in paths] if paths is not None else "everything")
 
@@ -127,13 +127,13 @@ class Relay:
             return
         caches.wait_out([redis])  # whoever fenced it may have died before the wait was over
         try:
-            self.fence.redis_tier.drop_all()
+            self.fence.redis_tier.drop(None)
         except DoesNotAnswer:
             return
         # The edges too: what was written past the app meanwhile was dropped there at once, and until the end of the
         # fence an edge could get the old body from Redis once more.
-        with self.database.autocommit() as connection, connection.elsewhere():
-            self.fence.drop_at_edges(connection, None, wait=True)
+        with self.database.autocommit() as connection:
+            self.fence.drop_at_edges(connection, None)
         caches.put_redis_back(redis)
         log.warning("redis.back")
 

@@ -78,8 +78,7 @@ class Fence:
             outcome, touched, own = change(connection)
             if touched:
                 lock(connection, touched)
-                with connection.elsewhere():
-                    lease = self.drop(connection, touched, own[0] if own else None)
+                lease = self.drop(connection, touched, own[0] if own else None)
         if own and lease:
             # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
             # that came meanwhile wait for this, or have gone to PostgreSQL.
@@ -102,10 +101,11 @@ class Fence:
     def drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None, *, wait: bool = True) -> None:
         """The list is read now, after the drop in Redis: an edge that registers later finds nothing old there."""
         edges = self.caches.edges(connection)
-        silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
-        self.caches.fence(silent)
-        if wait:
-            self.caches.wait_out([*silent, *(edge for edge in edges if edge.fenced)])
+        with connection.elsewhere():
+            silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
+            self.caches.fence(silent)
+            if wait:
+                self.caches.wait_out([*silent, *(edge for edge in edges if edge.fenced)])
 
     def _drop_in_redis(
         self, connection: Connection, paths: Sequence[Path] | None, own: Path | None, wait: bool
@@ -114,15 +114,14 @@ class Fence:
         redis = self.caches.redis(connection) if self.redis_tier.doubtful else None
         if redis is None or not redis.fenced:
             try:
-                if paths is None:
-                    self.redis_tier.drop_all()
-                    return None
-                return self.redis_tier.drop(paths, own)
+                with connection.elsewhere():
+                    return self.redis_tier.drop(paths, own)
             except DoesNotAnswer:
                 redis = self.caches.redis(connection)
                 self.caches.fence([redis])
         if wait:
-            self.caches.wait_out([redis])
+            with connection.elsewhere():
+                self.caches.wait_out([redis])
         return None
 
 

@@ -111,8 +111,9 @@ class RedisTier:
             self._failed("fill", error)
             return False
 
-    def drop(self, paths: Iterable[Path], mine: Path | None = None) -> Lease | None:
-        """Forget these paths; with the lease to fill one of them, where it is wanted and Redis is not fenced.
+    def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
+        """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
+        Redis is not fenced.
 
         Where nobody listens Redis is dead, and holds nothing.
 
@@ -123,7 +124,9 @@ class RedisTier:
         trusted_until = self.trust.until() if mine else 0.0
         for again in (True, False):
             try:
-                for path in paths:  # one script each: in a cluster each path has a slot of its own
+                if paths is None:
+                    self._patient.flushdb(asynchronous=True)
+                for path in paths or ():  # one script each: in a cluster each path has a slot of its own
                     token = lease if path == mine else ""
                     self._drop(keys=[path.key], args=[token, int(self.LEASE * 1000)], client=self._patient)
                 return lease if now() < trusted_until else None
@@ -135,18 +138,6 @@ class RedisTier:
                     self._failed("drop", error)
                     raise DoesNotAnswer from error
         return None
-
-    def drop_all(self) -> None:
-        """
-        Raises:
-            DoesNotAnswer
-        """
-        try:
-            self._patient.flushdb(asynchronous=True)
-        except AWAY as error:
-            if not refused(error):
-                self._failed("flush", error)
-                raise DoesNotAnswer from error
 
     def answers(self) -> bool:
         try:

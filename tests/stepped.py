@@ -1,0 +1,139 @@
+"""An app in this process whose reads and writes stop where a test wants them to, behind an edge of its own.
+
+The servers are those of a running stack; the edge registers in its database like any other.
+"""
+
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from flask import Flask
+from werkzeug.serving import make_server
+
+from tests.running import ROOT, Stack, folder, free_ports, status_of, wait_until
+from velikiy import api, leases, problems
+from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
+from velikiy.coherence.caches import Trust
+from velikiy.coherence.redis_tier import Lease
+from velikiy.postgres import Connection, Database
+from velikiy.users import Users
+
+T = TypeVar("T")
+Step = Callable[[], None]
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass
+class Steps:
+    """What is done at each place, by whoever comes there first; the next one passes."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+
+    def at(self, place: str) -> None:
+        self.passed.append(place)
+        self.steps.pop(place, nothing)()
+
+
+class SteppedRedis(RedisTier):
+    steps: Steps
+
+    def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
+        self.steps.at("before the drops")
+        return super().drop(paths, mine)
+
+
+class SteppedFence(Fence):
+    steps: Steps
+
+    def read(self, path: Path, variant: str, load: Callable[[Connection], Entry]) -> Answer:
+        def stepped(connection: Connection) -> Entry:
+            self.steps.at("between check and snapshot")
+            entry = load(connection)
+            self.steps.at("between snapshot and fill")
+            return entry
+
+        answer = super().read(path, variant, stepped)
+        self.steps.at("between fill and answer")
+        return answer
+
+    def write(self, change: Callable[[Connection], Change[T]]) -> T:
+        outcome = super().write(change)
+        self.steps.at("after the commit")
+        return outcome
+
+    def drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None, *, wait: bool = True) -> None:
+        self.steps.at("between the drops")
+        super().drop_at_edges(connection, paths, wait=wait)
+        self.steps.at("before the commit")
+
+
+@dataclass
+class SteppedApp:
+    stack: Stack
+    edge: str
+    data: str
+    """The edge's folder."""
+    steps: Steps
+    users: Users
+    database: Database
+
+
+@contextmanager
+def stepped_app(stack: Stack) -> Iterator[SteppedApp]:
+    steps = Steps()
+    database = Database(stack.postgres, size=8, timeout=10)
+    caches = Caches(database)
+    redis_tier = SteppedRedis(stack.redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
+    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
+    redis_tier.steps = fence.steps = steps
+    users = Users(fence)
+    app = Flask("stepped")
+    problems.install(app)
+    api.install(app, users)
+    leases.install(app, caches)
+    database.open()
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        with edge_of(f"127.0.0.1:{server.port}") as (edge, data):
+            yield SteppedApp(stack, edge, data, steps, users, database)
+    finally:
+        server.shutdown()
+        thread.join()
+        database.close()
+
+
+@contextmanager
+def edge_of(apps: str, **environment: str) -> Iterator[tuple[str, str]]:
+    """An edge before these apps: its address and its folder."""
+    first = free_ports(2)
+    with folder() as data:
+        settings = {
+            "EDGE_DATA": str(data),
+            "EDGE_LISTEN": f"127.0.0.1:{first}",
+            "EDGE_CONTROL": f"127.0.0.1:{first + 1}",
+            "EDGE_APPS": apps,
+            "EDGE_WORKERS": "1",
+            "DATABASE_TIMEOUT": "10",
+            **environment,
+        }
+        with (data / "log").open("w") as log:
+            edge = subprocess.Popen(
+                [str(ROOT / "edge" / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                url = f"http://127.0.0.1:{first}"
+                wait_until(lambda: status_of(f"{url}/.edge") == 200, what=(data / "log").read_text())
+                yield url, str(data)
+            finally:
+                edge.terminate()
+                edge.wait(10)

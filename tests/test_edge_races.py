@@ -1,0 +1,223 @@
+"""Races between readers and writers through edges, each stepped: one stands at a place while the other runs through."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path as File
+
+import pytest
+import requests
+
+from tests.running import Stack, wait_until
+from tests.stepped import SteppedApp, stepped_app
+from velikiy.coherence import Entry, Path
+from velikiy.coherence.redis_tier import Lease
+from velikiy.users import Changes, NewUser
+
+_numbers = count(1)
+
+READER_PLACES = ("between check and snapshot", "between snapshot and fill", "between fill and answer")
+WRITER_PLACES = ("before the drops", "between the drops", "before the commit")
+
+
+@pytest.fixture(scope="module")
+def app(stack: Stack) -> Iterator[SteppedApp]:
+    with stepped_app(stack) as app:
+        wait_until(lambda: caching(app.edge))
+        yield app
+        assert not app.steps.steps, "a place that nobody came to"
+
+
+@pytest.fixture
+def user(app: SteppedApp) -> Iterator[int]:
+    number = next(_numbers)
+    user_id = app.users.create(NewUser(name="old", email=f"race{number}@example.com"))
+    yield user_id
+    app.users.delete(user_id)
+
+
+def caching(edge: str) -> bool:
+    return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
+
+
+def edges(app: SteppedApp) -> list[str]:
+    return [app.edge, *app.stack.edges]
+
+
+def get(edge: str, user: int) -> requests.Response:
+    return requests.get(f"{edge}/users/{user}", timeout=10)
+
+
+def name(edge: str, user: int) -> str | None:
+    """None where there is no such user."""
+    answer = get(edge, user)
+    assert answer.status_code in (200, 404), answer.text
+    assert answer.headers["X-Cache-Status"] != "STALE"
+    return str(answer.json()["name"]) if answer.status_code == 200 else None
+
+
+def listed(edge: str, user: int) -> str | None:
+    answer = requests.get(f"{edge}/users", timeout=10)
+    assert answer.status_code == 200
+    assert answer.headers["X-Cache-Status"] != "STALE"
+    return next((row["name"] for row in answer.json() if row["id"] == user), None)
+
+
+def put(app: SteppedApp, user: int, new: str) -> None:
+    """By another process: the stack's own app."""
+    assert requests.put(f"{app.stack.edge}/users/{user}", json={"name": new}, timeout=10).status_code == 200
+
+
+def cold(app: SteppedApp, user: int) -> None:
+    """Neither tier has it."""
+    put(app, user, "old")
+    app.stack.redis().flushdb()
+
+
+def remove(app: SteppedApp, user: int) -> None:
+    assert requests.delete(f"{app.stack.edge}/users/{user}", timeout=10).status_code == 200
+
+
+@pytest.mark.parametrize("place", READER_PLACES)
+@pytest.mark.parametrize("look", [name, listed])
+def test_a_reader_that_a_write_overtakes_leaves_nothing_to_be_found(
+    app: SteppedApp, user: int, place: str, look: Callable[[str, int], str | None]
+) -> None:
+    cold(app, user)
+    app.steps.steps[place] = lambda: put(app, user, "new")
+    assert look(app.edge, user) in ("old", "new")  # it began before the write
+    for edge in edges(app):
+        assert [look(edge, user) for _ in range(2)] == ["new", "new"]
+
+
+@pytest.mark.parametrize("place", READER_PLACES)
+def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: SteppedApp, place: str) -> None:
+    app.stack.redis().flushdb()
+    (user,) = app.stack.sql("SELECT last_value + 1 FROM users_id_seq")[0]
+    made: list[int] = []
+
+    def create() -> None:
+        new = {"name": "new", "email": f"created{next(_numbers)}@example.com"}
+        made.append(requests.post(f"{app.stack.edge}/users", json=new, timeout=10).json()["id"])
+
+    app.steps.steps[place] = create
+    name(app.edge, user)
+    assert made == [user]
+    for edge in edges(app):
+        assert [name(edge, user) for _ in range(2)] == ["new", "new"]
+    app.steps.steps[place] = lambda: remove(app, user)
+    app.stack.redis().flushdb()
+    name(app.edge, 10**9 + user)  # whoever comes to the place: the delete runs there
+    for edge in edges(app):
+        assert [name(edge, user) for _ in range(2)] == [None, None]
+
+
+@pytest.mark.parametrize("place", WRITER_PLACES)
+@pytest.mark.parametrize("warm", [True, False])
+def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
+    app: SteppedApp, user: int, place: str, warm: bool
+) -> None:
+    cold(app, user)
+    if warm:
+        for edge in edges(app):
+            assert (name(edge, user), listed(edge, user)) == ("old", "old")
+    seen: list[str | None] = []
+
+    def look() -> None:
+        for _ in range(2):
+            seen.extend(look(edge, user) for edge in edges(app) for look in (name, listed))
+
+    app.steps.steps[place] = look
+    app.users.update(user, Changes(name="new"))
+    assert seen == ["old"] * 12  # not committed yet
+    for edge in edges(app):
+        assert (name(edge, user), listed(edge, user)) == ("new", "new")
+
+
+def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: SteppedApp, user: int) -> None:
+    cold(app, user)
+    seen: list[str] = []
+    app.steps.steps["before the commit"] = lambda: seen.extend(
+        get(edge, user).headers["Cache-Status"] for edge in edges(app) for _ in range(2)
+    )
+    app.users.update(user, Changes(name="new"))
+    assert set(seen) == {"redis; fwd=uri-miss; detail=write-in-flight, nginx; fwd=uri-miss"}
+
+
+def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: SteppedApp, user: int) -> None:
+    cold(app, user)
+    seen: list[str | None] = []
+    app.steps.steps["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
+    app.users.update(user, Changes(name="new"))
+    assert set(seen) == {"new"}
+
+
+def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user: int) -> None:
+    other = app.users.create(NewUser(name="old", email=f"other{next(_numbers)}@example.com"))
+    seen: list[tuple[str | None, str | None]] = []
+
+    def pass_by() -> None:
+        put(app, other, "second")
+        seen.extend((listed(edge, user), listed(edge, other)) for edge in edges(app) for _ in range(2))
+
+    for place in WRITER_PLACES:
+        app.users.update(user, Changes(name="old"))
+        seen.clear()
+        app.steps.steps[place] = pass_by
+        app.users.update(user, Changes(name="first"))
+        assert set(seen) == {("old", "second")}, place
+        for edge in edges(app):
+            assert (listed(edge, user), listed(edge, other)) == ("first", "second"), place
+    app.users.delete(other)
+
+
+def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(app: SteppedApp, user: int) -> None:
+    app.users.update(user, Changes(name="mine"))
+    assert "redis; hit" in get(app.edge, user).headers["Cache-Status"]
+
+    # The first writer's fill comes when the second has committed and dropped: its lease is gone.
+    tier = app.users.fence.redis_tier
+    fill = tier.fill
+
+    def late(path: Path, variant: str, lease: Lease, entry: Entry | None) -> bool:
+        tier.fill = fill  # type: ignore[method-assign]
+        put(app, user, "second")
+        return fill(path, variant, lease, entry)
+
+    tier.fill = late  # type: ignore[method-assign]
+    app.users.update(user, Changes(name="first"))
+    assert tier.fill == fill
+    for edge in edges(app):
+        assert name(edge, user) == "second"
+
+
+class TestTheEdgeItself:
+    def test_a_reload_keeps_what_is_right_and_what_was_dropped(self, app: SteppedApp, user: int) -> None:
+        assert name(app.edge, user) == "old"
+        pid = int((File(app.data) / "nginx.pid").read_text())
+        before = workers(pid)
+        os.kill(pid, signal.SIGHUP)
+        put(app, user, "new")
+        assert name(app.edge, user) == "new"
+        wait_until(lambda: not before & workers(pid))
+        wait_until(lambda: caching(app.edge))
+        assert name(app.edge, user) == "new"
+        put(app, user, "newer")
+        assert name(app.edge, user) == "newer"
+
+    def test_a_killed_worker_loses_no_drop(self, app: SteppedApp, user: int) -> None:
+        pid = int((File(app.data) / "nginx.pid").read_text())
+        for number in range(3):
+            before = workers(pid)
+            assert name(app.edge, user) is not None
+            for worker in before:
+                os.kill(worker, signal.SIGKILL)
+            put(app, user, f"after {number}")
+            wait_until(lambda before=before: workers(pid) - before)  # type: ignore[misc]
+            wait_until(lambda number=number: name(app.edge, user) == f"after {number}", within=1)  # type: ignore[misc]
+
+
+def workers(master: int) -> set[int]:
+    children = File(f"/proc/{master}/task/{master}/children").read_text().split()
+    return {int(pid) for pid in children if b"worker process" in File(f"/proc/{pid}/cmdline").read_bytes()}
