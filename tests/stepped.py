@@ -83,7 +83,6 @@ class SteppedApp:
     """The edge's folder."""
     steps: Steps
     users: Users
-    database: Database
 
 
 @contextmanager
@@ -94,22 +93,27 @@ def stepped_app(stack: Stack) -> Iterator[SteppedApp]:
     redis_tier = SteppedRedis(stack.redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
     fence = SteppedFence(database, caches, redis_tier, EdgeTier())
     redis_tier.steps = fence.steps = steps
-    users = Users(fence)
-    app = Flask("stepped")
+    with serving(fence) as url, edge_of(url.removeprefix("http://")) as (edge, data):
+        yield SteppedApp(stack, edge, data, steps, Users(fence))
+    database.close()
+
+
+@contextmanager
+def serving(fence: Fence) -> Iterator[str]:
+    """The address of an app in this process with this fence."""
+    app = Flask("in this process")
     problems.install(app)
-    api.install(app, users)
-    leases.install(app, caches)
-    database.open()
+    api.install(app, Users(fence))
+    leases.install(app, fence.caches)
+    fence.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with edge_of(f"127.0.0.1:{server.port}") as (edge, data):
-            yield SteppedApp(stack, edge, data, steps, users, database)
+        yield f"http://127.0.0.1:{server.port}"
     finally:
         server.shutdown()
         thread.join()
-        database.close()
 
 
 @contextmanager

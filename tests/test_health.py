@@ -1,17 +1,14 @@
 """When PostgreSQL or Redis is away: what is answered, how soon, and that everything comes back by itself."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import psycopg
 import pytest
 import requests
 
+from tests.away import hanging, readiness, refusing
 from tests.running import Stack, running, status_of, wait_until
 from tests.test_api import problem
 
@@ -21,45 +18,6 @@ def fragile() -> Iterator[Stack]:
     """One whose servers are taken away; each test brings them back."""
     with running() as stack:
         yield stack
-
-
-def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
-    answer = requests.get(f"{stack.app}/readyz", timeout=5)
-    return answer.status_code, answer.json()
-
-
-def servers_of(stack: Stack, name: str) -> list[int]:
-    """The server's process and its children."""
-    master = stack.pids()[name]
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [master, *map(int, children)]
-
-
-@contextmanager
-def refusing(stack: Stack, *names: str) -> Iterator[None]:
-    """Stopped: connections to it are refused."""
-    for name in names:
-        stack.supervisor.rpc.stopProcess(name)
-    try:
-        yield
-    finally:
-        for name in names:
-            stack.supervisor.rpc.startProcess(name)
-        wait_until(lambda: readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"}, what="all back")
-
-
-@contextmanager
-def hanging(stack: Stack, name: str) -> Iterator[None]:
-    """Stopped in its tracks: connections stay, packets are acknowledged, nothing is answered."""
-    pids = servers_of(stack, name)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-        wait_until(lambda: readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"}, what="all back")
 
 
 Away = Callable[[Stack, str], "object"]

@@ -15,12 +15,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.configure(settings.log_level)
 
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
-    fence = connect(
-        database,
-        redis_url=settings.redis_url,
-        redis_ttl=settings.redis_ttl,
-        redis_timeout=settings.redis_timeout,
-    )
+    fence = connect(database, settings)
     users = Users(fence)
 
     app = Flask(__name__, static_folder=None)

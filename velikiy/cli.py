@@ -1,12 +1,16 @@
 """`velikiy`: the project's own commands. `./run velikiy ...` runs them in its environment."""
 
+import json
 import secrets as randomness
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
-from velikiy import logs
+from velikiy import coherence, logs, users
+from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.settings import BadSetting, Settings, load
 
 
@@ -37,6 +41,58 @@ def relay(heartbeat: Path | None) -> None:
     settings = load(Settings)
     logs.configure(settings.log_level)
     connect(settings).run(heartbeat)
+
+
+@velikiy.group()
+def cache() -> None:
+    """What the caches hold."""
+
+
+@cache.command()
+@click.argument("path")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def show(path: str, as_json: bool) -> None:
+    """What each tier holds of PATH: /users, /users?limit=5, /users/7."""
+    from velikiy import show as shown
+
+    with _fence() as (settings, fence):
+        tiers = shown.look(fence, _path(path), path, settings)
+    click.echo(json.dumps(tiers, indent=2) if as_json else shown.text(path, tiers))
+
+
+@cache.command()
+@click.argument("path", required=False)
+@click.option("--all", "everything", is_flag=True, help="Everything, in Redis and at every edge.")
+def purge(path: str | None, everything: bool) -> None:
+    """Drop PATH in both tiers. No read is wrong without it: it is for your peace of mind."""
+    if (path is None) != everything:
+        raise click.UsageError("give a PATH or --all")
+    with _fence() as (_, fence), fence.database.autocommit() as connection:
+        fence.drop(connection, [_path(path)] if path else None)
+        count = len(fence.caches.edges(connection))
+    click.echo(f"dropped {path or 'everything'} in Redis and at {count} edge{'' if count == 1 else 's'}")
+
+
+def _path(address: str) -> coherence.Path:
+    path = users.path_of(address)
+    if path is None:
+        raise click.BadParameter(f"'{address}' is not cached; /users, its pages and /users/<id> are")
+    return path
+
+
+@contextmanager
+def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
+    settings = load(Settings)
+    logs.configure("error")  # what is said below is for a person
+    database = Database(settings.database_url, size=2, timeout=5)
+    fence = coherence.connect(database, settings)
+    database.open()
+    try:
+        yield settings, fence
+    except DatabaseUnavailable as error:
+        sys.exit(f"velikiy: PostgreSQL does not answer ({error}). Is the stack up? ./run status")
+    finally:
+        database.close()
 
 
 @velikiy.command()

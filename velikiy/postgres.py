@@ -17,11 +17,6 @@ RV = TypeVar("RV")
 UNAVAILABLE = (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError)
 
 
-REST = 0.1
-"""Seconds between two tries to reach a server that did not answer: a request that asks twice, for a lease and for
-its row, must not wait twice."""
-
-
 class DatabaseUnavailable(Exception):
     """PostgreSQL did not answer in time, or not at all. After a write was sent its outcome is unknown."""
 
@@ -64,7 +59,6 @@ class Database:
         """`size`: connections in each pool, one for each thread; `timeout`: seconds for one request."""
         self.timeout = timeout
         self._away = False
-        self._rest_until = 0.0
         self._probe = threading.Lock()
         self._reads = self._pool(dsn, size, "reads")
         self._writes = self._pool(dsn, size, "writes")
@@ -151,7 +145,7 @@ class Database:
         once: if each waited for itself, all threads would, and what needs no database would wait behind them.
         """
         probing = self._away
-        if probing and (time.monotonic() < self._rest_until or not self._probe.acquire(blocking=False)):
+        if probing and not self._probe.acquire(blocking=False):
             raise PoolTimeout("it did not answer a moment ago")
         try:
             while True:
@@ -172,7 +166,6 @@ class Database:
         except UNAVAILABLE:
             # A lock that somebody holds cannot lead here: nothing was asked but for a sign of life.
             self._away = True
-            self._rest_until = time.monotonic() + REST
             raise
         finally:
             if probing:

@@ -36,9 +36,7 @@ SILENT = 10.0
 def connect(settings: Settings) -> "Relay":
     """For the tables that there are."""
     database = Database(settings.database_url, size=2, timeout=settings.database_timeout)
-    fence = coherence.connect(
-        database, redis_url=settings.redis_url, redis_ttl=settings.redis_ttl, redis_timeout=settings.redis_timeout
-    )
+    fence = coherence.connect(database, settings)
     database.open()
     return Relay(settings.database_url, database, fence, {"users": touched_by})
 

@@ -5,6 +5,7 @@ A row becomes JSON once, in PostgreSQL; from there to the client its bytes are p
 
 import base64
 import binascii
+import re
 import unicodedata
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
@@ -31,6 +32,15 @@ READ_ONLY = ("id", "created_at", "updated_at", "version")
 
 def one(user_id: int) -> Path:
     return Path(f"/users/{user_id}", f"user:{user_id}")
+
+
+def path_of(address: str) -> Path | None:
+    """Of an address as clients spell it, its parameters left aside; None where nothing is cached."""
+    path = address.partition("?")[0]
+    if path == ALL.path:
+        return ALL
+    number = path.removeprefix("/users/")
+    return one(int(number)) if f"/users/{number}" == path and re.fullmatch("[1-9][0-9]{0,18}", number) else None
 
 
 def touched_by(user_id: int) -> tuple[Path, ...]:

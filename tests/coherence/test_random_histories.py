@@ -1,8 +1,6 @@
-"""The promise, on a real stack, as far as it is kept today: read at the apps, through Redis and past Nginx, every read
-behaves as if there were no cache."""
+"""The promise, on a real stack, through two edges: every read behaves as if there were no cache."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 
@@ -16,13 +14,13 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """One of their own: processes of it are killed."""
-    with running() as stack:
+    """One of their own: processes of it are killed and stopped."""
+    with running("--edges", "2") as stack:
         yield stack
 
 
 def promised(load: Load, seconds: float, faults: Faults | None = None) -> None:
-    soak = Soak(load, across=True)
+    soak = Soak(load)
     for _ in soak.run(seconds, faults=faults):
         pass
     print(progress(soak.seconds, soak.verdict, soak.verdict.reads / soak.seconds))
@@ -32,13 +30,18 @@ def promised(load: Load, seconds: float, faults: Faults | None = None) -> None:
 
 
 def test_every_read_is_explained_by_the_writes(stack: Stack) -> None:
-    promised(Load(tuple(stack.apps), seed=SEED), 12)
+    promised(Load(tuple(stack.edges), seed=SEED), 12)
 
 
 def test_every_read_is_explained_where_several_write_to_one_user(stack: Stack) -> None:
-    promised(Load(tuple(stack.apps), seed=SEED, shared=True, users=2), 8)
+    promised(Load(tuple(stack.edges), seed=SEED, shared=True, users=2), 8)
 
 
-def test_every_read_is_explained_while_processes_are_killed(stack: Stack) -> None:
-    faults = Faults(stack, {"kill", "flush"}, SEED)
-    promised(replace(Load(tuple(stack.apps), seed=SEED)), 12, faults)
+@pytest.mark.parametrize("kinds", ["kill,flush", "stop-edge", "stop-redis"])
+def test_every_read_is_explained_while_processes_are_killed_or_stopped(stack: Stack, kinds: str) -> None:
+    faults = Faults(stack, set(kinds.split(",")), SEED, stopped=6)
+    promised(Load(tuple(stack.edges), seed=SEED), 12, faults)
+
+
+def test_every_read_is_explained_while_sql_is_written_past_the_app(stack: Stack) -> None:
+    promised(Load(tuple(stack.edges), seed=SEED, database=stack.postgres), 8)

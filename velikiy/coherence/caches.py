@@ -59,6 +59,13 @@ class Caches:
         )
         return [Cache(*row) for row in rows.fetchall()]
 
+    def all(self, connection: Connection) -> list[Cache]:
+        """Redis first; those that are left out too."""
+        rows = connection.execute(
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches ORDER BY kind DESC, address"
+        )
+        return [Cache(*row) for row in rows.fetchall()]
+
     def redis(self, connection: Connection) -> Cache:
         row = connection.execute(
             "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", (REDIS,)
@@ -188,7 +195,11 @@ class Trust:
 
     def until(self) -> float:
         """The moment (`now`) until which Redis may be used. Compare with it after Redis has answered: a process may be
-        stopped for any time between question and answer."""
+        stopped for any time between question and answer.
+
+        Raises:
+            DatabaseUnavailable: what was promised has run out, and nobody can promise more.
+        """
         if now() - self._asked >= self.AGAIN and self._asking.acquire(blocking=False):
             try:
                 self._ask()
@@ -201,7 +212,9 @@ class Trust:
         try:
             fenced = self._redis_is_fenced()
         except DatabaseUnavailable:
-            return  # what was promised runs out by itself
+            if now() >= self._until:
+                raise
+            return
         finally:
             self._asked = asked
         self._until = 0.0 if fenced else asked + LEASE

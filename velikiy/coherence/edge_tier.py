@@ -3,6 +3,7 @@
 import http.client
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from urllib.parse import quote
 
 import structlog
 
@@ -35,13 +36,26 @@ class EdgeTier:
             drop.ask()
         silent = []
         for drop in drops:
-            if drop.done():
-                self._idle[drop.edge.address].append(drop.connection)
-            else:
+            if not drop.done():
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.connection.close()
                 silent.append(drop.edge)
+            elif drop.connection.sock is not None:
+                self._idle[drop.edge.address].append(drop.connection)
         return silent
+
+    def show(self, edge: Cache, uri: str) -> dict[str, str] | None:
+        """For people: what the edge says of itself and of this address (edge/control.lua); None: no answer."""
+        connection = self._connection(edge)
+        try:
+            connection.request("GET", f"/show?uri={quote(uri, safe='')}")
+            answer = connection.getresponse()
+            lines = answer.read().decode().splitlines()
+        except AWAY:
+            return None
+        finally:
+            connection.close()
+        return dict(line.split(" ", 1) for line in lines) if answer.status == 200 else None
 
     def _connection(self, edge: Cache) -> http.client.HTTPConnection:
         try:
@@ -67,6 +81,7 @@ class _Drop:
             self.connection.request("POST", "/drop", self.body, {"X-Edge": self.edge.name})
         except ConnectionRefusedError:
             self._dead = True
+            self.connection.close()
         except AWAY:
             self.connection.close()
 

@@ -18,6 +18,7 @@ from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
 from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
 from velikiy.postgres import Connection, Database
+from velikiy.settings import Settings
 
 T = TypeVar("T")
 
@@ -51,7 +52,7 @@ class Fence:
         """From Redis, else from PostgreSQL through `load`, and then into Redis.
 
         Raises:
-            DatabaseUnavailable: where Redis does not have it either.
+            DatabaseUnavailable: where Redis does not have it either, or may not be used any more.
         """
         found = self.redis_tier.read(path, variant)
         if isinstance(found, Hit):
@@ -125,10 +126,11 @@ class Fence:
         return None
 
 
-def connect(database: Database, *, redis_url: str, redis_ttl: int, redis_timeout: float) -> Fence:
-    """The fence of this database; nothing is asked yet. `redis_ttl` and `redis_timeout` in seconds."""
+def connect(database: Database, settings: Settings) -> Fence:
+    """The fence of this database; nothing is asked yet."""
     caches = Caches(database)
-    redis_tier = RedisTier(redis_url, Trust(caches.redis_is_fenced), ttl=redis_ttl, timeout=redis_timeout)
+    trust = Trust(caches.redis_is_fenced)
+    redis_tier = RedisTier(settings.redis_url, trust, ttl=settings.redis_ttl, timeout=settings.redis_timeout)
     return Fence(database, caches, redis_tier, EdgeTier())
 
 

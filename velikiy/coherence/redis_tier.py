@@ -7,8 +7,9 @@ is not there refuses its fill.
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path as File
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 import structlog
@@ -17,6 +18,7 @@ from redis.retry import Retry
 
 from velikiy.coherence.caches import PATIENCE, Trust, now
 from velikiy.coherence.entry import Entry, Path
+from velikiy.postgres import DatabaseUnavailable
 
 log = structlog.get_logger()
 
@@ -71,7 +73,11 @@ class RedisTier:
 
     def read(self, path: Path, variant: str, *, patience: float = 0.02) -> Hit | Lease | None:
         """The entry, or the lease to fill it, or None: Redis is fenced or does not answer, or somebody else is
-        filling and was not done within `patience` seconds."""
+        filling and was not done within `patience` seconds.
+
+        Raises:
+            DatabaseUnavailable: Redis may not be used without a word from PostgreSQL, which does not answer.
+        """
         if self.resting:
             return None
         lease = new_lease()
@@ -121,7 +127,10 @@ class RedisTier:
             DoesNotAnswer
         """
         lease = new_lease()
-        trusted_until = self.trust.until() if mine else 0.0
+        trusted_until = 0.0
+        if mine:
+            with suppress(DatabaseUnavailable):
+                trusted_until = self.trust.until()
         for again in (True, False):
             try:
                 if paths is None:
@@ -139,6 +148,22 @@ class RedisTier:
                     raise DoesNotAnswer from error
         return None
 
+    def show(self, path: Path) -> dict[str, Any]:
+        """For people: bytes of each variant, who has a lease, and the seconds that all of it lives.
+
+        Raises:
+            DoesNotAnswer
+        """
+        try:
+            fields: Any = self._patient.hgetall(path.key)
+            ttl: Any = self._patient.pttl(path.key)
+        except AWAY as error:
+            raise DoesNotAnswer from error
+        names = {name.decode(errors="replace"): len(value) for name, value in fields.items()}
+        bodies = {name.removeprefix("body:"): size for name, size in names.items() if name.startswith("body:")}
+        leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
+        return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
+
     def answers(self) -> bool:
         try:
             return bool(self._redis.ping())
@@ -152,7 +177,10 @@ class RedisTier:
     @property
     def doubtful(self) -> bool:
         """It may be fenced, for all that this process knows."""
-        return self.resting or now() >= self.trust.until()
+        try:
+            return self.resting or now() >= self.trust.until()
+        except DatabaseUnavailable:
+            return True
 
     def _forget(self, path: Path) -> None:
         try:

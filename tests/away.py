@@ -1,0 +1,60 @@
+"""Taking a stack's servers away for a while."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+
+from tests.running import Stack, status_of, wait_until
+
+
+def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
+    answer = requests.get(f"{stack.app}/readyz", timeout=5)
+    return answer.status_code, answer.json()
+
+
+def all_back(stack: Stack) -> bool:
+    with suppress(requests.RequestException):
+        return readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"} and all(map(answers, stack.edges))
+    return False
+
+
+def answers(edge: str) -> bool:
+    return status_of(f"{edge}/.edge") == 200
+
+
+def servers_of(stack: Stack, name: str) -> list[int]:
+    """The server's process and its children."""
+    master = stack.pids()[name]
+    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
+    return [master, *map(int, children)]
+
+
+@contextmanager
+def refusing(stack: Stack, *names: str) -> Iterator[None]:
+    """Stopped: connections to it are refused."""
+    for name in names:
+        stack.supervisor.rpc.stopProcess(name)
+    try:
+        yield
+    finally:
+        for name in names:
+            stack.supervisor.rpc.startProcess(name)
+        wait_until(lambda: all_back(stack), what="all back")
+
+
+@contextmanager
+def hanging(stack: Stack, name: str) -> Iterator[None]:
+    """Stopped in its tracks: connections stay, packets are acknowledged, nothing is answered."""
+    pids = servers_of(stack, name)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+        wait_until(lambda: all_back(stack), what="all back")

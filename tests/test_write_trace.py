@@ -1,0 +1,129 @@
+"""One write, as it goes over the wire: lock, drop in Redis, list of edges, drops at the edges, COMMIT, fill, answer."""
+
+import selectors
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from tests.running import Stack, wait_until
+from tests.stepped import serving
+from velikiy.coherence import connect
+from velikiy.postgres import Database
+from velikiy.settings import Settings
+
+Trace = list[tuple[str, str, bytes]]
+
+
+@contextmanager
+def tapped(name: str, host: str, port: int, trace: Trace) -> Iterator[int]:
+    """A port that leads there. What passes is noted before it is passed on, so that a later step, which waited for
+    an answer, is noted later."""
+    over = threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.05)
+
+    def carry(client: socket.socket) -> None:
+        with client, socket.create_connection((host, port)) as server, selectors.DefaultSelector() as ready:
+            ready.register(client, selectors.EVENT_READ, (server, "to"))
+            ready.register(server, selectors.EVENT_READ, (client, "from"))
+            while not over.is_set():
+                for key, _ in ready.select(0.05):
+                    other, direction = key.data
+                    piece = key.fileobj.recv(65536)  # type: ignore[union-attr]
+                    if not piece:
+                        return
+                    trace.append((direction, name, piece))
+                    other.sendall(piece)
+
+    def accept() -> None:
+        while not over.is_set():
+            try:
+                client, _ = listener.accept()
+            except TimeoutError:
+                continue
+            threading.Thread(target=carry, args=(client,), daemon=True).start()
+
+    thread = threading.Thread(target=accept, daemon=True)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        over.set()
+        thread.join()
+        listener.close()
+
+
+WORDS = (
+    ("to", "postgres", b"UPDATE users", "SQL"),
+    ("to", "postgres", b"pg_advisory_xact_lock_shared", "lock"),
+    ("to", "redis", b"EVALSHA", "drop or fill in Redis"),
+    ("to", "postgres", b"kind = 'edge'", "list of edges"),
+    ("to", "edge", b"POST /drop", "drop at an edge"),
+    ("from", "edge", b" 204 ", "an edge has dropped"),
+    ("to", "postgres", b"COMMIT", "COMMIT"),
+    ("from", "app", b"HTTP/1", "answer"),
+)
+
+
+def words(trace: Trace) -> list[str]:
+    said = []
+    for direction, name, piece in trace:
+        for where, who, sign, word in WORDS:
+            if (direction, name) == (where, who) and sign in piece:
+                said += [word] * (piece.count(sign) if who == "redis" else 1)
+    return said
+
+
+@pytest.fixture
+def own_addresses(stack: Stack) -> Iterator[list[tuple[str, str]]]:
+    """Of the edges' control listeners; put back afterwards."""
+    rows = stack.sql("SELECT name, address FROM caches WHERE kind = 'edge' AND fenced_at IS NULL")
+    found = [(str(name), str(address)) for name, address in rows if listens(str(address))]
+    yield found
+    for name, address in found:
+        stack.sql("UPDATE caches SET address = %s WHERE name = %s", address, name)
+
+
+def listens(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
+
+
+def test_a_write_goes_through_its_steps_in_order(stack: Stack, own_addresses: list[tuple[str, str]]) -> None:
+    assert len(own_addresses) == 2
+    trace: Trace = []
+    dsn, redis = conninfo_to_dict(stack.postgres), urlsplit(stack.redis_url)
+    with ExitStack() as context:
+        postgres_port = context.enter_context(tapped("postgres", str(dsn["host"]), int(dsn["port"] or 0), trace))
+        redis_port = context.enter_context(tapped("redis", str(redis.hostname), int(redis.port or 0), trace))
+        for name, address in own_addresses:
+            host, _, port = address.rpartition(":")
+            edge_port = context.enter_context(tapped("edge", host, int(port), trace))
+            stack.sql("UPDATE caches SET address = %s WHERE name = %s", f"127.0.0.1:{edge_port}", name)
+        settings = Settings(
+            database_url=make_conninfo(stack.postgres, host="127.0.0.1", port=postgres_port),
+            redis_url=f"redis://:{redis.password}@127.0.0.1:{redis_port}/0",
+        )
+        database = Database(settings.database_url, size=2, timeout=10)
+        url = context.enter_context(serving(connect(database, settings)))
+        app = urlsplit(url)
+        app_port = context.enter_context(tapped("app", str(app.hostname), int(app.port or 0), trace))
+        context.callback(database.close)
+        for number in range(2):  # the first one makes the connections and loads the scripts
+            trace.clear()
+            answer = requests.put(f"http://127.0.0.1:{app_port}/users/3", json={"name": f"Traced {number}"}, timeout=10)
+            assert answer.status_code == 200
+            wait_until(lambda: "answer" in words(trace))
+    said = words(trace)
+    before, edges, after = said[:5], said[5:9], said[9:]
+    assert before == ["SQL", "lock", "drop or fill in Redis", "drop or fill in Redis", "list of edges"]
+    # Both are asked at the same time, and have both answered before anything else is done.
+    assert sorted(edges) == ["an edge has dropped", "an edge has dropped", "drop at an edge", "drop at an edge"]
+    assert after == ["COMMIT", "drop or fill in Redis", "answer"]  # the writer's own fill
