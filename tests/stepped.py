@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path as File
 from typing import TypeVar
 
 from flask import Flask
@@ -117,8 +118,8 @@ def serving(fence: Fence) -> Iterator[str]:
 
 
 @contextmanager
-def edge_of(apps: str, **environment: str) -> Iterator[tuple[str, str]]:
-    """An edge before these apps: its address and its folder."""
+def edge_of(apps: str, home: File = ROOT / "edge") -> Iterator[tuple[str, str]]:
+    """An edge before these apps: its address and its folder. `home` is where its code is."""
     first = free_ports(2)
     with folder() as data:
         settings = {
@@ -128,11 +129,10 @@ def edge_of(apps: str, **environment: str) -> Iterator[tuple[str, str]]:
             "EDGE_APPS": apps,
             "EDGE_WORKERS": "1",
             "DATABASE_TIMEOUT": "10",
-            **environment,
         }
         with (data / "log").open("w") as log:
             edge = subprocess.Popen(
-                [str(ROOT / "edge" / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
+                [str(home / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
             )
             try:
                 url = f"http://127.0.0.1:{first}"

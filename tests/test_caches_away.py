@@ -147,6 +147,17 @@ def test_an_edge_that_writers_cannot_reach_loses_its_lease_and_starts_anew(fragi
         assert read(edge, 1)[0] == "Alice"
 
 
+def test_at_an_address_where_another_edge_is_the_one_that_was_meant_is_fenced(fragile: Stack) -> None:
+    warm(fragile, 1)
+    (one, before), (other, _) = fragile.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name")
+    fragile.sql("UPDATE caches SET address = (SELECT address FROM caches WHERE name = %s) WHERE name = %s", other, one)
+    assert put(fragile.edge, 1, "Elsewhere") < AT_MOST
+    for edge in fragile.edges:
+        assert read(edge, 1)[0] == "Elsewhere"
+    wait_until(lambda: fragile.sql("SELECT epoch FROM caches WHERE name = %s", one) != [(before,)])
+    assert put(fragile.edge, 1, "Alice") < 1
+
+
 def test_edges_that_are_cut_off_from_all_apps_answer_marked_once_their_lease_is_over(fragile: Stack) -> None:
     name = warm(fragile, 1)
     with refusing(fragile, "app1", "app2"):

@@ -1,16 +1,20 @@
 """Races between readers and writers through edges, each stepped: one stands at a place while the other runs through."""
 
 import os
+import shutil
 import signal
+import socket
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path as File
+from urllib.parse import urlsplit
 
 import pytest
 import requests
 
-from tests.running import Stack, wait_until
-from tests.stepped import SteppedApp, stepped_app
+from tests.running import ROOT, Stack, folder, wait_until
+from tests.stepped import SteppedApp, edge_of, stepped_app
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
 from velikiy.users import Changes, NewUser
@@ -216,6 +220,55 @@ class TestTheEdgeItself:
             put(app, user, f"after {number}")
             wait_until(lambda before=before: workers(pid) - before)  # type: ignore[misc]
             wait_until(lambda number=number: name(app.edge, user) == f"after {number}", within=1)  # type: ignore[misc]
+
+    def test_a_stop_that_waits_for_its_clients_serves_nothing_old_meanwhile(self, app: SteppedApp, user: int) -> None:
+        """Its listener is closed, so writers take it for dead; a client still has a connection."""
+        with edge_of(urlsplit(app.stack.app).netloc) as (edge, data), open_connection(edge) as client:
+            wait_until(lambda: caching(edge))
+            put(app, user, "old")
+            assert [name(edge, user) for _ in range(2)] == ["old"] * 2
+            client.sendall(b"GET /users/%d HTTP/1.1\r\n" % user)  # the rest comes later
+            os.kill(int((File(data) / "nginx.pid").read_text()), signal.SIGQUIT)
+            wait_until(lambda: refuses(edge))
+            put(app, user, "new")
+            client.sendall(b"Host: x\r\n\r\n")
+            answer = client.recv(65536)
+            assert b'"name":"new"' in answer
+            assert b"X-Cache-Status: BYPASS" in answer
+
+    def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: SteppedApp, user: int) -> None:
+        with folder() as place:
+            home = place / "edge"
+            shutil.copytree(ROOT / "edge", home)
+            conf = (home / "nginx.conf").read_text()
+            for dictionary in ("generations 32m", "fills 16m"):
+                assert dictionary in conf
+                conf = conf.replace(dictionary, dictionary.split()[0] + " 12k")
+            (home / "nginx.conf").write_text(conf)
+            with edge_of(urlsplit(app.stack.app).netloc, home) as (edge, _):
+                wait_until(lambda: caching(edge))
+                for number in range(3):
+                    put(app, user, f"number {number}")
+                    assert name(edge, user) == f"number {number}"
+                    results = [get(edge, 10**6 + n).headers["X-Cache-Status"] for n in range(200)]
+                    assert set(results) <= {"MISS", "HIT", "EXPIRED"}
+                    assert name(edge, user) == f"number {number}"
+                assert get(edge, user).headers["X-Cache-Status"] == "HIT"
+
+
+@contextmanager
+def open_connection(edge: str) -> Iterator[socket.socket]:
+    address = urlsplit(edge)
+    with socket.create_connection((str(address.hostname), address.port or 80), timeout=10) as client:
+        yield client
+
+
+def refuses(edge: str) -> bool:
+    try:
+        with open_connection(edge):
+            return False
+    except ConnectionRefusedError:
+        return True
 
 
 def workers(master: int) -> set[int]:
