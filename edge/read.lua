@@ -82,8 +82,7 @@ function _M.finish()
         return
     end
     local status = ngx.status
-    local stored = (status == 200 or status == 404) and var.upstream_http_x_accel_expires ~= "0"
-    if stored then
+    if (status == 200 or status == 404) and var.failed == "" and var.upstream_http_x_accel_expires ~= "0" then
         fills:set(key, true)
     else
         fills:delete(key)

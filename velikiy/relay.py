@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path as File
 
+import psycopg
 import structlog
 
 from velikiy import coherence
 from velikiy.coherence import Fence, Path
 from velikiy.coherence.redis_tier import DoesNotAnswer
-from velikiy.postgres import UNAVAILABLE, Connection, Database, DatabaseUnavailable
+from velikiy.postgres import Connection, Database, DatabaseUnavailable
 from velikiy.settings import Settings
 from velikiy.users import touched_by
 
@@ -55,7 +56,7 @@ class Relay:
         while True:
             try:
                 self.run_once(heartbeat)
-            except (*UNAVAILABLE, DatabaseUnavailable) as error:
+            except (psycopg.Error, DatabaseUnavailable) as error:
                 log.warning("relay.disconnected", cause=type(error).__name__)
                 time.sleep(PAUSE)
 
@@ -112,7 +113,7 @@ class Relay:
                 # After an outage of PostgreSQL no edge has renewed: they get the time to do so.
                 if time.monotonic() - reachable_since > SILENT:
                     self.forget_silent_edges()
-            except DatabaseUnavailable:
+            except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
 
     def put_redis_back(self) -> None:
