@@ -10,6 +10,8 @@ local LOOK_UP = 2  -- seconds between two look-ups of the names
 local CHECK = 1    -- seconds between two questions to each instance: do you live?
 local PATIENCE = 500  -- milliseconds for its answer
 
+local known = ngx.shared.state
+
 local _M = {}
 
 local apps = {}     -- as configured: { host, port, addresses }
@@ -89,6 +91,7 @@ local function look_up(app)
         end
     end
     app.addresses = addresses
+    known:set("app " .. app.host, table.concat(addresses, " "))
 end
 
 
@@ -136,6 +139,13 @@ end
 
 -- In init_worker_by_lua: each worker follows for itself.
 function _M.follow()
+    -- After a reload, or as the successor of a worker that was killed: with what was known, and not with nobody.
+    for _, app in ipairs(apps) do
+        for address in (known:get("app " .. app.host) or ""):gmatch("%S+") do
+            app.addresses[#app.addresses + 1] = address
+        end
+    end
+    gather()
     ngx.timer.at(0, refresh)
     ngx.timer.every(LOOK_UP, refresh)
     ngx.timer.every(CHECK, check)

@@ -100,7 +100,7 @@ local function ask(what, epoch)
     if not peer then
         return nil, 0
     end
-    local body = ngx.encode_args({ name = place, epoch = epoch, port = port })
+    local body = ngx.encode_args({ place = place, epoch = epoch, port = port })
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT, CONNECT, PATIENCE)
     local status, milliseconds
@@ -139,10 +139,13 @@ local function renew()
     state:delete("registered")
     epoch = state:incr("epoch", 1)
     local asked = now()
-    local lease = ask("register", state:get("run") .. "." .. epoch)
+    local lease, status = ask("register", state:get("run") .. "." .. epoch)
     if lease then
         state:set("registered", epoch)
         state:set("lease", asked + lease, 0, epoch)
+    elseif status == 424 then
+        ngx.log(ngx.ERR, "the app that was asked cannot reach this edge's control listener, port ", port, ": its cache "
+                .. "is not used")
     end
     return lease ~= nil
 end

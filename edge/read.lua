@@ -8,17 +8,24 @@ local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then
 
 local fills = ngx.shared.fills
 local sleep = ngx.sleep
+local now = ngx.now
 
 local _M = {}
 
-local warm, count = {}, 0  -- keys that this worker knows to be filled; it saves a look into the dictionary
+local warm, count = {}, 0  -- until when this worker knows a key to be filled; it saves a look into the dictionary
+local ttl
 
 
-local function remember(key)
+function _M.configure(edge_ttl)
+    ttl = tonumber(edge_ttl)
+end
+
+
+local function remember(key, till)
     if count >= 10000 then
         warm, count = {}, 0
     end
-    warm[key] = true
+    warm[key] = till
     count = count + 1
 end
 
@@ -38,24 +45,21 @@ function _M.begin()
             return
         end
         local key = generation .. uri
-        if warm[key] then
+        local till = warm[key]
+        if till and now() < till then
             var.generation = generation
             return
         end
         -- Of many that miss at once one asks. Nginx' own proxy_cache_lock looks again only each 500 ms.
         local state = fills:get(key)
-        if state == true then
-            remember(key)
+        if state then
+            remember(key, state)
             var.generation = generation
             return
         end
-        if state == nil and fills:add(key, false, PATIENCE) then
+        if waited >= PATIENCE or (state == nil and fills:add(key, false, PATIENCE)) then
             var.generation = generation
             var.fill = key
-            return
-        end
-        if waited >= PATIENCE then
-            var.generation = generation
             return
         end
         sleep(POLL)
@@ -81,9 +85,11 @@ function _M.finish()
     if key == "" then
         return
     end
-    local status = ngx.status
-    if (status == 200 or status == 404) and var.failed == "" and var.upstream_http_x_accel_expires ~= "0" then
-        fills:set(key, true)
+    local status = (var.upstream_status or ""):match("%d+$")
+    if (status == "200" or status == "404") and var.failed == "" and var.upstream_http_x_accel_expires ~= "0" then
+        fills:set(key, now() + ttl, ttl)  -- the entry runs out then, and again one has to ask
+    elseif var.upstream_cache_status == "HIT" then
+        fills:set(key, now() + 1, 1)  -- the mark was lost; how long the entry still has is not known
     else
         fills:delete(key)
     end

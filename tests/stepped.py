@@ -90,7 +90,7 @@ class SteppedApp:
 def stepped_app(stack: Stack) -> Iterator[SteppedApp]:
     steps = Steps()
     database = Database(stack.postgres, size=8, timeout=10)
-    caches = Caches(database)
+    caches = Caches(database, threads=8)
     redis_tier = SteppedRedis(stack.redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
     fence = SteppedFence(database, caches, redis_tier, EdgeTier())
     redis_tier.steps = fence.steps = steps

@@ -34,11 +34,11 @@ class Stepped(RedisTier):
 
 
 def stepped(stack: Stack, database: Database) -> Stepped:
-    return Stepped(stack.redis_url, Trust(Caches(database).redis_is_fenced), ttl=60, timeout=1)
+    return Stepped(stack.redis_url, Trust(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
 
 
 def fenced(database: Database, tier: RedisTier) -> Fence:
-    return Fence(database, Caches(database), tier, EdgeTier())
+    return Fence(database, Caches(database, threads=8), tier, EdgeTier())
 
 
 class Row:

@@ -4,32 +4,36 @@ through that begins with `/.`."""
 from flask import Flask, Response, request
 from pydantic import BaseModel, Field, ValidationError
 
-from velikiy.coherence import Caches
-from velikiy.coherence.caches import LEASE
+from velikiy.coherence import Caches, EdgeTier
+from velikiy.coherence.caches import LEASE, Cache
 from velikiy.problems import Problem
 
 
 class _Asked(BaseModel):
-    name: str = Field(min_length=1, max_length=200)
-    epoch: str = Field(min_length=1, max_length=100)
+    place: str = Field(pattern="^[!-~]{1,100}$")
+    epoch: str = Field(pattern="^[!-~]{1,100}$")
     port: int = Field(ge=1, le=65_535)
 
 
 def install(app: Flask, caches: Caches) -> None:
     """Both answer with the milliseconds of the lease, which the edge counts from before it asked."""
+    edge_tier = EdgeTier()
 
     @app.post("/.lease/renew")
     def renew() -> Response:
         """409 where the edge is fenced or not known: it has to forget everything, and to register."""
         asked = _asked()
-        return _lease() if caches.renew(asked.name, asked.epoch) else Response("fenced", 409)
+        return _lease() if caches.renew(asked.place, _address(asked), asked.epoch) else Response("fenced", 409)
 
     @app.post("/.lease/register")
     def register() -> Response:
+        """424 where it cannot be reached: each write would have to wait for it anew."""
         asked = _asked()
-        # Where it comes from is where writers reach it: nobody has to tell an edge its own address.
-        host = request.remote_addr or "127.0.0.1"
-        caches.register(asked.name, f"[{host}]:{asked.port}" if ":" in host else f"{host}:{asked.port}", asked.epoch)
+        address = _address(asked)
+        edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, left_out=False)
+        if edge_tier.drop([edge], None):
+            return Response(f"no answer at {address}", 424)
+        caches.register(asked.place, address, asked.epoch)
         return _lease()
 
 
@@ -37,7 +41,13 @@ def _asked() -> _Asked:
     try:
         return _Asked.model_validate(request.form.to_dict())
     except ValidationError:
-        raise Problem(400, "An edge asks with its name, its epoch and the port of its control listener.") from None
+        raise Problem(400, "An edge asks with its place, its epoch and the port of its control listener.") from None
+
+
+def _address(asked: _Asked) -> str:
+    """Where it comes from is where writers reach it: nobody has to tell an edge its own address."""
+    host = request.remote_addr or "127.0.0.1"
+    return f"[{host}]:{asked.port}" if ":" in host else f"{host}:{asked.port}"
 
 
 def _lease() -> Response:

@@ -36,7 +36,7 @@ SILENT = 10.0
 
 def connect(settings: Settings) -> "Relay":
     """For the tables that there are."""
-    database = Database(settings.database_url, size=2, timeout=settings.database_timeout)
+    database = Database(settings.database_url, size=4, timeout=settings.database_timeout)
     fence = coherence.connect(database, settings)
     database.open()
     return Relay(settings.database_url, database, fence, {"users": touched_by})
@@ -112,7 +112,7 @@ class Relay:
                 self.put_redis_back()
                 # After an outage of PostgreSQL no edge has renewed: they get the time to do so.
                 if time.monotonic() - reachable_since > SILENT:
-                    self.forget_silent_edges()
+                    self.forget_lost_edges()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
 
@@ -136,12 +136,13 @@ class Relay:
         caches.put_redis_back(redis)
         log.warning("redis.back")
 
-    def forget_silent_edges(self) -> None:
+    def forget_lost_edges(self) -> None:
+        """So that no write has to wait for one that is gone for good, and no list grows."""
         caches = self.fence.caches
-        silent = caches.silent_edges(SILENT)
-        if silent:
-            caches.fence(silent)
-            caches.wait_out(silent)
-        for edge in silent:
+        lost = caches.lost_edges(SILENT)
+        if lost:
+            caches.fence(lost)
+            caches.wait_out(lost)
+        for edge in lost:
             caches.forget(edge)
             log.warning("edge.forgotten", address=edge.address)

@@ -9,9 +9,12 @@ No clocks of two machines are compared: a lease is counted by the one who uses i
 whoever waits, from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for clearing up.
 """
 
+import hashlib
+import ipaddress
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import structlog
@@ -33,23 +36,54 @@ PATIENCE = 0.4
 REDIS = "redis"
 
 
+def _host() -> str:
+    """Of this boot and this network namespace; edge/start does the same."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot} {Path('/proc/self/ns/net').readlink()}".encode()).hexdigest()[:16]
+
+
+HOST = _host()
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 class Cache(NamedTuple):
     name: str
-    """Of an edge: its place, where there can be no second one at the same time (edge/lease.lua)."""
+    """Of an edge: `place@address`. At a place (edge/start) there can be no second one at the same time; one that
+    moves to another address is another cache."""
 
     address: str
-    """Of an edge: host:port of its control listener."""
+    """Of an edge: host:port of its control listener, as the apps see it."""
 
     epoch: str
     fenced: bool
     left_out: bool
 
+    @property
+    def place(self) -> str:
+        return self.name.partition("@")[0]
+
+    @property
+    def beside_us(self) -> bool:
+        """On a loopback that is also ours. Only there does a refused connection show that nobody is left: elsewhere
+        the address may be another machine's by now, or a firewall or a balancer may refuse for it."""
+        host = self.address.rpartition(":")[0].strip("[]")
+        return self.place.startswith(f"{HOST}/") and is_loopback(host)
+
 
 class Caches:
     """Each method is one statement, or a few that commit by themselves: a writer that waits holds no lock here."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, threads: int) -> None:
+        """`threads`: that this process has for requests. Not all of them may wait for a fence: reads have to be
+        answered meanwhile, and the leases of other edges to be renewed."""
         self.database = database
+        self._waiting = threading.BoundedSemaphore(max(1, threads * 3 // 4))
 
     def edges(self, connection: Connection) -> list[Cache]:
         """Those that have to be told; as of now, whatever the transaction has read before."""
@@ -100,22 +134,32 @@ class Caches:
     def wait_out(self, caches: Sequence[Cache]) -> None:
         """Until nobody uses these fenced caches any more; not where somebody else has waited already.
 
+        A row that is not there any more says nothing: an app that was stopped may carry out an old registration late,
+        while the edge goes on under the lease of a newer one.
+
         Raises:
-            DatabaseUnavailable
+            DatabaseUnavailable: too many wait already, or PostgreSQL does not answer.
         """
         if not caches:
             return
+        if not self._waiting.acquire(blocking=False):
+            raise DatabaseUnavailable("too many writes wait for a cache that does not answer")
+        try:
+            self._wait_out(caches)
+        finally:
+            self._waiting.release()
+
+    def _wait_out(self, caches: Sequence[Cache]) -> None:
         which = _which(caches)
         until = time.monotonic() + WAIT
         while time.monotonic() < until:
             with self.database.autocommit() as connection:
-                # One that has come back meanwhile, emptied, is not among them any more.
-                waiting = connection.execute(
-                    "SELECT FROM caches WHERE NOT left_out"
+                left_out = connection.execute(
+                    "SELECT FROM caches WHERE left_out"
                     " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                     which,
                 )
-                if not waiting.rowcount:
+                if left_out.rowcount == len(caches):
                     return
             time.sleep(0.02)
         with self.database.autocommit() as connection:
@@ -126,25 +170,33 @@ class Caches:
             )
         log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
 
-    def renew(self, name: str, epoch: str) -> bool:
-        """For an edge that wants to go on; False: it is fenced, or nobody knows of it."""
+    def renew(self, place: str, address: str, epoch: str) -> bool:
+        """For an edge that wants to go on; False: it is fenced, or nobody knows of it, or not at this address."""
         with self.database.autocommit() as connection:
             renewed = connection.execute(
                 "UPDATE caches SET renewed_at = clock_timestamp() WHERE name = %s AND epoch = %s AND fenced_at IS NULL",
-                (name, epoch),
+                (f"{place}@{address}", epoch),
             )
             return renewed.rowcount == 1
 
-    def register(self, name: str, address: str, epoch: str) -> None:
-        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used."""
+    def register(self, place: str, address: str, epoch: str) -> None:
+        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used.
+
+        Somebody else who was at this address may live on elsewhere: he is fenced, and forgotten by the relay.
+        """
         with self.database.autocommit() as connection:
+            connection.execute(
+                "UPDATE caches SET fenced_at = clock_timestamp()"
+                " WHERE address = %s AND name <> %s AND fenced_at IS NULL",
+                (address, f"{place}@{address}"),
+            )
             connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)"
                 " ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,"
                 " renewed_at = excluded.renewed_at, fenced_at = NULL, left_out = false",
-                (name, address, epoch),
+                (f"{place}@{address}", address, epoch),
             )
-        log.info("edge.registered", cache=name, address=address, epoch=epoch)
+        log.info("edge.registered", place=place, address=address, epoch=epoch)
 
     def put_redis_back(self, cache: Cache) -> None:
         """After it was emptied while it was left out. By its epoch: a relay that was slow lifts no later fence."""
@@ -155,12 +207,13 @@ class Caches:
                 (REDIS, cache.epoch),
             )
 
-    def silent_edges(self, seconds: float) -> list[Cache]:
-        """Those that have not renewed for so long, by PostgreSQL's clock: to be fenced, and then forgotten."""
+    def lost_edges(self, seconds: float) -> list[Cache]:
+        """Those that are fenced, or have not renewed for so long by PostgreSQL's clock: to be forgotten."""
         with self.database.autocommit() as connection:
             rows = connection.execute(
                 "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
-                " WHERE kind = 'edge' AND renewed_at < clock_timestamp() - make_interval(secs => %s)",
+                " WHERE kind = 'edge'"
+                " AND (fenced_at IS NOT NULL OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
                 (seconds,),
             )
             return [Cache(*row) for row in rows.fetchall()]

@@ -1,6 +1,7 @@
 """Tier 1 as a writer sees it: edges, each with a control listener that takes drops (edge/control.lua)."""
 
 import http.client
+import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -27,16 +28,18 @@ class EdgeTier:
     def drop(self, edges: Sequence[Cache], paths: Sequence[Path] | None) -> list[Cache]:
         """Forget these paths, or with None all of them, at each of these edges; those that do not answer.
 
-        In parallel: all are asked before the first is listened to. Where nobody listens the edge is dead: it starts
-        again with nothing.
+        In parallel: all are asked before the first is listened to. An edge beside us where nobody listens is dead: it
+        starts again with nothing.
         """
+        self._let_go_of_others(edges)
+        until = time.monotonic() + PATIENCE
         body = "*" if paths is None or len(paths) > MANY else "\n".join(path.path for path in paths)
         drops = [_Drop(edge, body, self._connection(edge)) for edge in edges]
         for drop in drops:
-            drop.ask()
+            drop.ask(until)
         silent = []
         for drop in drops:
-            if not drop.done():
+            if not drop.done(until):
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.connection.close()
                 silent.append(drop.edge)
@@ -57,6 +60,14 @@ class EdgeTier:
             connection.close()
         return dict(line.split(" ", 1) for line in lines) if answer.status == 200 else None
 
+    def _let_go_of_others(self, edges: Sequence[Cache]) -> None:
+        """Connections to those who are not on the list any more, or were silent: what is behind them may be a worker
+        that is stopped while others of its edge answer."""
+        addresses = {edge.address for edge in edges}
+        for address in [address for address in list(self._idle) if address not in addresses]:
+            for connection in self._idle.pop(address, ()):
+                connection.close()
+
     def _connection(self, edge: Cache) -> http.client.HTTPConnection:
         try:
             return self._idle[edge.address].pop()
@@ -75,20 +86,22 @@ class _Drop:
         self._kept = connection.sock is not None
         self._dead = False
 
-    def ask(self) -> None:
+    def ask(self, until: float) -> None:
         """What goes wrong here comes to light in `done`."""
         try:
-            self.connection.request("POST", "/drop", self.body, {"X-Edge": self.edge.name})
+            self._hurry(until)
+            self.connection.request("POST", "/drop", self.body, {"X-Edge": self.edge.place})
         except ConnectionRefusedError:
-            self._dead = True
+            self._dead = self.edge.beside_us
             self.connection.close()
         except AWAY:
             self.connection.close()
 
-    def done(self) -> bool:
+    def done(self, until: float) -> bool:
         if self._dead:
             return True
         try:
+            self._hurry(until)
             answer = self.connection.getresponse()
             answer.read()
         except AWAY as error:
@@ -97,6 +110,12 @@ class _Drop:
                 return False
             # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
             self._kept = False
-            self.ask()
-            return self.done()
+            self.ask(until)
+            return self.done(until)
         return answer.status == 204
+
+    def _hurry(self, until: float) -> None:
+        """All edges together have PATIENCE, however many are silent; each at least a moment, to be heard at all."""
+        self.connection.timeout = max(0.05, until - time.monotonic())
+        if self.connection.sock is not None:
+            self.connection.sock.settimeout(self.connection.timeout)

@@ -120,15 +120,19 @@ class Fence:
             except DoesNotAnswer:
                 redis = self.caches.redis(connection)
                 self.caches.fence([redis])
-        if wait:
+        if wait and not redis.left_out:
+            # Edges that do not answer either are waited for at the same time: they are left out when their turn comes.
+            edges = [edge for edge in self.caches.edges(connection) if not edge.fenced]
             with connection.elsewhere():
-                self.caches.wait_out([redis])
+                silent = self.edge_tier.drop(edges, paths)
+                self.caches.fence(silent)
+                self.caches.wait_out([redis, *silent])
         return None
 
 
 def connect(database: Database, settings: Settings) -> Fence:
     """The fence of this database; nothing is asked yet."""
-    caches = Caches(database)
+    caches = Caches(database, threads=settings.app_threads)
     trust = Trust(caches.redis_is_fenced)
     redis_tier = RedisTier(settings.redis_url, trust, ttl=settings.redis_ttl, timeout=settings.redis_timeout)
     return Fence(database, caches, redis_tier, EdgeTier())

@@ -16,7 +16,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.caches import PATIENCE, Trust, now
+from velikiy.coherence.caches import PATIENCE, Trust, is_loopback, now
 from velikiy.coherence.entry import Entry, Path
 from velikiy.postgres import DatabaseUnavailable
 
@@ -62,6 +62,9 @@ class RedisTier:
             self._redis.register_script((HERE / f"{name}.lua").read_text()) for name in ("read", "fill", "drop")
         )
         self._skip_until = 0.0
+        # Behind any other address somebody may refuse for a Redis that lives: a balancer, a firewall, another machine.
+        place = self._redis.connection_pool.connection_kwargs
+        self._beside_us = "path" in place or is_loopback(str(place.get("host", "localhost")))
 
     def _client(self, url: str, timeout: float) -> redis.Redis:
         return redis.Redis.from_url(
@@ -121,7 +124,7 @@ class RedisTier:
         """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
         Redis is not fenced.
 
-        Where nobody listens Redis is dead, and holds nothing.
+        Where nobody listens beside us Redis is dead, and holds nothing.
 
         Raises:
             DoesNotAnswer
@@ -140,7 +143,7 @@ class RedisTier:
                     self._drop(keys=[path.key], args=[token, int(self.LEASE * 1000)], client=self._patient)
                 return lease if now() < trusted_until else None
             except AWAY as error:
-                if refused(error):
+                if self._beside_us and refused(error):
                     return None
                 # A kept connection to a Redis that was restarted is broken: a new one tells what is there now.
                 if not again or isinstance(error, redis.exceptions.TimeoutError):
@@ -198,7 +201,7 @@ def new_lease() -> Lease:
 
 
 def refused(error: BaseException | None) -> bool:
-    """Nobody listens there. Nothing else shows that a server holds nothing: one that resets a connection, or has no
+    """Nobody listens there. No other error shows that a server holds nothing: one that resets a connection, or has no
     room for it, may hold what it likes."""
     while error is not None:
         if isinstance(error, ConnectionRefusedError):

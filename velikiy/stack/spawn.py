@@ -72,6 +72,8 @@ def main() -> None:
     last.touch()
 
     reap(folder)
+    # Redis would serve again what was true when somebody saved it by hand.
+    (folder / "dump.rdb").unlink(missing_ok=True)
     # PostgreSQL refuses to start when the pid in here is alive, even if some other process has it by now.
     # No postmaster of this folder is left at this point.
     (folder / "postmaster.pid").unlink(missing_ok=True)

@@ -1,0 +1,179 @@
+"""The table of caches: leases and fences between parties that are late, dead or somewhere else."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+import requests
+
+from tests.running import Stack, free_ports, wait_until
+from velikiy.coherence import Caches, EdgeTier
+from velikiy.coherence.caches import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
+from velikiy.postgres import Database, DatabaseUnavailable
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Database]:
+    database = Database(stack.postgres, size=8, timeout=5)
+    database.open()
+    yield database
+    database.close()
+
+
+@pytest.fixture
+def caches(stack: Stack, database: Database) -> Iterator[Caches]:
+    yield Caches(database, threads=8)
+    stack.sql("DELETE FROM caches WHERE address LIKE '192.0.2.%%'")  # a documentation's addresses, nobody's
+
+
+def row(stack: Stack, name: str) -> tuple[str, bool, bool] | None:
+    """Epoch, fenced, left out."""
+    rows = stack.sql("SELECT epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", name)
+    return (str(rows[0][0]), bool(rows[0][1]), bool(rows[0][2])) if rows else None
+
+
+def edge(place: str, address: str, epoch: str = "1") -> Cache:
+    return Cache(f"{place}@{address}", address, epoch, fenced=False, left_out=False)
+
+
+class TestFences:
+    def test_a_fenced_edge_is_refused_and_after_the_wait_left_out(self, stack: Stack, caches: Caches) -> None:
+        cache = edge("a/b", "192.0.2.1:1")
+        caches.register("a/b", cache.address, "1")
+        assert caches.renew("a/b", cache.address, "1")
+        began = time.monotonic()
+        caches.fence([cache])
+        assert not caches.renew("a/b", cache.address, "1")
+        caches.wait_out([cache])
+        assert WAIT <= time.monotonic() - began < WAIT + 1
+        assert row(stack, cache.name) == ("1", True, True)
+        began = time.monotonic()
+        caches.wait_out([cache])
+        assert time.monotonic() - began < 0.5  # somebody else has waited
+        caches.register("a/b", cache.address, "2")
+        assert row(stack, cache.name) == ("2", False, False)
+        assert caches.renew("a/b", cache.address, "2")
+
+    def test_a_registration_that_is_carried_out_late_ends_nobodys_wait(self, stack: Stack, caches: Caches) -> None:
+        """The edge goes on under the lease of the newer one."""
+        cache = edge("a/b", "192.0.2.2:1", "2")
+        caches.register("a/b", cache.address, "2")
+        caches.fence([cache])
+        late = threading.Timer(0.3, caches.register, ("a/b", cache.address, "1"))
+        late.start()
+        began = time.monotonic()
+        caches.wait_out([cache])
+        assert time.monotonic() - began >= WAIT
+        late.join()
+        assert row(stack, cache.name) == ("1", False, False)
+        assert not caches.renew("a/b", cache.address, "2")
+
+    def test_an_edge_that_has_another_address_now_has_to_register_anew(self, caches: Caches) -> None:
+        caches.register("a/b", "192.0.2.3:1", "1")
+        assert not caches.renew("a/b", "192.0.2.4:1", "1")
+
+    def test_whoever_was_at_the_address_before_is_fenced(self, stack: Stack, caches: Caches) -> None:
+        before = edge("old/b", "192.0.2.5:1")
+        caches.register("old/b", before.address, "1")
+        caches.register("new/b", before.address, "2")
+        assert row(stack, before.name) == ("1", True, False)
+        wait_until(lambda: row(stack, before.name) is None)  # the relay sees to that
+
+    def test_not_all_threads_of_a_process_wait(self, stack: Stack, database: Database) -> None:
+        caches = Caches(database, threads=4)
+        cache = edge("a/b", "192.0.2.6:1")
+        caches.register("a/b", cache.address, "1")
+        caches.fence([cache])
+        refused: list[Exception] = []
+
+        def wait() -> None:
+            try:
+                caches.wait_out([cache])
+            except DatabaseUnavailable as error:
+                refused.append(error)
+
+        waiting = [threading.Thread(target=wait) for _ in range(5)]
+        for thread in waiting:
+            thread.start()
+        for thread in waiting:
+            thread.join()
+        assert len(refused) == 2
+
+    def test_redis_comes_back_by_its_epoch_only(self, stack: Stack, database: Database, caches: Caches) -> None:
+        with database.autocommit() as connection:
+            redis = caches.redis(connection)
+            caches.put_redis_back(redis)
+            assert caches.redis(connection) == redis  # it was not left out
+            caches.fence([redis])
+            caches.put_redis_back(redis._replace(epoch="an earlier one"))
+            assert caches.redis(connection).fenced
+        wait_until(lambda: not caches.redis_is_fenced())  # the relay empties it and puts it back
+
+
+class TestTrust:
+    def test_who_has_asked_may_use_redis_for_the_lease_from_before_the_question(self) -> None:
+        asked: list[float] = []
+
+        def fenced() -> bool:
+            asked.append(now())
+            time.sleep(0.2)
+            return False
+
+        trust = Trust(fenced)
+        until = trust.until()
+        assert until <= asked[0] + LEASE
+        assert trust.until() == until
+        assert len(asked) == 1  # not each time
+
+    def test_a_fenced_redis_is_not_used(self) -> None:
+        assert Trust(lambda: True).until() == 0
+
+    def test_without_an_answer_what_was_promised_runs_out(self) -> None:
+        answers = [False]
+
+        def fenced() -> bool:
+            if not answers:
+                raise DatabaseUnavailable
+            return answers.pop()
+
+        trust = Trust(fenced)
+        until = trust.until()
+        trust.AGAIN = 0
+        assert trust.until() == until
+        trust._until = now()
+        with pytest.raises(DatabaseUnavailable):
+            trust.until()
+
+
+class TestDrops:
+    def test_a_refused_connection_shows_a_dead_edge_only_beside_us(self) -> None:
+        """Elsewhere the address may be another machine's by now, and the edge that was meant lives on."""
+        address = f"127.0.0.1:{free_ports(1)}"
+        dead, elsewhere = edge(f"{HOST}/x", address), edge("another/x", address)
+        assert EdgeTier().drop([dead, elsewhere], None) == [elsewhere]
+
+    def test_many_that_are_silent_cost_no_more_than_one(self) -> None:
+        with ExitStack() as context:
+            holes = [context.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(8)]
+            edges = [edge(f"{HOST}/x{n}", f"127.0.0.1:{hole.getsockname()[1]}") for n, hole in enumerate(holes)]
+            began = time.monotonic()
+            assert EdgeTier().drop(edges, None) == edges
+            assert time.monotonic() - began < 3 * PATIENCE
+
+    def test_an_edge_that_cannot_be_told_gets_no_lease(self, stack: Stack) -> None:
+        asked = {"place": f"{HOST}/nobody", "epoch": "1", "port": str(free_ports(1))}
+        with socket.create_server(("127.0.0.1", 0)) as hole:
+            asked["port"] = str(hole.getsockname()[1])
+            assert requests.post(f"{stack.app}/.lease/register", data=asked, timeout=5).status_code == 424
+        assert stack.sql("SELECT FROM caches WHERE name LIKE %s", f"{HOST}/nobody@%") == []
+
+    def test_clients_cannot_ask_for_leases(self, stack: Stack) -> None:
+        asked = {"place": "x", "epoch": "1", "port": "1"}
+        for spelling in ("/.lease/register", "/%2elease/register", "/x/../.lease/register", "//.lease/register"):
+            request = requests.Request("POST", stack.edge, data=asked).prepare()
+            request.url = stack.edge + spelling
+            with requests.Session() as session:
+                assert session.send(request, timeout=5).status_code == 404
