@@ -16,7 +16,7 @@ from .engine import CHECKOUT, DEBIAN, PROJECT_PREFIX, docker, remove_project, ru
 
 T = TypeVar("T")
 
-SERVICES = ("postgres", "redis", "app", "edge")
+SERVICES = ("postgres", "redis", "app", "relay", "edge")
 ONE_SHOTS = ("secrets", "migrate")
 
 # What the machine's own environment says of a stack must not reach the one that is tested.
@@ -110,12 +110,21 @@ class Stack:
         ).split()
         return list(json.loads(docker("inspect", *ids))) if ids else []
 
+    def containers_in_order(self, service: str) -> list[dict[str, Any]]:
+        """By the numbers that Compose gave them."""
+        number = "com.docker.compose.container-number"
+        return sorted(self.containers(service), key=lambda one: int(one["Config"]["Labels"][number]))
+
     def container(self, service: str) -> dict[str, Any]:
         (only,) = self.containers(service)
         return only
 
     def execute(self, service: str, *command: str) -> str:
         return docker("exec", self.container(service)["Id"], *command)
+
+    def sql(self, query: str) -> str:
+        """Past the app, as somebody with psql would."""
+        return self.execute("postgres", "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
 
     def kill(self, service: str) -> None:
         """Kills the container's first process from outside: after `docker kill` nothing would restart it."""
@@ -137,6 +146,18 @@ class Stack:
         user = {"name": name, "email": f"{uuid.uuid4().hex}@example.com"}
         answer = requests.post(f"{self.url}/users", json=user, timeout=5)
         return int(answer.json()["id"]) if answer.status_code == 201 else 0
+
+    def rename(self, user: int, name: str, url: str = "") -> requests.Response:
+        # Longer than a write may take that has to wait for two fences.
+        return requests.put(f"{url or self.url}/users/{user}", json={"name": name}, timeout=10)
+
+    def name_of(self, user: int, url: str = "") -> str:
+        return str(requests.get(f"{url or self.url}/users/{user}", timeout=5).json().get("name"))
+
+    def warm(self, user: int, url: str = "") -> None:
+        """Until Nginx answers for the user from what it has stored."""
+        address = f"{url or self.url}/users/{user}"
+        wait_until(lambda: requests.get(address, timeout=5).headers["X-Cache-Status"] == "HIT", "a hit in Nginx")
 
     def reads(self, user: int) -> bool:
         return self.get(f"/users/{user}").status_code == 200

@@ -4,6 +4,7 @@ The tests share one stack, so each leaves it running and working. test_compose_v
 Compose 1.29.
 """
 
+import http.client
 import json
 import uuid
 from collections.abc import Iterator
@@ -47,12 +48,12 @@ def test_every_service_becomes_healthy_and_the_one_shots_end_well(stack: Stack) 
 
 def test_only_the_edge_is_published_and_only_on_this_machine(stack: Stack) -> None:
     published = {
-        (service, binding["HostIp"], binding["HostPort"])
+        (service, port, binding["HostIp"], binding["HostPort"])
         for service in SERVICES
-        for bindings in stack.container(service)["NetworkSettings"]["Ports"].values()
+        for port, bindings in stack.container(service)["NetworkSettings"]["Ports"].items()
         for binding in bindings or []
     }
-    assert published == {("edge", "127.0.0.1", str(stack.port))}
+    assert published == {("edge", "8080/tcp", "127.0.0.1", str(stack.port))}
 
 
 def test_the_default_address_is_port_80_of_this_machine(stack: Stack) -> None:
@@ -124,15 +125,15 @@ def test_passwords_stand_nowhere_but_in_their_volume(stack: Stack) -> None:
 
 
 def test_the_database_is_utf8_and_knows_the_letters_of_all_alphabets(stack: Stack) -> None:
-    assert sql(stack, "SHOW server_encoding") == "UTF8"
-    assert sql(stack, "SELECT lower('ГЛЕБ') = 'глеб'") == "t"
+    assert stack.sql("SHOW server_encoding") == "UTF8"
+    assert stack.sql("SELECT lower('ГЛЕБ') = 'глеб'") == "t"
 
 
 def test_the_app_has_a_role_without_rights_over_the_server(stack: Stack) -> None:
     rights = "rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
-    assert sql(stack, f"SELECT {rights} FROM pg_roles WHERE rolname = 'velikiy'") == "f"
-    assert sql(stack, "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'velikiy'") == "velikiy"
-    assert sql(stack, "SELECT DISTINCT usename FROM pg_stat_activity WHERE client_addr IS NOT NULL") == "velikiy"
+    assert stack.sql(f"SELECT {rights} FROM pg_roles WHERE rolname = 'velikiy'") == "f"
+    assert stack.sql("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'velikiy'") == "velikiy"
+    assert stack.sql("SELECT DISTINCT usename FROM pg_stat_activity WHERE client_addr IS NOT NULL") == "velikiy"
 
 
 def test_nobody_is_superuser_of_the_database_over_the_network(stack: Stack) -> None:
@@ -166,6 +167,7 @@ def test_settings_reach_the_containers_that_they_are_for(stack: Stack) -> None:
     services = resolved(stack, given | address)["services"]
     for name, value in given.items():
         assert services["app"]["environment"][name] == value
+        assert services["relay"]["environment"][name] == value
     assert services["edge"]["environment"]["EDGE_TTL"] == "4"
     (port,) = services["edge"]["ports"]
     assert (port["host_ip"], port["published"], port["target"]) == ("127.0.0.9", "8099", 8080)
@@ -176,6 +178,93 @@ def test_settings_reach_the_containers_that_they_are_for(stack: Stack) -> None:
     # Not set, they must not arrive as empty words either.
     environment = stack.container("app")["Config"]["Env"]
     assert not [entry for entry in environment if entry.startswith(("EDGE_TTL=", "LOG_LEVEL="))]
+
+
+def test_a_write_is_seen_by_the_very_next_read(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    for name in ("Глеб", "Зоя", "Инна"):
+        stack.warm(user)
+        assert stack.rename(user, name).status_code == 200
+        assert stack.name_of(user) == name
+    stack.warm(user)
+    assert requests.delete(f"{stack.url}/users/{user}", timeout=10).status_code == 200
+    assert not stack.reads(user)
+
+
+def test_what_is_written_with_sql_is_seen_within_a_moment(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    stack.warm(user)
+    stack.sql(f"UPDATE users SET name = 'Past the app' WHERE id = {user}")
+    wait_until(lambda: stack.name_of(user) == "Past the app", "the new name is read", limit=2)
+
+
+def test_a_relay_that_was_killed_comes_back_and_drops_what_was_written_meanwhile(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    stack.warm(user)
+    stack.kill("relay")
+    stack.sql(f"UPDATE users SET name = 'Meanwhile' WHERE id = {user}")
+    # Redis would keep the old name for a minute.
+    wait_until(lambda: stack.name_of(user) == "Meanwhile", "the new name is read", limit=20)
+    wait_until_healthy(stack, "relay")
+
+
+def test_an_edge_registers_with_its_address_in_the_inner_network(stack: Stack) -> None:
+    networks = stack.container("edge")["NetworkSettings"]["Networks"]
+    address = networks[f"{stack.project}_inside"]["IPAddress"]
+    registered = f"SELECT count(*) FROM caches WHERE address = '{address}:8081' AND fenced_at IS NULL"
+    wait_until(lambda: stack.sql(registered) == "1", "the edge is registered")
+
+
+@pytest.fixture
+def two_edges(stack: Stack) -> Iterator[tuple[str, str]]:
+    """The addresses of two edges in front of three apps."""
+    stack.up(
+        *("--no-recreate", "--scale", "edge=2", "--scale", "app=3"),
+        settings={"PORT": f"{stack.port}-{stack.port + 9}"},
+    )
+    first, second = addresses_of_edges(stack)
+    wait_until(lambda: requests.get(f"{second}/readyz", timeout=5).ok, "the second edge works")
+    yield first, second
+    stack.up("--no-recreate", "--scale", "edge=1", "--scale", "app=1")
+    assert addresses_of_edges(stack) == [stack.url]
+
+
+def test_what_is_written_through_one_edge_is_read_at_once_through_the_other(
+    stack: Stack, two_edges: tuple[str, str]
+) -> None:
+    user = stack.wait_until_it_works()
+    for turn in range(20):
+        for edge in two_edges:
+            stack.warm(user, edge)
+        one, other = two_edges if turn % 2 else two_edges[::-1]
+        assert stack.rename(user, f"Turn {turn}", one).status_code == 200
+        assert stack.name_of(user, other) == f"Turn {turn}"
+
+
+def test_an_edge_that_hangs_is_fenced_and_comes_back_with_nothing_old(stack: Stack, two_edges: tuple[str, str]) -> None:
+    first, second = two_edges
+    hanging = stack.containers_in_order("edge")[1]
+    address = hanging["NetworkSettings"]["Networks"][f"{stack.project}_inside"]["IPAddress"] + ":8081"
+    user = stack.wait_until_it_works()
+    stack.warm(user, second)
+    before = stack.sql(f"SELECT epoch FROM caches WHERE address = '{address}'")
+    docker("pause", hanging["Id"])
+    try:
+        assert stack.rename(user, "Passed by", first).status_code == 200
+        assert stack.sql(f"SELECT left_out FROM caches WHERE address = '{address}'") == "t"
+        # They have been sent when the edge awakes, which does not know that time has passed.
+        reads = [http.client.HTTPConnection(second.removeprefix("http://"), timeout=5) for _ in range(8)]
+        for read in reads:
+            read.request("GET", f"/users/{user}")
+        docker("unpause", hanging["Id"])
+        assert {json.loads(read.getresponse().read())["name"] for read in reads} == {"Passed by"}
+    finally:
+        docker("unpause", hanging["Id"], check=False)
+    came_back = f"SELECT epoch <> '{before}' FROM caches WHERE address = '{address}' AND fenced_at IS NULL"
+    wait_until(lambda: stack.sql(came_back) == "t", "the edge has registered anew")
+    stack.warm(user, second)
+    assert stack.rename(user, "Told again", first).elapsed.total_seconds() < 1
+    assert stack.name_of(user, second) == "Told again"
 
 
 def test_three_apps_share_the_work(stack: Stack) -> None:
@@ -239,6 +328,11 @@ def wait_until_healthy(stack: Stack, service: str) -> None:
     wait_until(lambda: status() == "healthy", f"{service} is healthy")
 
 
+def addresses_of_edges(stack: Stack) -> list[str]:
+    bindings = [edge["NetworkSettings"]["Ports"]["8080/tcp"][0] for edge in stack.containers_in_order("edge")]
+    return [f"http://127.0.0.1:{binding['HostPort']}" for binding in bindings]
+
+
 def identities(stack: Stack) -> dict[str, tuple[str, str]]:
     """Which container serves, and since when: both change with a replacement, the second with a restart."""
     return {
@@ -250,10 +344,6 @@ def identities(stack: Stack) -> dict[str, tuple[str, str]]:
 
 def passwords(stack: Stack) -> dict[str, str]:
     return {name: stack.execute("postgres", "cat", f"/run/secrets/{name}") for name in PASSWORDS}
-
-
-def sql(stack: Stack, query: str) -> str:
-    return stack.execute("postgres", "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
 
 
 def resolved(stack: Stack, settings: dict[str, str]) -> dict[str, Any]:

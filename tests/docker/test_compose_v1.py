@@ -34,10 +34,18 @@ def test_passes_all_checks_of_test_app(stack: Stack) -> None:
 
 
 def test_only_the_edge_is_published_and_only_on_this_machine(stack: Stack) -> None:
-    (binding,) = stack.container("edge")["NetworkSettings"]["Ports"]["8080/tcp"]
+    ((port, (binding,)),) = stack.container("edge")["NetworkSettings"]["Ports"].items()
+    assert port == "8080/tcp"
     assert (binding["HostIp"], binding["HostPort"]) == ("127.0.0.1", str(stack.port))
-    for service in ("postgres", "redis", "app"):
+    for service in ("postgres", "redis", "app", "relay"):
         assert not any(stack.container(service)["NetworkSettings"]["Ports"].values())
+
+
+def test_what_is_written_with_sql_is_seen_within_a_moment(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    stack.warm(user)
+    stack.sql(f"UPDATE users SET name = 'Past the app' WHERE id = {user}")
+    wait_until(lambda: stack.name_of(user) == "Past the app", "the new name is read", limit=2)
 
 
 def test_the_app_is_scaled_and_replaced_while_nginx_runs(stack: Stack) -> None:
