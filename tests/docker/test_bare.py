@@ -10,12 +10,14 @@ import re
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from .engine import HOST_CA_BUNDLE, HOST_OWN_CAS, PROJECT_PREFIX, Engine, Say, build, docker
+from .stack import wait_until
 
 pytestmark = [pytest.mark.bare, pytest.mark.timeout(1200)]
 
@@ -155,7 +157,7 @@ def test_status_tells_what_runs_and_where(machine: Machine) -> None:
     assert status["apps"]
     assert status["data"] == "/var/lib/velikiy"
     kinds = {re.match(r"[a-z]+", process["name"])[0] for process in status["processes"]}  # type: ignore[index]
-    assert kinds >= {"edge", "app", "redis", "postgres"}
+    assert kinds >= {"edge", "app", "relay", "redis", "postgres"}
     running = {process["pid"] for process in machine.processes()}
     assert {process["pid"] for process in status["processes"]} <= running
 
@@ -187,6 +189,25 @@ def test_no_process_of_the_service_is_root_or_can_do_more_than_take_port_80(mach
             binds = re.match(r"nginx|.* -m supervisor", process["command"])
             may = NET_BIND_SERVICE if binds else 0
             assert process["capabilities"] & ~may == 0, process
+
+
+def test_a_write_is_seen_by_the_very_next_read(machine: Machine) -> None:
+    for name in ("Robert", "Bob"):
+        for _ in range(2):
+            assert machine.ask("GET", "/users/2")[0] == 200
+        assert machine.ask("PUT", "/users/2", {"name": name})[0] == 200
+        assert machine.ask("GET", "/users/2")[1]["name"] == name
+
+
+def test_what_is_written_with_sql_is_seen_within_a_moment(machine: Machine) -> None:
+    def is_seen(name: str) -> bool:
+        return bool(machine.ask("GET", "/users/2")[1]["name"] == name)
+
+    for name in ("Robert", "Bob"):
+        assert not is_seen(name)
+        statement = f"UPDATE users SET name = '{name}' WHERE id = 2"
+        machine.run(f'psql "$(cat /var/lib/velikiy/secrets/database_url)" -c "{statement}"')
+        wait_until(partial(is_seen, name), "the new name is read", limit=2)
 
 
 def test_passes_all_checks_of_test_app(machine: Machine) -> None:
