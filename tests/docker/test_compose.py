@@ -286,6 +286,18 @@ def test_three_apps_share_the_work(stack: Stack) -> None:
     assert len(stack.containers("app")) == 1
 
 
+def test_a_redis_whose_container_is_stopped_costs_time_and_no_failure(stack: Stack) -> None:
+    user = stack.wait_until_it_works()
+    stack.compose("stop", "redis")
+    try:
+        for name in ("Глеб", "Зоя", "Инна"):
+            assert stack.rename(user, name).status_code == 200
+            assert stack.name_of(user) == name
+    finally:
+        stack.compose("start", "redis")
+    wait_until(stack.is_whole, "Redis is back")
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_container_is_replaced_while_the_others_run(stack: Stack, service: str) -> None:
     before = identities(stack)
