@@ -220,7 +220,7 @@ def two_edges(stack: Stack) -> Iterator[tuple[str, str]]:
     """The addresses of two edges in front of three apps."""
     stack.up(
         *("--no-recreate", "--scale", "edge=2", "--scale", "app=3"),
-        settings={"PORT": f"{stack.port}-{stack.port + 9}"},
+        settings={"PORT": f"{stack.port}-{stack.port + 1}"},
     )
     first, second = addresses_of_edges(stack)
     wait_until(lambda: requests.get(f"{second}/readyz", timeout=5).ok, "the second edge works")
