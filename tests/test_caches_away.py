@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 import requests
 
 from tests.away import answers, hanging, refusing
@@ -126,6 +127,17 @@ def test_an_edge_that_was_killed_finds_nothing_in_its_old_files(fragile: Stack) 
     value, result = read(fragile.edges[1], 1)
     assert (value, result) in ((name, "MISS"), (name, "BYPASS"))
     wait_until(lambda: read(fragile.edges[1], 1) == (name, "HIT"))
+
+
+def test_a_redis_is_not_saved_by_hand_and_does_not_come_back_with_a_file(fragile: Stack) -> None:
+    warm(fragile, 1)
+    with pytest.raises(redis.ResponseError):
+        fragile.redis().save()
+    file = fragile.data / "redis" / "dump.rdb"
+    with refusing(fragile, "redis"):
+        file.write_bytes(b"REDIS0010")
+    assert not file.exists()
+    assert fragile.redis().dbsize() == 0 or put(fragile.edge, 1, "Alice") < 1
 
 
 def test_an_edge_that_writers_cannot_reach_loses_its_lease_and_starts_anew(fragile: Stack) -> None:

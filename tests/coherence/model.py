@@ -55,6 +55,8 @@ class Protocol:
     fence: bool = True  # else a write goes on while the cache still serves
     fence_waits: bool = True  # else the cache serves on what it was promised before the fence
     wait_counts_from_visible: bool = True  # a fence may take long to commit: promises are given until it is visible
+    wait_outlasts_registrations: bool = True  # an old one, carried out late, unfences the row while the lease goes on
+    refusal_beside_us_only: bool = True  # elsewhere another machine may refuse for an edge that lives
     redis_trust_ends: bool = True  # else a process that has not heard of the fence reads a Redis that writers skip
     redis_trust_covers_reply: bool = True  # else a process paused before it asks Redis gets a lease that writers skip
     emptied_on_return: bool = True  # else what writers could not drop is served again
@@ -89,13 +91,17 @@ SCENARIOS = {
     "an edge hangs": Scenario(faults=("edge hangs",)),
     "an edge hangs, two writers": Scenario(rows=(7, 8), faults=("edge hangs",)),
     "an edge comes back": Scenario(fenced=1),
+    "an edge hangs, a registration is late": Scenario(faults=("edge hangs", "registration is late")),
+    "an edge moves": Scenario(faults=("edge moves",)),
     "Redis hangs": Scenario(faults=("redis hangs",)),
     "Redis hangs, two writers": Scenario(rows=(7, 8), faults=("redis hangs",)),
     "Redis comes back": Scenario(fenced=0),
 }
 
-UP, HUNG, DEAD = range(3)  # a cache answers; does not answer the app (its clients it may); refuses
-NO_FENCE, STAMPED, FENCED, EMPTIED = range(4)  # STAMPED: the fence is written but not yet committed
+UP, HUNG, DEAD, MOVED = range(4)  # a cache answers; does not answer the app (its clients it may); refuses; MOVED:
+# answers its clients, and at the address that writers know another machine refuses
+NO_FENCE, STAMPED, FENCED, EMPTIED, OVERWRITTEN = range(5)  # STAMPED: the fence is written but not yet committed;
+# OVERWRITTEN: by a registration from before, so the row is not fenced and no renewal fits it
 NOT_TRUSTED, TRUSTED, TRUSTED_BEFORE_FENCE = range(3)
 
 
@@ -265,11 +271,12 @@ class Model:
         p, me, c, name = self.p, w.writers[i], w.caches[k], f"W{i + 1}"
         cache = f"E{k}" if k else "Redis"
         if me.waits >> k & 1:
-            if c.trust != TRUSTED_BEFORE_FENCE or not p.fence_waits:
+            ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
+            if c.trust != TRUSTED_BEFORE_FENCE or not p.fence_waits or ended:
                 yield f"{name} goes on without {cache}: 3 s after its fence", w, True
-        elif c.state == DEAD:
+        elif c.state == DEAD or (c.state == MOVED and not p.refusal_beside_us_only):
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
-        elif c.fence >= FENCED:
+        elif c.fence in (FENCED, EMPTIED):
             yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
         elif c.state == UP and k:
             yield f"{name} drops at {cache}", self.rename(w, k) if p.drop_changes_generation else w, True
@@ -280,11 +287,11 @@ class Model:
             yield f"{name} drops in Redis", w.put("caches", 0, body=-1), True
         elif not p.fence:
             yield f"{name}: {cache} does not answer, goes on", w, True
-        elif c.fence == NO_FENCE:
+        elif c.fence in (NO_FENCE, OVERWRITTEN):
             trust = c.trust if p.wait_counts_from_visible or not c.trust else TRUSTED_BEFORE_FENCE
             yield (
                 f"{name}: {cache} does not answer, a fence is written",
-                w.put("caches", k, fence=STAMPED, trust=trust),
+                w.put("caches", k, fence=STAMPED if c.fence == NO_FENCE else FENCED, trust=trust),
                 False,
             )
 
@@ -307,11 +314,11 @@ class Model:
                     done = w.put("reads", i, floor=w.floor, edge=e, store=False)
                     yield self.answer(f"{name} starts at E{e}: HIT", done, i, edge.body, "done")
                     continue
-                step = self.read.index("ask") + (not leased)  # without a lease: neither tier
+                step = self.read.index("ask")  # without a lease too: whether Redis may be used is the app's to know
                 store = leased or not p.no_store_without_lease_at_start
                 trusts = redis.trust > 0 and not p.redis_trust_covers_reply
                 start = Read(step, w.floor, e, edge.gen, store=store, trusts=trusts)
-                label = "miss" if leased else "no lease, asks for a fresh read"
+                label = "miss" if leased else "no lease, leaves its cache alone"
                 yield f"{name} starts at E{e}: {label}", w.put("reads", i, **start._asdict())
         elif what == "ask":
             if redis.state != UP or not (redis.trust or me.trusts or not p.redis_trust_ends):
@@ -393,19 +400,26 @@ class Model:
                 f"*** {name} evicts the generation",
                 self.rename(after, k) if p.fresh_generation else self.first_name(after, k),
             )
-        if c.state == HUNG:
+        if c.state in (HUNG, MOVED):
             yield f"{name} answers again", to(w, state=UP)
+        elif k and "edge moves" in w.faults:
+            yield f"*** {name} moves, its old address is another's", to(w.spend("edge moves"), state=MOVED)
         elif f"{kind} hangs" in w.faults:
             yield f"*** {name} does not answer the app any more", to(w.spend(f"{kind} hangs"), state=HUNG)
         who = f"{name}'s lease" if k else "the trust in Redis"
         if c.fence == STAMPED:
             trust = TRUSTED_BEFORE_FENCE if c.trust and p.wait_counts_from_visible else c.trust
             yield f"the fence of {name} is visible", to(w, fence=FENCED, trust=trust)
-        if c.trust and (c.fence or c.state == HUNG):
+        if k and c.fence == FENCED and "registration is late" in w.faults:
+            yield (
+                f"*** an old registration of {name} is carried out",
+                to(w.spend("registration is late"), fence=OVERWRITTEN),
+            )
+        if c.trust and (c.fence or c.state != UP):
             yield f"{who} runs out", to(w, trust=NOT_TRUSTED)
         if c.trust != TRUSTED and c.fence < FENCED:
             yield f"{who} is renewed", to(w, trust=TRUSTED)
-        if c.fence == FENCED and k:
+        if c.fence in (FENCED, OVERWRITTEN) and k:
             after = self.rename(w, k) if p.emptied_on_return else w
             trust = NOT_TRUSTED if p.lease_ends_before_emptied else c.trust
             yield f"{name} hears that it is fenced, empties itself", to(after, fence=EMPTIED, trust=trust)
@@ -545,6 +559,8 @@ SHOWN_BY = {  # the scenario that needs the element; where none is named, the pl
     "fresh_generation": "a generation is evicted",
     "new_epoch_at_start": "an edge dies, its files stay",
     "edge_lease": "an edge hangs",
+    "wait_outlasts_registrations": "an edge hangs, a registration is late",
+    "refusal_beside_us_only": "an edge moves",
     "no_store_without_lease_at_start": "an edge registers",
     "fence": "an edge hangs",
     "fence_waits": "an edge hangs",
