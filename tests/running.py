@@ -40,8 +40,13 @@ def wait_until(condition: Callable[[], T], *, within: float = 20, every: float =
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`./run ...`, as a person would type it."""
+    return run_in(ROOT, *arguments, **environment)
+
+
+def run_in(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The same, in another checkout."""
     return subprocess.run(
-        [str(ROOT / "run"), *arguments],
+        [str(root / "run"), *arguments],
         env=clean_environment(**environment),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -78,8 +83,9 @@ def folder() -> Iterator[Path]:
 class Stack:
     """A running stack, as `./run status --json` describes it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, root: Path = ROOT) -> None:
         self.data = data
+        self.root = root
         self.edges: list[str] = []
         self.apps: list[str] = []
         self.postgres = ""
@@ -87,7 +93,7 @@ class Stack:
         self.refresh()
 
     def refresh(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads(run("status", "--json", "--data", str(self.data)).stdout)
+        state: dict[str, Any] = json.loads(run_in(self.root, "status", "--json", "--data", str(self.data)).stdout)
         self.edges, self.apps = state["edges"], state["apps"]
         self.postgres, self.redis_url = state["postgres"], state["redis"]
         return state
@@ -134,15 +140,16 @@ def status_of(url: str) -> int:
 
 
 @contextmanager
-def running(*options: str, data: Path | None = None, **environment: str) -> Iterator[Stack]:
-    """A stack that is stopped and deleted at the end; without a port among the options it gets free ones."""
+def running(*options: str, data: Path | None = None, root: Path = ROOT, **environment: str) -> Iterator[Stack]:
+    """A stack that is stopped and deleted at the end; without a port among the options it gets free ones. `root`: the
+    checkout that it is started from."""
     with folder() as place:
         data = data or place / "data"
         if "--port" not in options:
             options = ("--port", str(free_ports(4)), *options)
-        started = run("up", "--detach", "--data", str(data), *options, **environment)
         try:
+            started = run_in(root, "up", "--detach", "--data", str(data), *options, **environment)
             assert started.returncode == 0, started.stderr
-            yield Stack(data)
+            yield Stack(data, root)
         finally:
-            run("down", "--wipe", "--data", str(data))
+            run_in(root, "down", "--wipe", "--data", str(data))
