@@ -1,0 +1,352 @@
+"""Bugs, planted into a copy of the code, and whether the checker finds them: what it never finds it need not praise.
+
+    ./run soak --planted                      all of them
+    ./run soak --planted no-check deaf-relay  these
+
+Each is one step left out of the protocol, or two of them exchanged. The product knows nothing of them: pieces of its
+text are replaced in a copy, and a stack is started from that. Many of these races are a millisecond wide, so the copy
+stalls between two steps now and then, as a process does that loses its processor. `control` has all of these stalls and
+no bug: with nothing wrong there, what is wrong elsewhere is the bug's.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.coherence.faults import Faults
+from tests.coherence.load import Load
+from tests.coherence.soak import Soak
+from tests.running import ROOT, Stack, folder, running
+
+PATIENCE = 60
+"""Seconds in which a bug has to be found."""
+
+QUIET = 30
+"""Seconds in which nothing may be found without one."""
+
+STOPPED = 5.0
+"""Seconds that a cache is kept from running: longer than a write waits until it is out of use."""
+
+LOAD = Load(edges=(), users=4, lists=0.3)
+"""Few users, so that reads and writes meet."""
+
+EDGE_TTL = "60"
+"""Seconds. Whatever is wrong stays to be found, rather than to run out."""
+
+
+class Replacement(NamedTuple):
+    file: str
+    old: str
+    """Occurs there exactly once, after the replacements before this one."""
+    new: str
+
+
+class Planted(NamedTuple):
+    name: str
+    wrong: str
+    replacements: tuple[Replacement, ...]
+    faults: frozenset[str] = frozenset()
+
+
+class Moved(Exception):
+    """The code has moved on, and the patch has not."""
+
+
+# ---- the stalls ----
+
+FENCE = "velikiy/coherence/fence.py"
+TIER = "velikiy/coherence/edge_tier.py"
+LEASE = "edge/lease.lua"
+
+# Mostly short and sometimes long: a tenth of them is longer than 130 ms.
+STALL = "import random, time; time.sleep(0.2 * random.random() ** 4)"
+
+
+def after(file: str, line: str, stall: str = STALL) -> Replacement:
+    """A stall on a line of its own below this one, which stays as it is and can be replaced further."""
+    indent = " " * (len(line) - len(line.lstrip()))
+    return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
+
+
+BEFORE_DROP = after(FENCE, "                lock(connection, touched)")
+IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
+AT_EDGE = after(TIER, "            drop.ask()")
+DROPPED = after(FENCE, "                    lease = self.drop(connection, touched, own[0] if own else None)")
+CHECKED = after(FENCE, "            written = writer_in_flight(connection, path)")
+LOADED = after(FENCE, "            entry = load(connection)")
+RENEWING = after(
+    LEASE,
+    "        local asked = now()  -- before the question: it may be answered at once and arrive late",
+    "ngx.sleep(0.3 * math.random())",
+)
+
+STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING)
+
+CONTROL = Planted(
+    "control",
+    "Nothing: all the stalls, and no bug.",
+    STALLS,
+    frozenset({"stop-edge", "stop-redis", "sql"}),
+)
+
+# ---- the bugs ----
+
+BUGS = (
+    Planted(
+        "no-check",
+        "A reader does not ask whether a writer is in flight.",
+        (
+            DROPPED,
+            Replacement(FENCE, "written = writer_in_flight(connection, path)", "written = False"),
+        ),
+    ),
+    Planted(
+        "check-after-snapshot",
+        "A reader loads first, and asks then whether a writer was in flight.",
+        (
+            CHECKED,
+            DROPPED,
+            Replacement(FENCE, "written = writer_in_flight(connection, path)", "loaded = load(connection)"),
+            Replacement(
+                FENCE, "entry = load(connection)", "written, entry = writer_in_flight(connection, path), loaded"
+            ),
+        ),
+    ),
+    Planted(
+        "lock-after-drop",
+        "A writer drops first, and locks then.",
+        (
+            IN_REDIS,
+            DROPPED,
+            Replacement(FENCE, "                lock(connection, touched)\n", ""),
+            Replacement(
+                FENCE,
+                DROPPED.new,
+                f"{DROPPED.new}                lock(connection, touched)\n",
+            ),
+        ),
+    ),
+    Planted(
+        "drop-after-commit",
+        "A writer commits first, and drops then.",
+        (
+            AT_EDGE,
+            Replacement(FENCE, "lease = self.drop(connection, touched, own[0] if own else None)", "pass"),
+            Replacement(
+                FENCE,
+                "        if own and lease:",
+                "        if touched:\n"
+                "            with self.database.autocommit() as connection, connection.elsewhere():\n"
+                "                lease = self.drop(connection, touched, own[0] if own else None)\n"
+                "        if own and lease:",
+            ),
+        ),
+    ),
+    Planted(
+        "edges-before-redis",
+        "A writer drops at the edges first, and in Redis then.",
+        (
+            IN_REDIS,
+            Replacement(
+                FENCE,
+                "        self.drop_at_edges(connection, paths, wait=wait)\n        return lease",
+                "        return self._drop_in_redis(connection, paths, own, wait)",
+            ),
+            Replacement(
+                FENCE,
+                "        lease = self._drop_in_redis(connection, paths, own, wait)\n",
+                "        self.drop_at_edges(connection, paths, wait=wait)\n",
+            ),
+        ),
+    ),
+    Planted(
+        "edges-listed-early",
+        "A writer asks which edges there are before the drop in Redis: one that comes back meanwhile is not told.",
+        (
+            Replacement(
+                FENCE,
+                IN_REDIS.old,
+                f"        edges = self.caches.edges(connection)\n        {STALL}\n{IN_REDIS.old}",
+            ),
+            Replacement(
+                FENCE,
+                "        self.drop_at_edges(connection, paths, wait=wait)\n        return lease",
+                "        self.drop_at_edges(connection, paths, wait=wait, edges=edges)\n        return lease",
+            ),
+            Replacement(
+                FENCE,
+                "paths: Sequence[Path] | None, *, wait: bool = True) -> None:",
+                "paths: Sequence[Path] | None, *, wait: bool = True, edges=None) -> None:",
+            ),
+            Replacement(
+                FENCE,
+                "edges = self.caches.edges(connection)\n        silent",
+                "edges = self.caches.edges(connection) if edges is None else edges\n        silent",
+            ),
+        ),
+        frozenset({"stop-edge"}),
+    ),
+    Planted(
+        "fill-without-lease",
+        "Redis stores a fill whatever became of its lease.",
+        (
+            LOADED,
+            Replacement(
+                "velikiy/coherence/fill.lua", "if not lease or lease:match('^(%S+) ') ~= ARGV[2] then", "if false then"
+            ),
+        ),
+    ),
+    Planted(
+        "default-generation",
+        "A path without a generation gets a default, and with it what was stored under that before.",
+        (Replacement("edge/generations.lua", "local fresh = lease.fresh()", 'local fresh = "0"'),),
+    ),
+    Planted(
+        "endless-lease",
+        "An edge goes on with a lease that has run out.",
+        (
+            RENEWING,
+            Replacement(LEASE, "if now() < till and not exiting() then", "if till > 0 and not exiting() then"),
+        ),
+        frozenset({"stop-edge"}),
+    ),
+    Planted(
+        "same-epoch",
+        "An edge that was fenced comes back with what it held.",
+        (Replacement(LEASE, 'epoch = state:incr("epoch", 1)', 'epoch = state:get("epoch")'),),
+        frozenset({"stop-edge"}),
+    ),
+    Planted(
+        "redis-not-fenced",
+        "A drop that Redis did not answer is passed over.",
+        (
+            Replacement(
+                FENCE,
+                "                redis = self.caches.redis(connection)\n                self.caches.fence([redis])",
+                "                return None",
+            ),
+        ),
+        frozenset({"stop-redis"}),
+    ),
+    Planted(
+        "redis-not-emptied",
+        "Redis comes back after a fence with what it held.",
+        (Replacement("velikiy/relay.py", "self.fence.redis_tier.drop_all()", "pass"),),
+        frozenset({"stop-redis"}),
+    ),
+    Planted(
+        "deaf-relay",
+        "What is written past the app is dropped nowhere.",
+        (Replacement("velikiy/relay.py", "self._drop(self.paths(payloads))", "pass"),),
+        frozenset({"sql"}),
+    ),
+)
+
+PLANTED = (CONTROL, *BUGS)
+
+
+# ---- finding them ----
+
+
+def hunt(names: Sequence[str], seed: int, out: Path) -> int:
+    """These, or where none is named all of them; the exit code. Of a wrong read without a bug the history goes to
+    `out`, and nothing else is tried: it is worth more than all the rest."""
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a stack must not be left running then either
+        signal.signal(number, signal.default_int_handler)
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nobody has a use for what would be compiled of a copy
+    wanted = [planted for planted in PLANTED if not names or planted.name in names]
+    missed = []
+    for planted in wanted:
+        print(f"{planted.name}: {planted.wrong}", flush=True)
+        soak = judge(planted, seed, out)
+        print(f"{planted.name}: {found(soak)}", flush=True)
+        if planted is CONTROL and soak.verdict.wrong:
+            print("\n".join([*soak.verdict.examples, *(f"saved: {file}" for file in soak.saved)]))
+            return 1
+        if planted is not CONTROL and not soak.verdict.wrong:
+            missed.append(planted.name)
+    print(f"NOT CAUGHT: {', '.join(missed)}" if missed else "as it should be")
+    return 1 if missed else 0
+
+
+def judge(planted: Planted, seed: int, out: Path) -> Soak:
+    """A run until its first wrong read."""
+    control = planted is CONTROL
+    with checkout(planted) as root, started(root) as stack:
+        database = stack.postgres if "sql" in planted.faults else ""
+        load = replace(LOAD, edges=tuple(stack.edges), seed=seed, database=database)
+        soak = Soak(load, folder=out if control else None)
+        faults = Faults(stack, set(planted.faults), seed, stopped=STOPPED)
+        lines = soak.run(QUIET if control else PATIENCE, faults=faults, every=0.5)
+        with contextlib.closing(lines):
+            for n, line in enumerate(lines, 1):
+                if soak.verdict.wrong:
+                    break
+                if n % 10 == 0:
+                    print(line, flush=True)
+    return soak
+
+
+def found(soak: Soak) -> str:
+    verdict = soak.verdict
+    if not verdict.wrong:
+        return f"nothing wrong in {soak.seconds:.0f} s, {verdict.reads:,} reads"
+    counts = {kind: getattr(verdict, kind) for kind in ("stale", "backwards", "impossible", "mixed")}
+    return f"caught after {soak.seconds:.1f} s: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+
+
+# ---- copies ----
+
+
+@contextlib.contextmanager
+def checkout(planted: Planted) -> Iterator[Path]:
+    """A copy of this one, uncommitted changes included, with the bug in it."""
+    with folder() as place:
+        root = place / "checkout"
+        copy(root)
+        plant(planted, root)
+        yield root
+
+
+@contextlib.contextmanager
+def started(root: Path) -> Iterator[Stack]:
+    """From this copy. The services run from one more, which is named by its contents and may be shared: these are made
+    unique, so that it can be deleted with the rest."""
+    (root / "velikiy" / "planted").write_text(str(root))
+    with contextlib.ExitStack() as afterwards, running("--edges", "2", root=root, EDGE_TTL=EDGE_TTL) as stack:
+        configured = (stack.data / "run" / "supervisord.conf").read_text()
+        code = re.findall(r"(\S+/code-[0-9a-f]+)/edge/start", configured)[0]
+        afterwards.callback(shutil.rmtree, code, ignore_errors=True)
+        yield stack
+
+
+def copy(root: Path) -> None:
+    listed = subprocess.check_output(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, text=True
+    )
+    for name in listed.split("\0"):
+        if not (ROOT / name).is_file():  # the end of the list; or deleted, and not yet committed
+            continue
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    for entry in (root, *root.rglob("*")):  # the services run as somebody else, whatever our umask is
+        entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
+
+
+def plant(planted: Planted, root: Path) -> None:
+    """
+    Raises:
+        Moved
+    """
+    for file, old, new in planted.replacements:
+        text = (root / file).read_text()
+        if text.count(old) != 1:
+            raise Moved(f"{planted.name}: this occurs {text.count(old)} times in {file}, and not once:\n{old}")
+        (root / file).write_text(text.replace(old, new))
