@@ -5,8 +5,8 @@
 
 Each is one step left out of the protocol, or two of them exchanged. The product knows nothing of them: pieces of its
 text are replaced in a copy, and a stack is started from that. Many of these races are a millisecond wide, so the copy
-stalls between two steps now and then, as a process does that loses its processor. `control` has all of these stalls and
-no bug: with nothing wrong there, what is wrong elsewhere is the bug's.
+stalls between two steps now and then, as a process does that loses its processor. The controls have all of these
+stalls and no bug: with nothing wrong there, what is wrong elsewhere is the bug's.
 """
 
 import contextlib
@@ -37,8 +37,8 @@ STOPPED = 5.0
 LOAD = Load(edges=(), users=4, lists=0.3)
 """Few users, so that reads and writes meet."""
 
-EDGE_TTL = "60"
-"""Seconds. Whatever is wrong stays to be found, rather than to run out."""
+SLOW = replace(LOAD, users=8, pace=1.0)
+"""What was written while a cache was away is not mended by the next write to the same user."""
 
 
 class Replacement(NamedTuple):
@@ -53,6 +53,9 @@ class Planted(NamedTuple):
     wrong: str
     replacements: tuple[Replacement, ...]
     faults: frozenset[str] = frozenset()
+    load: Load = LOAD
+    edge_ttl: int = 60
+    """Seconds. Where an edge has the bug, what is wrong stays to be found; where Redis has it, edges have to ask it."""
 
 
 class Moved(Exception):
@@ -67,6 +70,8 @@ LEASE = "edge/lease.lua"
 
 # Mostly short and sometimes long: a tenth of them is longer than 130 ms.
 STALL = "import random, time; time.sleep(0.2 * random.random() ** 4)"
+# For what has to meet something rare, such as an edge that comes back.
+LONG_STALL = "import random, time; time.sleep(0.3 * random.random())"
 
 
 def after(file: str, line: str, stall: str = STALL) -> Replacement:
@@ -75,7 +80,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
     return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
 
 
-BEFORE_DROP = after(FENCE, "                lock(connection, touched)")
+BEFORE_DROP = after(FENCE, "                lock(connection, touched)", LONG_STALL)
 IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
 AT_EDGE = after(TIER, "            drop.ask()")
 DROPPED = after(FENCE, "                    lease = self.drop(connection, touched, own[0] if own else None)")
@@ -89,11 +94,16 @@ RENEWING = after(
 
 STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING)
 
-CONTROL = Planted(
-    "control",
-    "Nothing: all the stalls, and no bug.",
-    STALLS,
-    frozenset({"stop-edge", "stop-redis", "sql"}),
+CONTROLS = (
+    Planted("control", "Nothing: all the stalls, and no bug.", STALLS, frozenset({"stop-edge", "stop-redis", "sql"})),
+    Planted(
+        "control-slow",
+        "Nothing; as the slow ones run.",
+        STALLS,
+        frozenset({"stop-edge", "stop-redis"}),
+        load=SLOW,
+        edge_ttl=1,
+    ),
 )
 
 # ---- the bugs ----
@@ -173,7 +183,7 @@ BUGS = (
             Replacement(
                 FENCE,
                 IN_REDIS.old,
-                f"        edges = self.caches.edges(connection)\n        {STALL}\n{IN_REDIS.old}",
+                f"        edges = self.caches.edges(connection)\n        {LONG_STALL}\n{IN_REDIS.old}",
             ),
             Replacement(
                 FENCE,
@@ -220,8 +230,9 @@ BUGS = (
     Planted(
         "same-epoch",
         "An edge that was fenced comes back with what it held.",
-        (Replacement(LEASE, 'epoch = state:incr("epoch", 1)', 'epoch = state:get("epoch")'),),
+        (Replacement(LEASE, 'epoch = state:incr("epoch", 1)', 'epoch = epoch or state:incr("epoch", 1)'),),
         frozenset({"stop-edge"}),
+        load=SLOW,
     ),
     Planted(
         "redis-not-fenced",
@@ -234,12 +245,22 @@ BUGS = (
             ),
         ),
         frozenset({"stop-redis"}),
+        load=SLOW,
+        edge_ttl=1,
     ),
     Planted(
         "redis-not-emptied",
         "Redis comes back after a fence with what it held.",
-        (Replacement("velikiy/relay.py", "self.fence.redis_tier.drop_all()", "pass"),),
+        (
+            Replacement(
+                "velikiy/relay.py",
+                "            self.fence.redis_tier.drop_all()\n",
+                "            if not self.fence.redis_tier.answers():\n                return\n",
+            ),
+        ),
         frozenset({"stop-redis"}),
+        load=SLOW,
+        edge_ttl=1,
     ),
     Planted(
         "deaf-relay",
@@ -249,7 +270,7 @@ BUGS = (
     ),
 )
 
-PLANTED = (CONTROL, *BUGS)
+PLANTED = (*CONTROLS, *BUGS)
 
 
 # ---- finding them ----
@@ -258,6 +279,9 @@ PLANTED = (CONTROL, *BUGS)
 def hunt(names: Sequence[str], seed: int, out: Path) -> int:
     """These, or where none is named all of them; the exit code. Of a wrong read without a bug the history goes to
     `out`, and nothing else is tried: it is worth more than all the rest."""
+    if unknown := set(names) - {planted.name for planted in PLANTED}:
+        print(f"there is no {', '.join(unknown)}; there are {', '.join(planted.name for planted in PLANTED)}")
+        return 2
     for number in (signal.SIGTERM, signal.SIGHUP):  # a stack must not be left running then either
         signal.signal(number, signal.default_int_handler)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nobody has a use for what would be compiled of a copy
@@ -267,10 +291,10 @@ def hunt(names: Sequence[str], seed: int, out: Path) -> int:
         print(f"{planted.name}: {planted.wrong}", flush=True)
         soak = judge(planted, seed, out)
         print(f"{planted.name}: {found(soak)}", flush=True)
-        if planted is CONTROL and soak.verdict.wrong:
+        if planted in CONTROLS and soak.verdict.wrong:
             print("\n".join([*soak.verdict.examples, *(f"saved: {file}" for file in soak.saved)]))
             return 1
-        if planted is not CONTROL and not soak.verdict.wrong:
+        if planted not in CONTROLS and not soak.verdict.wrong:
             missed.append(planted.name)
     print(f"NOT CAUGHT: {', '.join(missed)}" if missed else "as it should be")
     return 1 if missed else 0
@@ -278,10 +302,10 @@ def hunt(names: Sequence[str], seed: int, out: Path) -> int:
 
 def judge(planted: Planted, seed: int, out: Path) -> Soak:
     """A run until its first wrong read."""
-    control = planted is CONTROL
-    with checkout(planted) as root, started(root) as stack:
+    control = planted in CONTROLS
+    with checkout(planted) as root, started(root, planted.edge_ttl) as stack:
         database = stack.postgres if "sql" in planted.faults else ""
-        load = replace(LOAD, edges=tuple(stack.edges), seed=seed, database=database)
+        load = replace(planted.load, edges=tuple(stack.edges), seed=seed, database=database)
         soak = Soak(load, folder=out if control else None)
         faults = Faults(stack, set(planted.faults), seed, stopped=STOPPED)
         lines = soak.run(QUIET if control else PATIENCE, faults=faults, every=0.5)
@@ -316,11 +340,11 @@ def checkout(planted: Planted) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def started(root: Path) -> Iterator[Stack]:
+def started(root: Path, edge_ttl: int) -> Iterator[Stack]:
     """From this copy. The services run from one more, which is named by its contents and may be shared: these are made
     unique, so that it can be deleted with the rest."""
     (root / "velikiy" / "planted").write_text(str(root))
-    with contextlib.ExitStack() as afterwards, running("--edges", "2", root=root, EDGE_TTL=EDGE_TTL) as stack:
+    with contextlib.ExitStack() as afterwards, running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl)) as stack:
         configured = (stack.data / "run" / "supervisord.conf").read_text()
         code = re.findall(r"(\S+/code-[0-9a-f]+)/edge/start", configured)[0]
         afterwards.callback(shutil.rmtree, code, ignore_errors=True)
