@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.coherence.checker import Verdict
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
@@ -285,18 +286,25 @@ def hunt(names: Sequence[str], seed: int, out: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a stack must not be left running then either
         signal.signal(number, signal.default_int_handler)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nobody has a use for what would be compiled of a copy
-    wanted = [planted for planted in PLANTED if not names or planted.name in names]
     missed = []
-    for planted in wanted:
+    for planted in PLANTED:
+        if names and planted.name not in names:
+            continue
         print(f"{planted.name}: {planted.wrong}", flush=True)
         soak = judge(planted, seed, out)
-        print(f"{planted.name}: {found(soak)}", flush=True)
+        took = f"{soak.seconds:.1f} s, {soak.verdict.reads:,} reads"
         if planted in CONTROLS and soak.verdict.wrong:
+            print(f"{planted.name}: WRONG WITHOUT A BUG after {took}: {found(soak.verdict)}")
             print("\n".join([*soak.verdict.examples, *(f"saved: {file}" for file in soak.saved)]))
             return 1
-        if planted not in CONTROLS and not soak.verdict.wrong:
+        if planted in CONTROLS:
+            print(f"{planted.name}: nothing wrong in {took}", flush=True)
+        elif soak.verdict.wrong:
+            print(f"{planted.name}: caught after {took}: {found(soak.verdict)}", flush=True)
+        else:
+            print(f"{planted.name}: NOT CAUGHT in {took}", flush=True)
             missed.append(planted.name)
-    print(f"NOT CAUGHT: {', '.join(missed)}" if missed else "as it should be")
+    print(f"NOT CAUGHT: {', '.join(missed)}" if missed else "each planted bug was caught")
     return 1 if missed else 0
 
 
@@ -318,12 +326,9 @@ def judge(planted: Planted, seed: int, out: Path) -> Soak:
     return soak
 
 
-def found(soak: Soak) -> str:
-    verdict = soak.verdict
-    if not verdict.wrong:
-        return f"nothing wrong in {soak.seconds:.0f} s, {verdict.reads:,} reads"
+def found(verdict: Verdict) -> str:
     counts = {kind: getattr(verdict, kind) for kind in ("stale", "backwards", "impossible", "mixed")}
-    return f"caught after {soak.seconds:.1f} s: " + ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
 
 
 # ---- copies ----
