@@ -83,8 +83,8 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 
 BEFORE_DROP = after(FENCE, "                lock(connection, touched)", LONG_STALL)
 IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
-AT_EDGE = after(TIER, "            drop.ask()")
-DROPPED = after(FENCE, "                    lease = self.drop(connection, touched, own[0] if own else None)")
+AT_EDGE = after(TIER, "            drop.ask(until)")
+DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
 CHECKED = after(FENCE, "            written = writer_in_flight(connection, path)")
 LOADED = after(FENCE, "            entry = load(connection)")
 RENEWING = after(
@@ -154,7 +154,7 @@ BUGS = (
                 FENCE,
                 "        if own and lease:",
                 "        if touched:\n"
-                "            with self.database.autocommit() as connection, connection.elsewhere():\n"
+                "            with self.database.autocommit() as connection:\n"
                 "                lease = self.drop(connection, touched, own[0] if own else None)\n"
                 "        if own and lease:",
             ),
@@ -198,8 +198,8 @@ BUGS = (
             ),
             Replacement(
                 FENCE,
-                "edges = self.caches.edges(connection)\n        silent",
-                "edges = self.caches.edges(connection) if edges is None else edges\n        silent",
+                "edges = self.caches.edges(connection)\n        with",
+                "edges = self.caches.edges(connection) if edges is None else edges\n        with",
             ),
         ),
         frozenset({"stop-edge"}),
@@ -256,7 +256,7 @@ BUGS = (
         (
             Replacement(
                 "velikiy/relay.py",
-                "            self.fence.redis_tier.drop_all()\n",
+                "            self.fence.redis_tier.drop(None)\n",
                 "            if not self.fence.redis_tier.answers():\n                return\n",
             ),
         ),
