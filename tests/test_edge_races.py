@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -155,6 +156,40 @@ def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: St
     app.steps.steps["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
     app.users.update(user, Changes(name="new"))
     assert set(seen) == {"new"}
+
+
+@pytest.fixture
+def slow_commits(app: SteppedApp) -> Iterator[None]:
+    """Of those who write the name 'slow'."""
+    app.stack.sql(
+        """
+        CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
+        CREATE CONSTRAINT TRIGGER slow AFTER UPDATE ON users DEFERRABLE INITIALLY DEFERRED
+        FOR EACH ROW WHEN (NEW.name = 'slow') EXECUTE FUNCTION slow();
+        """
+    )
+    yield
+    app.stack.sql("DROP FUNCTION slow CASCADE")
+
+
+def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
+    app: SteppedApp, user: int, slow_commits: None
+) -> None:
+    cold(app, user)
+    committing, committed = threading.Event(), threading.Event()
+    app.steps.steps.update({"before the commit": committing.set, "after the commit": committed.set})
+    writer = threading.Thread(target=app.users.update, args=(user, Changes(name="slow")))
+    writer.start()
+    assert committing.wait(5)
+    seen: set[tuple[str | None, bool]] = set()
+    while not committed.is_set():
+        answer = get(app.stack.edge, user)
+        seen.add((answer.json()["name"], "stored" in answer.headers["Cache-Status"]))
+    writer.join()
+    assert ("old", False) in seen
+    assert ("old", True) not in seen
+    for edge in edges(app):
+        assert name(edge, user) == "slow"
 
 
 def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user: int) -> None:

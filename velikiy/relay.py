@@ -75,6 +75,10 @@ class Relay:
             # What was written before nobody told us. In this order: what is written from here on is heard.
             self._drop(None)
             log.info("relay.listening")
+            if kept := self.fence.redis_tier.keeps_over_a_restart():
+                log.warning(
+                    "redis.keeps_over_a_restart", settings=kept, advice="switch them off: what came back is old"
+                )
             while True:
                 select.select([connection.fileno()], [], [], HEARTBEAT)
                 connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)

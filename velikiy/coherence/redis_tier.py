@@ -167,6 +167,18 @@ class RedisTier:
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
+    def keeps_over_a_restart(self) -> list[str]:
+        """Settings by which it would come back with what it held before: nothing would tell that from what is true.
+        Nothing where it does not say."""
+        try:
+            settings: Any = self._patient.config_get("save", "appendonly")
+        except AWAY:
+            return []
+        text = {name: value.decode() if isinstance(value, bytes) else value for name, value in settings.items()}
+        return [
+            f"{name} {text[name]}" for name, off in (("save", ""), ("appendonly", "no")) if text.get(name, off) != off
+        ]
+
     def answers(self) -> bool:
         try:
             return bool(self._redis.ping())
