@@ -10,7 +10,7 @@ local LOOK_UP = 2  -- seconds between two look-ups of the names
 local CHECK = 1    -- seconds between two questions to each instance: do you live?
 local PATIENCE = 500  -- milliseconds for its answer
 
-local known = ngx.shared.state
+local known = ngx.shared.apps
 
 local _M = {}
 
@@ -91,7 +91,7 @@ local function look_up(app)
         end
     end
     app.addresses = addresses
-    known:set("app " .. app.host, table.concat(addresses, " "))
+    known:set(app.host, table.concat(addresses, " "))
 end
 
 
@@ -141,7 +141,7 @@ end
 function _M.follow()
     -- After a reload, or as the successor of a worker that was killed: with what was known, and not with nobody.
     for _, app in ipairs(apps) do
-        for address in (known:get("app " .. app.host) or ""):gmatch("%S+") do
+        for address in (known:get(app.host) or ""):gmatch("%S+") do
             app.addresses[#app.addresses + 1] = address
         end
     end

@@ -54,8 +54,7 @@ end
 function _M.show(data)
     local lines = { "place " .. lease.place(), "lease " .. lease.left() }
     local uri = ngx.var.arg_uri and ngx.unescape_uri(ngx.var.arg_uri)
-    local epoch = lease.last()
-    local generation = uri and epoch and generations.known(epoch, uri:match("^[^?]+"))
+    local generation = uri and generations.known(lease.epoch(), uri:match("^[^?]+"))
     if generation then
         lines[#lines + 1] = "generation " .. generation
         local size, fresh_until = entry(data, generation .. uri)

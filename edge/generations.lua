@@ -36,9 +36,7 @@ end
 
 
 function _M.drop(path)
-    local serving, newest = lease.epochs()
-    names:delete(serving .. path)
-    names:delete(newest .. path)
+    names:delete(lease.epoch() .. path)
 end
 
 

@@ -24,7 +24,8 @@ local exiting = ngx.worker.exiting
 
 local _M = {}
 
-local place, port
+local place, host, port
+local said  -- what was logged last: each state once, and not each second
 
 
 -- Milliseconds.
@@ -35,19 +36,18 @@ end
 
 
 -- In init_by_lua, which runs again on each reload: the dictionary is kept, and what is in it is still true.
--- place: where no two edges can be at the same time (edge/start).
-function _M.configure(where, control_port)
+-- where: a place where no two edges can be at the same time; address: a host, or empty (both: edge/start).
+function _M.configure(where, address, control_port)
     if os.getenv("NGINX") then
         error("an upgrade in place (SIGUSR2) would be two edges behind one port, each with a cache that the drops of "
               .. "the other pass by; start it anew instead", 0)
     end
-    place, port = where, tonumber(control_port)
+    place, host, port = where, address, tonumber(control_port)
     local random = assert(io.open("/dev/urandom", "rb"))
     local bytes = random:read(8)
     random:close()
     state:add("run", (bytes:gsub(".", function(byte) return string.format("%02x", byte:byte()) end)))
     state:add("epoch", 0)
-    state:add("lease", 0)
 end
 
 
@@ -57,40 +57,42 @@ function _M.fresh()
 end
 
 
--- The epoch that the lease is for, or nil where there is none. What holds at this moment holds for the request that
--- asks, however long it then takes: it began when the lease was there.
+-- The newest. A lease is kept under the number of its epoch, so one that arrives late, because a worker was stopped or
+-- is on its way out, is never taken for the newest one's.
+function _M.epoch()
+    return state:get("epoch")
+end
+
+
+-- The epoch, if there is a lease for it; else nil. What holds at this moment holds for the request that asks, however
+-- long it then takes: it began when the lease was there.
 function _M.held()
-    local till, epoch = state:get("lease")
+    local epoch = state:get("epoch")
+    local till = state:get(epoch)
     -- A worker that is on its way out does not know whether writers still reach this edge: a listener that is closed
     -- counts as an edge that is dead.
-    if now() < till and not exiting() then
+    if till and now() < till and not exiting() then
         return epoch
     end
 end
 
 
--- For marked answers where there is no other: the epoch of the lease that there was last.
-function _M.last()
-    local _, epoch = state:get("lease")
-    return epoch
-end
-
-
--- All epochs in which a reader may look. While one ends and the next begins there are two.
-function _M.epochs()
-    return _M.last() or 0, state:get("epoch")
-end
-
-
 -- For people: the milliseconds that are left, or 0.
 function _M.left()
-    local till = state:get("lease")
-    return math.max(0, math.floor(till - now()))
+    return math.max(0, math.floor((state:get(state:get("epoch")) or 0) - now()))
 end
 
 
 function _M.place()
     return place
+end
+
+
+local function say(what)
+    if what ~= said then
+        ngx.log(ngx.ALERT, what)
+        said = what
+    end
 end
 
 
@@ -100,7 +102,7 @@ local function ask(what, epoch)
     if not peer then
         return nil, 0
     end
-    local body = ngx.encode_args({ place = place, epoch = epoch, port = port })
+    local body = ngx.encode_args({ place = place, epoch = epoch, host = host, port = port })
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT, CONNECT, PATIENCE)
     local status, milliseconds
@@ -126,26 +128,27 @@ local function renew()
         local asked = now()  -- before the question: it may be answered at once and arrive late
         local lease, status = ask("renew", state:get("run") .. "." .. epoch)
         if lease then
-            state:set("lease", asked + lease, 0, epoch)
+            state:set(epoch, asked + lease)
             return true
         end
         if status ~= 409 then
             return false  -- what was promised runs out by itself
         end
-        ngx.log(ngx.WARN, "writers pass this edge by since they could not reach it: it starts again with nothing")
+        say("writers pass this edge by, since they could not reach it: it starts again with nothing")
+        state:delete("registered")
     end
-    -- In this order: no lease, nothing that could be found, and only then does a writer hear of us again.
-    state:set("lease", 0, 0, _M.last() or 0)
-    state:delete("registered")
+    -- In this order: a new epoch, for which there is no lease and no name; only then may writers hear of us again.
     epoch = state:incr("epoch", 1)
+    state:delete(epoch - 1)
     local asked = now()
     local lease, status = ask("register", state:get("run") .. "." .. epoch)
     if lease then
         state:set("registered", epoch)
-        state:set("lease", asked + lease, 0, epoch)
+        state:set(epoch, asked + lease)
+        say("registered: the cache is in use")
     elseif status == 424 then
-        ngx.log(ngx.ERR, "the app that was asked cannot reach this edge's control listener, port ", port, ": its cache "
-                .. "is not used")
+        say("the app that was asked cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
+            .. port .. "): the cache is not used")
     end
     return lease ~= nil
 end
@@ -155,13 +158,12 @@ local function keep(premature)
     if premature or exiting() then
         return
     end
-    local began = ngx.now()
+    local began = now()
     local ok, held = pcall(renew)
     if not ok then
-        ngx.log(ngx.ERR, "cannot renew the lease: ", held)
+        say("cannot renew the lease: " .. tostring(held))
     end
-    ngx.update_time()
-    local pause = ok and held and math.max(AGAIN, RENEW - (ngx.now() - began)) or AGAIN
+    local pause = ok and held and math.max(AGAIN, RENEW - (now() - began) / 1000) or AGAIN
     ngx.timer.at(pause, keep)
 end
 

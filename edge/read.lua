@@ -73,8 +73,7 @@ end
 function _M.stale()
     local var = ngx.var
     var.failed = var.upstream_status or ""
-    local epoch = lease.last()
-    var.generation = epoch and generations.known(epoch, var.request_uri:match("^[^?]+")) or ""
+    var.generation = generations.known(lease.epoch(), var.request_uri:match("^[^?]+")) or ""
 end
 
 

@@ -97,6 +97,7 @@ def test_env_example_shows_the_defaults() -> None:
         for name, field in kind.model_fields.items():
             shown = re.findall(rf"^{name.upper()}=(.*)$", text, re.MULTILINE)
             default = "" if field.is_required() or field.default is None else str(field.default)
+            default = default.lower() if isinstance(field.default, bool) else default
             assert shown == [default], name
 
 

@@ -1,6 +1,7 @@
 """Edges ask here each second whether they may go on using their caches. Clients cannot: the edge lets no address
 through that begins with `/.`."""
 
+import structlog
 from flask import Flask, Response, request
 from pydantic import BaseModel, Field, ValidationError
 
@@ -8,10 +9,15 @@ from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.caches import LEASE, Cache
 from velikiy.problems import Problem
 
+log = structlog.get_logger()
+
 
 class _Asked(BaseModel):
     place: str = Field(pattern="^[!-~]{1,100}$")
     epoch: str = Field(pattern="^[!-~]{1,100}$")
+    host: str = Field("", max_length=255, pattern="^[0-9A-Za-z.:-]*$")
+    """Empty: as this app sees it."""
+
     port: int = Field(ge=1, le=65_535)
 
 
@@ -23,7 +29,7 @@ def install(app: Flask, caches: Caches) -> None:
     def renew() -> Response:
         """409 where the edge is fenced or not known: it has to forget everything, and to register."""
         asked = _asked()
-        return _lease() if caches.renew(asked.place, _address(asked), asked.epoch) else Response("fenced", 409)
+        return _lease() if caches.renew(asked.place, asked.epoch) else Response("fenced", 409)
 
     @app.post("/.lease/register")
     def register() -> Response:
@@ -31,7 +37,8 @@ def install(app: Flask, caches: Caches) -> None:
         asked = _asked()
         address = _address(asked)
         edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, left_out=False)
-        if edge_tier.drop([edge], None):
+        if not edge_tier.reaches(edge):
+            log.warning("edge.unreachable", address=address)
             return Response(f"no answer at {address}", 424)
         caches.register(asked.place, address, asked.epoch)
         return _lease()
@@ -45,8 +52,8 @@ def _asked() -> _Asked:
 
 
 def _address(asked: _Asked) -> str:
-    """Where it comes from is where writers reach it: nobody has to tell an edge its own address."""
-    host = request.remote_addr or "127.0.0.1"
+    """Where it comes from is where writers reach it, if it does not know better."""
+    host = asked.host or request.remote_addr or "127.0.0.1"
     return f"[{host}]:{asked.port}" if ":" in host else f"{host}:{asked.port}"
 
 

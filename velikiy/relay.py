@@ -119,6 +119,9 @@ class Relay:
                     self.forget_lost_edges()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
+            except Exception:
+                # Nobody would notice that this thread has ended: Redis would stay out of use, and that is all.
+                log.exception("relay.cannot_look_after_caches")
 
     def put_redis_back(self) -> None:
         """Emptied, once nobody uses it any more: a lease that was given between emptying and the end of the fence

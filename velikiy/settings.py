@@ -73,6 +73,10 @@ class Settings(BaseSettings):
     redis_timeout: float = Field(0.1, ge=0.01, le=5)
     """Seconds to connect to Redis or to wait for its answer; then the request goes on without it."""
 
+    redis_direct: bool = False
+    """Whether REDIS_URL is Redis' own socket on this machine, with no forwarder between: then a refused connection
+    shows that it is dead, and a write need not wait until nobody uses it any more."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -170,12 +170,17 @@ class Caches:
             )
         log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
 
-    def renew(self, place: str, address: str, epoch: str) -> bool:
-        """For an edge that wants to go on; False: it is fenced, or nobody knows of it, or not at this address."""
+    def renew(self, place: str, epoch: str) -> bool:
+        """For an edge that wants to go on; False: it is fenced, or nobody knows of it.
+
+        By its epoch, which is its alone, and not by the address that it is seen under: of several apps each may see
+        another one. One that has moved is found out by the first writer.
+        """
         with self.database.autocommit() as connection:
             renewed = connection.execute(
-                "UPDATE caches SET renewed_at = clock_timestamp() WHERE name = %s AND epoch = %s AND fenced_at IS NULL",
-                (f"{place}@{address}", epoch),
+                "UPDATE caches SET renewed_at = clock_timestamp()"
+                " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL",
+                (f"{place}@", epoch),
             )
             return renewed.rowcount == 1
 

@@ -34,7 +34,8 @@ class EdgeTier:
         self._let_go_of_others(edges)
         until = time.monotonic() + PATIENCE
         body = "*" if paths is None or len(paths) > MANY else "\n".join(path.path for path in paths)
-        drops = [_Drop(edge, body, self._connection(edge)) for edge in edges]
+        # Over kept connections first: to connect to one that is cut off may take all the time that there is.
+        drops = sorted((_Drop(edge, body, self._connection(edge)) for edge in edges), key=lambda drop: not drop.kept)
         for drop in drops:
             drop.ask(until)
         silent = []
@@ -46,6 +47,16 @@ class EdgeTier:
             elif drop.connection.sock is not None:
                 self._idle[drop.edge.address].append(drop.connection)
         return silent
+
+    def reaches(self, edge: Cache) -> bool:
+        """It has answered, now, at this address and as this edge. Only then may a refusal at this address be taken for
+        its death later."""
+        drop = _Drop(edge, "*", self._connection(edge))
+        until = time.monotonic() + PATIENCE
+        drop.ask(until)
+        reached = drop.done(until) and not drop.dead
+        drop.connection.close()
+        return reached
 
     def show(self, edge: Cache, uri: str) -> dict[str, str] | None:
         """For people: what the edge says of itself and of this address (edge/control.lua); None: no answer."""
@@ -83,8 +94,8 @@ class _Drop:
         self.edge = edge
         self.body = body
         self.connection = connection
-        self._kept = connection.sock is not None
-        self._dead = False
+        self.kept = connection.sock is not None
+        self.dead = False
 
     def ask(self, until: float) -> None:
         """What goes wrong here comes to light in `done`."""
@@ -92,13 +103,13 @@ class _Drop:
             self._hurry(until)
             self.connection.request("POST", "/drop", self.body, {"X-Edge": self.edge.place})
         except ConnectionRefusedError:
-            self._dead = self.edge.beside_us
+            self.dead = self.edge.beside_us
             self.connection.close()
         except AWAY:
             self.connection.close()
 
     def done(self, until: float) -> bool:
-        if self._dead:
+        if self.dead:
             return True
         try:
             self._hurry(until)
@@ -106,16 +117,16 @@ class _Drop:
             answer.read()
         except AWAY as error:
             self.connection.close()
-            if not self._kept or isinstance(error, TimeoutError):
+            if not self.kept or isinstance(error, TimeoutError):
                 return False
             # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
-            self._kept = False
+            self.kept = False
             self.ask(until)
             return self.done(until)
         return answer.status == 204
 
     def _hurry(self, until: float) -> None:
         """All edges together have PATIENCE, however many are silent; each at least a moment, to be heard at all."""
-        self.connection.timeout = max(0.05, until - time.monotonic())
+        self.connection.timeout = max(0.1, until - time.monotonic())
         if self.connection.sock is not None:
             self.connection.sock.settimeout(self.connection.timeout)

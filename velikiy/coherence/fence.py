@@ -134,7 +134,13 @@ def connect(database: Database, settings: Settings) -> Fence:
     """The fence of this database; nothing is asked yet."""
     caches = Caches(database, threads=settings.app_threads)
     trust = Trust(caches.redis_is_fenced)
-    redis_tier = RedisTier(settings.redis_url, trust, ttl=settings.redis_ttl, timeout=settings.redis_timeout)
+    redis_tier = RedisTier(
+        settings.redis_url,
+        trust,
+        ttl=settings.redis_ttl,
+        timeout=settings.redis_timeout,
+        direct=settings.redis_direct,
+    )
     return Fence(database, caches, redis_tier, EdgeTier())
 
 

@@ -16,7 +16,7 @@ import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.caches import PATIENCE, Trust, is_loopback, now
+from velikiy.coherence.caches import PATIENCE, Trust, now
 from velikiy.coherence.entry import Entry, Path
 from velikiy.postgres import DatabaseUnavailable
 
@@ -51,9 +51,11 @@ class RedisTier:
     LEASE = 3.0
     """Seconds after which a lease is void, and somebody else may have it. Only speed depends on this number."""
 
-    def __init__(self, url: str, trust: Trust, *, ttl: int, timeout: float) -> None:
-        """`ttl`: seconds from the first fill of a path; `timeout`: seconds to connect, and to be answered."""
+    def __init__(self, url: str, trust: Trust, *, ttl: int, timeout: float, direct: bool = False) -> None:
+        """`ttl`: seconds from the first fill of a path; `timeout`: seconds to connect, and to be answered; `direct`:
+        at this address nobody but Redis itself can refuse a connection."""
         self.ttl = ttl
+        self.direct = direct
         self.trust = trust
         self._redis = self._client(url, timeout)
         # What a write waits for is not given up as early: to go on without Redis costs it a fence.
@@ -62,9 +64,6 @@ class RedisTier:
             self._redis.register_script((HERE / f"{name}.lua").read_text()) for name in ("read", "fill", "drop")
         )
         self._skip_until = 0.0
-        # Behind any other address somebody may refuse for a Redis that lives: a balancer, a firewall, another machine.
-        place = self._redis.connection_pool.connection_kwargs
-        self._beside_us = "path" in place or is_loopback(str(place.get("host", "localhost")))
 
     def _client(self, url: str, timeout: float) -> redis.Redis:
         return redis.Redis.from_url(
@@ -124,7 +123,8 @@ class RedisTier:
         """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
         Redis is not fenced.
 
-        Where nobody listens beside us Redis is dead, and holds nothing.
+        A Redis that refuses at its own socket is dead, and holds nothing. At any other address somebody may refuse for
+        one that lives: a forwarder, a balancer, a firewall.
 
         Raises:
             DoesNotAnswer
@@ -143,7 +143,7 @@ class RedisTier:
                     self._drop(keys=[path.key], args=[token, int(self.LEASE * 1000)], client=self._patient)
                 return lease if now() < trusted_until else None
             except AWAY as error:
-                if self._beside_us and refused(error):
+                if self.direct and refused(error):
                     return None
                 # A kept connection to a Redis that was restarted is broken: a new one tells what is there now.
                 if not again or isinstance(error, redis.exceptions.TimeoutError):

@@ -166,7 +166,8 @@ class Plan:
                     ],
                 )
             )
-        ours = {**python, **knobs, "SECRETS_DIR": str(self.passwords)}
+        direct = str(settings.redis_direct or self.own_redis)
+        ours = {**python, **knobs, "REDIS_DIRECT": direct, "SECRETS_DIR": str(self.passwords)}
         programs.append(Program("relay", [sys.executable, "-P", "-m", "velikiy", "relay"], ours))
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
         for n, port in enumerate(self.app_ports, 1):
