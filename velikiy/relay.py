@@ -80,10 +80,10 @@ class Relay:
                     "redis.keeps_over_a_restart", settings=kept, advice="switch them off: what came back is old"
                 )
             while True:
-                select.select([connection.fileno()], [], [], HEARTBEAT)
-                connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
                 if heartbeat:
                     heartbeat.touch()
+                select.select([connection.fileno()], [], [], HEARTBEAT)
+                connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
                 if heard:
                     # Together: of a program that writes row by row hundreds may have come meanwhile.
                     payloads = heard.copy()

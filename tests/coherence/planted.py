@@ -13,7 +13,6 @@ import contextlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -284,8 +283,6 @@ def hunt(names: Sequence[str], seed: int, out: Path) -> int:
     if unknown := set(names) - {planted.name for planted in PLANTED}:
         print(f"there is no {', '.join(unknown)}; there are {', '.join(planted.name for planted in PLANTED)}")
         return 2
-    for number in (signal.SIGTERM, signal.SIGHUP):  # a stack must not be left running then either
-        signal.signal(number, signal.default_int_handler)
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nobody has a use for what would be compiled of a copy
     missed = []
     for planted in PLANTED:
@@ -315,7 +312,8 @@ def judge(planted: Planted, seed: int, out: Path) -> Soak:
     with checkout(planted) as root, started(root, planted.edge_ttl) as stack:
         database = stack.postgres if "sql" in planted.faults else ""
         load = replace(planted.load, edges=tuple(stack.edges), seed=seed, database=database)
-        soak = Soak(load, folder=out if control else None)
+        # The stalls are in the relay's drops too.
+        soak = Soak(load, grace=2.0, folder=out if control else None)
         faults = Faults(stack, set(planted.faults), seed, stopped=STOPPED)
         lines = soak.run(QUIET if control else PATIENCE, faults=faults, every=0.5)
         with contextlib.closing(lines):

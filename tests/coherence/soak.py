@@ -12,6 +12,7 @@ fifth plants bugs into copies of the code (tests/coherence/planted.py), and fail
 
 import argparse
 import contextlib
+import signal
 import sys
 import tempfile
 import time
@@ -175,6 +176,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     given = arguments()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
+        signal.signal(number, signal.default_int_handler)
     if given.check:
         verdict = check(load(given.check), grace=given.grace, across=given.across)
         print(verdict)

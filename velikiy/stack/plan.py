@@ -71,6 +71,11 @@ class Plan:
         return self.home / "logs"
 
     @property
+    def heartbeat(self) -> Path:
+        """Touched by the relay while it listens."""
+        return self.home / "relay" / "heartbeat"
+
+    @property
     def passwords(self) -> Path:
         return self.home / "secrets"
 
@@ -168,7 +173,8 @@ class Plan:
             )
         direct = str(settings.redis_direct or self.own_redis)
         ours = {**python, **knobs, "REDIS_DIRECT": direct, "SECRETS_DIR": str(self.passwords)}
-        programs.append(Program("relay", [sys.executable, "-P", "-m", "velikiy", "relay"], ours))
+        relay = [sys.executable, "-P", "-m", "velikiy", "relay", "--heartbeat", str(self.heartbeat)]
+        programs.append(Program("relay", relay, ours))
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
         for n, port in enumerate(self.app_ports, 1):
             programs.append(

@@ -93,6 +93,7 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     """Folders, the code's copy, passwords and addresses."""
     home = plan.home
     plan.save()
+    plan.heartbeat.unlink(missing_ok=True)
     servers = [
         "redis",
         "relay",
@@ -135,7 +136,7 @@ def _migrate(settings: Settings) -> None:
 
 def _wait_until_ready(plan: Plan, *, within: float) -> None:
     until = time.monotonic() + within
-    while not ready(plan, caching=True):
+    while not ready(plan, whole=True):
         if time.monotonic() > until:
             for file in tail.files(plan.logs):
                 for line in tail.last(file, 5):
@@ -146,13 +147,16 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
         time.sleep(0.05)
 
 
-def ready(plan: Plan, *, caching: bool = False) -> bool:
-    """Every edge is ours and answers /health; and may use its cache, where that is asked for."""
+def ready(plan: Plan, *, whole: bool = False) -> bool:
+    """Every edge is ours and answers /health; where it is asked for, edges may use their caches and the relay listens,
+    without which the answers are right as well."""
+    if whole and not plan.heartbeat.exists():
+        return False
     for url in plan.edge_urls:
         try:
             with urllib.request.urlopen(url + "/.edge", timeout=3) as answer:  # noqa: S310
                 identity, lease = answer.read().decode().split()
-                if identity != plan.identity or (lease == "0" and caching):
+                if identity != plan.identity or (lease == "0" and whole):
                     return False
             with urllib.request.urlopen(url + "/health", timeout=3):  # noqa: S310
                 pass
