@@ -10,8 +10,9 @@ import pytest
 import requests
 
 from tests.running import Stack, free_ports, wait_until
-from velikiy.coherence import Caches, EdgeTier
+from velikiy.coherence import Caches, EdgeTier, Path, RedisTier
 from velikiy.coherence.caches import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
+from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.postgres import Database, DatabaseUnavailable
 
 
@@ -158,6 +159,13 @@ class TestDrops:
         address = f"127.0.0.1:{free_ports(1)}"
         dead, elsewhere = edge(f"{HOST}/x", address), edge("another/x", address)
         assert EdgeTier().drop([dead, elsewhere], None) == [elsewhere]
+
+    def test_a_redis_that_somebody_else_may_refuse_for_is_not_taken_for_dead(self) -> None:
+        url = f"redis://127.0.0.1:{free_ports(1)}/0"
+        trust = Trust(lambda: False)
+        RedisTier(url, trust, ttl=60, timeout=1, direct=True).drop([Path("/x", "x")])
+        with pytest.raises(DoesNotAnswer):
+            RedisTier(url, trust, ttl=60, timeout=1).drop([Path("/x", "x")])
 
     def test_many_that_are_silent_cost_no_more_than_one(self) -> None:
         with ExitStack() as context:
