@@ -88,6 +88,7 @@ function _M.place()
 end
 
 
+-- On the one level that is kept (nginx.conf, error_log): the others quote requests.
 local function say(what)
     if what ~= said then
         ngx.log(ngx.ALERT, what)
@@ -145,7 +146,7 @@ local function renew()
     if lease then
         state:set("registered", epoch)
         state:set(epoch, asked + lease)
-        say("registered: the cache is in use")
+        said = nil
     elseif status == 424 then
         say("the app that was asked cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
             .. port .. "): the cache is not used")
