@@ -99,7 +99,7 @@ def test_an_app_that_starts_before_its_servers_waits_for_them(fragile: Stack) ->
 
 def test_the_edge_serves_what_it_has_when_no_app_answers_and_marks_it(fragile: Stack) -> None:
     url = f"{fragile.edge}/users/3"
-    assert requests.get(url, timeout=5).status_code == 200
+    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
     for app in ("app1", "app2"):
         fragile.supervisor.rpc.stopProcess(app)
     try:

@@ -223,7 +223,7 @@ BUGS = (
         "An edge goes on with a lease that has run out.",
         (
             RENEWING,
-            Replacement(LEASE, "if now() < till and not exiting() then", "if till > 0 and not exiting() then"),
+            Replacement(LEASE, "if till and now() < till and not exiting() then", "if till and not exiting() then"),
         ),
         frozenset({"stop-edge"}),
     ),
