@@ -69,9 +69,10 @@ TIER = "velikiy/coherence/edge_tier.py"
 LEASE = "edge/lease.lua"
 
 # Mostly short and sometimes long: a tenth of them is longer than 130 ms.
-STALL = "import random, time; time.sleep(0.2 * random.random() ** 4)"
+# Without a name of its own, which would hide the module's in the function that it is put into.
+STALL = '__import__("time").sleep(0.2 * __import__("random").random() ** 4)'
 # For what has to meet something rare, such as an edge that comes back.
-LONG_STALL = "import random, time; time.sleep(0.3 * random.random())"
+LONG_STALL = '__import__("time").sleep(0.3 * __import__("random").random())'
 
 
 def after(file: str, line: str, stall: str = STALL) -> Replacement:
