@@ -229,14 +229,6 @@ BUGS = (
         frozenset({"stop-edge"}),
     ),
     Planted(
-        "same-epoch",
-        "An edge that was fenced comes back with what it held.",
-        (Replacement(LEASE, 'epoch = state:incr("epoch", 1)', 'epoch = epoch or state:incr("epoch", 1)'),),
-        frozenset({"stop-edge"}),
-        # Slower, and hardly anything is written between the end of the wait and the return.
-        load=replace(SLOW, pace=0.3),
-    ),
-    Planted(
         "redis-not-fenced",
         "A drop that Redis did not answer is passed over.",
         (
