@@ -103,7 +103,7 @@ local function ask(what, epoch)
     if not peer then
         return nil, 0
     end
-    local body = ngx.encode_args({ place = place, epoch = epoch, host = host, port = port })
+    local body = ngx.encode_args({ place = place, epoch = state:get("run") .. "." .. epoch, host = host, port = port })
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT, CONNECT, PATIENCE)
     local status, milliseconds
@@ -127,7 +127,7 @@ local function renew()
     local epoch = state:get("registered")
     if epoch then
         local asked = now()  -- before the question: it may be answered at once and arrive late
-        local lease, status = ask("renew", state:get("run") .. "." .. epoch)
+        local lease, status = ask("renew", epoch)
         if lease then
             state:set(epoch, asked + lease)
             return true
@@ -142,7 +142,7 @@ local function renew()
     epoch = state:incr("epoch", 1)
     state:delete(epoch - 1)
     local asked = now()
-    local lease, status = ask("register", state:get("run") .. "." .. epoch)
+    local lease, status = ask("register", epoch)
     if lease then
         state:set("registered", epoch)
         state:set(epoch, asked + lease)
