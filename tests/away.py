@@ -4,11 +4,10 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import requests
 
-from tests.running import Stack, status_of, wait_until
+from tests.running import Stack, children_of, status_of, wait_until
 
 
 def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
@@ -29,8 +28,7 @@ def answers(edge: str) -> bool:
 def servers_of(stack: Stack, name: str) -> list[int]:
     """The server's process and its children."""
     master = stack.pids()[name]
-    children = Path(f"/proc/{master}/task/{master}/children").read_text().split()
-    return [master, *map(int, children)]
+    return [master, *children_of(master)]
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,6 +129,15 @@ class Stack:
 
     def healthy(self) -> bool:
         return all(status_of(f"{edge}/health") == 200 for edge in self.edges)
+
+
+def children_of(master: int) -> dict[int, str]:
+    """Its processes and their command lines; of one that ends in between, nothing."""
+    children = {}
+    for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            children[int(pid)] = Path(f"/proc/{pid}/cmdline").read_text()
+    return children
 
 
 def status_of(url: str) -> int:

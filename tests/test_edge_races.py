@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.running import ROOT, Stack, folder, wait_until
+from tests.running import ROOT, Stack, children_of, folder, wait_until
 from tests.stepped import SteppedApp, edge_of, stepped_app
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
@@ -307,5 +307,4 @@ def refuses(edge: str) -> bool:
 
 
 def workers(master: int) -> set[int]:
-    children = File(f"/proc/{master}/task/{master}/children").read_text().split()
-    return {int(pid) for pid in children if b"worker process" in File(f"/proc/{pid}/cmdline").read_bytes()}
+    return {pid for pid, command in children_of(master).items() if "worker process" in command}

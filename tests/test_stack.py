@@ -17,7 +17,18 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.running import ROOT, Stack, clean_environment, folder, free_ports, run, running, status_of, wait_until
+from tests.running import (
+    ROOT,
+    Stack,
+    children_of,
+    clean_environment,
+    folder,
+    free_ports,
+    run,
+    running,
+    status_of,
+    wait_until,
+)
 from velikiy.stack.plan import Plan
 from velikiy.stack.spawn import leftovers
 from velikiy.stack.start import ready
@@ -385,12 +396,10 @@ class TestKilling:
     def test_a_killed_worker_of_an_app_comes_back(self, sturdy: Stack) -> None:
         wait_until(sturdy.healthy)
         master = sturdy.pids()["app1"]
-        children = Path(f"/proc/{master}/task/{master}/children")
-        before = children.read_text().split()
-        os.kill(int(before[0]), signal.SIGKILL)
-        wait_until(
-            lambda: before[0] not in children.read_text().split() and len(children.read_text().split()) == len(before)
-        )
+        before = children_of(master)
+        killed = min(before)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: killed not in (now := children_of(master)) and len(now) == len(before))
 
     def test_after_its_supervisor_was_killed_up_cleans_up_and_starts(self, sturdy: Stack) -> None:
         place = requests.post(f"{sturdy.edge}/users", json={"name": "V", "email": "v@example.com"}, timeout=5)
