@@ -21,7 +21,9 @@ from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Pa
 from velikiy.coherence.caches import Trust
 from velikiy.coherence.redis_tier import Lease
 from velikiy.postgres import Connection, Database
-from velikiy.users import Users
+from velikiy.resource import registry
+from velikiy.resources.users import NewUser
+from velikiy.rows import Rows
 
 T = TypeVar("T")
 Step = Callable[[], None]
@@ -76,6 +78,25 @@ class SteppedFence(Fence):
         self.steps.at("before the commit")
 
 
+class Users:
+    """Users, written in this process and without HTTP."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+        self.rows = Rows(registry()["users"], fence)
+
+    def create(self, name: str, email: str) -> int:
+        new = NewUser(name=name, email=email)
+        return self.fence.write(lambda connection: self.rows.create(connection, new))[0]
+
+    def update(self, user: int, name: str) -> None:
+        changes = self.rows.resource.changes.model_validate({"name": name})
+        self.fence.write(lambda connection: self.rows.update(connection, user, changes, None))
+
+    def delete(self, user: int) -> None:
+        self.fence.write(lambda connection: self.rows.delete(connection, user, None))
+
+
 @dataclass
 class SteppedApp:
     stack: Stack
@@ -104,7 +125,7 @@ def serving(fence: Fence) -> Iterator[str]:
     """The address of an app in this process with this fence."""
     app = Flask("in this process")
     problems.install(app)
-    api.install(app, Users(fence))
+    api.install(app, registry(), fence)
     leases.install(app, fence.caches)
     fence.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)

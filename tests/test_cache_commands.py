@@ -54,10 +54,10 @@ def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
 def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
     from velikiy.coherence.fence import lock
     from velikiy.postgres import Connection
-    from velikiy.users import one
+    from velikiy.resource import registry
 
     with Connection.connect(stack.postgres) as writer:
-        lock(writer, [one(2)])
+        lock(writer, [registry()["users"].item(2)])
         assert "a writer is in flight" in cache(stack, "show", "/users/2")
 
 

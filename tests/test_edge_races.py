@@ -18,7 +18,6 @@ from tests.running import ROOT, Stack, children_of, folder, wait_until
 from tests.stepped import SteppedApp, edge_of, stepped_app
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
-from velikiy.users import Changes, NewUser
 
 _numbers = count(1)
 
@@ -37,7 +36,7 @@ def app(stack: Stack) -> Iterator[SteppedApp]:
 @pytest.fixture
 def user(app: SteppedApp) -> Iterator[int]:
     number = next(_numbers)
-    user_id = app.users.create(NewUser(name="old", email=f"race{number}@example.com"))
+    user_id = app.users.create(name="old", email=f"race{number}@example.com")
     yield user_id
     app.users.delete(user_id)
 
@@ -134,7 +133,7 @@ def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
             seen.extend(look(edge, user) for edge in edges(app) for look in (name, listed))
 
     app.steps.steps[place] = look
-    app.users.update(user, Changes(name="new"))
+    app.users.update(user, "new")
     assert seen == ["old"] * 12  # not committed yet
     for edge in edges(app):
         assert (name(edge, user), listed(edge, user)) == ("new", "new")
@@ -146,7 +145,7 @@ def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: SteppedApp,
     app.steps.steps["before the commit"] = lambda: seen.extend(
         get(edge, user).headers["Cache-Status"] for edge in edges(app) for _ in range(2)
     )
-    app.users.update(user, Changes(name="new"))
+    app.users.update(user, "new")
     assert set(seen) == {"redis; fwd=uri-miss; detail=write-in-flight, nginx; fwd=uri-miss"}
 
 
@@ -154,7 +153,7 @@ def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: St
     cold(app, user)
     seen: list[str | None] = []
     app.steps.steps["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
-    app.users.update(user, Changes(name="new"))
+    app.users.update(user, "new")
     assert set(seen) == {"new"}
 
 
@@ -178,7 +177,7 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
     cold(app, user)
     committing, committed = threading.Event(), threading.Event()
     app.steps.steps.update({"before the commit": committing.set, "after the commit": committed.set})
-    writer = threading.Thread(target=app.users.update, args=(user, Changes(name="slow")))
+    writer = threading.Thread(target=app.users.update, args=(user, "slow"))
     writer.start()
     assert committing.wait(5)
     seen: set[tuple[str | None, bool]] = set()
@@ -193,7 +192,7 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
 
 
 def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user: int) -> None:
-    other = app.users.create(NewUser(name="old", email=f"other{next(_numbers)}@example.com"))
+    other = app.users.create(name="old", email=f"other{next(_numbers)}@example.com")
     seen: list[tuple[str | None, str | None]] = []
 
     def pass_by() -> None:
@@ -201,10 +200,10 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user
         seen.extend((listed(edge, user), listed(edge, other)) for edge in edges(app) for _ in range(2))
 
     for place in WRITER_PLACES:
-        app.users.update(user, Changes(name="old"))
+        app.users.update(user, "old")
         seen.clear()
         app.steps.steps[place] = pass_by
-        app.users.update(user, Changes(name="first"))
+        app.users.update(user, "first")
         assert set(seen) == {("old", "second")}, place
         for edge in edges(app):
             assert (listed(edge, user), listed(edge, other)) == ("first", "second"), place
@@ -212,7 +211,7 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user
 
 
 def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(app: SteppedApp, user: int) -> None:
-    app.users.update(user, Changes(name="mine"))
+    app.users.update(user, "mine")
     assert "redis; hit" in get(app.edge, user).headers["Cache-Status"]
 
     # The first writer's fill comes when the second has committed and dropped: its lease is gone.
@@ -225,7 +224,7 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
         return fill(path, variant, lease, entry)
 
     tier.fill = late  # type: ignore[method-assign]
-    app.users.update(user, Changes(name="first"))
+    app.users.update(user, "first")
     assert tier.fill == fill
     for edge in edges(app):
         assert name(edge, user) == "second"

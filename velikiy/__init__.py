@@ -5,8 +5,8 @@ from flask import Flask
 from velikiy import api, health, leases, logs, problems
 from velikiy.coherence import connect
 from velikiy.postgres import Database
+from velikiy.resource import registry
 from velikiy.settings import Settings, load
-from velikiy.users import Users
 
 
 def create_app(settings: Settings | None = None) -> Flask:
@@ -16,11 +16,10 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
     fence = connect(database, settings)
-    users = Users(fence)
 
     app = Flask(__name__, static_folder=None)
     problems.install(app)
-    api.install(app, users)
+    api.install(app, registry(), fence)
     leases.install(app, fence.caches)
     health.install(app, database, fence.redis_tier)
     database.open()

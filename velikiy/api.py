@@ -1,25 +1,29 @@
-"""HTTP only: read the request, call users, say what came of it."""
+"""HTTP only: the routes of every resource. Read the request, call its rows, say what came of it."""
 
 import re
+import secrets
 import time
-from typing import Any, TypeVar
+from collections.abc import Callable
 
-import orjson
 import structlog
 from flask import Blueprint, Flask, Response, g, request
-from pydantic import BaseModel, ValidationError
 from werkzeug.routing import BaseConverter
 from werkzeug.routing import ValidationError as NoMatch
 
-from velikiy.coherence import Answer
+from velikiy import batch, incoming, outgoing
+from velikiy.coherence import Change, Fence
+from velikiy.idempotency import once
+from velikiy.incoming import JSON, MERGE_PATCH
+from velikiy.outgoing import Sent
+from velikiy.pages import BadCursor
+from velikiy.postgres import Connection
 from velikiy.problems import Problem
-from velikiy.users import PAGE, BadCursor, Changes, EmailTaken, NewUser, Users
+from velikiy.resource import Resource
+from velikiy.rows import Missing, Refusal, Rows
 
 log = structlog.get_logger()
-B = TypeVar("B", bound=BaseModel)
 
-MAX_BODY = 64 * 1024
-"""Bytes; the largest valid user has under 2 kB. The edge refuses the same, earlier (client_max_body_size)."""
+Write = Callable[[Connection], Change[Sent]]
 
 
 class IdConverter(BaseConverter):
@@ -34,78 +38,115 @@ class IdConverter(BaseConverter):
         return number
 
 
-def install(app: Flask, users: Users) -> None:
+def install(app: Flask, resources: dict[str, Resource], fence: Fence) -> None:
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.before_request(_begin)
     app.before_request(_one_spelling)
     app.after_request(_finish)
     app.teardown_request(_end)
-    app.register_blueprint(_routes(users))
+    for resource in resources.values():
+        app.register_blueprint(_routes(resource, Rows(resource, fence), fence))
 
 
-def _routes(users: Users) -> Blueprint:
-    routes = Blueprint("users", __name__)
+def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
+    routes = Blueprint(resource.name, __name__, url_prefix=f"/{resource.name}")
+    routes.before_request(_acceptable)
+    batch_model = batch.model(resource)
 
-    @routes.get("/users")
-    def list_users() -> Response:
-        parameters = _parameters("cursor", "limit")
-        limit = _limit(parameters.get("limit"))
+    @routes.get("")
+    def list_rows() -> Response:
+        page = incoming.page(resource)
         try:
-            return _answer(users.page(parameters.get("cursor"), limit))
+            return outgoing.answer(rows.page(page))
         except BadCursor:
-            raise _bad("cursor", "is not one that this service made; follow the Link header of a page") from None
+            raise incoming.bad_cursor() from None
 
-    @routes.get("/users/<id:user_id>")
-    def get_user(user_id: int) -> Response:
-        _parameters()
-        answer = users.get(user_id)
+    @routes.get("/count")
+    def count_rows() -> Response:
+        given = incoming.parameters("q") if resource.words else incoming.parameters()
+        return outgoing.answer(rows.count(incoming.words(given)))
+
+    @routes.get("/<id:number>")
+    def get_row(number: int) -> Response:
+        incoming.parameters()
+        answer = rows.get(number)
         if answer.entry.status == 404:
-            return _tiered(_no_user(user_id).response(), answer)
-        return _answer(answer)
+            return outgoing.tiered(outgoing.refused(resource, Missing(number)).response(), answer)
+        return outgoing.answer(answer)
 
-    @routes.post("/users")
-    def create_user() -> Response:
-        _parameters()
-        body = _body(NewUser)
-        try:
-            user_id = users.create(body)
-        except EmailTaken:
-            raise _email_taken() from None
-        response = _json({"id": user_id, "message": "Created"}, 201)
-        response.headers["Location"] = f"/users/{user_id}"
-        return response
+    @routes.post("")
+    def create_row() -> Response:
+        incoming.parameters()
+        new = incoming.body(resource.new)
 
-    @routes.put("/users/<id:user_id>")
-    def update_user(user_id: int) -> Response:
-        _parameters()
-        body = _body(Changes)
-        try:
-            found = users.update(user_id, body)
-        except EmailTaken:
-            raise _email_taken() from None
-        if not found:
-            raise _no_user(user_id)
-        return _json({"message": "Updated"})
+        def change(connection: Connection) -> Change[Sent]:
+            done = rows.create(connection, new)
+            number, entry = done.outcome
+            headers = {"Location": resource.item(number).path, "ETag": entry.etag}
+            return done.told_as(Sent(201, {"id": number, "message": "Created"}, headers))
 
-    @routes.delete("/users/<id:user_id>")
-    def delete_user(user_id: int) -> Response:
-        _parameters()
-        if not users.delete(user_id):
-            raise _no_user(user_id)
-        return _json({"message": "Deleted"})
+        return fence.write(once(incoming.key(new), _told(resource, change))).response()
+
+    def update(types: tuple[str, ...], number: int) -> Response:
+        incoming.parameters()
+        changes = incoming.body(resource.changes, types)
+        may = incoming.condition()
+
+        def change(connection: Connection) -> Change[Sent]:
+            done = rows.update(connection, number, changes, may)
+            return done.told_as(Sent(200, {"message": "Updated"}, {"ETag": done.outcome.etag}))
+
+        return fence.write(_told(resource, change)).response()
+
+    @routes.put("/<id:number>")
+    def put_row(number: int) -> Response:
+        return update(JSON, number)
+
+    @routes.patch("/<id:number>")
+    def patch_row(number: int) -> Response:
+        return update(MERGE_PATCH, number)
+
+    @routes.delete("/<id:number>")
+    def delete_row(number: int) -> Response:
+        incoming.parameters()
+        may = incoming.condition()
+
+        def change(connection: Connection) -> Change[Sent]:
+            return rows.delete(connection, number, may).told_as(Sent(200, {"message": "Deleted"}))
+
+        return fence.write(_told(resource, change)).response()
+
+    @routes.post("/batch")
+    def run_batch() -> Response:
+        incoming.parameters()
+        asked = incoming.body(batch_model, limit=incoming.MAX_BATCH)
+        return batch.run(rows, asked, incoming.key(asked)).response()
 
     return routes
 
 
-# ---- what comes in ----
+def _told(resource: Resource, write: Write) -> Write:
+    """The write, whose refusals are answers."""
+
+    def told(connection: Connection) -> Change[Sent]:
+        try:
+            return write(connection)
+        except Refusal as refusal:
+            raise outgoing.refused(resource, refusal) from None
+
+    return told
+
+
+# ---- every request ----
 
 
 def _begin() -> None:
     g.began = time.monotonic()
+    given = request.headers.get("X-Request-Id", "")
+    g.request_id = given if re.fullmatch("[!-~]{1,64}", given) else secrets.token_hex(16)
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=request.headers.get("X-Request-Id", "-"))
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
 
 def _end(_: BaseException | None) -> None:
@@ -116,95 +157,25 @@ def _one_spelling() -> None:
     """No route needs percent-encoding, so an encoded path is another spelling of one that has its own."""
     raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or request.path
     if raw.partition("?")[0] != request.path:
-        raise Problem(404, "There is nothing at this address. Paths are spelled without percent-encoding.")
+        raise Problem("not-found", "There is nothing at this address. Paths are spelled without percent-encoding.")
 
 
-def _parameters(*known: str) -> dict[str, str]:
-    """The query's parameters, each known and given once."""
-    for name in request.args:
-        if name not in known:
-            expected = "it takes " + " and ".join(known) if known else "it takes none"
-            raise _bad(name, f"is not a parameter of {request.path}; {expected}")
-        if len(request.args.getlist(name)) > 1:
-            raise _bad(name, "is given more than once")
-    return request.args.to_dict()
-
-
-def _limit(value: str | None) -> int:
-    if value is None:
-        return PAGE
-    if not (re.fullmatch("[1-9][0-9]{0,3}", value) and int(value) <= PAGE):
-        raise _bad("limit", f"must be a whole number from 1 to {PAGE}")
-    return int(value)
-
-
-def _body(kind: type[B]) -> B:
-    try:
-        data = orjson.loads(request.get_data())
-    except orjson.JSONDecodeError as error:
-        raise Problem(400, f"The body is not JSON: {error}") from None
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        problems = [_field(problem) for problem in error.errors(include_url=False)]
-        detail = "; ".join(f"{problem['field']}: {problem['detail']}" for problem in problems)
-        raise Problem(422, detail, problems) from None
-
-
-SENTENCES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a field of a user",
-    "string_type": "must be a string",
-    "model_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-}
-
-
-def _field(problem: Any) -> dict[str, str]:
-    field = ".".join(str(part) for part in problem["loc"]) or "body"
-    if problem["type"] == "value_error":
-        return {"field": field, "detail": str(problem["ctx"]["error"])}
-    return {"field": field, "detail": SENTENCES.get(problem["type"], problem["msg"])}
-
-
-# ---- what goes out ----
-
-
-def _answer(answer: Answer) -> Response:
-    response = Response(answer.entry.body, answer.entry.status, content_type="application/json")
-    if answer.entry.link:
-        response.headers["Link"] = answer.entry.link
-    return _tiered(response, answer)
-
-
-def _tiered(response: Response, answer: Answer) -> Response:
-    response.headers["Cache-Status"] = answer.cache_status
-    if not answer.storable:
-        response.headers["X-Accel-Expires"] = "0"
-    return response
-
-
-def _json(members: dict[str, Any], status: int = 200) -> Response:
-    return Response(orjson.dumps(members), status, content_type="application/json")
-
-
-def _bad(name: str, detail: str) -> Problem:
-    return Problem(400, f"{name}: {detail}", [{"field": name, "detail": detail}])
-
-
-def _no_user(user_id: int) -> Problem:
-    return Problem(404, f"There is no user {user_id}.")
-
-
-def _email_taken() -> Problem:
-    detail = "is taken by another user (compared case-insensitively)"
-    return Problem(409, f"email: {detail}", [{"field": "email", "detail": detail}])
+def _acceptable() -> None:
+    accepted = request.accept_mimetypes
+    if "Accept" in request.headers and not accepted.best_match(["application/json", "application/problem+json"]):
+        raise Problem("not-acceptable", "Answers are JSON: allow application/json in the header Accept.")
 
 
 def _finish(response: Response) -> Response:
     # Caches behind ours (browsers, CDNs) cannot be told of a write: they must ask each time.
     response.headers.setdefault("Cache-Control", "private, no-cache")
     response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["X-Request-Id"] = g.request_id
+    if request.method == "OPTIONS" and response.status_code == 200:
+        response.status_code = 204
+        del response.headers["Content-Type"]
+        if "PATCH" in response.headers.get("Allow", ""):
+            response.headers["Accept-Patch"] = ", ".join(MERGE_PATCH)
     # The route and not the path: a mistyped address may hold somebody's e-mail.
     # Edges and containers' health checks ask every second; nobody wants to read that.
     say = log.debug if request.path.startswith(("/livez", "/readyz", "/.lease/")) else log.info

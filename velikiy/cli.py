@@ -9,8 +9,9 @@ from pathlib import Path
 
 import click
 
-from velikiy import coherence, logs, users
+from velikiy import coherence, logs
 from velikiy.postgres import Database, DatabaseUnavailable
+from velikiy.resource import path_of
 from velikiy.settings import BadSetting, Settings, load
 
 
@@ -74,9 +75,9 @@ def purge(path: str | None, everything: bool) -> None:
 
 
 def _path(address: str) -> coherence.Path:
-    path = users.path_of(address)
+    path = path_of(address)
     if path is None:
-        raise click.BadParameter(f"'{address}' is not cached; /users, its pages and /users/<id> are")
+        raise click.BadParameter(f"'{address}' is not cached; /users, its pages, /users/count and /users/<id> are")
     return path
 
 

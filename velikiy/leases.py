@@ -48,7 +48,9 @@ def _asked() -> _Asked:
     try:
         return _Asked.model_validate(request.form.to_dict())
     except ValidationError:
-        raise Problem(400, "An edge asks with its place, its epoch and the port of its control listener.") from None
+        raise Problem(
+            "bad-request", "An edge asks with its place, its epoch and the port of its control listener."
+        ) from None
 
 
 def _address(asked: _Asked) -> str:

@@ -1,12 +1,14 @@
-"""Errors as RFC 9457 `application/problem+json`, translated once, here at the border."""
+"""Errors as RFC 9457 `application/problem+json`, translated once, here at the border; each kind has a page of its own
+under /problems/. What Nginx answers itself uses the same kinds (edge/nginx.conf)."""
 
-from http import HTTPStatus
-from typing import Any
+from collections.abc import Mapping
+from html import escape
+from typing import Any, NamedTuple
 
 import orjson
 import psycopg
 import structlog
-from flask import Flask, Response
+from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from velikiy.postgres import DatabaseUnavailable
@@ -14,62 +16,138 @@ from velikiy.postgres import DatabaseUnavailable
 log = structlog.get_logger()
 
 
+class Kind(NamedTuple):
+    status: int
+    title: str
+    advice: str
+    """What it means, and what to do about it."""
+
+
+KINDS = {
+    "bad-request": Kind(400, "Bad Request", "The request could not be understood. `detail` names what and why."),
+    "not-json": Kind(400, "Not JSON", "The body is not the JSON (RFC 8259) that it should be, or gives a key twice."),
+    "forbidden": Kind(403, "Forbidden", "This is not for clients."),
+    "not-found": Kind(
+        404, "Not Found", "There is nothing at this address, or not any more. Paths are spelled without %-encoding."
+    ),
+    "method-not-allowed": Kind(405, "Method Not Allowed", "The header `Allow` names the methods of this address."),
+    "not-acceptable": Kind(406, "Not Acceptable", "Answers are JSON: allow `application/json` in `Accept`."),
+    "request-timeout": Kind(408, "Request Timeout", "The request did not arrive in time. Send it again."),
+    "taken": Kind(409, "Taken", "Another one has this value, which only one can have. Choose another."),
+    "batch-refused": Kind(
+        409, "Batch Refused", "`errors` has each operation that cannot be done. Nothing of the batch was done."
+    ),
+    "in-flight": Kind(
+        409, "In Flight", "A request with this Idempotency-Key has not ended yet. Ask again after `Retry-After`."
+    ),
+    "length-required": Kind(411, "Length Required", "Say how long the body is."),
+    "precondition-failed": Kind(
+        412,
+        "Precondition Failed",
+        "What is there is not what the request's condition names: somebody has changed it since. Read it, decide"
+        " again, and send the new ETag.",
+    ),
+    "content-too-large": Kind(413, "Content Too Large", "`detail` says how large a body may be. Send it in parts."),
+    "uri-too-long": Kind(414, "URI Too Long", "The address is longer than 4 kB."),
+    "unsupported-media-type": Kind(
+        415, "Unsupported Media Type", "Send JSON in UTF-8, with `Content-Type: application/json`."
+    ),
+    "range-not-satisfiable": Kind(416, "Range Not Satisfiable", "The answer has no such range."),
+    "expectation-failed": Kind(417, "Expectation Failed", "What the header `Expect` asks for is not known here."),
+    "invalid": Kind(422, "Invalid", "`errors` has each field that cannot be taken as it is, and why."),
+    "key-reused": Kind(
+        422, "Key Reused", "This Idempotency-Key came with another request before. Each request has a key of its own."
+    ),
+    "too-many-requests": Kind(429, "Too Many Requests", "Ask again after `Retry-After`."),
+    "header-fields-too-large": Kind(431, "Request Header Fields Too Large", "Send fewer or shorter header fields."),
+    "internal-error": Kind(
+        500, "Internal Server Error", "Something failed inside. The logs have it under `request_id`: tell who runs it."
+    ),
+    "not-implemented": Kind(501, "Not Implemented", "This method is not known here."),
+    "bad-gateway": Kind(
+        502, "Bad Gateway", "No app answered. Of a write the outcome is unknown: read before you try again."
+    ),
+    "unavailable": Kind(
+        503,
+        "Service Unavailable",
+        "The database does not answer. Ask again after `Retry-After`; of a write the outcome is unknown: read before"
+        " you try again, or send it with an Idempotency-Key.",
+    ),
+    "timeout": Kind(
+        504, "Gateway Timeout", "No app answered in time. Of a write the outcome is unknown: read before you try again."
+    ),
+    "http-version-not-supported": Kind(505, "HTTP Version Not Supported", "Speak HTTP/1.1."),
+}
+
+BY_STATUS = {kind.status: name for name, kind in reversed(KINDS.items())}
+"""The general one of each status, for what the framework raises."""
+
+
 class Problem(Exception):
     """An answer that is not a success.
 
-    `detail` is a sentence for the person who reads it; `errors` one entry for each bad field:
+    `kind` is a key of KINDS; `detail` a sentence for the person who reads it; `errors` one entry for each bad field:
     `{"field": "email", "detail": "..."}`.
     """
 
     def __init__(
         self,
-        status: int,
+        kind: str,
         detail: str,
-        errors: list[dict[str, str]] | None = None,
-        headers: dict[str, str] | None = None,
+        errors: list[dict[str, Any]] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(detail)
-        self.status = status
+        self.kind = kind
         self.detail = detail
         self.errors = errors
-        self.headers = headers or {}
+        self.headers = dict(headers or {})
 
-    def body(self) -> bytes:
+    @property
+    def status(self) -> int:
+        return KINDS[self.kind].status
+
+    def response(self) -> Response:
         members: dict[str, Any] = {
-            "type": "about:blank",  # RFC 9457, 4.2.1: the title is then the status' own phrase
-            "title": HTTPStatus(self.status).phrase,
+            "type": f"/problems/{self.kind}",
+            "title": KINDS[self.kind].title,
             "status": self.status,
             "detail": self.detail,
         }
         if self.errors:
             members["errors"] = self.errors
-        return orjson.dumps(members)
-
-    def response(self) -> Response:
-        return Response(self.body(), self.status, self.headers, content_type="application/problem+json")
+        members["request_id"] = g.request_id
+        return Response(orjson.dumps(members), self.status, self.headers, content_type="application/problem+json")
 
 
-# SQLSTATE (PostgreSQL manual, appendix A) of what a statement may run into -> status and sentence.
+# SQLSTATE (PostgreSQL manual, appendix A) of what a statement may run into -> kind and sentence.
 SQLSTATES = {
-    "23505": (409, "Another row has this value already."),
-    "23502": (422, "A value is missing."),
-    "23514": (422, "A value is outside of what is allowed."),
-    "22001": (422, "A value is too long."),
-    "22003": (422, "A number is too large."),
-    "22P02": (422, "A value has the wrong form."),
-    "22021": (422, "A text holds a character that cannot be stored."),
-    # The server is there and cannot serve us: a standby, tables not made yet, rights not given.
-    "25006": (503, "The database takes no writes at the moment."),
-    "42P01": (503, "The database is not set up yet."),
-    "42501": (503, "The database does not let the service in."),
+    "23505": ("taken", "Another row has this value already."),
+    "23502": ("invalid", "A value is missing."),
+    "23503": ("invalid", "A value names something that does not exist, or that others still name."),
+    "23514": ("invalid", "A value is outside of what is allowed."),
+    "22001": ("invalid", "A value is too long."),
+    "22003": ("invalid", "A number is too large."),
+    "22P02": ("invalid", "A value has the wrong form."),
+    "22021": ("invalid", "A text holds a character that cannot be stored."),
+    # Nothing was done: two writers waited for each other.
+    "40001": ("unavailable", "Another write came between. Try again."),
+    "40P01": ("unavailable", "Another write came between. Try again."),
+    # The server is there and cannot serve us: a standby, tables not made yet, rights not given, no room for locks.
+    "25006": ("unavailable", "The database takes no writes at the moment."),
+    "42P01": ("unavailable", "The database is not set up yet."),
+    "42703": ("unavailable", "The database is not set up yet."),
+    "42501": ("unavailable", "The database does not let the service in."),
+    "53200": ("unavailable", "The database has too much to do at the moment."),
 }
 
 # The framework's own sentences speak of URLs that were entered manually.
 SENTENCES = {
     404: "There is nothing at this address.",
     405: "This method is not available here; the Allow header names those that are.",
-    413: "The body is larger than 64 kB.",
 }
+
+RETRY = {"Retry-After": "1"}
 
 
 def install(app: Flask) -> None:
@@ -81,30 +159,62 @@ def install(app: Flask) -> None:
 
     @app.errorhandler(HTTPException)
     def framework(error: HTTPException) -> Response:
-        status = error.code or 500
-        detail = SENTENCES.get(status) or error.description or HTTPStatus(status).phrase
+        status = error.code if error.code in BY_STATUS else 400 if (error.code or 500) < 500 else 500
+        detail = SENTENCES.get(status) or error.description or KINDS[BY_STATUS[status]].title
         headers = {k: v for k, v in error.get_headers() if k.lower() not in ("content-type", "content-length")}
-        return Problem(status, detail, headers=headers).response()
+        return Problem(BY_STATUS[status], detail, headers=headers).response()
 
     @app.errorhandler(DatabaseUnavailable)
     def away(error: DatabaseUnavailable) -> Response:
         log.warning("postgres.unavailable", cause=str(error))
         detail = "The database does not answer. Of a write the outcome is unknown: read before you try again."
-        return Problem(503, detail, headers={"Retry-After": "1"}).response()
+        return Problem("unavailable", detail, headers=RETRY).response()
 
     @app.errorhandler(psycopg.Error)
     def database(error: psycopg.Error) -> Response:
         if error.sqlstate in SQLSTATES:
-            status, detail = SQLSTATES[error.sqlstate]
-            if status == 503:
+            kind, detail = SQLSTATES[error.sqlstate]
+            if kind == "unavailable":
                 log.warning("postgres.unavailable", cause=f"{type(error).__name__} {error.sqlstate}")
-                return Problem(status, detail, headers={"Retry-After": "1"}).response()
-            return Problem(status, detail).response()
+                return Problem(kind, detail, headers=RETRY).response()
+            return Problem(kind, detail).response()
         # Neither the message nor the traceback: both may quote a row.
         log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate)
-        return Problem(500, "The database refused a statement; the log has more under this request's id.").response()
+        detail = "The database refused a statement; the log has more under this request's id."
+        return Problem("internal-error", detail).response()
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
         log.exception("unexpected", error=type(error).__name__)
-        return Problem(500, "Something went wrong; the log has more under this request's id.").response()
+        detail = "Something went wrong; the log has more under this request's id."
+        return Problem("internal-error", detail).response()
+
+    # ---- what each kind means, for people ----
+
+    @app.get("/problems/")
+    def list_problems() -> Response:
+        links = "".join(
+            f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a></li>'
+            for name, kind in KINDS.items()
+        )
+        return _page("Problems", f"<p>What errors of this service mean (their <code>type</code>).</p><ul>{links}</ul>")
+
+    @app.get("/problems/<name>")
+    def show_problem(name: str) -> Response:
+        if name not in KINDS:
+            raise Problem("not-found", SENTENCES[404])
+        kind = KINDS[name]
+        return _page(
+            f"{kind.status} {kind.title}",
+            f"<p>{escape(kind.advice)}</p><p><code>/problems/{name}</code></p>"
+            '<p><a href="/problems/">All problems</a>, <a href="/docs">the API</a></p>',
+        )
+
+
+def _page(title: str, body: str) -> Response:
+    html = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><h1>{escape(title)}</h1>{body}</html>'
+    )
+    policy = {"Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"}
+    return Response(html, headers=policy, content_type="text/html; charset=utf-8")

@@ -13,16 +13,16 @@ from pathlib import Path as File
 import psycopg
 import structlog
 
-from velikiy import coherence
+from velikiy import coherence, idempotency
 from velikiy.coherence import Fence, Path
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
+from velikiy.resource import registry
 from velikiy.settings import Settings
-from velikiy.users import touched_by
 
 log = structlog.get_logger()
 
-PathsOf = Callable[[int], tuple[Path, ...]]
+PathsOf = Callable[..., tuple[Path, ...]]
 
 HEARTBEAT = 0.5
 """Seconds without a word after which the connection is tried: one that was cut off looks like a quiet one."""
@@ -34,12 +34,16 @@ SILENT = 10.0
 """Seconds without a renewal after which an edge is forgotten. It costs one that lives a start with nothing."""
 
 
+CLEAN_UP = 60.0
+"""Seconds between two looks for Idempotency-Keys that have expired."""
+
+
 def connect(settings: Settings) -> "Relay":
     """For the tables that there are."""
     database = Database(settings.database_url, size=4, timeout=settings.database_timeout)
     fence = coherence.connect(database, settings)
     database.open()
-    return Relay(settings.database_url, database, fence, {"users": touched_by})
+    return Relay(settings.database_url, database, fence, {name: it.touched_by for name, it in registry().items()})
 
 
 class Relay:
@@ -110,6 +114,7 @@ class Relay:
 
     def _look_after_caches(self) -> None:
         reachable_since = time.monotonic()
+        cleaned_up_at = 0.0
         while True:
             time.sleep(1)
             try:
@@ -117,6 +122,10 @@ class Relay:
                 # After an outage of PostgreSQL no edge has renewed: they get the time to do so.
                 if time.monotonic() - reachable_since > SILENT:
                     self.forget_lost_edges()
+                if time.monotonic() - cleaned_up_at > CLEAN_UP:
+                    with self.database.autocommit() as connection:
+                        idempotency.clean_up(connection)
+                    cleaned_up_at = time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
             except Exception:

@@ -1,9 +1,10 @@
 """The unit of invalidation, and what a tier stores of it."""
 
+import hashlib
 import re
 from typing import NamedTuple
 
-_HEAD = re.compile(rb"(200|404) ([\x20-\x7e]*)\n")
+_HEAD = re.compile(rb'(200|404)\t("[!#-~]+"|)\t([\x20-\x7e]*)\t([\x20-\x7e]*)\n')
 
 
 class Path(NamedTuple):
@@ -17,19 +18,24 @@ class Path(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An answer as a tier keeps it: the status, the one header that varies, and the body's bytes.
+    """An answer as a tier keeps it: the status, the headers that vary, and the body's bytes.
 
-    In Redis it is `<status> <link>\\n<body>`, so that whoever serves it, in Python or in Lua, cuts once at the
-    first line feed and passes the rest on unparsed. A missing resource is an entry too (404, no body): what
-    does not exist is asked for as often as what does.
+    In Redis it is `<status>\\t<etag>\\t<last-modified>\\t<link>\\n<body>`, so that whoever serves it, in Python or in
+    Lua, cuts once at the first line feed and passes the rest on unparsed. A missing resource is an entry too (404, no
+    body): what does not exist is asked for as often as what does.
     """
 
     status: int
     body: bytes = b""
+    etag: str = ""
+    modified: str = ""
+    """As in `Last-Modified`."""
+
     link: str = ""
 
     def pack(self) -> bytes:
-        return b"%d %s\n%s" % (self.status, self.link.encode(), self.body)
+        head = f"{self.status}\t{self.etag}\t{self.modified}\t{self.link}\n"
+        return head.encode("ascii") + self.body
 
     @classmethod
     def unpack(cls, stored: bytes) -> "Entry":
@@ -37,4 +43,18 @@ class Entry(NamedTuple):
         head = _HEAD.match(stored)
         if not head:
             raise ValueError("no entry")
-        return cls(int(head[1]), stored[head.end() :], head[2].decode())
+        etag, modified, link = (head[n].decode() for n in (2, 3, 4))
+        return cls(int(head[1]), stored[head.end() :], etag, modified, link)
+
+
+def found(body: bytes, *, modified: str = "", link: str = "") -> Entry:
+    """With a strong ETag (RFC 9110, 8.8.3): a digest of what is sent.
+
+    The row's version and time are in the body, and so in the digest. The version alone would not do: a database that
+    was set back to a backup counts the same numbers again, for other rows.
+    """
+    digest = hashlib.blake2b(body + link.encode("ascii"), digest_size=12).hexdigest()
+    return Entry(200, body, f'"{digest}"', modified, link)
+
+
+MISSING = Entry(404)

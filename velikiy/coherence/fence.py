@@ -10,7 +10,7 @@ No clock decides: a commit may be late, a writer may die, a cache may be emptied
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from velikiy.coherence.caches import Caches, Trust
@@ -21,6 +21,7 @@ from velikiy.postgres import Connection, Database
 from velikiy.settings import Settings
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 class Answer(NamedTuple):
@@ -35,10 +36,15 @@ class Change(NamedTuple, Generic[T]):
     """What a write did in its transaction."""
 
     outcome: T
-    touched: tuple[Path, ...] = ()
+    touched: Sequence[Path] | None = ()
+    """None is everything."""
+
     own: tuple[Path, Entry] | None = None
     """One of these paths, and its new entry: only where the writer's row lock keeps every other writer of the path
     waiting until the commit. Of a list a writer knows its own row, and not what others are about to commit."""
+
+    def told_as(self, outcome: U) -> "Change[U]":
+        return Change(outcome, self.touched, self.own)
 
 
 class Fence:
@@ -77,7 +83,7 @@ class Fence:
         lease = None
         with self.database.transaction() as connection:
             outcome, touched, own = change(connection)
-            if touched:
+            if touched is None or touched:
                 lock(connection, touched)
                 lease = self.drop(connection, touched, own[0] if own else None)
         if own and lease:
@@ -144,22 +150,40 @@ def connect(database: Database, settings: Settings) -> Fence:
     return Fence(database, caches, redis_tier, EdgeTier())
 
 
-def lock(connection: Connection, paths: Iterable[Path]) -> None:
-    """Until the transaction ends. Shared: writers of one path do not wait for each other here."""
-    connection.execute(
-        "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) key", ([number(path) for path in paths],)
-    )
+MANY = 64
+"""Paths. Each lock takes a place in a table of some thousands that all sessions share (max_locks_per_transaction)."""
+
+EVERYTHING = Path("*", "")
+"""What a write of many paths locks: readers look at this lock too."""
+
+
+def lock(connection: Connection, paths: Sequence[Path] | None) -> None:
+    """Until the transaction ends. Shared: writers of one path do not wait for each other here.
+
+    For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
+    for a writer, and writers of many paths follow one another.
+    """
+    if paths is None or len(paths) > MANY:
+        connection.execute("SELECT pg_advisory_xact_lock(%s)", (number(EVERYTHING),))
+    else:
+        connection.execute(
+            "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) key",
+            ([number(path) for path in paths],),
+        )
 
 
 def writer_in_flight(connection: Connection, path: Path) -> bool:
-    """Whether a transaction that has locked the path has not ended.
+    """Whether a transaction that has locked the path, or everything, has not ended.
 
     By trying to get the lock for ourselves, and giving it back at once. Two readers may meet here and each take the
     other for a writer: then one fill is left out.
     """
-    key = number(path)
     row = connection.execute(
-        "SELECT CASE WHEN pg_try_advisory_lock(%s) THEN NOT pg_advisory_unlock(%s) ELSE true END", (key, key)
+        """
+        SELECT CASE WHEN pg_try_advisory_lock(%(path)s) THEN NOT pg_advisory_unlock(%(path)s) ELSE true END
+            OR CASE WHEN pg_try_advisory_lock_shared(%(all)s) THEN NOT pg_advisory_unlock_shared(%(all)s) ELSE true END
+        """,
+        {"path": number(path), "all": number(EVERYTHING)},
     ).fetchone()
     return row is None or bool(row[0])
 

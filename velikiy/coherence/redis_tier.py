@@ -138,9 +138,13 @@ class RedisTier:
             try:
                 if paths is None:
                     self._patient.flushdb(asynchronous=True)
-                for path in paths or ():  # one script each: in a cluster each path has a slot of its own
-                    token = lease if path == mine else ""
-                    self._drop(keys=[path.key], args=[token, int(self.LEASE * 1000)], client=self._patient)
+                elif others := [path.key for path in paths if path != mine]:
+                    with self._patient.pipeline(transaction=False) as pipeline:
+                        for key in others:  # one command each: in a cluster each path has a slot of its own
+                            pipeline.unlink(key)
+                        pipeline.execute()
+                if mine:
+                    self._drop(keys=[mine.key], args=[lease, int(self.LEASE * 1000)], client=self._patient)
                 return lease if now() < trusted_until else None
             except AWAY as error:
                 if self.direct and refused(error):
@@ -199,7 +203,7 @@ class RedisTier:
 
     def _forget(self, path: Path) -> None:
         try:
-            self._drop(keys=[path.key], args=["", 0])
+            self._redis.unlink(path.key)
         except AWAY as error:
             self._failed("read", error)
 

@@ -1,0 +1,194 @@
+"""What a client sends, read strictly: each refusal says which field or header it is about, and why."""
+
+import re
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
+
+import jiter
+import orjson
+from flask import request
+from pydantic import BaseModel, ValidationError
+from werkzeug.datastructures import ETags
+
+from velikiy.coherence import Entry
+from velikiy.pages import LIMIT, Page
+from velikiy.problems import Problem
+from velikiy.resource import Resource
+from velikiy.rows import Condition
+
+B = TypeVar("B", bound=BaseModel)
+
+MAX_BODY = 64 * 1024
+"""Bytes; the largest valid user has under 2 kB. The edge refuses the same, earlier (client_max_body_size)."""
+
+MAX_BATCH = 2 * 1024 * 1024
+"""Bytes of the body of a batch."""
+
+JSON = ("application/json",)
+MERGE_PATCH = ("application/json", "application/merge-patch+json")
+"""RFC 7396. PUT means the same here: what is absent stays."""
+
+Q = 100
+"""Characters of a search."""
+
+
+class Key(NamedTuple):
+    """A request that may be sent more than once, and is to be done once."""
+
+    name: str
+    """As the client chose it: the header `Idempotency-Key`."""
+
+    request: bytes
+    """What came with it: method, path and body, where spaces and the order of keys make no difference."""
+
+
+# ---- the address ----
+
+
+def parameters(*known: str) -> dict[str, str]:
+    """The query's parameters, each known and given once."""
+    try:
+        pairs = parse_qsl(
+            request.query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50
+        )
+    except ValueError:
+        raise Problem("bad-request", "The parameters are not UTF-8 with percent-encoding, or too many.") from None
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in known:
+            expected = "it takes " + ", ".join(known) if known else "it takes none"
+            raise bad(name, f"is not a parameter of {request.path}; {expected}")
+        if name in given:
+            raise bad(name, "is given more than once")
+        given[name] = value
+    return given
+
+
+def page(resource: Resource) -> Page:
+    searched = ("q",) if resource.words else ()
+    given = parameters("cursor", "limit", *searched, "sort")
+    limit = given.get("limit", str(LIMIT))
+    if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= LIMIT):
+        raise bad("limit", f"must be a whole number from 1 to {LIMIT}")
+    sort = given.get("sort", "id")
+    if sort.removeprefix("-") not in ("id", *resource.sorts):
+        names = ", ".join(["id", *resource.sorts])
+        raise bad("sort", f"must be one of {names}, or one of them with - before it for the other direction")
+    cursor = given.get("cursor", "")
+    if "cursor" in given and not cursor:
+        raise bad_cursor()
+    return Page(int(limit), sort, words(given), cursor)
+
+
+def words(given: dict[str, str]) -> str:
+    """The parameter `q`, in one spelling."""
+    if "q" not in given:
+        return ""
+    q = given["q"]
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", q):
+        raise bad("q", "must not contain control characters")
+    q = " ".join(q.split())
+    if not 1 <= len(q) <= Q:
+        raise bad("q", f"must have 1 to {Q} characters")
+    return q
+
+
+def bad(name: str, detail: str) -> Problem:
+    return Problem("bad-request", f"{name}: {detail}", [{"field": name, "detail": detail}])
+
+
+def bad_cursor() -> Problem:
+    return bad("cursor", "is not one that this service made for this order; follow the Link header of a page")
+
+
+# ---- the body ----
+
+
+def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) -> B:
+    """Raises: Problem"""
+    _check_type(types)
+    request.max_content_length = limit  # 413 comes from the framework
+    sent = request.get_data()
+    try:
+        jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
+    except ValueError as error:
+        raise Problem("not-json", f"The body is not JSON: {error}.") from None
+    try:
+        return kind.model_validate_json(sent)
+    except ValidationError as error:
+        problems = [_field(problem) for problem in error.errors(include_url=False, include_input=False)]
+        detail = "; ".join(f"{problem['field']}: {problem['detail']}" for problem in problems[:10])
+        raise Problem("invalid", detail, problems) from None
+
+
+def _check_type(types: tuple[str, ...]) -> None:
+    """What says nothing may be JSON. A form cannot: any page in a browser can send one."""
+    if not request.headers.get("Content-Type"):
+        return
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype not in types or charset not in ("utf-8", "utf8"):
+        detail = f"The body has to be JSON in UTF-8: send Content-Type: {' or '.join(types)}."
+        headers = {"Accept-Patch": ", ".join(types)} if request.method == "PATCH" else {"Accept": ", ".join(types)}
+        raise Problem("unsupported-media-type", detail, headers=headers)
+
+
+SENTENCES = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field here",
+    "string_type": "must be a string",
+    "string_unicode": "holds a character that is none (half of a surrogate pair)",
+    "model_type": "must be a JSON object",
+    "model_attributes_type": "must be a JSON object",
+    "int_type": "must be a whole number",
+}
+
+
+def _field(problem: Any) -> dict[str, str]:
+    place = [str(part) for part in problem["loc"]]
+    if place[:1] == ["operations"]:
+        del place[2:3]  # the name of the kind of operation, which is not in the body
+    field = ".".join(place) or "body"
+    if problem["type"] == "value_error":
+        return {"field": field, "detail": str(problem["ctx"]["error"])}
+    return {"field": field, "detail": SENTENCES.get(problem["type"], problem["msg"])}
+
+
+# ---- conditions (RFC 9110, section 13) ----
+
+
+def condition() -> Condition | None:
+    """Of a write, by its If-Match or If-None-Match."""
+    if "If-Unmodified-Since" in request.headers:
+        detail = "If-Unmodified-Since: a date has whole seconds, in which two writes may fall; send If-Match."
+        raise Problem("bad-request", detail, [{"field": "If-Unmodified-Since", "detail": detail}])
+    match, none_match = _tags("If-Match", request.if_match), _tags("If-None-Match", request.if_none_match)
+    if match is None and none_match is None:
+        return None
+
+    def may(entry: Entry) -> bool:
+        tag = entry.etag.strip('"')
+        if match is not None and not (match.star_tag or tag in match):
+            return False
+        return none_match is None or not (none_match.star_tag or none_match.contains_weak(tag))
+
+    return may
+
+
+def _tags(name: str, tags: ETags) -> ETags | None:
+    if name not in request.headers:
+        return None
+    if not tags.star_tag and not tags.to_header():
+        detail = 'must be * or ETags as answers have them, with their quotes: "..."'
+        raise bad(name, detail)
+    return tags
+
+
+def key(sent: BaseModel) -> Key | None:
+    """The header `Idempotency-Key` (IETF draft of that name), with what it belongs to."""
+    name = request.headers.get("Idempotency-Key")
+    if name is None:
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]{1,255}", name):
+        raise bad("Idempotency-Key", "must have 1 to 255 visible ASCII characters, such as a UUID")
+    content = orjson.dumps(sent.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
+    return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

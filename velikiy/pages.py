@@ -1,0 +1,128 @@
+"""Lists: which rows are on a page, and how the next one is asked for.
+
+By keyset: a cursor holds the last row's place in the order, and the next page begins after it. It costs the same at any
+depth, and rows that come or go meanwhile neither repeat nor hide others, unlike with OFFSET.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from psycopg import sql
+
+from velikiy.resource import Resource, Sort
+
+LIMIT = 1000
+"""Rows on one page, at most and where nobody asks for less."""
+
+BY_ID = Sort("id", "bigint")
+
+
+class BadCursor(ValueError):
+    """A cursor that this service did not make, or made for another order."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a client asks of a list."""
+
+    limit: int = LIMIT
+    sort: str = "id"
+    """A key of the resource's `sorts`, with `-` before it from the last to the first."""
+
+    q: str = ""
+    """Words, each of which a row has, or one that begins with it."""
+
+    cursor: str = ""
+
+    @property
+    def variant(self) -> str:
+        """One spelling for one page: the parameters that are not what they are without being given, sorted."""
+        return "&".join(
+            f"{name}={quote(str(value), safe='')}"
+            for name, value, usual in (
+                ("cursor", self.cursor, ""),
+                ("limit", self.limit, LIMIT),
+                ("q", self.q, ""),
+                ("sort", self.sort, "id"),
+            )
+            if value != usual
+        )
+
+
+def columns(resource: Resource) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, resource.columns))
+
+
+def select(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
+    """Rows of `id, place in the order, JSON`: one more than the page has, where there is a next page.
+
+    Raises:
+        BadCursor
+    """
+    by = resource.sorts.get(page.sort.removeprefix("-"), BY_ID)
+    key, falling = sql.SQL(by.expression), page.sort.startswith("-")
+    condition, values = matching(resource, page.q)
+    if page.cursor:
+        place, number = _read(page.cursor, page.sort)
+        condition += sql.SQL(" AND ({key}, id) {after} (%s::{type}, %s)").format(
+            key=key, after=sql.SQL("<" if falling else ">"), type=sql.SQL(by.type)
+        )
+        values += [place, number]
+    statement = sql.SQL(
+        "SELECT id, ({key})::text, row_to_json(r)::text"
+        " FROM (SELECT {columns} FROM {table} WHERE {condition} ORDER BY {key} {way}, id {way} LIMIT %s) r"
+    ).format(
+        key=key,
+        columns=columns(resource),
+        table=sql.Identifier(resource.name),
+        condition=condition,
+        way=sql.SQL("DESC" if falling else "ASC"),
+    )
+    return statement, [*values, page.limit + 1]
+
+
+def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:
+    """A condition and its values. What has no letter and no digit is found nowhere (words() of it is null)."""
+    condition = sql.Composed([sql.SQL("true")])
+    words = q.split()
+    for _ in words:
+        condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(sql.Identifier(resource.words or ""))
+    return condition, [*words]
+
+
+def link(resource: Resource, page: Page, rows: list[Any]) -> str:
+    """The `Link` header (RFC 8288) of a page; `rows` are those of `select`. Empty where it is the whole list."""
+    links = []
+    if len(rows) > page.limit:
+        number, place, _ = rows[page.limit - 1]
+        links.append(_link(resource, Page(page.limit, page.sort, page.q, _write(page.sort, place, number)), "next"))
+    if links or page.cursor:
+        links.append(_link(resource, Page(page.limit, page.sort, page.q), "first"))
+    return ", ".join(links)
+
+
+def _link(resource: Resource, page: Page, relation: str) -> str:
+    return f'<{resource.all.path}{"?" if page.variant else ""}{page.variant}>; rel="{relation}"'
+
+
+# ---- cursors: opaque to clients, so that what they hold can change ----
+
+
+def _write(sort: str, place: str, number: int) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([sort, place, number])).rstrip(b"=").decode()
+
+
+def _read(cursor: str, sort: str) -> tuple[str, int]:
+    try:
+        made_for, place, number = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except (ValueError, TypeError, binascii.Error):
+        raise BadCursor from None
+    sound = made_for == sort and isinstance(place, str) and isinstance(number, int) and 0 < number < 2**63
+    # The spelling that we make and no other: base64 and JSON have many for one cursor.
+    if not sound or _write(sort, place, number) != cursor:
+        raise BadCursor
+    return place, number

@@ -1,0 +1,1 @@
+"""One module for each resource (docs/add-a-resource.md)."""

@@ -1,0 +1,181 @@
+"""What each operation reads and writes of a resource, and which paths each write touches.
+
+A row becomes JSON once, in PostgreSQL; from there to the client its bytes are passed on unparsed.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import sql
+from werkzeug.http import http_date
+
+from velikiy import pages
+from velikiy.coherence import MISSING, Answer, Change, Entry, Fence, found
+from velikiy.pages import BadCursor, Page
+from velikiy.postgres import Connection
+from velikiy.resource import Body, Resource
+
+T = TypeVar("T")
+
+Condition = Callable[[Entry], bool]
+"""Of the row as it is: may it be written?"""
+
+
+class Refusal(Exception):
+    """A write that the data does not allow."""
+
+
+class Missing(Refusal):
+    """There is no row of this id."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Taken(Refusal):
+    """Another row has this value."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+class Changed(Refusal):
+    """The row is not the one that the writer has read."""
+
+
+class Rows:
+    def __init__(self, resource: Resource, fence: Fence) -> None:
+        self.resource = resource
+        self.fence = fence
+        names = {
+            "table": sql.Identifier(resource.name),
+            "columns": pages.columns(resource),
+            "fields": sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
+            "values": sql.SQL(", ").join([sql.Placeholder()] * len(resource.fields)),
+        }
+        self._select = sql.SQL(
+            "SELECT id, updated_at, row_to_json(r)::text FROM (SELECT {columns} FROM {table} WHERE id = %s) r"
+        ).format(**names)
+        self._lock = sql.SQL("SELECT FROM {table} WHERE id = ANY(%s) ORDER BY id FOR UPDATE").format(**names)
+        # The writes give the row as the reads do: the writer fills Redis with it.
+        self._insert = sql.SQL(
+            "WITH r AS (INSERT INTO {table} ({fields}) VALUES ({values}) RETURNING {columns})"
+            " SELECT id, updated_at, row_to_json(r)::text FROM r"
+        ).format(**names)
+        self._update = (
+            sql.SQL(
+                "WITH r AS (UPDATE {table} SET {{}} WHERE id = %s RETURNING {columns})"
+                " SELECT id, updated_at, row_to_json(r)::text FROM r"
+            )
+            .format(**names)
+            .as_string()
+        )
+        self._delete = sql.SQL("DELETE FROM {table} WHERE id = %s RETURNING id").format(**names)
+
+    # ---- reads ----
+
+    def get(self, number: int) -> Answer:
+        """The row as a JSON object, or an entry with status 404."""
+
+        def load(connection: Connection) -> Entry:
+            row = connection.execute(self._select, (number,)).fetchone()
+            return _entry(row) if row else MISSING
+
+        return self.fence.read(self.resource.item(number), "", load)
+
+    def page(self, page: Page) -> Answer:
+        """The page as a JSON array.
+
+        Raises:
+            BadCursor
+        """
+        statement, values = pages.select(self.resource, page)
+
+        def load(connection: Connection) -> Entry:
+            try:
+                # Not prepared: after some runs PostgreSQL would plan for words that it does not know.
+                rows = connection.execute(statement, values, prepare=False).fetchall()
+            except psycopg.DataError:
+                raise BadCursor from None  # nothing else comes from outside here and may be malformed
+            body = f"[{','.join(row[2] for row in rows[: page.limit])}]".encode()
+            return found(body, link=pages.link(self.resource, page, rows))
+
+        return self.fence.read(self.resource.all, page.variant, load)
+
+    def count(self, q: str = "") -> Answer:
+        """`{"count": 3}`: of all, or of those that `q` finds. It costs a scan of an index."""
+        condition, values = pages.matching(self.resource, q)
+        statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)
+
+        def load(connection: Connection) -> Entry:
+            row = connection.execute(statement, values, prepare=False).fetchone()
+            assert row is not None  # an aggregate gives a row
+            return found(b'{"count":%d}' % row[0])
+
+        return self.fence.read(self.resource.count, Page(q=q).variant, load)
+
+    # ---- writes: each within a transaction that the fence has opened ----
+
+    def create(self, connection: Connection, new: Body) -> Change[tuple[int, Entry]]:
+        """Raises: Taken"""
+        values = new.model_dump()
+        written = self._written(connection, self._insert, [values[field] for field in self.resource.fields])
+        assert written is not None  # INSERT ... RETURNING gives a row or raises
+        number, entry = written
+        return self._change((number, entry), number, entry)
+
+    def update(self, connection: Connection, number: int, changes: Body, may: Condition | None) -> Change[Entry]:
+        """Raises: Missing, Taken, Changed"""
+        self._check(connection, number, may)
+        given = changes.model_dump(exclude_unset=True)
+        values = {field: given[field] for field in self.resource.fields if field in given}
+        pairs = sql.SQL(", ").join(sql.SQL("{} = %s").format(sql.Identifier(name)) for name in values)
+        statement = sql.SQL(self._update).format(pairs)
+        written = self._written(connection, statement, [*values.values(), number])
+        if written is None:
+            raise Missing(number)
+        _, entry = written
+        return self._change(entry, number, entry)
+
+    def delete(self, connection: Connection, number: int, may: Condition | None) -> Change[None]:
+        """Raises: Missing, Changed"""
+        self._check(connection, number, may)
+        if not connection.execute(self._delete, (number,)).fetchone():
+            raise Missing(number)
+        return self._change(None, number, MISSING)
+
+    def lock(self, connection: Connection, numbers: Sequence[int]) -> None:
+        """In one order: two writers of the same rows would otherwise wait for each other."""
+        connection.execute(self._lock, (list(numbers),))
+
+    def _check(self, connection: Connection, number: int, may: Condition | None) -> None:
+        if may is None:
+            return
+        self.lock(connection, [number])
+        row = connection.execute(self._select, (number,)).fetchone()
+        if row is None:
+            raise Missing(number)
+        if not may(_entry(row)):
+            raise Changed
+
+    def _written(self, connection: Connection, statement: sql.Composed, values: list[Any]) -> tuple[int, Entry] | None:
+        try:
+            row = connection.execute(statement, values).fetchone()
+        except psycopg.errors.UniqueViolation as error:
+            field = self.resource.unique.get(error.diag.constraint_name or "")
+            if field is None:
+                raise
+            raise Taken(field) from None
+        return (row[0], _entry(row)) if row else None
+
+    def _change(self, outcome: T, number: int, entry: Entry) -> Change[T]:
+        return Change(outcome, self.resource.touched_by(number), (self.resource.item(number), entry))
+
+
+def _entry(row: tuple[int, datetime, str]) -> Entry:
+    _, updated_at, body = row
+    return found(body.encode(), modified=http_date(updated_at))
