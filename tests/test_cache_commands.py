@@ -32,7 +32,8 @@ def test_show_tells_what_each_tier_holds(stack: Stack, new_user: User) -> None:
     body = requests.get(stack.edge + path, timeout=5).content
     shown = tiers(stack, path)
     assert shown["postgres"] == {"tier": "postgres", "writer_in_flight": False}
-    assert shown["redis"]["entries"] == {"": len(body) + len("200 \n")}
+    assert list(shown["redis"]["entries"]) == [""]
+    assert shown["redis"]["entries"][""] > len(body)
     assert 0 <= shown["redis"]["age"] <= 60
     assert shown["edge"]["bytes"] > len(body)
     assert 0 <= shown["edge"]["age"] <= 10
@@ -46,7 +47,7 @@ def test_show_tells_what_each_tier_holds(stack: Stack, new_user: User) -> None:
 def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
     warm(stack, "/users?limit=2")
     shown = tiers(stack, "/users?limit=2")
-    assert "cursor=0&limit=2" in shown["redis"]["entries"]
+    assert "limit=2" in shown["redis"]["entries"]
     assert shown["edge"]["bytes"]
     assert tiers(stack, "/users?limit=77")["edge"]["bytes"] is None
 

@@ -18,9 +18,10 @@ def test_the_first_read_fills_and_the_second_is_answered_from_redis(stack: Stack
 
 
 def test_redis_keeps_the_very_bytes_that_clients_get(stack: Stack, new_user: User) -> None:
-    body = requests.get(new_user["url"], timeout=5).content
+    answer = requests.get(new_user["url"], timeout=5)
     stored = stack.redis().hgetall(f"user:{new_user['id']}")
-    assert stored[b"body:"] == b"200 \n" + body
+    head = f"200\t{answer.headers['ETag']}\t{answer.headers['Last-Modified']}\t\n"
+    assert stored[b"body:"] == head.encode() + answer.content
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])
@@ -35,7 +36,7 @@ def test_a_write_drops_the_list_and_replaces_the_user(stack: Stack, new_user: Us
     assert not stack.redis().exists("all_users")
     # The writer knows the new body and puts it there; of the list it does not know what others are about to commit.
     after = stack.redis().hget(key, "body:")
-    assert after == b"404 \n" if method == "DELETE" else b'"name":"Dropped"' in after  # type: ignore[operator]
+    assert after == b"404\t\t\t\n" if method == "DELETE" else b'"name":"Dropped"' in after  # type: ignore[operator]
     assert after != before
 
 
@@ -65,8 +66,8 @@ def test_what_is_no_entry_is_read_anew(stack: Stack, new_user: User) -> None:
         lambda: redis.set(key, "a string"),
         lambda: redis.hset(key, "body:", b"\xff\x00 garbage"),
         lambda: redis.hset(key, "body:", b""),
-        lambda: redis.hset(key, "body:", b"99999 \nx"),
-        lambda: redis.hset(key, "body:", b"200 a\rb\nx"),
+        lambda: redis.hset(key, "body:", b"99999\t\t\t\nx"),
+        lambda: redis.hset(key, "body:", b"200\t\t\ta\rb\nx"),
     ):
         redis.delete(key)
         spoil()

@@ -60,9 +60,10 @@ def tapped(name: str, host: str, port: int, trace: Trace) -> Iterator[int]:
 
 
 WORDS = (
-    ("to", "postgres", b"UPDATE users", "SQL"),
+    ("to", "postgres", b'UPDATE "users"', "SQL"),
     ("to", "postgres", b"pg_advisory_xact_lock_shared", "lock"),
-    ("to", "redis", b"EVALSHA", "drop or fill in Redis"),
+    ("to", "redis", b"UNLINK", "drop in Redis"),
+    ("to", "redis", b"EVALSHA", "script in Redis"),
     ("to", "postgres", b"kind = 'edge'", "list of edges"),
     ("to", "edge", b"POST /drop", "drop at an edge"),
     ("from", "edge", b" 204 ", "an edge has dropped"),
@@ -122,8 +123,9 @@ def test_a_write_goes_through_its_steps_in_order(stack: Stack, own_addresses: li
             assert answer.status_code == 200
             wait_until(lambda: "answer" in words(trace))
     said = words(trace)
-    before, edges, after = said[:5], said[5:9], said[9:]
-    assert before == ["SQL", "lock", "drop or fill in Redis", "drop or fill in Redis", "list of edges"]
+    before, edges, after = said[:6], said[6:10], said[10:]
+    # The list and the count; then the user, of whom the writer gets the lease.
+    assert before == ["SQL", "lock", "drop in Redis", "drop in Redis", "script in Redis", "list of edges"]
     # Both are asked at the same time, and have both answered before anything else is done.
     assert sorted(edges) == ["an edge has dropped", "an edge has dropped", "drop at an edge", "drop at an edge"]
-    assert after == ["COMMIT", "drop or fill in Redis", "answer"]  # the writer's own fill
+    assert after == ["COMMIT", "script in Redis", "answer"]  # the writer's own fill

@@ -4,10 +4,10 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from flask import Blueprint, Flask, Response, request, send_file
+from flask import Blueprint, Flask, Response, send_file
 from werkzeug.exceptions import NotFound
 
-from velikiy.problems import Problem
+from velikiy import incoming
 
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
 """As it was published; of the package we take nothing else: its own page has inline scripts."""
@@ -80,8 +80,7 @@ def _routes() -> Blueprint:
 
     @routes.before_request
     def takes_no_parameters() -> None:
-        if request.args:
-            raise Problem(400, f"{request.path} takes no parameters.")
+        incoming.parameters()
 
     @routes.after_request
     def protect(response: Response) -> Response:
