@@ -73,16 +73,23 @@ class Client:
         head, body = received[:end], received[end + 4 :]
         status = int(head[9:12])
         length = re.search(rb"\r\nContent-Length: *(\d+)", head, re.IGNORECASE)
-        if length is None:
-            raise ValueError("an answer without a length")
-        while len(body) < int(length[1]):
+        while not (body.endswith(b"0\r\n\r\n") if length is None else len(body) >= int(length[1])):
             body += _some(connection)
-        return Answer(status, head, body)
+        return Answer(status, head, body if length else _joined(body))
 
     def close(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _joined(chunks: bytes) -> bytes:
+    """RFC 9112, 7.1."""
+    body = b""
+    while size := int(chunks[: (end := chunks.index(b"\r\n"))], 16):
+        body += chunks[end + 2 : end + 2 + size]
+        chunks = chunks[end + 2 + size + 2 :]
+    return body
 
 
 def _some(connection: socket.socket) -> bytes:

@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.context
 import random
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -35,6 +36,9 @@ PATIENCE = 6.0
 IMPATIENCE = 1.5
 """Seconds that a read waits for an answer: what hangs must not keep readers from those that work."""
 
+LISTS = ("", "", "", "?limit=3", "?limit=5", "?sort=-id", "?sort=-created_at")
+"""Whole or in pages, in one order or another; the first ones as every peer knows them."""
+
 GONE_KEPT = 32
 """Ids of the deleted that are still read now and then."""
 
@@ -55,6 +59,12 @@ class Load:
     """Seconds that a writer rests after each write."""
     database: str = ""
     """Where set, a process writes straight to PostgreSQL too, to users of its own."""
+    plain: bool = False
+    """Without PATCH, batches and orders, which the classic design does not have."""
+    path: str = "/users"
+    """Of another resource, what is said of users here is true of its own; it has to have a name."""
+    fields: Callable[[str], dict[str, Any]] = lambda name: {"email": f"{name.replace(' ', '.')}@example.com"}
+    """Those that one of this name has besides, each time others."""
 
 
 @dataclass
@@ -179,8 +189,8 @@ class Writer(Worker):
 
     def _create(self, slot: int) -> None:
         name = self._name()
-        body = {"name": name, "email": f"{name.replace(' ', '.')}@example.com"}
-        answer = self._write("create", "/users", body, None, name)
+        body = {"name": name, **self.load.fields(name)}
+        answer = self._write("create", self.load.path, body, None, name)
         if answer and answer.status == 201:
             self.board.put(slot, orjson.loads(answer.body)["id"])
 
@@ -191,20 +201,20 @@ class Writer(Worker):
         name = self._name()
         body = {"name": name}
         if self.random.random() < 0.2:
-            body["email"] = f"{name.replace(' ', '.')}@example.com"
-        answer = self._write("update", f"/users/{user}", body, user, name)
+            body |= self.load.fields(name)
+        answer = self._write("update", f"{self.load.path}/{user}", body, user, name)
         if answer and answer.status == 404 and not self.load.shared:
             self.board.put(slot, 0)  # a deletion of ours with unknown outcome has happened
 
     def _refused(self, slot: int) -> None:
         """A write whose name must never be seen."""
         user, name = self.board.slots[slot], self._name()
-        body = {"name": name, "email": "not an address"} if self.random.random() < 0.5 else {"name": name, "age": 1}
-        self._write("update", f"/users/{user}", body, user, name)
+        body = {"name": name, "unknown": 1} if self.random.random() < 0.5 else {"name": name, "name ": name}
+        self._write("update", f"{self.load.path}/{user}", body, user, name)
 
     def _delete(self, slot: int) -> None:
         user = self.board.slots[slot]
-        answer = self._write("delete", f"/users/{user}", None, user, "")
+        answer = self._write("delete", f"{self.load.path}/{user}", None, user, "")
         if answer and answer.status in (200, 404):
             self.board.put(slot, 0)
 
@@ -213,10 +223,18 @@ class Writer(Worker):
         answer, status = None, 0
         outcome: Outcome = "unknown"
         method = {"create": b"POST", "update": b"PUT", "delete": b"DELETE"}[kind]
+        target = path
+        if self.load.plain:
+            pass
+        elif kind == "update" and self.random.random() < 0.5:
+            method = b"PATCH"
+        elif user and self.random.random() < 0.2:
+            method, target = b"POST", f"{self.load.path}/batch"
+            body = {"operations": [{"op": kind, "id": user, **(body or {})}]}
         sent = orjson.dumps(body) if body is not None else b""
         invoke = time.monotonic_ns()
         try:
-            answer = self.ask(edge, method, path, sent)
+            answer = self.ask(edge, method, target, sent)
             status = answer.status
             outcome = "ok" if status < 300 else "failed" if status < 500 else "unknown"
         except NotSent:
@@ -293,7 +311,7 @@ class Reader(Worker):
     def work(self) -> None:
         while self.board.reading.is_set():
             if self.random.random() < self.load.lists:
-                self._list(self.random.choice([None, None, None, 3, 5]))
+                self._list(self.random.choice(LISTS[:5] if self.load.plain else LISTS))
             else:
                 self._read(self._somebody(), self.edge())
         # What was acknowledged last is read too, through every edge.
@@ -314,28 +332,28 @@ class Reader(Worker):
         return int(user) or self.board.highest.value + self.random.randint(1, 2)
 
     def _read(self, user: int, edge: int) -> None:
-        path = f"/users/{user}"
+        path = f"{self.load.path}/{user}"
         operation, answer = self._get("read", path, edge)
         if answer and answer.status == 200:
             shown = orjson.loads(answer.body)
             operation = operation._replace(rows=(Row(shown["id"], shown["version"], shown["name"]),))
         self.record(operation._replace(user=user))
 
-    def _list(self, limit: int | None) -> None:
-        """All of it, or page by page: each page is a read of its own."""
-        path, after = "/users" + (f"?limit={limit}" if limit else ""), 0
+    def _list(self, query: str) -> None:
+        """All of it, in one order or another, or page by page: each page is a read of its own."""
+        path, after = self.load.path + query, 0
         for _ in range(20):
             operation, answer = self._get("list", path, self.edge())
             if not answer or answer.status != 200:
                 self.record(operation._replace(outcome="failed"))
                 return
-            rows = tuple(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(answer.body))
-            link = answer.header(b"Link")
-            until = rows[-1].user if link else None
+            rows = tuple(sorted(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(answer.body)))
+            following = re.search('<([^>]+)>; rel="next"', answer.header(b"Link"))
+            until = rows[-1].user if following else None
             self.record(operation._replace(rows=rows, after=after, until=until))
-            if until is None:
+            if not following or until is None:
                 return
-            path, after = link[1 : link.index(">")], until
+            path, after = following[1], until
 
     def _get(self, kind: Kind, path: str, edge: int) -> tuple[Operation, Answer | None]:
         answer, status, tier, cache_status = None, 0, "", ""
@@ -391,10 +409,10 @@ class Running:
 
     def _initial(self) -> Operation:
         """Who is there before anybody of ours writes."""
-        answer = Client(self.load.edges[0], PATIENCE).request(b"GET", b"/users")
+        answer = Client(self.load.edges[0], PATIENCE).request(b"GET", self.load.path.encode())
         rows = tuple(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(answer.body))
         now = time.monotonic_ns()
-        return Operation(now, now, "initial", "/users", "ok", rows=rows)
+        return Operation(now, now, "initial", self.load.path, "ok", rows=rows)
 
     def pump(self, seconds: float) -> None:
         """Take reports in for so long, or until all processes are done."""

@@ -199,7 +199,7 @@ def main() -> int:
     with contextlib.ExitStack() as context:
         stack: Stack | None = None
         if given.peer:
-            wanted = replace(wanted, edges=tuple(context.enter_context(PEERS[given.peer](given.edges))))
+            wanted = replace(wanted, edges=tuple(context.enter_context(PEERS[given.peer](given.edges))), plain=True)
         elif not given.url:
             stack = context.enter_context(running("--edges", str(given.edges)))
             database = stack.postgres if "sql" in given.faults else ""
