@@ -9,6 +9,7 @@ local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then
 local fills = ngx.shared.fills
 local sleep = ngx.sleep
 local now = ngx.now
+local find, sub = string.find, string.sub  -- these are compiled; match is not
 
 local _M = {}
 
@@ -30,13 +31,33 @@ local function remember(key, till)
 end
 
 
+local function path_of(uri)
+    local query = find(uri, "?", 1, true)
+    return query and sub(uri, 1, query - 1) or uri
+end
+
+
+-- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
+-- changed. HTTP leaves a cache free to ignore them. Beside a date in If-Range the whole is always right.
+local function forget_dates(var)
+    ngx.req.clear_header("If-Modified-Since")
+    ngx.req.clear_header("If-Unmodified-Since")
+    if var.http_if_range then
+        ngx.req.clear_header("Range")
+    end
+end
+
+
 -- In rewrite_by_lua. Sets $generation, which is part of the key, for once and before anything is asked of an app: an
 -- answer that a write overtakes is then stored under a name that nobody asks for any more. Without a lease it stays
 -- empty, and with it the cache is left alone.
 function _M.begin()
     local var = ngx.var
     local uri = var.request_uri
-    local path = uri:match("^[^?]+")
+    local path = path_of(uri)
+    if var.dated ~= "" then
+        forget_dates(var)
+    end
     local waited = 0
     while true do
         local epoch = lease.held()
@@ -73,7 +94,7 @@ end
 function _M.stale()
     local var = ngx.var
     var.failed = var.upstream_status or ""
-    var.generation = generations.known(lease.epoch(), var.request_uri:match("^[^?]+")) or ""
+    var.generation = generations.known(lease.epoch(), path_of(var.request_uri)) or ""
 end
 
 
@@ -84,8 +105,7 @@ function _M.finish()
     if key == "" then
         return
     end
-    local status = (var.upstream_status or ""):match("%d+$")
-    if (status == "200" or status == "404") and var.failed == "" and var.upstream_http_x_accel_expires ~= "0" then
+    if var.stored ~= "" and var.failed == "" then
         fills:set(key, now() + ttl, ttl)  -- the entry runs out then, and again one has to ask
     elseif var.upstream_cache_status == "HIT" then
         fills:set(key, now() + 1, 1)  -- the mark was lost; how long the entry still has is not known
