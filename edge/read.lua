@@ -38,13 +38,10 @@ end
 
 
 -- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
--- changed. HTTP leaves a cache free to ignore them. Beside a date in If-Range the whole is always right.
-local function forget_dates(var)
+-- changed. HTTP leaves a cache free to ignore them.
+local function forget_dates()
     ngx.req.clear_header("If-Modified-Since")
     ngx.req.clear_header("If-Unmodified-Since")
-    if var.http_if_range then
-        ngx.req.clear_header("Range")
-    end
 end
 
 
@@ -56,7 +53,7 @@ function _M.begin()
     local uri = var.request_uri
     local path = path_of(uri)
     if var.dated ~= "" then
-        forget_dates(var)
+        forget_dates()
     end
     local waited = 0
     while true do

@@ -2,9 +2,9 @@
 
 local _M = {}
 
--- Of these Nginx passes on the first one alone: with another one behind it a condition would be half a condition, and
--- the same request in another order would have another key.
-local ONCE = { "Content-Type", "If-Match", "If-None-Match", "If-Unmodified-Since", "Idempotency-Key" }
+-- Nginx itself refuses conditions that are repeated. Of these the app would hear the first one alone: the same request
+-- in another order would have another key.
+local ONCE = { "Content-Type", "Idempotency-Key" }
 
 
 -- In rewrite_by_lua.
@@ -12,7 +12,6 @@ function _M.begin()
     local headers = ngx.req.get_headers(0)  -- all of them, not the first 100
     for _, name in ipairs(ONCE) do
         if type(headers[name]) == "table" then
-            ngx.var.repeated = name
             return ngx.exit(ngx.HTTP_BAD_REQUEST)
         end
     end

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as File
 from typing import TypeVar
 
+import requests
 from flask import Flask
 from werkzeug.serving import make_server
 
@@ -136,6 +137,11 @@ def serving(fence: Fence) -> Iterator[str]:
     finally:
         server.shutdown()
         thread.join()
+
+
+def caching(edge: str) -> bool:
+    """It has a lease."""
+    return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from tests.running import ROOT, Stack, children_of, folder, wait_until
-from tests.stepped import SteppedApp, edge_of, stepped_app
+from tests.stepped import SteppedApp, caching, edge_of, stepped_app
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
 
@@ -39,10 +39,6 @@ def user(app: SteppedApp) -> Iterator[int]:
     user_id = app.users.create(name="old", email=f"race{number}@example.com")
     yield user_id
     app.users.delete(user_id)
-
-
-def caching(edge: str) -> bool:
-    return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
 
 
 def edges(app: SteppedApp) -> list[str]:

@@ -43,6 +43,9 @@ def test_nobodys_data_is_in_any_log(stack: Stack) -> None:
         requests.post(f"{stack.edge}/users", data=json.dumps(body) + "}", timeout=5)
         requests.get(f"{stack.edge}/users/{quote(EMAIL)}", timeout=5)
         requests.get(f"{stack.edge}/users", params={"q": EMAIL}, timeout=5)
+        for method in ("GET", "PUT", "POST", "DELETE"):
+            for address in (NAME.lower(), f"{NAME.lower()}/7", f"{NAME.lower()}/count", f"{NAME.lower()}/batch"):
+                requests.request(method, f"{stack.edge}/{address}", timeout=5)
         last = requests.get(f"{stack.edge}/{EMAIL}", timeout=5).headers["X-Request-Id"]
         wait_until(lambda: last in stack.log("edge1") and any(last in stack.log(app) for app in ("app1", "app2")))
     finally:
