@@ -135,6 +135,24 @@ def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
         assert (name(edge, user), listed(edge, user)) == ("new", "new")
 
 
+@pytest.mark.parametrize("place", WRITER_PLACES)
+def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_longer(
+    app: SteppedApp, user: int, place: str
+) -> None:
+    cold(app, user)
+    has = {"If-None-Match": get(app.edge, user).headers["ETag"]}
+
+    def unchanged() -> list[bool]:
+        answers = [requests.get(f"{edge}/users/{user}", headers=has, timeout=10) for edge in edges(app) * 2]
+        return [answer.status_code == 304 or answer.json()["name"] == "old" for answer in answers]
+
+    seen: list[bool] = []
+    app.steps.steps[place] = lambda: seen.extend(unchanged())
+    app.users.update(user, Changes(name="new"))
+    assert seen == [True] * 6
+    assert unchanged() == [False] * 6
+
+
 def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: SteppedApp, user: int) -> None:
     cold(app, user)
     seen: list[str] = []
