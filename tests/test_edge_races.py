@@ -148,7 +148,7 @@ def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_
 
     seen: list[bool] = []
     app.steps.steps[place] = lambda: seen.extend(unchanged())
-    app.users.update(user, Changes(name="new"))
+    app.users.update(user, "new")
     assert seen == [True] * 6
     assert unchanged() == [False] * 6
 

@@ -73,7 +73,7 @@ KINDS = {
         "The database does not answer. Ask again after `Retry-After`; of a write the outcome is unknown: read before"
         " you try again, or send it with an Idempotency-Key.",
     ),
-    "timeout": Kind(
+    "gateway-timeout": Kind(
         504, "Gateway Timeout", "No app answered in time. Of a write the outcome is unknown: read before you try again."
     ),
     "http-version-not-supported": Kind(505, "HTTP Version Not Supported", "Speak HTTP/1.1."),
