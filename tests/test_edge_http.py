@@ -294,6 +294,11 @@ class TestWhatTheAppHears:
         assert "twice" in problem(answer, 400)
         assert not told.heard
 
+    @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS])
+    def test_nor_is_an_empty_one(self, told: Told, header: str) -> None:
+        assert "empty" in problem(send(told, "PUT /r/7", f"{header}: "), 400)
+        assert not told.heard
+
     @pytest.mark.parametrize(
         ("line", "times"), [("GET /r/502", 2), ("GET /r/502?x", 2), ("PUT /r/502", 1), ("POST /r/batch", 1)]
     )
