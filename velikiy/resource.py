@@ -57,9 +57,6 @@ class Resource:
     new: type[Body]
     """The fields that clients set, with their rules; they are columns of the same names."""
 
-    example: Mapping[str, Any]
-    """Of a new one."""
-
     sample: Callable[[int], dict[str, Any]]
     """The n-th new one of any number that are all different (`velikiy ... seed`)."""
 
@@ -114,6 +111,11 @@ class Resource:
             kind: Any = Annotated[(information.annotation, *information.metadata)]
             fields[name] = (kind, Field(None, description=information.description, examples=information.examples))
         return create_model(f"{self.title}Changes", __base__=_Changes, **fields)
+
+    @property
+    def example(self) -> dict[str, Any]:
+        """Of a new one: the first example of each field."""
+        return {name: field.examples[0] for name, field in self.new.model_fields.items() if field.examples}
 
     @property
     def title(self) -> str:
