@@ -59,8 +59,8 @@ def _each(rows: Rows, connection: Connection, operations: list[Any]) -> Change[S
                 results.append(_one(rows, connection, operation))
         except Refusal as refusal:
             problem = outgoing.refused(rows.resource, refusal)
-            field = getattr(refusal, "field", "id")
-            errors.append(_error(index, field, problem.detail, problem.status))
+            [named] = problem.errors or [{"field": "id", "detail": problem.detail}]
+            errors.append(_error(index, named["field"], named["detail"], problem.status))
         except (psycopg.IntegrityError, psycopg.DataError) as error:
             if error.sqlstate not in SQLSTATES:
                 raise
