@@ -6,8 +6,9 @@ depth, and rows that come or go meanwhile neither repeat nor hide others, unlike
 
 import base64
 import binascii
+import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 from urllib.parse import quote
 
 import orjson
@@ -18,7 +19,30 @@ from velikiy.resource import Resource, Sort
 LIMIT = 1000
 """Rows on one page, at most and where nobody asks for less."""
 
+FEW = 10_000
+"""Rows, as PostgreSQL estimates: what a search finds is sorted at once if it is no more than that."""
+
+NEAR = 20
+"""Rows of an order that are looked at for each of a page's, before more than FEW are sorted."""
+
+AMONG_THE_NEXT: LiteralString = (
+    "SELECT {columns} FROM (SELECT * FROM {table} WHERE {after} ORDER BY {key} {way}, id {way} LIMIT %s) n"
+    " WHERE {found} LIMIT %s"
+)
+AMONG_ALL: LiteralString = (
+    "SELECT {columns} FROM {table} WHERE {after} AND {found} ORDER BY {order} {way}, id {way} LIMIT %s"
+)
+"""Of what a search finds `order` hides the key from its index, by coalesce(): PostgreSQL takes words to be spread
+evenly, and would follow the index through the whole table to those that stand at its end."""
+
 BY_ID = Sort("id", "bigint")
+
+
+SPELLED = {
+    "bigint": "-?[0-9]{1,19}",
+    "timestamptz": r"[0-9]{4,}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9.]{2,}\+00( BC)?",
+}
+"""Places as PostgreSQL writes them. It reads more: `now` would be another place each time, in one entry of a cache."""
 
 
 class BadCursor(ValueError):
@@ -57,38 +81,52 @@ def columns(resource: Resource) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, resource.columns))
 
 
-def select(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
-    """Rows of `id, place in the order, JSON`: one more than the page has, where there is a next page.
+def select(resource: Resource, page: Page, *, near: bool = False) -> tuple[sql.Composed, list[Any]]:
+    """Rows of `id, place in the order, JSON`: one more than the page has, where there is a next page. `near`: only of
+    those that follow next in the order, NEAR for each that the page may have.
 
     Raises:
         BadCursor
     """
     by = resource.sorts.get(page.sort.removeprefix("-"), BY_ID)
     key, falling = sql.SQL(by.expression), page.sort.startswith("-")
-    condition, values = matching(resource, page.q)
+    after, places = sql.Composed([sql.SQL("true")]), list[Any]()
     if page.cursor:
-        place, number = _read(page.cursor, page.sort)
-        condition += sql.SQL(" AND ({key}, id) {after} (%s::{type}, %s)").format(
+        places = [*_read(page.cursor, page.sort, by)]
+        after = sql.SQL("({key}, id) {after} (%s::{type}, %s)").format(
             key=key, after=sql.SQL("<" if falling else ">"), type=sql.SQL(by.type)
         )
-        values += [place, number]
-    statement = sql.SQL(
-        "SELECT id, ({key})::text, row_to_json(r)::text"
-        " FROM (SELECT {columns} FROM {table} WHERE {condition} ORDER BY {key} {way}, id {way} LIMIT %s) r"
-    ).format(
+    found, words = matching(resource, page.q)
+    if near:
+        rows, values = AMONG_THE_NEXT, [*places, NEAR * page.limit, *words, page.limit + 1]
+    else:
+        rows, values = AMONG_ALL, [*places, *words, page.limit + 1]
+    statement = sql.SQL("SELECT id, ({key})::text, row_to_json(r)::text FROM ({rows}) r").format(
         key=key,
-        columns=columns(resource),
-        table=sql.Identifier(resource.name),
-        condition=condition,
-        way=sql.SQL("DESC" if falling else "ASC"),
+        rows=sql.SQL(rows).format(
+            columns=columns(resource),
+            table=sql.Identifier(resource.name),
+            after=after,
+            found=found,
+            key=key,
+            order=sql.SQL("coalesce({key}, {key})").format(key=key) if words else key,
+            way=sql.SQL("DESC" if falling else "ASC"),
+        ),
     )
-    return statement, [*values, page.limit + 1]
+    return statement, values
+
+
+def estimate(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
+    """A statement that tells what PostgreSQL expects a search to find; it costs nothing but planning."""
+    found, words = matching(resource, page.q)
+    statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}").format(sql.Identifier(resource.name), found)
+    return statement, words
 
 
 def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:
     """A condition and its values. What has no letter and no digit is found nowhere (words() of it is null)."""
-    condition = sql.Composed([sql.SQL("true")])
     words = q.split()
+    condition = sql.Composed([sql.SQL("true")])
     for _ in words:
         condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(sql.Identifier(resource.words or ""))
     return condition, [*words]
@@ -116,12 +154,14 @@ def _write(sort: str, place: str, number: int) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([sort, place, number])).rstrip(b"=").decode()
 
 
-def _read(cursor: str, sort: str) -> tuple[str, int]:
+def _read(cursor: str, sort: str, by: Sort) -> tuple[str, int]:
     try:
         made_for, place, number = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, binascii.Error):
         raise BadCursor from None
-    sound = made_for == sort and isinstance(place, str) and isinstance(number, int) and 0 < number < 2**63
+    # type(): true is an int as well, and PostgreSQL would not compare it with an id.
+    sound = made_for == sort and isinstance(place, str) and type(number) is int and 0 < number < 2**63
+    sound = sound and bool(re.fullmatch(SPELLED.get(by.type, ".*"), place, re.DOTALL))
     # The spelling that we make and no other: base64 and JSON have many for one cursor.
     if not sound or _write(sort, place, number) != cursor:
         raise BadCursor

@@ -97,8 +97,9 @@ class Rows:
 
         def load(connection: Connection) -> Entry:
             try:
-                # Not prepared: after some runs PostgreSQL would plan for words that it does not know.
-                rows = connection.execute(statement, values, prepare=False).fetchall()
+                rows = self._near(connection, page)
+                if len(rows) <= page.limit:
+                    rows = _fresh(connection, statement, values)
             except psycopg.DataError:
                 raise BadCursor from None  # nothing else comes from outside here and may be malformed
             body = f"[{','.join(row[2] for row in rows[: page.limit])}]".encode()
@@ -106,14 +107,22 @@ class Rows:
 
         return self.fence.read(self.resource.all, page.variant, load)
 
+    def _near(self, connection: Connection, page: Page) -> list[Any]:
+        """What a search finds in the next stretch of the order, where it finds too much to sort it all."""
+        if not page.q:
+            return []
+        ((plan,),) = _fresh(connection, *pages.estimate(self.resource, page))
+        if plan[0]["Plan"]["Plan Rows"] <= pages.FEW:
+            return []
+        return _fresh(connection, *pages.select(self.resource, page, near=True))
+
     def count(self, q: str = "") -> Answer:
         """`{"count": 3}`: of all, or of those that `q` finds. It costs a scan of an index."""
         condition, values = pages.matching(self.resource, q)
         statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)
 
         def load(connection: Connection) -> Entry:
-            row = connection.execute(statement, values, prepare=False).fetchone()
-            assert row is not None  # an aggregate gives a row
+            (row,) = _fresh(connection, statement, values)
             return found(b'{"count":%d}' % row[0])
 
         return self.fence.read(self.resource.count, Page(q=q).variant, load)
@@ -174,6 +183,11 @@ class Rows:
 
     def _change(self, outcome: T, number: int, entry: Entry) -> Change[T]:
         return Change(outcome, self.resource.touched_by(number), (self.resource.item(number), entry))
+
+
+def _fresh(connection: Connection, statement: sql.Composed, values: list[Any]) -> list[Any]:
+    """Not prepared: after some runs PostgreSQL would plan for words that it does not know."""
+    return connection.execute(statement, values, prepare=False).fetchall()
 
 
 def _entry(row: tuple[int, datetime, str]) -> Entry:
