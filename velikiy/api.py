@@ -162,7 +162,7 @@ def _one_spelling() -> None:
 
 def _acceptable() -> None:
     accepted = request.accept_mimetypes
-    if "Accept" in request.headers and not accepted.best_match(["application/json", "application/problem+json"]):
+    if accepted and not accepted.best_match(["application/json", "application/problem+json"]):
         raise Problem("not-acceptable", "Answers are JSON: allow application/json in the header Accept.")
 
 

@@ -47,21 +47,30 @@ class Key(NamedTuple):
 
 def parameters(*known: str) -> dict[str, str]:
     """The query's parameters, each known and given once."""
+    query = request.query_string.decode("latin-1")
     try:
-        pairs = parse_qsl(
-            request.query_string.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=50
-        )
+        pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=50)
     except ValueError:
-        raise Problem("bad-request", "The parameters are not UTF-8 with percent-encoding, or too many.") from None
+        raise Problem("bad-request", "There are more than 50 parameters.") from None
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in known:
             expected = "it takes " + ", ".join(known) if known else "it takes none"
-            raise bad(name, f"is not a parameter of {request.path}; {expected}")
+            raise bad(_shown(name) or "a parameter without a name", f"is not a parameter of {request.path}; {expected}")
         if name in given:
             raise bad(name, "is given more than once")
+        if _shown(value) != value:
+            raise bad(name, "is not UTF-8 with percent-encoding")
         given[name] = value
+    # Known names have no % in them: what is left to be half an encoding belongs to a value.
+    if half := re.search("(?:^|&)([^&=]*)=[^&]*?(?:%(?![0-9A-Fa-f]{2})|[^!-~])", query):
+        raise bad(half[1], "is not UTF-8 with percent-encoding")
     return given
+
+
+def _shown(text: str) -> str:
+    """Bytes that are no UTF-8 have become halves of surrogate pairs, which no answer can hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def page(resource: Resource) -> Page:
@@ -107,8 +116,7 @@ def bad_cursor() -> Problem:
 def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) -> B:
     """Raises: Problem"""
     _check_type(types)
-    request.max_content_length = limit  # 413 comes from the framework
-    sent = request.get_data()
+    sent = _sent(limit)
     try:
         jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
@@ -121,8 +129,23 @@ def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) ->
         raise Problem("invalid", detail, problems) from None
 
 
+def _sent(limit: int) -> bytes:
+    """All of it or nothing: a server hands over what came of a body that was cut off, and the framework what fits of
+    one in chunks that is too large."""
+    length = request.content_length
+    sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
+    if len(sent) > limit or (length or 0) > limit:
+        raise Problem("content-too-large", f"A body has at most {limit} bytes here.")
+    if length is not None and len(sent) < length:
+        raise Problem("bad-request", f"The body was cut off: {len(sent)} bytes came of {length}.")
+    return sent
+
+
 def _check_type(types: tuple[str, ...]) -> None:
     """What says nothing may be JSON. A form cannot: any page in a browser can send one."""
+    if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
+        detail = "The body has to come as it is, without Content-Encoding."
+        raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
     if not request.headers.get("Content-Type"):
         return
     charset = request.mimetype_params.get("charset", "utf-8").lower()
@@ -139,18 +162,30 @@ SENTENCES = {
     "string_unicode": "holds a character that is none (half of a surrogate pair)",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
+    "list_type": "must be an array",
+    "too_short": "must have at least {min_length}, not {actual_length}",
+    "too_long": "must have at most {max_length}",
     "int_type": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "union_tag_not_found": "is required: create, update or delete",
+    "union_tag_invalid": "must be create, update or delete",
 }
+"""By pydantic's name of what is wrong. Its own sentences speak of its inner life."""
 
 
 def _field(problem: Any) -> dict[str, str]:
     place = [str(part) for part in problem["loc"]]
     if place[:1] == ["operations"]:
         del place[2:3]  # the name of the kind of operation, which is not in the body
+    context = problem.get("ctx", {})
+    if problem["type"].startswith("union_tag_"):
+        place.append(context["discriminator"].strip("'"))
     field = ".".join(place) or "body"
     if problem["type"] == "value_error":
-        return {"field": field, "detail": str(problem["ctx"]["error"])}
-    return {"field": field, "detail": SENTENCES.get(problem["type"], problem["msg"])}
+        return {"field": field, "detail": str(context["error"])}
+    sentence = SENTENCES.get(problem["type"])
+    return {"field": field, "detail": sentence.format_map(context) if sentence else problem["msg"]}
 
 
 # ---- conditions (RFC 9110, section 13) ----
@@ -159,8 +194,7 @@ def _field(problem: Any) -> dict[str, str]:
 def condition() -> Condition | None:
     """Of a write, by its If-Match or If-None-Match."""
     if "If-Unmodified-Since" in request.headers:
-        detail = "If-Unmodified-Since: a date has whole seconds, in which two writes may fall; send If-Match."
-        raise Problem("bad-request", detail, [{"field": "If-Unmodified-Since", "detail": detail}])
+        raise bad("If-Unmodified-Since", "has whole seconds, in which two writes may fall; send If-Match")
     match, none_match = _tags("If-Match", request.if_match), _tags("If-None-Match", request.if_none_match)
     if match is None and none_match is None:
         return None
@@ -174,12 +208,16 @@ def condition() -> Condition | None:
     return may
 
 
+ETAG = r'(?:W/)?"[!#-~\x80-\xff]*"'
+ETAGS = re.compile(rf"\s*\*\s*|[\s,]*{ETAG}(?:\s*,[\s,]*{ETAG})*[\s,]*")
+
+
 def _tags(name: str, tags: ETags) -> ETags | None:
     if name not in request.headers:
         return None
-    if not tags.star_tag and not tags.to_header():
-        detail = 'must be * or ETags as answers have them, with their quotes: "..."'
-        raise bad(name, detail)
+    # The framework takes what has no quotes for an ETag as well.
+    if not ETAGS.fullmatch(request.headers[name]):
+        raise bad(name, 'must be * or ETags as answers have them, with their quotes: "..."')
     return tags
 
 
