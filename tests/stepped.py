@@ -68,8 +68,8 @@ class SteppedFence(Fence):
         self.steps.at("between fill and answer")
         return answer
 
-    def write(self, change: Callable[[Connection], Change[T]]) -> T:
-        outcome = super().write(change)
+    def write(self, change: Callable[[Connection], Change[T]], times: float = 1) -> T:
+        outcome = super().write(change, times)
         self.steps.at("after the commit")
         return outcome
 

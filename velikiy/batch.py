@@ -17,6 +17,9 @@ from velikiy.rows import Refusal, Rows
 
 OPERATIONS = 1000
 
+AT_ONCE = 500
+"""Operations for which a batch has as much time again as one request."""
+
 Id = Annotated[int, Field(ge=1, lt=2**63)]
 
 
@@ -38,11 +41,12 @@ def _op(name: str) -> Any:
 def run(rows: Rows, asked: Body, key: Key | None) -> Sent:
     """Raises: Problem, where any of the operations cannot be done; it names each of them."""
     operations = asked.operations  # type: ignore[attr-defined]
+    times = 1 + len(operations) / AT_ONCE
     try:
-        return rows.fence.write(once(key, lambda connection: _all(rows, connection, operations)))
+        return rows.fence.write(once(key, lambda connection: _all(rows, connection, operations)), times)
     except (Refusal, psycopg.IntegrityError, psycopg.DataError):
         # Once more, to say which: with a savepoint for each, which costs PostgreSQL more than the operation itself.
-        return rows.fence.write(once(key, lambda connection: _each(rows, connection, operations)))
+        return rows.fence.write(once(key, lambda connection: _each(rows, connection, operations)), times)
 
 
 def _all(rows: Rows, connection: Connection, operations: list[Any]) -> Change[Sent]:
@@ -73,6 +77,7 @@ def _each(rows: Rows, connection: Connection, operations: list[Any]) -> Change[S
 
 def _lock(rows: Rows, connection: Connection, operations: list[Any]) -> None:
     rows.lock(connection, [operation.id for operation in operations if operation.op != "create"])
+    rows.lock_values(connection, [operation for operation in operations if operation.op != "delete"])
 
 
 def _one(rows: Rows, connection: Connection, operation: Any) -> dict[str, Any]:

@@ -117,19 +117,22 @@ class Database:
             yield connection
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A transaction that commits when the block ends and rolls back when it raises.
+    def transaction(self, times: float = 1) -> Iterator[Connection]:
+        """A transaction that commits when the block ends and rolls back when it raises; `times`: the timeout of one
+        request that it has.
 
         Raises:
             DatabaseUnavailable: a COMMIT may have happened all the same.
         """
-        with self._borrow(self._writes) as connection, connection.transaction():
+        with self._borrow(self._writes, times) as connection, connection.transaction():
             yield connection
 
     @contextmanager
-    def _borrow(self, pool: ConnectionPool[Connection]) -> Iterator[Connection]:
+    def _borrow(self, pool: ConnectionPool[Connection], times: float = 1) -> Iterator[Connection]:
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
+            assert connection.deadline is not None  # a request has it
+            connection.deadline += (times - 1) * self.timeout
             try:
                 yield connection
             finally:

@@ -124,8 +124,8 @@ class Relay:
                     self.forget_lost_edges()
                 if time.monotonic() - cleaned_up_at > CLEAN_UP:
                     with self.database.autocommit() as connection:
-                        idempotency.clean_up(connection)
-                    cleaned_up_at = time.monotonic()
+                        more = idempotency.clean_up(connection)
+                    cleaned_up_at = 0.0 if more else time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
             except Exception:

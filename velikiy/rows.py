@@ -3,6 +3,7 @@
 A row becomes JSON once, in PostgreSQL; from there to the client its bytes are passed on unparsed.
 """
 
+import zlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
@@ -12,7 +13,8 @@ from psycopg import sql
 from werkzeug.http import http_date
 
 from velikiy import pages
-from velikiy.coherence import MISSING, Answer, Change, Entry, Fence, found
+from velikiy.coherence import MISSING, Answer, Change, Entry, Fence, Path, found
+from velikiy.coherence.fence import number as lock_number
 from velikiy.pages import BadCursor, Page
 from velikiy.postgres import Connection
 from velikiy.resource import Body, Resource
@@ -161,6 +163,17 @@ class Rows:
         """In one order: two writers of the same rows would otherwise wait for each other."""
         connection.execute(self._lock, (list(numbers),))
 
+    def lock_values(self, connection: Connection, given: Sequence[Body]) -> None:
+        """Those that only one row can have, for writers of many: in one order, as `lock`, and after it. A writer of a
+        single row has one of them at most, and waits for nothing once it has it."""
+        taken = {
+            lock_number(Path(f"{self.resource.name}.{field} {_bucket(getattr(body, field))}", ""))
+            for field in self.resource.unique.values()
+            for body in given
+            if field in body.model_fields_set
+        }
+        connection.execute("SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) key", (sorted(taken),))
+
     def _check(self, connection: Connection, number: int, may: Condition | None) -> None:
         if may is None:
             return
@@ -188,6 +201,11 @@ class Rows:
 def _fresh(connection: Connection, statement: sql.Composed, values: list[Any]) -> list[Any]:
     """Not prepared: after some runs PostgreSQL would plan for words that it does not know."""
     return connection.execute(statement, values, prepare=False).fetchall()
+
+
+def _bucket(value: object) -> int:
+    """Of 64: each lock takes a place in a table that all sessions share."""
+    return zlib.crc32(str(value).lower().encode()) % 64
 
 
 def _entry(row: tuple[int, datetime, str]) -> Entry:

@@ -102,7 +102,7 @@ def upgrade() -> None:
         CREATE TABLE idempotency_keys (
             key text PRIMARY KEY,
             request bytea NOT NULL,  -- digest of what came with it
-            answer jsonb NOT NULL,
+            answer json NOT NULL,  -- and not jsonb: the same answer has its members in the same order
             created_at timestamptz NOT NULL DEFAULT now()
         );
         CREATE INDEX idempotency_keys_by_created_at ON idempotency_keys (created_at);

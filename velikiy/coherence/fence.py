@@ -74,14 +74,15 @@ class Fence:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
         return Answer(entry, True, "redis; fwd=uri-miss; stored" if stored else "redis; fwd=bypass")
 
-    def write(self, change: Callable[[Connection], Change[T]]) -> T:
-        """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit.
+    def write(self, change: Callable[[Connection], Change[T]], times: float = 1) -> T:
+        """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit. `times`:
+        the time that PostgreSQL has for it, in those of one request.
 
         Raises:
             DatabaseUnavailable: the outcome is unknown.
         """
         lease = None
-        with self.database.transaction() as connection:
+        with self.database.transaction(times) as connection:
             outcome, touched, own = change(connection)
             if touched is None or touched:
                 lock(connection, touched)
