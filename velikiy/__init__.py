@@ -2,7 +2,7 @@
 
 from flask import Flask
 
-from velikiy import api, docs, health, leases, logs, problems
+from velikiy import api, docs, health, leases, logs, openapi, problems
 from velikiy.coherence import connect
 from velikiy.postgres import Database
 from velikiy.resource import registry
@@ -22,6 +22,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     api.install(app, registry(), fence)
     leases.install(app, fence.caches)
     health.install(app, database, fence.redis_tier)
+    openapi.install(app, registry())
     docs.install(app)
     database.open()
     return app

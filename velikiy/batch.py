@@ -12,7 +12,7 @@ from velikiy.incoming import Key
 from velikiy.outgoing import Sent
 from velikiy.postgres import Connection
 from velikiy.problems import SQLSTATES, Problem
-from velikiy.resource import Body, Resource
+from velikiy.resource import Resource, Strict
 from velikiy.rows import Refusal, Rows
 
 OPERATIONS = 1000
@@ -20,25 +20,25 @@ OPERATIONS = 1000
 AT_ONCE = 500
 """Operations for which a batch has as much time again as one request."""
 
-Id = Annotated[int, Field(ge=1, lt=2**63)]
+Id = Annotated[int, Field(ge=1, le=2**63 - 1, json_schema_extra={"format": "int64"})]
 
 
-def model(resource: Resource) -> type[Body]:
+def model(resource: Resource) -> type[Strict]:
     """`{"operations": [{"op": "create", ...}, {"op": "update", "id": 7, ...}, {"op": "delete", "id": 8}]}`"""
     number: Any = (Id, ...)
     create: Any = create_model(f"Create{resource.title}", __base__=resource.new, op=_op("create"))
     update: Any = create_model(f"Update{resource.title}", __base__=resource.changes, op=_op("update"), id=number)
-    delete: Any = create_model(f"Delete{resource.title}", __base__=Body, op=_op("delete"), id=number)
+    delete: Any = create_model(f"Delete{resource.title}", __base__=Strict, op=_op("delete"), id=number)
     operation: Any = Annotated[create | update | delete, Field(discriminator="op")]
     operations: Any = Annotated[list[operation], Field(min_length=1, max_length=OPERATIONS)]
-    return create_model(f"{resource.title}Batch", __base__=Body, operations=(operations, ...))
+    return create_model(f"{resource.title}Batch", __base__=Strict, operations=(operations, ...))
 
 
 def _op(name: str) -> Any:
     return (Literal[name], ...)
 
 
-def run(rows: Rows, asked: Body, key: Key | None) -> Sent:
+def run(rows: Rows, asked: Strict, key: Key | None) -> Sent:
     """Raises: Problem, where any of the operations cannot be done; it names each of them."""
     operations = asked.operations  # type: ignore[attr-defined]
     times = 1 + len(operations) / AT_ONCE

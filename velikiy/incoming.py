@@ -31,6 +31,14 @@ MERGE_PATCH = ("application/json", "application/merge-patch+json")
 Q = 100
 """Characters of a search."""
 
+KEY = "[!-~]{1,255}"
+"""An Idempotency-Key."""
+
+TAG = '(W/)?"[!#-~]*"'
+TAGS = rf"\*|{TAG}([ \t]*,[ \t]*{TAG})*"
+"""If-Match and If-None-Match of a write (RFC 9110, 8.8.3). What is no such list could be one that lost its quotes on
+the way: a condition that nobody understands must not pass for one that holds, or does not."""
+
 
 class Key(NamedTuple):
     """A request that may be sent more than once, and is to be done once."""
@@ -208,15 +216,11 @@ def condition() -> Condition | None:
     return may
 
 
-ETAG = r'(?:W/)?"[!#-~\x80-\xff]*"'
-ETAGS = re.compile(rf"\s*\*\s*|[\s,]*{ETAG}(?:\s*,[\s,]*{ETAG})*[\s,]*")
-
-
 def _tags(name: str, tags: ETags) -> ETags | None:
     if name not in request.headers:
         return None
     # The framework takes what has no quotes for an ETag as well.
-    if not ETAGS.fullmatch(request.headers[name]):
+    if not re.fullmatch(TAGS, request.headers[name]):
         raise bad(name, 'must be * or ETags as answers have them, with their quotes: "..."')
     return tags
 
@@ -226,7 +230,7 @@ def key(sent: BaseModel) -> Key | None:
     name = request.headers.get("Idempotency-Key")
     if name is None:
         return None
-    if not re.fullmatch(r"[\x21-\x7e]{1,255}", name):
+    if not re.fullmatch(KEY, name):
         raise bad("Idempotency-Key", "must have 1 to 255 visible ASCII characters, such as a UUID")
     content = orjson.dumps(sent.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
     return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

@@ -23,10 +23,29 @@ RESERVED = frozenset({"health", "livez", "readyz", "docs", "problems"})
 """Addresses of the service's own; edge/nginx.conf leaves them uncached."""
 
 
-class Body(BaseModel):
-    """What a client sends. Read-only fields are accepted and ignored, so that what was read can be sent back."""
+def _describe(schema: dict[str, Any]) -> None:
+    """JSON schemas without pydantic's titles, which only repeat the names."""
+    schema.pop("title", None)
+    for described in schema["properties"].values():
+        described.pop("title", None)
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+class Strict(BaseModel):
+    """What a client sends."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)
+
+
+def _describe_body(schema: dict[str, Any]) -> None:
+    _describe(schema)
+    for name in READ_ONLY:
+        schema["properties"].setdefault(name, {"description": "Ignored: what was read can be sent back."})
+
+
+class Body(Strict):
+    """A row, or some of it. Read-only fields are accepted and ignored, so that what was read can be sent back."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_body)
 
     @model_validator(mode="before")
     @classmethod
@@ -122,7 +141,17 @@ class Resource:
         return self.one.capitalize()
 
 
+def _describe_changes(schema: dict[str, Any]) -> None:
+    _describe_body(schema)
+    changeable = [name for name in schema["properties"] if name not in (*READ_ONLY, *OF_A_BATCH)]
+    for name in changeable:
+        del schema["properties"][name]["default"]  # absent is not null
+    schema["anyOf"] = [{"required": [name]} for name in changeable]
+
+
 class _Changes(Body):
+    model_config = ConfigDict(json_schema_extra=_describe_changes)
+
     @model_validator(mode="after")
     def _something_to_change(self) -> "_Changes":
         changeable = [name for name in type(self).model_fields if name not in OF_A_BATCH]
