@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import structlog
 from flask import Blueprint, Flask, Response, g, request
+from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
-from werkzeug.routing import ValidationError as NoMatch
 
 from velikiy import batch, incoming, outgoing
 from velikiy.coherence import Change, Fence
@@ -34,7 +34,7 @@ class IdConverter(BaseConverter):
     def to_python(self, value: str) -> int:
         number = int(value)
         if number >= 2**63:
-            raise NoMatch
+            raise NotFound  # werkzeug's own "no match" ends in 405 where another route has this method
         return number
 
 
