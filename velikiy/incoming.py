@@ -35,9 +35,9 @@ KEY = "[!-~]{1,255}"
 """An Idempotency-Key."""
 
 TAG = '(W/)?"[!#-~]*"'
-TAGS = rf"\*|{TAG}([ \t]*,[ \t]*{TAG})*"
-"""If-Match and If-None-Match of a write (RFC 9110, 8.8.3). What is no such list could be one that lost its quotes on
-the way: a condition that nobody understands must not pass for one that holds, or does not."""
+TAGS = rf"{TAG}([ \t]*,[ \t]*{TAG})*"
+"""If-Match and If-None-Match of a write (RFC 9110, 8.8.3), besides `*`. Anything else is refused: a condition that
+nobody understands must pass neither for one that holds nor for one that does not."""
 
 
 class Key(NamedTuple):
@@ -220,7 +220,7 @@ def _tags(name: str, tags: ETags) -> ETags | None:
     if name not in request.headers:
         return None
     # The framework takes what has no quotes for an ETag as well.
-    if not re.fullmatch(TAGS, request.headers[name]):
+    if not re.fullmatch(rf"\*|{TAGS}", request.headers[name]):
         raise bad(name, 'must be * or ETags as answers have them, with their quotes: "..."')
     return tags
 

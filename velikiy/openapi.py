@@ -139,7 +139,7 @@ KEY = _parameter(
 
 
 def _condition(name: str, description: str, example: str) -> dict[str, Any]:
-    schema = {"type": "string", "pattern": f"^({incoming.TAGS})$"}
+    schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{incoming.TAGS}$"}]}
     return _parameter("header", name, description, schema, example=example)
 
 
