@@ -34,13 +34,13 @@ class Line:
     """A text in one line, trimmed, with something to see in it."""
 
     most: int
-    """Characters."""
+    """Characters, as they are sent: a schema knows nothing of trimming."""
 
     def check(self, text: str) -> str:
         """Raises: ValueError"""
-        text = _printable(text.strip())
         if not 1 <= len(text) <= self.most:
             raise ValueError(f"must have 1 to {self.most} characters")
+        text = _printable(text.strip())
         if not re.search(f"[^{INVISIBLE}]", text):
             raise ValueError("must have a character that can be seen")
         return text
@@ -65,9 +65,9 @@ class Email(Line):
 
     def check(self, text: str) -> str:
         """Raises: ValueError"""
-        text = _printable(text.strip())
         if len(text) > self.most:
             raise ValueError(f"must have at most {self.most} characters")
+        text = _printable(text.strip())
         try:
             address = email_validator.validate_email(text, check_deliverability=False, strict=True)
         except email_validator.EmailNotValidError as error:
