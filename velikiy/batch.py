@@ -3,7 +3,7 @@
 from typing import Annotated, Any, Literal
 
 import psycopg
-from pydantic import BeforeValidator, Field, create_model
+from pydantic import Field, create_model
 
 from velikiy import outgoing
 from velikiy.coherence import Change, Path
@@ -20,13 +20,7 @@ OPERATIONS = 1000
 AT_ONCE = 500
 """Operations for which a batch has as much time again as one request."""
 
-
-def _whole(value: Any) -> Any:
-    """7.0 is a whole number, and to JSON the same as 7."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Id = Annotated[int, Field(ge=1, le=2**63 - 1, json_schema_extra={"format": "int64"}), BeforeValidator(_whole)]
+Id = Annotated[int, Field(ge=1, le=2**63 - 1, json_schema_extra={"format": "int64"})]
 
 
 def model(resource: Resource) -> type[Strict]:

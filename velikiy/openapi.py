@@ -278,7 +278,14 @@ NOT_MODIFIED = {
 
 # ---- problems ----
 
-ANYWHERE = ("bad-request", "uri-too-long", "header-fields-too-large", "internal-error", "bad-gateway", "gateway-timeout")
+ANYWHERE = (
+    "bad-request",
+    "uri-too-long",
+    "header-fields-too-large",
+    "internal-error",
+    "bad-gateway",
+    "gateway-timeout",
+)
 OF_RESOURCES = (*ANYWHERE, "not-acceptable", "unavailable")
 OF_BODIES = ("not-json", "request-timeout", "content-too-large", "unsupported-media-type", "invalid")
 

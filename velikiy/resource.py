@@ -35,6 +35,18 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, data: Any) -> Any:
+        """7.0 is one, and to JSON schema the same as 7."""
+        if isinstance(data, dict):
+            return {key: int(value) if _is_whole(value) else value for key, value in data.items()}
+        return data
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
 
 def _describe_body(schema: dict[str, Any]) -> None:
     _describe(schema)
