@@ -51,7 +51,7 @@ def execute(address: str, script: str) -> None:
 
 
 def test_a_new_database_holds_alice_bob_and_charlie_and_goes_on_with_4(empty: str) -> None:
-    assert upgrade(empty, wait=5) == ["0001_users", "0002_caches"]
+    assert upgrade(empty, wait=5) == ["0001_users", "0002_caches", "0003_resources"]
     assert rows(empty, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
     assert rows(empty, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
@@ -64,7 +64,7 @@ def test_a_second_run_has_nothing_to_do(empty: str) -> None:
 def test_of_many_at_once_one_does_it(empty: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(lambda _: upgrade(empty, wait=5), range(4)))
-    assert sorted(applied) == [[], [], [], ["0001_users", "0002_caches"]]
+    assert sorted(applied) == [[], [], [], ["0001_users", "0002_caches", "0003_resources"]]
 
 
 @pytest.mark.parametrize(
