@@ -176,6 +176,7 @@ SENTENCES = {
     "int_type": "must be a whole number",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
     "union_tag_not_found": "is required: create, update or delete",
     "union_tag_invalid": "must be create, update or delete",
 }
