@@ -8,19 +8,20 @@ import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jsonschema_rs
 import pytest
 import requests
 from openapi_spec_validator import OpenAPIV31SpecValidator
+from pydantic import Field
 
 from tests.running import ROOT, Stack, running, wait_until
 from velikiy import create_app
 from velikiy.openapi import document
 from velikiy.postgres import Database
 from velikiy.problems import KINDS, SQLSTATES
-from velikiy.resource import registry
+from velikiy.resource import Body, Resource, registry
 from velikiy.settings import Settings
 
 DOCUMENT = document(registry())
@@ -113,6 +114,20 @@ class TestTheDocument:
             for said in chain(operation["parameters"], *(each.values() for each in headers)):
                 if "example" in said:
                     assert fits(said["example"], said["schema"]), said
+
+    def test_any_resource_is_described(self) -> None:
+        class NewPart(Body):
+            weight: Annotated[int, Field(ge=0, examples=[3])] = 0
+
+        parts = Resource("spare_parts", "part", NewPart, sample=lambda number: {"weight": number})
+        both = document({**registry(), "spare_parts": parts})
+        OpenAPIV31SpecValidator(both).validate()
+        [post, get] = [both["paths"]["/spare_parts"][method] for method in ("post", "get")]
+        assert post["operationId"] == "createPart"
+        assert post["responses"]["409"] == {"$ref": "#/components/responses/in-flight"}
+        assert [parameter["name"] for parameter in get["parameters"]] == ["cursor", "limit", "sort", "If-None-Match"]
+        assert both["components"]["schemas"]["Part"]["properties"]["weight"]["minimum"] == 0
+        assert "default" not in both["components"]["schemas"]["PartChanges"]["properties"]["weight"]
 
     def test_nothing_is_left_of_how_it_is_made(self) -> None:
         schemas = str(DOCUMENT["components"]["schemas"])
