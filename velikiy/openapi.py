@@ -171,7 +171,10 @@ def _of_a_list(resource: Resource) -> list[dict[str, Any]]:
         _parameter("query", "limit", "Rows on a page.", limit, example=10),
         *([SEARCH] if resource.words else []),
         _parameter(
-            "query", "sort", "The order; with `-` from the last to the first.", {"enum": orders, "default": "id"}
+            "query",
+            "sort",
+            "The order; with `-` from the last to the first.",
+            {"type": "string", "enum": orders, "default": "id"},
         ),
     ]
 
@@ -219,9 +222,9 @@ RESULT = {
     "type": "object",
     "required": ["op", "id", "status"],
     "properties": {
-        "op": {"enum": ["create", "update", "delete"]},
+        "op": {"type": "string", "enum": ["create", "update", "delete"]},
         "id": NUMBER,
-        "status": {"enum": [200, 201], "description": "What it would have been alone."},
+        "status": {"type": "integer", "enum": [200, 201], "description": "What it would have been alone."},
         "etag": {"type": "string", "pattern": STRONG, "description": "Where there is something now."},
     },
 }
@@ -229,17 +232,17 @@ RESULT = {
 
 def _message(text: str, **properties: Any) -> dict[str, Any]:
     """What a write answers with."""
-    properties = {**properties, "message": {"const": text}}
+    properties = {**properties, "message": {"type": "string", "const": text}}
     return {"type": "object", "required": [*properties], "properties": properties}
 
 
 def _status(*words: str, **properties: Any) -> dict[str, Any]:
     """What a health check answers with."""
-    properties = {"status": {"enum": [*words]}, **properties}
+    properties = {"status": {"type": "string", "enum": [*words]}, **properties}
     return {"type": "object", "required": [*properties], "properties": properties}
 
 
-REACHED = {"enum": ["ok", "does not answer"]}
+REACHED = {"type": "string", "enum": ["ok", "does not answer"]}
 CHECKS = {
     "type": "object",
     "required": ["postgres", "redis"],
