@@ -21,6 +21,12 @@ def own_stack() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture(params=["app", "edge"])
+def door(request: pytest.FixtureRequest, stack: Stack) -> str:
+    """Where a client may come in: an app itself, and an edge before it."""
+    return stack.app if request.param == "app" else stack.edge
+
+
 _numbers = count(1)
 
 

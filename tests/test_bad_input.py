@@ -1,0 +1,592 @@
+"""What a client must not send, crossed with every place where it could: always the 4xx that says which field and why,
+never a 5xx; nothing of it is stored, nothing of it is cached."""
+
+import json
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+import requests
+
+from tests.asking import Nothing, Told, ask, check, raw, told
+from tests.running import Stack, wait_until
+
+JSON = b"Content-Type: application/json\r\n"
+LONG = "9" * 5000
+
+NO_JSON = {
+    "nothing": b"",
+    "a word": b"nope",
+    "an open brace": b"{",
+    "a form": b"name=A&email=a@b.co",
+    "NaN": b'{"name": NaN, "email": "a@b.co"}',
+    "Infinity": b'{"name": Infinity, "email": "a@b.co"}',
+    "minus Infinity": b'{"name": -Infinity, "email": "a@b.co"}',
+    "5,000 digits": b'{"name": %b, "email": "a@b.co"}' % LONG.encode(),
+    "a leading zero": b'{"name": 01, "email": "a@b.co"}',
+    "a plus": b'{"name": +1, "email": "a@b.co"}',
+    "a BOM": b'\xef\xbb\xbf{"name": "A", "email": "a@b.co"}',
+    "no UTF-8": b'{"name": "\xff", "email": "a@b.co"}',
+    "an encoded surrogate": b'{"name": "\xed\xa0\x80", "email": "a@b.co"}',
+    "too long a form of UTF-8": b'{"name": "\xc0\xaf", "email": "a@b.co"}',
+    "UTF-16": '{"name": "A", "email": "a@b.co"}'.encode("utf-16"),
+    "UTF-32": '{"name": "A", "email": "a@b.co"}'.encode("utf-32"),
+    "half a pair": b'{"name": "\\ud800", "email": "a@b.co"}',
+    "the other half": b'{"name": "\\udc00x", "email": "a@b.co"}',
+    "two halves, wrong way round": b'{"name": "\\udc00\\ud800", "email": "a@b.co"}',
+    "half a pair in a key": b'{"\\ud800": 1, "name": "A", "email": "a@b.co"}',
+    "a key twice": b'{"name": "A", "name": "B", "email": "a@b.co"}',
+    "a key twice, once escaped": b'{"name": "A", "n\\u0061me": "B", "email": "a@b.co"}',
+    "an unknown key twice": b'{"x": 1, "x": 1, "name": "A", "email": "a@b.co"}',
+    "a key twice, deep inside": b'{"name": {"a": {"b": 1, "b": 2}}, "email": "a@b.co"}',
+    "1,000 deep": b'{"name": %b%b, "email": "a@b.co"}' % (b"[" * 1000, b"]" * 1000),
+    "1,000 objects deep": b'{"name": %b1%b}' % (b'{"a":' * 1000, b"}" * 1000),
+    "30,000 deep and open": b"[" * 30_000,
+    "a raw line feed": b'{"name": "a\nb", "email": "a@b.co"}',
+    "a raw NUL": b'{"name": "a\x00b", "email": "a@b.co"}',
+    "a NUL after it": b'{"name": "A", "email": "a@b.co"}\x00',
+    "something after it": b'{"name": "A", "email": "a@b.co"} x',
+    "two of them": b'{"name": "A", "email": "a@b.co"}{"name": "A", "email": "a@b.co"}',
+    "a comma too many": b'{"name": "A", "email": "a@b.co",}',
+    "a comment": b'{"name": "A", /* */ "email": "a@b.co"}',
+    "single quotes": b"{'name': 'A', 'email': 'a@b.co'}",
+    "an unknown escape": b'{"name": "\\x41", "email": "a@b.co"}',
+    "a cut-off escape": b'{"name": "\\u00',
+    "XML": b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><x>&e;</x>',
+    "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
+}
+
+NO_OBJECT = {"null": b"null", "true": b"true", "0": b"0", "a string": b'"x"', "[]": b"[]", "[{}]": b"[{}]"}
+
+NO_TEXT = {
+    "null": "null",
+    "true": "true",
+    "7": "7",
+    "1e999": "1e999",
+    "-0.0": "-0.0",
+    "4,000 digits": "9" * 4000,
+    "[]": "[]",
+    "a list": '["a"]',
+    "{}": "{}",
+    "an operator": '{"$ne": null}',
+}
+"""As JSON, for whatever has to be a string."""
+
+NO_LINE = {
+    "empty": '""',
+    "blank": '"  \\t "',
+    "blank beyond ASCII": '"\\u00a0\\u3000"',
+    "NUL": '"a\\u0000b"',
+    "a line feed": '"a\\nb"',
+    "a carriage return and a header": '"a\\r\\nX-Evil: 1"',
+    "escape": '"\\u001b[31mred"',
+    "DEL": '"a\\u007fb"',
+    "C1": '"a\\u009bb"',
+    "line separator": '"a\\u2028b"',
+    "paragraph separator": '"a\\u2029b"',
+}
+
+NO_NAME = {
+    "101 characters": json.dumps("x" * 101),
+    "60,000 characters": json.dumps("x" * 60_000),
+    "nothing to be seen": '"\\u200b\\u200d"',
+    "marks without a letter": '"\\u0301"',
+}
+
+NO_EMAIL = {
+    "a word": '"plain"',
+    "no domain": '"a@"',
+    "no mailbox": '"@b.co"',
+    "two @": '"a@b@c.de"',
+    "a space": '"a b@c.de"',
+    "no dot": '"a@b"',
+    "two dots": '"a@b..co"',
+    "a dot first": '".a@b.co"',
+    "a hyphen first": '"a@-b.co"',
+    "an address": '"a@[127.0.0.1]"',
+    "quotes": '"\\"a b\\"@c.de"',
+    "a name before it": '"Alice <a@b.co>"',
+    "HTML": '"<script>alert(1)</script>@b.co"',
+    "SQL": '"\') OR 1=1; DROP TABLE users; --@b.co"',
+    "a list": '"a@b.co,c@d.co"',
+    "a header": '"a@b.co\\r\\nBcc: c@d.co"',
+    "65 in the mailbox": json.dumps("x" * 65 + "@b.co"),
+    "over-long": json.dumps("x" * 60 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + "." + "e" * 60 + ".de"),
+    "60,000 characters": json.dumps("x" * 60_000 + "@b.co"),
+    "a Cyrillic a": '"p\\u0430ypal@example.com"',
+    "a Cyrillic a in the domain": '"x@p\\u0430ypal.com"',
+    "Greek in Latin": '"\\u03bfmega@example.com"',
+    "a direction": '"a\\u202eb@c.de"',
+    "nothing to be seen": '"a\\u200b@c.de"',
+    "Punycode that is none": '"a@xn--0.com"',
+}
+
+NO_ID = {
+    "zero": "0",
+    "negative": "-1",
+    "minus zero": "-0",
+    "a fraction": "1.5",
+    "a whole fraction": "1.0",
+    "an exponent": "1e0",
+    "1e999": "1e999",
+    "2^63": str(2**63),
+    "10^30": "1" + "0" * 30,
+    "4,000 digits": "9" * 4000,
+    "a string": '"1"',
+    "true": "true",
+    "null": "null",
+    "a list": "[1]",
+    "{}": "{}",
+}
+"""As JSON."""
+
+SPELLINGS = [
+    *("0", "00", "01", "007", "+7", "-7", "-0", "7.0", "7e0", "0x7", "1_0", "7,", "7;", "7/", "/7", "7//", "./7", "7."),
+    *("%37", "7%00", "%00", "7%0a", "7%20", "%2f7", "..%2f7", "%ef%bc%97", "%d9%a7", "7%", "%", "%zz", "%25"),
+    *(
+        "abc",
+        "null",
+        "NaN",
+        "1e999",
+        "true",
+        "'",
+        "1'--",
+        "1%20OR%201=1",
+        "<b>",
+        "*",
+        "9223372036854775808",
+        LONG[:3000],
+    ),
+    *("count/", "count/1", "batch/", "COUNT", "Batch"),
+]
+
+PARAMETERS = [
+    ("x=1", "x"),
+    ("X=1", "X"),
+    ("LIMIT=1", "LIMIT"),
+    ("limit%00=1", "limit\x00"),
+    ("%3Cb%3E=1", "<b>"),
+    ("id=1", "id"),
+    ("limit[]=1", "limit[]"),
+    ("offset=1", "offset"),
+    ("%ff=1", None),
+    ("=1", None),
+]
+"""Nowhere."""
+
+LIST_PARAMETERS = [
+    *((f"limit={value}", "limit") for value in ("0", "-1", "1001", "+1", "01", "1.0", "1e2", "0x1", "%D9%A7", "", "a")),
+    *(
+        (f"limit={value}", "limit")
+        for value in (LONG[:3000], "1%00", "1%20", "%201", "null", "NaN", "Infinity", "1'--")
+    ),
+    ("limit", "limit"),
+    ("limit=1&limit=1", "limit"),
+    ("limit=1&l%69mit=1", "limit"),
+    ("q=a&q=b", "q"),
+    ("sort=id&sort=id", "sort"),
+    ("cursor=a&cursor=a", "cursor"),
+    *(
+        (f"sort={value}", "sort")
+        for value in ("", "-", "--id", "+id", "ID", "words", "version", "id,name", "id%20desc")
+    ),
+    *(
+        (f"sort={value}", "sort")
+        for value in ("name%00", "name;DROP%20TABLE%20users", "lower(email)", "1", "id--", "%ff")
+    ),
+    *(
+        (f"cursor={value}", "cursor")
+        for value in ("", "nonsense", "aWQ6MQ==", "%00", "%ff", "'", "W10", "bnVsbA", "e30")
+    ),
+    ("cursor=" + "A" * 3000, "cursor"),
+]
+
+Q_PARAMETERS = [
+    *(
+        (f"q={value}", "q")
+        for value in ("", "%20", "+", "%E3%80%80", "%00", "a%00", "a%0ab", "%1b[31m", "%7f", "%c2%9b")
+    ),
+    *((f"q={value}", "q") for value in ("%ff", "%ed%a0%80", "%c0%af", "%", "%4", "%zz", "a" * 101, "%D0%B0" * 101)),
+    ("q", "q"),
+    ("q=a&q=a", "q"),
+]
+
+IF_MATCH = [
+    b"",
+    b"abc",
+    b'"abc',
+    b'abc"',
+    b"W/abc",
+    b'w/"abc"',
+    b'*, "a"',
+    b'"a" "b"',
+    b'"a"; "b"',
+    b"''",
+    b'"a b"',
+    b",",
+]
+"""No ETags at all."""
+
+KEYS = [b"", b"a b", b"a\tb", "ключ".encode(), b"\xff", b"k" * 256]
+
+ACCEPT = [b"text/html", b"application/xml", b"application/json;q=0", b"*/*;q=0", b"image/*", b"json"]
+
+NO_TYPE = [
+    *(b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x", b"text/json", b"json"),
+    *(
+        b"application/jsonx",
+        b"application/json-patch+json",
+        b"application/ld+json",
+        b"*/*",
+        b"application/json, text/plain",
+    ),
+    *(b"application/json; charset=latin-1", b"application/json; charset=utf-16", b'application/json; charset="koi8-r"'),
+]
+
+REQUEST_IDS = [b"", b"a b", b"x" * 65, "й".encode(), b"<b>\t</b>", b"\xff\xfe"]
+
+TEXTS = [
+    "<script>alert(1)</script>",
+    '<img src=x onerror="alert(1)">',
+    "&lt;b&gt; &amp; &#0;",
+    "'; DROP TABLE users; --",
+    "' OR '1'='1",
+    "$1 %s %(name)s {0} {name} ${jndi:ldap://x}",
+    "%00 %0a \\x00 \\u0000 \\",
+    'quo"te\\back`tick',
+    "=HYPERLINK(1) @SUM(1)",
+    "👩‍👩‍👧 семья",
+    "ﷺ" * 100,
+    "😀" * 100,
+    "{{7*7}} #{7*7} <%= 7*7 %>",
+    "../../etc/passwd",
+    "NULL",
+]
+
+
+@pytest.fixture(scope="module")
+def user(stack: Stack) -> Iterator[int]:
+    """Whom everybody tries to spoil."""
+    new = {"name": "Unspoilt", "email": "unspoilt@example.com"}
+    number = int(requests.post(f"{stack.app}/users", json=new, timeout=5).json()["id"])
+    yield number
+    requests.delete(f"{stack.app}/users/{number}", timeout=5)
+
+
+@pytest.fixture(scope="module")
+def looking(stack: Stack) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(stack.postgres, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def untouched(stack: Stack, looking: psycopg.Connection, user: int) -> Iterator[None]:
+    """Nothing is stored, nothing is cached."""
+    redis = stack.redis()
+
+    def stored() -> object:
+        return looking.execute(
+            "SELECT (SELECT md5(string_agg(users::text, ' ' ORDER BY id)) FROM users), (SELECT count(*) FROM idempotency_keys)"
+        ).fetchone()
+
+    def cached() -> set[tuple[bytes, bytes]]:
+        return {(key, name) for key in redis.keys() for name in redis.hkeys(key)}  # type: ignore[union-attr]
+
+    rows, entries = stored(), cached()
+    yield
+    assert stored() == rows
+    assert cached() <= entries
+
+
+def body_routes(user: int) -> list[tuple[str, str]]:
+    return [("POST", "/users"), ("PUT", f"/users/{user}"), ("PATCH", f"/users/{user}"), ("POST", "/users/batch")]
+
+
+def all_routes(user: int) -> list[tuple[str, str]]:
+    reads = [("GET", "/users"), ("GET", "/users/count"), ("GET", f"/users/{user}")]
+    return [*reads, *body_routes(user), ("DELETE", f"/users/{user}")]
+
+
+def operations(user: int) -> dict[str, bytes]:
+    """Beginnings of operations that take fields."""
+    return {"create": b'"op": "create"', "update": b'"op": "update", "id": %d' % user}
+
+
+def parameterised(corpus: dict[str, bytes] | dict[str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("sent", list(corpus.values()), ids=list(corpus))
+
+
+@pytest.mark.usefixtures("untouched")
+class TestBodies:
+    @parameterised(NO_JSON)
+    def test_what_is_not_json_is_400(self, door: str, user: int, sent: bytes) -> None:
+        for method, path in body_routes(user):
+            check(ask(door, method, path, JSON, sent), 400)
+            check(ask(door, method, path, b"", sent), 400)
+
+    @parameterised(NO_JSON)
+    def test_so_it_is_inside_of_a_batch(self, door: str, sent: bytes) -> None:
+        whole = b'{"operations": [%b]}' % (sent or b",")
+        check(ask(door, "POST", "/users/batch", JSON, whole), 400)
+
+    @parameterised(NO_OBJECT)
+    def test_what_is_no_object_is_422(self, door: str, user: int, sent: bytes) -> None:
+        for method, path in body_routes(user):
+            check(ask(door, method, path, JSON, sent), 422, "body")
+        check(ask(door, "POST", "/users/batch", JSON, b'{"operations": [%b]}' % sent), 422, "operations.0")
+        no_list = b'{"operations": %b}' % sent
+        if not sent.startswith(b"["):
+            check(ask(door, "POST", "/users/batch", JSON, no_list), 422, "operations")
+
+    @parameterised({**NO_TEXT, **NO_LINE, **NO_NAME})
+    def test_what_is_no_name_is_422(self, door: str, user: int, sent: str) -> None:
+        self.refuse(door, user, "name", sent, '"email": "spoilt@example.com"')
+
+    @parameterised({**NO_TEXT, **NO_LINE, **NO_EMAIL})
+    def test_what_is_no_email_is_422(self, door: str, user: int, sent: str) -> None:
+        self.refuse(door, user, "email", sent, '"name": "Spoilt"')
+
+    @parameterised({**NO_TEXT, **NO_LINE})
+    @pytest.mark.parametrize(
+        "field", ["admin", "__class__", "<b>", "a'--", "Name", "name ", "n\\u00e4me", "$where", "constructor", ""]
+    )
+    def test_what_is_no_field_is_422(self, door: str, user: int, field: str, sent: str) -> None:
+        self.refuse(door, user, field, sent, '"name": "Spoilt", "email": "spoilt@example.com"')
+
+    def refuse(self, door: str, user: int, field: str, sent: str, rest: str) -> None:
+        named = json.loads(f'"{field}"')
+        body = f'{{"{field}": {sent}, {rest}}}'.encode()
+        for method, path in body_routes(user)[:3]:
+            check(ask(door, method, path, JSON, body), 422, named)
+        for begun in operations(user).values():
+            whole = b'{"operations": [{%b, %b]}' % (begun, body[1:])
+            check(ask(door, "POST", "/users/batch", JSON, whole), 422, f"operations.0.{named}".rstrip())
+
+    @parameterised(NO_ID)
+    def test_what_is_no_id_is_422_in_a_batch(self, door: str, sent: str) -> None:
+        for op in ('"op": "delete"', '"op": "update", "name": "Spoilt"'):
+            body = f'{{"operations": [{{{op}, "id": {sent}}}]}}'.encode()
+            check(ask(door, "POST", "/users/batch", JSON, body), 422, "operations.0.id")
+
+    @pytest.mark.parametrize(
+        ("body", "field"),
+        [
+            ("{}", "operations"),
+            ('{"operations": []}', "operations"),
+            ('{"operations": [%s]}' % ",".join(['{"op": "delete", "id": 1}'] * 1001), "operations"),
+            ('{"operations": [{"op": "delete", "id": 1}], "x": 1}', "x"),
+            ('{"operations": [{}]}', "operations.0.op"),
+            ('{"operations": [{"id": 1}]}', "operations.0.op"),
+            ('{"operations": [{"op": "drop", "id": 1}]}', "operations.0.op"),
+            ('{"operations": [{"op": "DELETE", "id": 1}]}', "operations.0.op"),
+            ('{"operations": [{"op": null, "id": 1}]}', "operations.0.op"),
+            ('{"operations": [{"op": ["delete"], "id": 1}]}', "operations.0.op"),
+            ('{"operations": [{"op": "delete"}]}', "operations.0.id"),
+            ('{"operations": [{"op": "delete", "id": 1, "name": "x"}]}', "operations.0.name"),
+            ('{"operations": [{"op": "update", "name": "x"}]}', "operations.0.id"),
+            ('{"operations": [{"op": "update", "id": 1}]}', "operations.0"),
+            ('{"operations": [{"op": "create", "name": "x"}]}', "operations.0.email"),
+            ('{"operations": [{"op": "delete", "id": 1}, {"op": "create", "name": "x"}]}', "operations.1.email"),
+        ],
+    )
+    def test_what_is_no_batch_is_422(self, door: str, body: str, field: str) -> None:
+        check(ask(door, "POST", "/users/batch", JSON, body.encode()), 422, field)
+
+    def test_every_bad_field_is_named(self, door: str) -> None:
+        answer = ask(door, "POST", "/users", JSON, b'{"name": "", "email": 7, "x": 1}')
+        check(answer, 422)
+        assert {error["field"] for error in answer.json["errors"]} == {"name", "email", "x"}
+
+    def test_a_body_that_is_cut_off_is_not_read_as_if_it_were_whole(self, door: str, user: int) -> None:
+        whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+        for method, path in body_routes(user)[:3]:
+            try:
+                check(ask(door, method, path, JSON, whole, length=len(whole) + 10), 400)
+            except Nothing:
+                pass  # who closes a connection is not owed an answer
+
+    def test_chunks_that_are_cut_off_or_none_are_400(self, door: str, user: int) -> None:
+        chunked = JSON + b"Transfer-Encoding: chunked\r\n"
+        whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+        for method, path in body_routes(user)[:3]:
+            check(ask(door, method, path, chunked, b"zz\r\n" + whole + b"\r\n0\r\n\r\n"), 400)
+            try:
+                check(ask(door, method, path, chunked, b"%x\r\n%b\r\n" % (len(whole), whole), length=1), 400)
+            except Nothing:
+                pass
+
+    def test_a_body_that_is_too_large_is_413(self, door: str, user: int) -> None:
+        for method, path in body_routes(user):
+            limit = 2 * 1024 * 1024 if path.endswith("/batch") else 64 * 1024
+            check(ask(door, method, path, JSON, b"", length=limit + 1), 413)
+
+    def test_so_it_is_in_chunks(self, door: str, user: int) -> None:
+        body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' + b" " * 64 * 1024
+        for method, path in body_routes(user)[:3]:
+            sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+            check(ask(door, method, path, JSON + b"Transfer-Encoding: chunked\r\n", sent), 413)
+
+
+@pytest.mark.usefixtures("untouched")
+class TestAddresses:
+    @pytest.mark.parametrize("spelling", SPELLINGS)
+    def test_other_spellings_of_an_id_are_404(self, door: str, spelling: str) -> None:
+        for method in ("GET", "PUT", "PATCH", "DELETE"):
+            check(
+                ask(door, method, f"/users/{spelling}", JSON, b'{"name": "Spoilt"}' if method[0] == "P" else b""), 404
+            )
+        assert ask(door, "HEAD", f"/users/{spelling}").status == 404
+
+    @pytest.mark.parametrize(("query", "field"), PARAMETERS)
+    def test_unknown_parameters_are_400_everywhere(self, door: str, user: int, query: str, field: str | None) -> None:
+        for method, path in all_routes(user):
+            body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' if method[0] == "P" else b""
+            for _ in range(2):
+                check(ask(door, method, f"{path}?{query}", JSON, body), 400, field)
+
+    @pytest.mark.parametrize(("query", "field"), [*LIST_PARAMETERS, *Q_PARAMETERS])
+    def test_bad_parameters_of_a_list_are_400(self, door: str, query: str, field: str) -> None:
+        for target in (f"/users?{query}", f"/users?{query}&sort=name" if field == "q" else f"/users?{query}&q=alice"):
+            for _ in range(2):
+                answer = ask(door, "GET", target)
+                check(answer, 400, field)
+                assert answer.headers.get("x-cache-status") != "HIT"
+            assert ask(door, "HEAD", target).status == 400
+
+    @pytest.mark.parametrize(
+        ("query", "field"), [*Q_PARAMETERS, ("limit=1", "limit"), ("sort=id", "sort"), ("cursor=a", "cursor")]
+    )
+    def test_bad_parameters_of_a_count_are_400(self, door: str, query: str, field: str) -> None:
+        check(ask(door, "GET", f"/users/count?{query}"), 400, field)
+
+    def test_too_many_parameters_are_400(self, door: str) -> None:
+        check(ask(door, "GET", "/users?" + "&".join(f"p{n}=1" for n in range(200))), 400)
+
+
+@pytest.mark.usefixtures("untouched")
+class TestHeaders:
+    @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
+    @pytest.mark.parametrize("value", IF_MATCH)
+    def test_a_condition_that_is_none_is_400(self, door: str, user: int, header: str, value: bytes) -> None:
+        line = b"%b: %b\r\n" % (header.encode(), value)
+        for method in ("PUT", "PATCH", "DELETE"):
+            answer = ask(
+                door, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
+            )
+            check(answer, 400, header)
+
+    @pytest.mark.parametrize("value", [b"Sun, 06 Nov 1994 08:49:37 GMT", b"yesterday", b"\xff"])
+    def test_dates_are_no_conditions_of_writes(self, door: str, user: int, value: bytes) -> None:
+        line = b"If-Unmodified-Since: %b\r\n" % value
+        for method in ("PUT", "PATCH", "DELETE"):
+            answer = ask(
+                door, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
+            )
+            check(answer, 400, "If-Unmodified-Since")
+
+    @pytest.mark.parametrize("value", KEYS)
+    def test_a_key_that_is_none_is_400(self, door: str, value: bytes) -> None:
+        line = b"Idempotency-Key: %b\r\n" % value
+        new = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+        check(ask(door, "POST", "/users", JSON + line, new), 400, "Idempotency-Key")
+        many = b'{"operations": [{"op": "create", %b]}' % new[1:]
+        check(ask(door, "POST", "/users/batch", JSON + line, many), 400, "Idempotency-Key")
+
+    @pytest.mark.parametrize("value", ACCEPT)
+    def test_who_takes_no_json_gets_406(self, door: str, user: int, value: bytes) -> None:
+        for method, path in all_routes(user):
+            body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' if method[0] == "P" else b""
+            check(ask(door, method, path, JSON + b"Accept: %b\r\n" % value, body), 406)
+
+    @pytest.mark.parametrize("value", NO_TYPE)
+    def test_what_is_not_said_to_be_json_is_415(self, door: str, user: int, value: bytes) -> None:
+        body = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+        for method, path in body_routes(user):
+            check(ask(door, method, path, b"Content-Type: %b\r\n" % value, body), 415)
+
+    def test_a_merge_patch_is_for_patch(self, door: str, user: int) -> None:
+        for method, path in body_routes(user):
+            if method != "PATCH":
+                answer = ask(
+                    door, method, path, b"Content-Type: application/merge-patch+json\r\n", b'{"name": "Spoilt"}'
+                )
+                check(answer, 415)
+
+    def test_a_compressed_body_is_415(self, door: str, user: int) -> None:
+        for method, path in body_routes(user):
+            check(ask(door, method, path, JSON + b"Content-Encoding: gzip\r\n", b"\x1f\x8b"), 415)
+
+    @pytest.mark.parametrize("value", REQUEST_IDS)
+    def test_a_request_id_that_is_none_is_replaced(self, door: str, value: bytes) -> None:
+        answer = ask(door, "GET", "/users/0", b"X-Request-Id: %b\r\n" % value)
+        check(answer, 404)
+        assert answer.headers["x-request-id"] != value.decode("latin-1")
+
+
+@pytest.mark.usefixtures("untouched")
+class TestWhatIsNoHttp:
+    """What no app ever sees: the edge answers."""
+
+    @pytest.mark.parametrize(
+        ("request_", "status"),
+        [
+            (b"GET /users?q=\xff HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+            (b"GET /users/\x00 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+            (b"GET /users HTTP/1.1\r\nHost: x\r\nA: \x00\r\nConnection: close\r\n\r\n", 400),
+            (b"GET /users HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
+            (b"GET /users HTTP/1.1\r\nHost: x\r\nHost: y\r\nConnection: close\r\n\r\n", 400),
+            (b"GET /users HTTP/9.9\r\nHost: x\r\n\r\n", 505),
+            (b"get /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 400),
+            (b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\nConnection: close\r\n\r\n", 400),
+            (b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\nConnection: close\r\n\r\n", 400),
+            (b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nContent-Length: 9\r\n\r\n", 400),
+            (b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
+            (b"GET /users?q=" + b"a" * 5000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+            (b"GET /users HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
+            (b"GARBAGE\r\n\r\n", 400),
+        ],
+    )
+    def test_it_is_a_problem_all_the_same(self, stack: Stack, request_: bytes, status: int) -> None:
+        answer = told(raw(stack.edge, request_))
+        check(answer, status)
+
+
+class TestTexts:
+    @pytest.mark.parametrize("text", TEXTS)
+    def test_what_is_stored_as_text_comes_back_as_it_went_in(self, stack: Stack, door: str, text: str) -> None:
+        new = {"name": text, "email": "texts@example.com"}
+        made = ask(door, "POST", "/users", JSON, json.dumps(new).encode())
+        assert made.status == 201, made
+        place = made.headers["location"]
+        try:
+            for edge in stack.edges:
+                assert self.seen(edge, place) == text
+                listed = [row["name"] for row in ask(edge, "GET", "/users?sort=-id&limit=1").json]
+                assert listed == [text]
+            assert ask(door, "PATCH", place, JSON, json.dumps({"name": f"{text[:-1]}!"}).encode()).status == 200
+            for edge in stack.edges:
+                assert self.seen(edge, place) == f"{text[:-1]}!"
+        finally:
+            ask(door, "DELETE", place)
+
+    def seen(self, edge: str, place: str) -> str:
+        return str(ask(edge, "GET", place).json["name"])
+
+    @pytest.mark.parametrize(
+        "email", ["o'brien+tag--x@example.com", "a$b%c&d@example.com", "{x}|y@example.com", "почта@пример.рф"]
+    )
+    def test_so_do_emails(self, door: str, email: str) -> None:
+        made = ask(door, "POST", "/users", JSON, json.dumps({"name": "E", "email": email}).encode())
+        assert made.status == 201, made
+        assert ask(door, "GET", made.headers["location"]).json["email"] == email
+        ask(door, "DELETE", made.headers["location"])
+
+
+def test_after_all_that_everything_still_works(stack: Stack, user: int) -> None:
+    def fine() -> bool:
+        answers: list[Told] = [ask(edge, "GET", f"/users/{user}") for edge in stack.edges]
+        return all(answer.status == 200 and answer.json["name"] == "Unspoilt" for answer in answers)
+
+    wait_until(fine)
+    for app in ("app1", "app2"):
+        assert "unexpected" not in stack.log(app)
