@@ -2,7 +2,10 @@
 never a 5xx; nothing of it is stored, nothing of it is cached."""
 
 import json
+import re
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -289,8 +292,8 @@ def untouched(stack: Stack, looking: psycopg.Connection, user: int) -> Iterator[
             "SELECT (SELECT md5(string_agg(users::text, ' ' ORDER BY id)) FROM users), (SELECT count(*) FROM idempotency_keys)"
         ).fetchone()
 
-    def cached() -> set[tuple[bytes, bytes]]:
-        return {(key, name) for key in redis.keys() for name in redis.hkeys(key)}  # type: ignore[union-attr]
+    def cached() -> set[Any]:
+        return {(key, name) for key in list(redis.scan_iter()) for name in list(redis.hkeys(key))}
 
     rows, entries = stored(), cached()
     yield
@@ -360,7 +363,7 @@ class TestBodies:
             check(ask(door, method, path, JSON, body), 422, named)
         for begun in operations(user).values():
             whole = b'{"operations": [{%b, %b]}' % (begun, body[1:])
-            check(ask(door, "POST", "/users/batch", JSON, whole), 422, f"operations.0.{named}".rstrip())
+            check(ask(door, "POST", "/users/batch", JSON, whole), 422, f"operations.0.{named}")
 
     @parameterised(NO_ID)
     def test_what_is_no_id_is_422_in_a_batch(self, door: str, sent: str) -> None:
@@ -373,7 +376,7 @@ class TestBodies:
         [
             ("{}", "operations"),
             ('{"operations": []}', "operations"),
-            ('{"operations": [%s]}' % ",".join(['{"op": "delete", "id": 1}'] * 1001), "operations"),
+            (json.dumps({"operations": [{"op": "delete", "id": 1}] * 1001}), "operations"),
             ('{"operations": [{"op": "delete", "id": 1}], "x": 1}', "x"),
             ('{"operations": [{}]}', "operations.0.op"),
             ('{"operations": [{"id": 1}]}', "operations.0.op"),
@@ -400,20 +403,16 @@ class TestBodies:
     def test_a_body_that_is_cut_off_is_not_read_as_if_it_were_whole(self, door: str, user: int) -> None:
         whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
         for method, path in body_routes(user)[:3]:
-            try:
+            with suppress(Nothing):  # who closes a connection is not owed an answer
                 check(ask(door, method, path, JSON, whole, length=len(whole) + 10), 400)
-            except Nothing:
-                pass  # who closes a connection is not owed an answer
 
     def test_chunks_that_are_cut_off_or_none_are_400(self, door: str, user: int) -> None:
         chunked = JSON + b"Transfer-Encoding: chunked\r\n"
         whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
         for method, path in body_routes(user)[:3]:
             check(ask(door, method, path, chunked, b"zz\r\n" + whole + b"\r\n0\r\n\r\n"), 400)
-            try:
+            with suppress(Nothing):
                 check(ask(door, method, path, chunked, b"%x\r\n%b\r\n" % (len(whole), whole), length=1), 400)
-            except Nothing:
-                pass
 
     def test_a_body_that_is_too_large_is_413(self, door: str, user: int) -> None:
         for method, path in body_routes(user):
@@ -430,12 +429,14 @@ class TestBodies:
 @pytest.mark.usefixtures("untouched")
 class TestAddresses:
     @pytest.mark.parametrize("spelling", SPELLINGS)
-    def test_other_spellings_of_an_id_are_404(self, door: str, spelling: str) -> None:
+    def test_other_spellings_of_an_id_are_404(self, stack: Stack, door: str, spelling: str) -> None:
+        # Nginx itself refuses what is no percent-encoding, and an encoded NUL.
+        broken = door == stack.edge and re.search("%(?![0-9a-fA-F]{2})|%00", spelling)
+        status = 400 if broken else 404
         for method in ("GET", "PUT", "PATCH", "DELETE"):
-            check(
-                ask(door, method, f"/users/{spelling}", JSON, b'{"name": "Spoilt"}' if method[0] == "P" else b""), 404
-            )
-        assert ask(door, "HEAD", f"/users/{spelling}").status == 404
+            body = b'{"name": "Spoilt"}' if method[0] == "P" else b""
+            check(ask(door, method, f"/users/{spelling}", JSON, body), status)
+        assert ask(door, "HEAD", f"/users/{spelling}").status == status
 
     @pytest.mark.parametrize(("query", "field"), PARAMETERS)
     def test_unknown_parameters_are_400_everywhere(self, door: str, user: int, query: str, field: str | None) -> None:
@@ -467,13 +468,16 @@ class TestAddresses:
 class TestHeaders:
     @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
     @pytest.mark.parametrize("value", IF_MATCH)
-    def test_a_condition_that_is_none_is_400(self, door: str, user: int, header: str, value: bytes) -> None:
+    def test_a_condition_that_is_none_is_400(
+        self, stack: Stack, door: str, user: int, header: str, value: bytes
+    ) -> None:
         line = b"%b: %b\r\n" % (header.encode(), value)
         for method in ("PUT", "PATCH", "DELETE"):
             answer = ask(
                 door, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
             )
-            check(answer, 400, header)
+            # An empty one is refused by the edge itself, which says less.
+            check(answer, 400, header if value or door == stack.app else None)
 
     @pytest.mark.parametrize("value", [b"Sun, 06 Nov 1994 08:49:37 GMT", b"yesterday", b"\xff"])
     def test_dates_are_no_conditions_of_writes(self, door: str, user: int, value: bytes) -> None:
@@ -485,12 +489,13 @@ class TestHeaders:
             check(answer, 400, "If-Unmodified-Since")
 
     @pytest.mark.parametrize("value", KEYS)
-    def test_a_key_that_is_none_is_400(self, door: str, value: bytes) -> None:
+    def test_a_key_that_is_none_is_400(self, stack: Stack, door: str, value: bytes) -> None:
         line = b"Idempotency-Key: %b\r\n" % value
+        field = "Idempotency-Key" if value or door == stack.app else None
         new = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
-        check(ask(door, "POST", "/users", JSON + line, new), 400, "Idempotency-Key")
+        check(ask(door, "POST", "/users", JSON + line, new), 400, field)
         many = b'{"operations": [{"op": "create", %b]}' % new[1:]
-        check(ask(door, "POST", "/users/batch", JSON + line, many), 400, "Idempotency-Key")
+        check(ask(door, "POST", "/users/batch", JSON + line, many), 400, field)
 
     @pytest.mark.parametrize("value", ACCEPT)
     def test_who_takes_no_json_gets_406(self, door: str, user: int, value: bytes) -> None:
@@ -589,4 +594,5 @@ def test_after_all_that_everything_still_works(stack: Stack, user: int) -> None:
 
     wait_until(fine)
     for app in ("app1", "app2"):
-        assert "unexpected" not in stack.log(app)
+        assert '"unexpected"' not in stack.log(app)
+        assert '"postgres.error"' not in stack.log(app)

@@ -7,6 +7,7 @@ from urllib.parse import parse_qsl
 import jiter
 import orjson
 from flask import request
+from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import ETags
 
@@ -141,7 +142,10 @@ def _sent(limit: int) -> bytes:
     """All of it or nothing: a server hands over what came of a body that was cut off, and the framework what fits of
     one in chunks that is too large."""
     length = request.content_length
-    sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
+    try:
+        sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
+    except (ParseException, StopIteration):  # the second: the end came before the last chunk
+        raise Problem("bad-request", "The body's chunks are not as they should be, or were cut off.") from None
     if len(sent) > limit or (length or 0) > limit:
         raise Problem("content-too-large", f"A body has at most {limit} bytes here.")
     if length is not None and len(sent) < length:

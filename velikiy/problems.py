@@ -9,7 +9,6 @@ import orjson
 import psycopg
 import structlog
 from flask import Flask, Response, g
-from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from velikiy.postgres import DatabaseUnavailable
@@ -164,10 +163,6 @@ def install(app: Flask) -> None:
         detail = SENTENCES.get(status) or error.description or KINDS[BY_STATUS[status]].title
         headers = {k: v for k, v in error.get_headers() if k.lower() not in ("content-type", "content-length")}
         return Problem(BY_STATUS[status], detail, headers=headers).response()
-
-    @app.errorhandler(ParseException)
-    def cut(error: ParseException) -> Response:
-        return Problem("bad-request", "The body's chunks are not as they should be.").response()
 
     @app.errorhandler(DatabaseUnavailable)
     def away(error: DatabaseUnavailable) -> Response:
