@@ -144,7 +144,7 @@ def _sent(limit: int) -> bytes:
     length = request.content_length
     try:
         sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
-    except (ParseException, StopIteration):  # the second: the end came before the last chunk
+    except (ParseException, OSError):  # the second: the connection ended before the body
         raise Problem("bad-request", "The body's chunks are not as they should be, or were cut off.") from None
     if len(sent) > limit or (length or 0) > limit:
         raise Problem("content-too-large", f"A body has at most {limit} bytes here.")

@@ -124,8 +124,9 @@ def estimate(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
 
 
 def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:
-    """A condition and its values. What has no letter and no digit is found nowhere (words() of it is null)."""
-    words = q.split()
+    """A condition and its values. What has no letter and no digit is found nowhere (words() of it is null), and is left
+    out where there is something else."""
+    words = [word for word in q.split() if any(map(str.isalnum, word))] or q.split()
     condition = sql.Composed([sql.SQL("true")])
     for _ in words:
         condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(sql.Identifier(resource.words or ""))
