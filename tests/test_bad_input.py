@@ -230,7 +230,7 @@ IF_MATCH = [
 ]
 """No ETags at all."""
 
-KEYS = [b"", b"a b", b"a\tb", "ключ".encode(), b"\xff", b"k" * 256]
+KEYS = [b"", b"a b", b"a\tb", "ключ".encode(), b"\xff", b"k" * 256, b"a,b"]
 
 ACCEPT = [b"text/html", b"application/xml", b"application/json;q=0", b"*/*;q=0", b"image/*", b"json"]
 

@@ -32,8 +32,8 @@ MERGE_PATCH = ("application/json", "application/merge-patch+json")
 Q = 100
 """Characters of a search."""
 
-KEY = "[!-~]{1,255}"
-"""An Idempotency-Key."""
+KEY = r"[!-+\--~]{1,255}"
+"""An Idempotency-Key; without a comma: of two such headers servers make one."""
 
 TAG = '(W/)?"[!#-~]*"'
 TAGS = rf"{TAG}([ \t]*,[ \t]*{TAG})*"
@@ -236,6 +236,8 @@ def key(sent: BaseModel) -> Key | None:
     if name is None:
         return None
     if not re.fullmatch(KEY, name):
-        raise bad("Idempotency-Key", "must have 1 to 255 visible ASCII characters, such as a UUID")
+        raise bad(
+            "Idempotency-Key", "must be one, of 1 to 255 visible ASCII characters without a comma, such as a UUID"
+        )
     content = orjson.dumps(sent.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
     return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

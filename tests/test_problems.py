@@ -1,0 +1,87 @@
+"""Errors are RFC 9457, of a kind that has a page, and name the request that they are about."""
+
+import re
+
+import pytest
+import requests
+
+from tests.asking import ask, check
+from tests.running import ROOT, Stack
+from velikiy.problems import KINDS
+
+JSON = b"Content-Type: application/json\r\n"
+
+
+def test_every_kind_has_a_page(door: str) -> None:
+    listed = requests.get(f"{door}/problems/", timeout=5)
+    assert listed.status_code == 200
+    for name, kind in KINDS.items():
+        assert f'href="/problems/{name}"' in listed.text
+        page = requests.get(f"{door}/problems/{name}", timeout=5)
+        assert page.status_code == 200
+        assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        assert f"{kind.status} {kind.title}" in page.text
+
+
+@pytest.mark.parametrize("name", ["", "none", "Taken", "taken/", "taken/x", "<b>", "%74aken", "taken%00"])
+def test_others_have_none(door: str, name: str) -> None:
+    answer = ask(door, "GET", f"/problems/{name}")
+    if name:
+        assert answer.status in (400, 404)
+        check(answer, answer.status)
+    else:
+        assert answer.status == 200
+
+
+def test_the_edge_knows_the_same_kinds_by_the_same_names() -> None:
+    config = (ROOT / "edge" / "nginx.conf").read_text()
+    own = re.findall(r'(\d{3}) \'"type":"/problems/([a-z-]+)","title":"([^"]+)"\'', config)
+    assert len(own) > 10
+    for status, name, title in own:
+        assert (KINDS[name].status, KINDS[name].title) == (int(status), title)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "body", "status", "kind"),
+    [
+        ("GET", "/users?x=1", b"", b"", 400, "bad-request"),
+        ("POST", "/users", JSON, b"{", 400, "not-json"),
+        ("GET", "/users/0", b"", b"", 404, "not-found"),
+        ("GET", "/users/999999999", b"", b"", 404, "not-found"),
+        ("GET", "/nothing", b"", b"", 404, "not-found"),
+        ("PUT", "/users", JSON, b"{}", 405, "method-not-allowed"),
+        ("GET", "/users", b"Accept: text/html\r\n", b"", 406, "not-acceptable"),
+        ("POST", "/users", JSON, b'{"name": "A", "email": "alice@example.com"}', 409, "taken"),
+        ("POST", "/users/batch", JSON, b'{"operations": [{"op": "delete", "id": 999999999}]}', 409, "batch-refused"),
+        ("PUT", "/users/1", JSON + b'If-Match: "x"\r\n', b'{"name": "A"}', 412, "precondition-failed"),
+        ("POST", "/users", JSON, b" " * 70_000, 413, "content-too-large"),
+        ("POST", "/users", b"Content-Type: text/plain\r\n", b"{}", 415, "unsupported-media-type"),
+        ("POST", "/users", JSON, b"{}", 422, "invalid"),
+    ],
+)
+def test_each_is_told_as_what_it_is(
+    door: str, method: str, target: str, headers: bytes, body: bytes, status: int, kind: str
+) -> None:
+    for _ in range(2):
+        answer = ask(door, method, target, headers, body)
+        check(answer, status)
+        assert answer.json["type"] == f"/problems/{kind}"
+        assert answer.json["title"] == KINDS[kind].title
+        assert answer.json["request_id"] in answer.headers["x-request-id"]
+
+
+def test_each_request_has_an_id_of_its_own(door: str) -> None:
+    ids = {ask(door, "GET", "/users/999999999").json["request_id"] for _ in range(5)}
+    assert len(ids) == 5
+
+
+def test_an_app_takes_the_id_that_it_is_given(stack: Stack) -> None:
+    answer = ask(stack.app, "GET", "/users/999999999", b"X-Request-Id: given-by-hand\r\n")
+    assert answer.json["request_id"] == answer.headers["x-request-id"] == "given-by-hand"
+
+
+def test_what_an_answer_repeats_of_a_request_is_text_and_not_html(door: str) -> None:
+    answer = ask(door, "GET", "/users?%3Cscript%3E=1")
+    check(answer, 400, "<script>")
+    assert answer.headers["x-content-type-options"] == "nosniff"
