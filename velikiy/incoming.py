@@ -36,7 +36,7 @@ KEY = r"[!-+\--~]{1,255}"
 """An Idempotency-Key; without a comma: of two such headers servers make one."""
 
 TAG = '(W/)?"[!#-~]*"'
-TAGS = rf"{TAG}([ \t]*,[ \t]*{TAG})*"
+TAGS = rf"[ \t,]*{TAG}([ \t]*,[ \t,]*{TAG})*[ \t,]*"
 """If-Match and If-None-Match of a write (RFC 9110, 8.8.3), besides `*`. Anything else is refused: a condition that
 nobody understands must pass neither for one that holds nor for one that does not."""
 
