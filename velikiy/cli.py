@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 
-from velikiy import coherence, logs
+from velikiy import coherence, logs, transfer
 from velikiy.postgres import Database, DatabaseUnavailable
-from velikiy.resource import path_of
+from velikiy.resource import path_of, registry
 from velikiy.settings import BadSetting, Settings, load
 
 
@@ -130,6 +130,12 @@ def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444)
     put("redis.conf", f"requirepass {cache}")
     put("database_url", f"postgresql://velikiy:{app}@{postgres}/velikiy")
     put("redis_url", f"redis://:{cache}@{redis}/0")
+
+
+for resource in registry().values():
+    if resource.name in velikiy.commands:
+        raise ValueError(f"{resource.name}: velikiy has a command of this name")
+    velikiy.add_command(transfer.commands(resource, _fence))
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) ->
     try:
         return kind.model_validate_json(sent)
     except ValidationError as error:
-        problems = [_field(problem) for problem in error.errors(include_url=False, include_input=False)]
+        problems = errors_of(error)
         detail = "; ".join(f"{problem['field']}: {problem['detail']}" for problem in problems[:10])
         raise Problem("invalid", detail, problems) from None
 
@@ -185,6 +185,11 @@ SENTENCES = {
     "union_tag_invalid": "must be create, update or delete",
 }
 """By pydantic's name of what is wrong. Its own sentences speak of its inner life."""
+
+
+def errors_of(error: ValidationError) -> list[dict[str, str]]:
+    """`{"field": "email", "detail": "is required"}` for each field that cannot be taken."""
+    return [_field(problem) for problem in error.errors(include_url=False, include_input=False)]
 
 
 def _field(problem: Any) -> dict[str, str]:

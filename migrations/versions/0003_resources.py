@@ -113,6 +113,7 @@ def upgrade() -> None:
             begins_with bytea NOT NULL,  -- digest of the file's first bytes
             lines bigint NOT NULL,
             so_far bytea NOT NULL,       -- digest of these lines
+            imported bigint NOT NULL,
             rejected bigint NOT NULL,
             rejects_size bigint NOT NULL,
             updated_at timestamptz NOT NULL DEFAULT now(),

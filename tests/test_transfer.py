@@ -1,0 +1,463 @@
+"""`velikiy users import`, `export`, `seed`: many rows at once."""
+
+import csv
+import gzip
+import io
+import json
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+import requests
+
+from tests.away import hanging, refusing
+from tests.running import ROOT, Stack, clean_environment, running, wait_until
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[Stack]:
+    """A stack whose users may be counted."""
+    with running("--edges", "2") as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def empty(request: pytest.FixtureRequest) -> None:
+    """No users and no traces of imports, and nothing of the test before in the caches."""
+    if "own" in request.fixturenames:
+        own: Stack = request.getfixturevalue("own")
+        own.sql("DELETE FROM imports")
+        own.sql("DELETE FROM users")
+        wait_until(lambda: all(requests.get(f"{edge}/users", timeout=5).json() == [] for edge in own.edges))
+
+
+Done = subprocess.CompletedProcess[bytes]
+
+
+def users(stack: Stack, *arguments: object, given: bytes = b"", cwd: Path | None = None) -> Done:
+    return subprocess.run(
+        [ROOT / "run", "velikiy", "users", *map(str, arguments)],
+        env=clean_environment(DATA=str(stack.data)),
+        cwd=cwd,
+        input=given,
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def began(stack: Stack, *arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [ROOT / "run", "velikiy", "users", *map(str, arguments)],
+        env=clean_environment(DATA=str(stack.data)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def said(done: Done) -> str:
+    return done.stderr.decode()
+
+
+def imported(stack: Stack, *arguments: object, given: bytes = b"", code: int = 0) -> Done:
+    done = users(stack, "import", *arguments, given=given)
+    assert done.returncode == code, said(done)
+    return done
+
+
+def table(count: int, name: str = "Person") -> bytes:
+    """CSV."""
+    return b"name,email\n" + b"".join(b"%s %d,person%d@example.com\n" % (name.encode(), n, n) for n in range(count))
+
+
+def rejects(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def names(stack: Stack) -> list[str]:
+    return [name for (name,) in stack.sql("SELECT name FROM users ORDER BY id")]
+
+
+def count(stack: Stack) -> int:
+    return int(stack.sql("SELECT count(*) FROM users")[0][0])
+
+
+# ---- formats ----
+
+
+TWO = [{"name": 'Zoë; the "first"', "email": "zoe@example.com"}, {"name": "Ян", "email": "yan@example.com"}]
+
+
+def as_csv(rows: list[dict[str, Any]], delimiter: str = ",", end: str = "\n") -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), delimiter=delimiter, lineterminator=end)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def as_ndjson(rows: list[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("a.csv", as_csv(TWO)),
+        ("a.CSV", as_csv(TWO).rstrip()),
+        ("windows.csv", b"\xef\xbb\xbf" + as_csv(TWO, end="\r\n")),
+        ("excel.csv", b"\xef\xbb\xbf" + as_csv(TWO, delimiter=";")),
+        ("tabs", as_csv(TWO, delimiter="\t")),
+        ("a.ndjson", as_ndjson(TWO)),
+        ("a.jsonl", b"\n" + as_ndjson(TWO).rstrip()),
+        ("unnamed", b"\xef\xbb\xbf \n" + as_ndjson(TWO)),
+        ("a.csv.gz", gzip.compress(as_csv(TWO))),
+        ("compressed", gzip.compress(as_ndjson(TWO)[:20]) + gzip.compress(as_ndjson(TWO)[20:])),
+        ("-", as_csv(TWO)),
+        ("-", gzip.compress(as_ndjson(TWO))),
+    ],
+)
+def test_csv_and_ndjson_are_read_compressed_or_not(own: Stack, tmp_path: Path, file: str, content: bytes) -> None:
+    if file != "-":
+        (tmp_path / file).write_bytes(content)
+        file = str(tmp_path / file)
+    done = imported(own, file, given=content)
+    assert said(done) == "imported 2\n"
+    assert done.stdout == b""
+    assert [
+        {"name": name, "email": email} for name, email in own.sql("SELECT name, email FROM users ORDER BY id")
+    ] == TWO
+    assert not list(tmp_path.glob("*reject*"))
+
+
+def test_the_format_can_be_given(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(as_ndjson(TWO))
+    imported(own, "--format", "ndjson", tmp_path / "a.csv")
+    assert count(own) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("a.csv", b"name,phone\n", "users have no 'phone'; they have name, email"),
+        ("a.csv", b"name\nAlice\n", "does not name email"),
+        ("a.csv", b"", "does not name name, email"),
+        ("a.csv", b"name,email,name\n", "names the column name twice"),
+        ("a.csv", "имя,email\n".encode("cp1251"), "line 1 is not UTF-8 (byte 0xe8)"),
+        ("a.csv", as_csv(TWO).decode().encode("utf-16"), "it is UTF-16"),
+        ("a.csv", as_csv(TWO).decode().encode("utf-16-le"), "line 1 holds a NUL byte"),
+        ("a.csv", b'"name,email\n', "line 1 is not CSV"),
+        ("a.csv", b"x" * 2_000_000, "line 1 is longer than 1,048,576 bytes"),
+        ("unnamed", json.dumps(TWO).encode(), "it is a JSON array"),
+        ("a.csv.gz", gzip.compress(table(50_000))[:-9], "the compressed file is damaged or cut off"),
+    ],
+)
+def test_what_cannot_be_read_is_said_and_exits_with_2(
+    own: Stack, tmp_path: Path, file: str, content: bytes, sentence: str
+) -> None:
+    (tmp_path / file).write_bytes(content)
+    done = imported(own, tmp_path / file, code=2)
+    assert sentence in said(done)
+    assert "Traceback" not in said(done)
+
+
+def test_wrong_usage_exits_with_2(own: Stack, tmp_path: Path) -> None:
+    there = tmp_path / "a.csv"
+    there.write_bytes(as_csv(TWO))
+    assert "does not exist" in said(imported(own, tmp_path / "none.csv", code=2))
+    assert "names the file that is imported" in said(imported(own, there, "--rejects", there, code=2))
+    assert "No such file" in said(imported(own, there, "--rejects", tmp_path / "no" / "folder", code=2))
+    done = users(own, "export", tmp_path / "a.xlsx")
+    assert done.returncode == 2
+    assert "give --format" in said(done)
+
+
+# ---- rejects ----
+
+
+def test_bad_rows_are_put_aside_with_their_lines_and_the_others_taken(own: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(
+        b"email,name,id\n"
+        b'a@example.com,"of two\nlines",7\n'  # 2 and 3: a name has no control characters
+        b"a@example.com,Alice,7\n"
+        b"\n"
+        b"A@EXAMPLE.com,Again,8\n"  # 6
+        b"none,,9\n"
+        b"b@example.com,Bob\n"
+        b"b@example.com,B\xf6b,1\n"
+        b'b@example.com,"B"ob,1\n'  # 10
+        b"c@example.com,Carol,1"
+    )
+    done = imported(own, file, code=1)
+    aside = tmp_path / "a.csv.rejects.ndjson"
+    assert said(done) == f"imported 2, rejected 6 → {aside}\n"
+    assert names(own) == ["Alice", "Carol"]
+    by_line = {reject["line"]: reject for reject in rejects(aside)}
+    assert list(by_line) == [2, 6, 7, 8, 9, 10]
+    assert by_line[2]["row"] == {"email": "a@example.com", "name": "of two\nlines", "id": "7"}
+    assert by_line[2]["errors"] == [{"field": "name", "detail": "must not contain control characters"}]
+    assert by_line[6]["errors"] == [{"field": "email", "detail": "is taken by another user"}]
+    assert [error["field"] for error in by_line[7]["errors"]] == ["name", "email"]
+    assert "has 2 values, and the columns are 3" in by_line[8]["errors"][0]["detail"]
+    assert "line 9 is not UTF-8 (byte 0xf6)" in by_line[9]["errors"][0]["detail"]
+    assert "is not CSV" in by_line[10]["errors"][0]["detail"]
+
+
+def test_bad_lines_of_ndjson_are_put_aside(own: Stack, tmp_path: Path) -> None:
+    file, aside = tmp_path / "a.ndjson", tmp_path / "aside"
+    big = b'{"name": "Big", "email": "big@example.com", "id": 123456789012345678901234567890}'
+    lines = [b"[1]", b'{"name": 7}', b'{"name": "A", "name": "B"}', b"{", b'{"name": "\\u0000"}', b"", big]
+    file.write_bytes(b"\n".join(lines))
+    done = imported(own, file, "--rejects", aside, "--json", code=1)
+    summary = json.loads(done.stdout)
+    assert (summary["imported"], summary["rejected"], summary["rejects"]) == (1, 5, str(aside))
+    assert [reject["line"] for reject in rejects(aside)] == [1, 2, 3, 4, 5]
+    assert rejects(aside)[1]["errors"][0] == {"field": "name", "detail": "must be a string"}
+    assert rejects(aside)[1]["row"] == {"name": 7}
+    assert "is not JSON" in rejects(aside)[2]["errors"][0]["detail"]
+    assert names(own) == ["Big"]
+
+
+def test_what_is_there_already_is_taken_and_told_even_in_the_second_chunk(own: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    own.sql("INSERT INTO users (name, email) VALUES ('First', 'PERSON12345@example.com')")
+    file.write_bytes(table(20_000))
+    imported(own, file, code=1)
+    (reject,) = rejects(tmp_path / "a.csv.rejects.ndjson")
+    assert reject["line"] == 12345 + 2
+    assert count(own) == 20_000
+    imported(own, file, code=1)
+    assert len(rejects(tmp_path / "a.csv.rejects.ndjson")) == 20_000
+
+
+def test_what_only_postgresql_refuses_is_found_among_the_others(own: Stack, tmp_path: Path) -> None:
+    own.sql("ALTER TABLE users ADD CONSTRAINT no_7 CHECK (name NOT LIKE '%% 7')")
+    try:
+        (tmp_path / "a.csv").write_bytes(table(100))
+        imported(own, tmp_path / "a.csv", code=1)
+    finally:
+        own.sql("ALTER TABLE users DROP CONSTRAINT no_7")
+    (reject,) = rejects(tmp_path / "a.csv.rejects.ndjson")
+    assert (reject["line"], reject["errors"][0]["detail"]) == (9, "A value is outside of what is allowed.")
+    assert names(own) == [f"Person {n}" for n in range(100) if n != 7]
+
+
+def test_from_stdin_rejects_go_into_the_folder_where_one_is(own: Stack, tmp_path: Path) -> None:
+    done = users(own, "import", "-", given=b"name,email\nA,b\n", cwd=tmp_path)
+    assert said(done) == "imported 0, rejected 1 → import.rejects.ndjson\n"
+    assert rejects(tmp_path / "import.rejects.ndjson")[0]["line"] == 2
+
+
+# ---- caches ----
+
+
+@pytest.mark.parametrize("many", [3, 1500])
+def test_caches_show_the_new_rows_right_afterwards(own: Stack, tmp_path: Path, many: int) -> None:
+    (tmp_path / "a.csv").write_bytes(table(many))
+    (tmp_path / "b.csv").write_bytes(table(many).replace(b"person", b"other"))
+    imported(own, tmp_path / "a.csv")
+    last = own.sql("SELECT max(id) FROM users")[0][0]
+    paths = ["/users?limit=1", "/users?limit=1&sort=-id", "/users/count", f"/users/{last}", f"/users/{last + 1}"]
+    for edge in own.edges:
+        for path in paths:
+            wait_until(lambda: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # noqa: B023
+        assert requests.get(f"{edge}/users/{last + 1}", timeout=5).status_code == 404
+    imported(own, tmp_path / "b.csv")
+    for edge in own.edges:
+        assert requests.get(f"{edge}/users/count", timeout=5).json() == {"count": 2 * many}
+        assert requests.get(f"{edge}/users/{last + 1}", timeout=5).json()["email"] == "other0@example.com"
+        newest = requests.get(f"{edge}/users?limit=1&sort=-id", timeout=5).json()
+        assert newest[0]["email"] == f"other{many - 1}@example.com"
+
+
+def test_a_cache_that_hangs_is_waited_out(own_stack: Stack) -> None:
+    with hanging(own_stack, "redis"):
+        imported(own_stack, "-", given=table(10))
+    assert requests.get(f"{own_stack.edge}/users/count", timeout=5).json() == {"count": 13}
+
+
+# ---- going on ----
+
+
+def halfway(own: Stack, content: bytes, *options: object) -> subprocess.Popen[bytes]:
+    """An import that has committed all whole chunks of this, and waits for what comes behind it."""
+    process = began(own, "import", "-", *options)
+    assert process.stdin is not None
+    process.stdin.write(content)
+    process.stdin.flush()
+    wait_until(lambda: own.sql("SELECT FROM imports WHERE lines > 20000"))
+    return process
+
+
+def bad_at(content: bytes, *lines: int) -> bytes:
+    parts = content.splitlines(keepends=True)
+    for line in lines:
+        parts[line - 1] = b"bad,row\n"
+    return b"".join(parts)
+
+
+LONG = "A person with quite a long name, so that it takes a mebibyte"
+
+
+def test_after_a_kill_no_row_comes_twice_and_none_is_lost(own: Stack, tmp_path: Path) -> None:
+    content, aside = bad_at(table(35_000, LONG), 3, 15_000, 34_000), tmp_path / "aside"
+    process = halfway(own, content[:2_400_000], "--rejects", aside)
+    process.kill()
+    process.wait()
+    assert 20_000 - 2 <= count(own) < 30_000
+    with aside.open("a") as file:
+        file.write('{"line": 20005, "errors"')  # of a chunk that was not committed
+    (tmp_path / "a.csv").write_bytes(content)
+    done = imported(own, tmp_path / "a.csv", "--rejects", aside, "--json", code=1)
+    assert "continuing after line 20,001\n" in said(done)
+    summary = json.loads(done.stdout)
+    assert (summary["imported"], summary["rejected"], summary["continued_after"]) == (34_997, 3, 20_001)
+    assert [reject["line"] for reject in rejects(aside)] == [3, 15_000, 34_000]
+    assert own.sql("SELECT count(*), count(DISTINCT email) FROM users") == [(34_997, 34_997)]
+    assert own.sql("SELECT FROM imports") == []
+
+
+def test_killed_at_work_it_goes_on_as_well(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(table(50_000)))
+    process = began(own, "import", tmp_path / "a.csv.gz")
+    wait_until(lambda: own.sql("SELECT FROM imports"), every=0.01)
+    process.kill()
+    process.wait()
+    own.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'velikiy writes'")
+    assert "continuing after line" in said(imported(own, tmp_path / "a.csv.gz"))
+    assert own.sql("SELECT count(*), count(DISTINCT email) FROM users") == [(50_000, 50_000)]
+
+
+def test_ctrl_c_ends_after_the_chunk_and_says_how_to_go_on(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(table(30_000))
+    with psycopg.connect(own.postgres) as other:
+        other.execute("INSERT INTO users (name, email) VALUES ('Other', 'person5@example.com')")
+        process = began(own, "import", tmp_path / "a.csv")
+        wait_until(lambda: own.sql("SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        process.send_signal(signal.SIGINT)
+        other.rollback()
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"up to line 10,001 stays; the same command goes on after it" in error
+    assert b"Traceback" not in error
+    assert count(own) == 10_000
+    assert "continuing after line 10,001" in said(imported(own, tmp_path / "a.csv"))
+    assert names(own) == [f"Person {n}" for n in range(30_000)]
+
+
+def test_ctrl_c_ends_it_while_a_pipe_is_silent(own: Stack) -> None:
+    process = halfway(own, table(35_000, LONG)[:2_400_000])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=20) == 130
+
+
+def test_a_file_that_was_changed_is_begun_anew(own: Stack, tmp_path: Path) -> None:
+    content = table(35_000, LONG)
+    process = halfway(own, content[:2_400_000])
+    process.kill()
+    process.wait()
+    changed = content.replace(b"person19999@", b"changed@")
+    assert "with --restart" in said(imported(own, "-", given=changed, code=2))
+    (tmp_path / "a.csv").write_bytes(changed)
+    done = imported(own, tmp_path / "a.csv", code=1)
+    assert "was broken off after line 20,001, and has changed since: starting anew" in said(done)
+    assert f"imported {35_000 - 20_000 + 1:,}, rejected 19,999" in said(done)
+
+
+def test_a_file_is_not_imported_twice_at_a_time(own: Stack, tmp_path: Path) -> None:
+    content = table(35_000, LONG)
+    process = halfway(own, content[:2_400_000])
+    (tmp_path / "a.csv").write_bytes(content)
+    assert "is being imported at the moment" in said(imported(own, tmp_path / "a.csv", code=2))
+    assert process.stdin is not None
+    process.stdin.write(content[2_400_000:])
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    assert count(own) == 35_000
+
+
+def test_without_postgresql_it_says_so(own_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(table(5))
+    with refusing(own_stack, "postgres"):
+        for arguments in (("import", tmp_path / "a.csv"), ("export", "-"), ("seed", "--count", 5)):
+            done = users(own_stack, *arguments)
+            assert done.returncode == 1
+            assert said(done).startswith("velikiy: PostgreSQL does not answer")
+            assert said(done).count("\n") == 1
+
+
+# ---- export, seed ----
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.csv.gz", "a.jsonl.gz"])
+def test_what_was_exported_can_be_imported(own: Stack, tmp_path: Path, name: str) -> None:
+    assert said(users(own, "seed", "--count", 1234)) == "created 1,234\n"
+    own.sql("UPDATE users SET name = %s WHERE name LIKE '%% 7'", 'a "quoted", \\N one; ')
+    file = tmp_path / name
+    file.write_text("what was there before")
+    assert said(users(own, "export", file)) == "exported 1,234\n"
+    before = own.sql("SELECT name, email FROM users ORDER BY id")
+    own.sql("DELETE FROM users")
+    imported(own, file)
+    after = own.sql("SELECT name, email FROM users ORDER BY id")
+    assert [(name.strip(), email) for name, email in before] == after
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_ndjson_is_what_the_api_gives(own: Stack) -> None:
+    users(own, "seed", "--count", 20)
+    lines = users(own, "export", "--format", "ndjson").stdout.splitlines()
+    assert len(lines) == 20
+    for line in lines:
+        assert requests.get(f"{own.edge}/users/{json.loads(line)['id']}", timeout=5).content == line
+
+
+def test_an_export_that_fails_leaves_what_was_there(own_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("before")
+    with refusing(own_stack, "postgres"):
+        assert users(own_stack, "export", tmp_path / "a.csv").returncode == 1
+    assert (tmp_path / "a.csv").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_an_export_into_a_pipe_that_closes_ends_quietly(own: Stack) -> None:
+    users(own, "seed", "--count", 5000)
+    command = f"{ROOT}/run velikiy users export | head -n 2"
+    done = subprocess.run(
+        ["bash", "-c", command], env=clean_environment(DATA=str(own.data)), capture_output=True, timeout=60, check=True
+    )
+    assert done.stdout.startswith(b"id,name,email,created_at,updated_at,version\n")
+    assert done.stdout.count(b"\n") == 2
+    assert done.stderr == b""
+
+
+def test_seeding_goes_on_after_what_is_there(own: Stack) -> None:
+    own.sql(
+        "INSERT INTO users (name, email) SELECT 'Other', 'user' || n || '@example.com' FROM generate_series(1, 9) n"
+    )
+    for total in (309, 609):
+        assert users(own, "seed", "--count", 300).returncode == 0
+        assert count(own) == total
+        assert requests.get(f"{own.edge}/users/count", timeout=5).json() == {"count": total}
+
+
+def test_progress_is_for_terminals(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(table(20_000))
+    command = f"{ROOT}/run velikiy users import {tmp_path / 'a.csv'}"
+    done = subprocess.run(
+        ["script", "--quiet", "--return", "--command", command, "/dev/null"],
+        env=clean_environment(DATA=str(own.data), TERM="xterm", COLUMNS="120"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=True,
+    )
+    assert b"importing users" in done.stdout
+    assert b"20,000 rows" in done.stdout
+    assert b"imported 20,000" in done.stdout
