@@ -1,6 +1,7 @@
 """`velikiy`: the project's own commands. `./run velikiy ...` runs them in its environment."""
 
 import json
+import logging
 import secrets as randomness
 import sys
 from collections.abc import Iterator
@@ -85,6 +86,7 @@ def _path(address: str) -> coherence.Path:
 def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
     settings = load(Settings)
     logs.configure("error")  # what is said below is for a person
+    logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     database = Database(settings.database_url, size=2, timeout=5)
     fence = coherence.connect(database, settings)
     database.open()
