@@ -10,10 +10,11 @@ from pathlib import Path
 
 import click
 
-from velikiy import coherence, logs, transfer
+from velikiy import coherence, logs
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resource import path_of, registry
 from velikiy.settings import BadSetting, Settings, load
+from velikiy.transfer.commands import commands
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -137,7 +138,7 @@ def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444)
 for resource in registry().values():
     if resource.name in velikiy.commands:
         raise ValueError(f"{resource.name}: velikiy has a command of this name")
-    velikiy.add_command(transfer.commands(resource, _fence))
+    velikiy.add_command(commands(resource, _fence))
 
 
 def main() -> None:

@@ -27,8 +27,8 @@ KEEP = """
 SOME = 5000
 """Keys that are forgotten at once: in far less than DATABASE_TIMEOUT."""
 
-# By their places, which needs no statistics: a table that has just grown has none, and joins would take minutes. Locked,
-# since a key that is used again in between has a new time.
+# By their places, which needs no statistics: a table that has just grown has none, and a join might take minutes.
+# Locked, since a key that is used again in between has a new time.
 CLEAN_UP = f"""
     DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
         SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '{KEPT}'

@@ -1,0 +1,109 @@
+"""What is typed, and what is said when something goes wrong."""
+
+import gzip
+import json
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import psycopg
+
+from velikiy.coherence import Fence
+from velikiy.problems import SQLSTATES
+from velikiy.resource import Resource
+from velikiy.settings import Settings
+from velikiy.transfer.exporting import export_to
+from velikiy.transfer.importing import Import, seed_with
+from velikiy.transfer.progress import say
+from velikiy.transfer.reading import Unreadable, by_name
+
+
+def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tuple[Settings, Fence]]]) -> click.Group:
+    """`opened` gives a fence to work with, and says what is wrong where PostgreSQL is away."""
+    form = click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), help="Default: by FILE's name.")
+
+    @click.group(resource.name, help=f"Many {resource.name} at once.")
+    def group() -> None:
+        pass
+
+    @group.command("import")
+    @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+    @form
+    @click.option("--rejects", metavar="PATH", help="Where rows go that cannot be taken. Default: FILE.rejects.ndjson")
+    @click.option("--restart", is_flag=True, help="Begin at the first line, though it was broken off before.")
+    @click.option("--json", "as_json", is_flag=True, help="A summary for programs, on stdout.")
+    def import_(file: str, form: str | None, rejects: str | None, restart: bool, as_json: bool) -> None:
+        """Create what FILE has: CSV or NDJSON, which may be compressed with gzip; - is stdin.
+
+        Exits with 0 if all rows were taken, 1 if some were not, 2 if FILE cannot be read. The same command goes on
+        with what was broken off.
+        """
+        path = Path(rejects or ("import.rejects.ndjson" if file == "-" else f"{file}.rejects.ndjson"))
+        if file != "-" and path.exists() and path.samefile(file):
+            raise click.UsageError("--rejects names the file that is imported")
+        began = time.monotonic()
+        with _sentences(resource, "import"), opened() as (_, fence):
+            state, after = Import(resource, fence, file, form, path, restart).run()
+        if as_json:
+            summary: dict[str, Any] = {
+                "imported": state.imported,
+                "rejected": state.rejected,
+                "continued_after": after or None,
+            }
+            summary |= {"rejects": str(path) if state.rejected else None, "seconds": round(time.monotonic() - began, 3)}
+            click.echo(json.dumps(summary))
+        say(f"imported {state.imported:,}" + (f", rejected {state.rejected:,} → {path}" if state.rejected else ""))
+        sys.exit(1 if state.rejected else 0)
+
+    @group.command()
+    @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
+    @form
+    def export(file: str, form: str | None) -> None:
+        """Write all of one moment into FILE, by id: CSV or NDJSON, compressed if it ends in .gz; - is stdout.
+
+        A FILE that is there is replaced, at the end and at once.
+        """
+        form = form or by_name(file) or ("csv" if file == "-" else None)
+        if form is None:
+            raise click.UsageError(f"'{file}' does not end in .csv or .ndjson: give --format")
+        with _sentences(resource, "export"), opened() as (_, fence):
+            rows = export_to(resource, fence, file, form)
+        say(f"exported {rows:,}")
+
+    @group.command()
+    @click.option("--count", type=click.IntRange(min=1), required=True, help="How many.")
+    def seed(count: int) -> None:
+        """Create some that are made up, all different, and different from those that are there."""
+        with _sentences(resource, "seed"), opened() as (_, fence):
+            seed_with(resource, fence, count)
+        say(f"created {count:,}")
+
+    return group
+
+
+@contextmanager
+def _sentences(resource: Resource, command: str) -> Iterator[None]:
+    """What goes wrong is said in one, and the exit code tells which kind it is."""
+    name = f"velikiy {resource.name} {command}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"{name}: broken off")
+        sys.exit(130)
+    except Unreadable as error:
+        say(f"{name}: {error}")
+        sys.exit(2)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        say(f"{name}: the compressed file is damaged or cut off: {error}")
+        sys.exit(2)
+    except OSError as error:
+        say(f"{name}: {': '.join(map(str, filter(None, (error.filename, error.strerror or error))))}")
+        sys.exit(2)
+    except psycopg.Error as error:
+        _, sentence = SQLSTATES.get(error.sqlstate or "", ("", f"PostgreSQL refuses it ({error.sqlstate})."))
+        sys.exit(f"{name}: {sentence}")
