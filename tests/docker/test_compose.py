@@ -208,6 +208,20 @@ def test_what_the_caches_hold_is_shown_and_dropped_from_inside_the_app(stack: St
     assert " bytes" not in stack.execute("app", "python", "-m", "velikiy", "cache", "show", "/users/1")
 
 
+def test_users_come_in_and_go_out_through_pipes(stack: Stack) -> None:
+    before = stack.sql("SELECT count(*) FROM users")
+    rows = r"name,email\nPiped,piped@example.com\nPiped too,alice@example.com\n"
+    command = "python -m velikiy users import - --rejects /tmp/rejects.ndjson"
+    said = stack.execute("app", "sh", "-c", f"printf '{rows}' | {command} 2>&1; cat /tmp/rejects.ndjson")
+    try:
+        assert "imported 1, rejected 1" in said
+        assert '"line":3' in said
+        assert "piped@example.com" in stack.execute("app", "python", "-m", "velikiy", "users", "export", "-")
+        assert requests.get(f"{stack.url}/users/count", timeout=5).json() == {"count": int(before) + 1}
+    finally:
+        stack.sql("DELETE FROM users WHERE email = 'piped@example.com'")
+
+
 def test_a_relay_that_was_killed_comes_back_and_drops_what_was_written_meanwhile(stack: Stack) -> None:
     user = stack.wait_until_it_works()
     stack.warm(user)
