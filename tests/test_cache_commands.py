@@ -21,6 +21,12 @@ def tiers(stack: Stack, address: str) -> dict[str, dict[str, Any]]:
     return {tier["tier"].split()[0]: tier for tier in json.loads(cache(stack, "show", "--json", address))}
 
 
+@pytest.fixture(autouse=True)
+def _its_own_edges_alone(stack: Stack) -> None:
+    """Those of other tests are on the list for some seconds after their end."""
+    wait_until(lambda: stack.sql("SELECT count(*) FROM caches WHERE kind = 'edge'") == [(len(stack.edges),)])
+
+
 def warm(stack: Stack, path: str) -> None:
     for edge in stack.edges:
         wait_until(lambda edge=edge: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]

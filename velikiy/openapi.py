@@ -151,7 +151,7 @@ CONDITIONS = [
 SEARCH = _parameter(
     "query",
     "q",
-    "Words or their beginnings; found is what has each of them, whatever its case and accents.",
+    "Words or their beginnings; found is what has each of them, whatever the case of its letters.",
     {
         "type": "string",
         "minLength": 1,
