@@ -72,8 +72,12 @@ def purge(path: str | None, everything: bool) -> None:
         raise click.UsageError("give a PATH or --all")
     with _fence() as (_, fence), fence.database.autocommit() as connection:
         fence.drop(connection, [_path(path)] if path else None)
-        count = len(fence.caches.edges(connection))
-    click.echo(f"dropped {path or 'everything'} in Redis and at {count} edge{'' if count == 1 else 's'}")
+        redis, *edges = fence.caches.all(connection)
+    click.echo(f"dropped {path or 'everything'} in Redis and at {len(edges)} edge{'' if len(edges) == 1 else 's'}")
+    for cache in (redis, *edges):
+        if cache.fenced:
+            name = f"edge {cache.address}" if cache.address else "Redis"
+            click.echo(f"{name} does not answer: it is fenced, and emptied before it is used again", err=True)
 
 
 def _path(address: str) -> coherence.Path:
@@ -94,7 +98,7 @@ def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
     try:
         yield settings, fence
     except DatabaseUnavailable as error:
-        sys.exit(f"velikiy: PostgreSQL does not answer ({error}). Is the stack up? ./run status")
+        sys.exit(f"velikiy: PostgreSQL does not answer ({error}). Is the stack up? ./run status tells")
     finally:
         database.close()
 
@@ -145,4 +149,4 @@ def main() -> None:
     try:
         velikiy(prog_name="velikiy")
     except BadSetting as bad:
-        sys.exit(f"velikiy: {bad}")
+        sys.exit(f"velikiy: {bad}\nIs there a stack? ./run up starts one; ./run velikiy --data DIR names its folder.")

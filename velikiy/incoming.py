@@ -65,7 +65,10 @@ def parameters(*known: str) -> dict[str, str]:
     for name, value in pairs:
         if name not in known:
             expected = "it takes " + ", ".join(known) if known else "it takes none"
-            raise bad(_shown(name) or "a parameter without a name", f"is not a parameter of {request.path}; {expected}")
+            raise bad(
+                _shown(name) or "a parameter without a name",
+                f"is not a parameter of {request.method} {request.path}; {expected}",
+            )
         if name in given:
             raise bad(name, "is given more than once")
         if _shown(value) != value:
@@ -126,6 +129,8 @@ def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) ->
     """Raises: Problem"""
     _check_type(types)
     sent = _sent(limit)
+    if not sent.strip():
+        raise Problem("not-json", "The body is empty, and has to be a JSON object.")
     try:
         jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
@@ -178,6 +183,14 @@ SENTENCES = {
     "too_short": "must have at least {min_length}, not {actual_length}",
     "too_long": "must have at most {max_length}",
     "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "decimal_type": "must be a number",
+    "decimal_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
     "greater_than_equal": "must be at least {ge}",
     "less_than": "must be less than {lt}",
     "less_than_equal": "must be at most {le}",

@@ -24,16 +24,16 @@ LICENSE = {"name": "MIT", "identifier": "MIT"}
 ADDRESS = "/openapi.json"
 
 ABOUT = """\
-Each answer has a request's id (`X-Request-Id`) and says which cache it came from (`X-Cache-Status`, `Cache-Status`).
+Every answer carries a request id (`X-Request-Id`) and says which cache it came from (`X-Cache-Status`, `Cache-Status`).
 What is read after a write has been answered is what was written, whichever cache answers.
 
 Errors are problems (RFC 9457): `type` is the address of a page that says what to do, `detail` a sentence for people,
-`errors` has each field that is to blame.
+`errors` lists each offending field.
 
 Answers have an `ETag`. Send it in `If-None-Match` to read only what is new, and in `If-Match` to write only over what
 was read. Send an `Idempotency-Key` with a `POST` that must be done once, however often it is sent.
 
-Parameters and fields that are not described here are refused. HEAD is answered as GET, without the body."""
+Parameters and fields of resources that are not described here are refused. HEAD is answered as GET, without the body."""
 
 NUMBER = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
 TIME = {"type": "string", "format": "date-time"}
@@ -111,7 +111,7 @@ def _headers(*names: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
     return required | {name: HEADERS[name] for name in maybe}
 
 
-# ---- parameters ----
+# ---- parameters: without examples where they are optional, since the page at /docs would send those ----
 
 
 def _parameter(place: str, name: str, description: str, schema: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -125,7 +125,6 @@ UNLESS = _parameter(
     "If-None-Match",
     "ETags that the client has: where it is one of them the answer is 304, without a body.",
     {"type": "string"},
-    example=ETAG,
 )
 
 KEY = _parameter(
@@ -134,18 +133,17 @@ KEY = _parameter(
     "A name for this request, such as a UUID. Sent again with the same body within 24 hours, it is not done again: the"
     " answer is the first one's.",
     {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{incoming.KEY}$"},
-    example="6f1c2f0e-7d0b-4d55-9a38-0b6e4b1f3c52",
 )
 
 
-def _condition(name: str, description: str, example: str) -> dict[str, Any]:
+def _condition(name: str, description: str) -> dict[str, Any]:
     schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{incoming.TAGS}$"}]}
-    return _parameter("header", name, description, schema, example=example)
+    return _parameter("header", name, description, schema)
 
 
 CONDITIONS = [
-    _condition("If-Match", "Write only over what has one of these ETags; `*`: over whatever is there.", "*"),
-    _condition("If-None-Match", "Write only over what has none of these ETags.", '"0"'),
+    _condition("If-Match", "Write only over what has one of these ETags; `*`: over whatever is there."),
+    _condition("If-None-Match", "Write only over what has none of these ETags."),
 ]
 
 SEARCH = _parameter(
@@ -158,7 +156,6 @@ SEARCH = _parameter(
         "maxLength": incoming.Q,
         "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
     },
-    example="ali",
 )
 
 
@@ -168,7 +165,7 @@ def _of_a_list(resource: Resource) -> list[dict[str, Any]]:
     limit = {"type": "integer", "minimum": 1, "maximum": pages.LIMIT, "default": pages.LIMIT}
     return [
         _parameter("query", "cursor", "Where the page begins: from the `Link` of the page before it.", cursor),
-        _parameter("query", "limit", "Rows on a page.", limit, example=10),
+        _parameter("query", "limit", "Rows on a page.", limit),
         *([SEARCH] if resource.words else []),
         _parameter(
             "query",

@@ -33,21 +33,21 @@ KINDS = {
     "method-not-allowed": Kind(405, "Method Not Allowed", "The header `Allow` names the methods of this address."),
     "not-acceptable": Kind(406, "Not Acceptable", "Answers are JSON: allow `application/json` in `Accept`."),
     "request-timeout": Kind(408, "Request Timeout", "The request did not arrive in time. Send it again."),
-    "taken": Kind(409, "Taken", "Another one has this value, which only one can have. Choose another."),
+    "taken": Kind(409, "Taken", "Another one has this value already, and only one can. Choose another value."),
     "batch-refused": Kind(
         409, "Batch Refused", "`errors` has each operation that cannot be done. Nothing of the batch was done."
     ),
     "in-flight": Kind(
         409, "In Flight", "A request with this Idempotency-Key has not ended yet. Ask again after `Retry-After`."
     ),
-    "length-required": Kind(411, "Length Required", "Say how long the body is."),
+    "length-required": Kind(411, "Length Required", "Send `Content-Length`."),
     "precondition-failed": Kind(
         412,
         "Precondition Failed",
         "What is there is not what the request's condition names: somebody has changed it since. Read it, decide"
         " again, and send the new ETag.",
     ),
-    "content-too-large": Kind(413, "Content Too Large", "`detail` says how large a body may be. Send it in parts."),
+    "content-too-large": Kind(413, "Content Too Large", "A body may have 64 kB, that of a batch 2 MB. Send several."),
     "uri-too-long": Kind(414, "URI Too Long", "The address is longer than 4 kB."),
     "unsupported-media-type": Kind(
         415, "Unsupported Media Type", "Send JSON in UTF-8, with `Content-Type: application/json`."
@@ -61,7 +61,9 @@ KINDS = {
     "too-many-requests": Kind(429, "Too Many Requests", "Ask again after `Retry-After`."),
     "header-fields-too-large": Kind(431, "Request Header Fields Too Large", "Send fewer or shorter header fields."),
     "internal-error": Kind(
-        500, "Internal Server Error", "Something failed inside. The logs have it under `request_id`: tell who runs it."
+        500,
+        "Internal Server Error",
+        "Something failed inside. The logs have it under `request_id`: report it to whoever runs the service.",
     ),
     "not-implemented": Kind(501, "Not Implemented", "This method is not known here."),
     "bad-gateway": Kind(
@@ -191,10 +193,10 @@ def install(app: Flask) -> None:
 
     # ---- what each kind means, for people ----
 
-    @app.get("/problems/")
+    @app.get("/problems/", strict_slashes=False)
     def list_problems() -> Response:
         links = "".join(
-            f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a></li>'
+            f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a>: {escape(kind.advice)}</li>'
             for name, kind in KINDS.items()
         )
         return _page("Problems", f"<p>What errors of this service mean (their <code>type</code>).</p><ul>{links}</ul>")

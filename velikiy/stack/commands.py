@@ -197,11 +197,15 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
             tail.follow(plan.logs, name, lambda: False)
 
 
-@run.command(context_settings={"ignore_unknown_options": True, "help_option_names": []}, add_help_option=False)
+@run.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False},
+    add_help_option=False,
+)
+@DATA
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def velikiy(arguments: tuple[str, ...]) -> None:
-    """The project's own commands, with the settings of the stack in the data folder (DATA=... names another)."""
-    plan = Plan.load(_home(None))
+def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
+    """The project's own commands, with the settings of the stack in the data folder."""
+    plan = Plan.load(_home(data))
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.passwords))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606

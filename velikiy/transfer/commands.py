@@ -27,7 +27,7 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
     """`opened` gives a fence to work with, and says what is wrong where PostgreSQL is away."""
     form = click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), help="Default: by FILE's name.")
 
-    @click.group(resource.name, help=f"Many {resource.name} at once.")
+    @click.group(resource.name, help=f"Import, export and seed {resource.name}.")
     def group() -> None:
         pass
 
@@ -35,10 +35,14 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
     @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
     @form
     @click.option("--rejects", metavar="PATH", help="Where rows go that cannot be taken. Default: FILE.rejects.ndjson")
-    @click.option("--restart", is_flag=True, help="Begin at the first line, though it was broken off before.")
+    @click.option(
+        "--restart", is_flag=True, help="Begin at the first line, even if an earlier import of FILE was broken off."
+    )
     @click.option("--json", "as_json", is_flag=True, help="A summary for programs, on stdout.")
     def import_(file: str, form: str | None, rejects: str | None, restart: bool, as_json: bool) -> None:
         """Create what FILE has: CSV or NDJSON, which may be compressed with gzip; - is stdin.
+
+        Ids, times and versions are given anew; for a backup use pg_dump.
 
         Exits with 0 if all rows were taken, 1 if some were not, 2 if FILE cannot be read. The same command goes on
         with what was broken off.

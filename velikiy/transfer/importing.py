@@ -153,7 +153,7 @@ class Import:
                 chunk.lines,
                 chunk.so_far,
                 state.imported + len(chunk.rows) - len(rejected),
-                state.rejected + len(rejected),
+                state.rejected + sum(row.lines for row in rejected),
                 rejects.write(rejected),
             )
             kept = connection.execute(

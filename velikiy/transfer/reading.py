@@ -5,7 +5,7 @@ import gzip
 import hashlib
 import io
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,9 @@ class Row(NamedTuple):
     """Of the resource's fields, where there are no errors."""
 
     errors: list[dict[str, str]]
+
+    lines: int = 1
+    """That it takes, where it is no row."""
 
     def refused(self, field: str, detail: str) -> "Row":
         return self._replace(errors=[{"field": field, "detail": detail}])
@@ -146,8 +149,13 @@ def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
     first = next(lines, "")
     if lines.flaw:
         raise Unreadable(lines.flaw)
+    if not first:
+        raise Unreadable(f"it is empty; the first line of CSV names the columns: {','.join(resource.fields)}")
     # No name of a column has one of these, so the one that is there separates: Excel takes ; in half of Europe.
-    reader = csv.reader(itertools.chain([first], lines), delimiter=max(",;\t", key=first.count), strict=True)
+    taken: list[str] = []
+    reader = csv.reader(
+        _kept(itertools.chain([first], lines), taken), delimiter=max(",;\t", key=first.count), strict=True
+    )
     try:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
@@ -163,19 +171,31 @@ def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
             raise Unreadable(f"line 1 names the column {name} twice")
     if lacking := [name for name in resource.fields if name not in header and name not in optional]:
         raise Unreadable(f"line 1 has to name the columns, and does not name {', '.join(lacking)}")
-    return _csv_rows(resource, lines, reader, header, optional)
+    return _csv_rows(resource, lines, taken, reader, header, optional)
 
 
-def _csv_rows(resource: Resource, lines: Lines, reader: Any, header: list[str], optional: set[str]) -> Iterator[Row]:
+def _kept(lines: Iterable[str], taken: list[str]) -> Iterator[str]:
+    for line in lines:
+        taken.append(line)
+        yield line
+
+
+def _csv_rows(
+    resource: Resource, lines: Lines, taken: list[str], reader: Any, header: list[str], optional: set[str]
+) -> Iterator[Row]:
+    """`taken`: lines as the reader has taken them."""
     while True:
         line, lines.flaw = lines.number + 1, ""
+        taken.clear()
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            until = f" (up to line {lines.number})" if lines.number > line else ""
-            yield Row(line, None, [], []).refused("", f"is not CSV: {error}{until}")
+            # All of it, for whoever mends it: a quote that is not closed takes the lines after it along.
+            within = f" (lines {line} to {lines.number}: is a quote open in line {line}?)" if len(taken) > 1 else ""
+            row = Row(line, "".join(taken), [], [], lines=len(taken))
+            yield row.refused("", f"is not CSV: {error}{within}")
             continue
         if lines.flaw:
             yield Row(line, values, [], []).refused("", lines.flaw)
