@@ -32,6 +32,12 @@ MERGE_PATCH = ("application/json", "application/merge-patch+json")
 Q = 100
 """Characters of a search."""
 
+WORDS = 8
+"""Of a search: each costs PostgreSQL a look at each row."""
+
+MOST = 1000
+"""Errors that one answer names."""
+
 KEY = r"[!-+\--~]{1,255}"
 """An Idempotency-Key; without a comma: of two such headers servers make one."""
 
@@ -102,16 +108,18 @@ def page(resource: Resource) -> Page:
 
 
 def words(given: dict[str, str]) -> str:
-    """The parameter `q`, in one spelling."""
+    """The parameter `q`, in one spelling: the order of words makes no difference."""
     if "q" not in given:
         return ""
     q = given["q"]
     if re.search(r"[\x00-\x1f\x7f-\x9f]", q):
         raise bad("q", "must not contain control characters")
-    q = " ".join(q.split())
-    if not 1 <= len(q) <= Q:
+    if not 1 <= len(q.strip()) <= Q:
         raise bad("q", f"must have 1 to {Q} characters")
-    return q
+    words = q.split()
+    if len(words) > WORDS:
+        raise bad("q", f"must have at most {WORDS} words")
+    return " ".join(sorted(set(words)))
 
 
 def bad(name: str, detail: str) -> Problem:
@@ -202,7 +210,8 @@ SENTENCES = {
 
 def errors_of(error: ValidationError) -> list[dict[str, str]]:
     """`{"field": "email", "detail": "is required"}` for each field that cannot be taken."""
-    return [_field(problem) for problem in error.errors(include_url=False, include_input=False)]
+    problems = error.errors(include_url=False, include_input=False)[:MOST]
+    return [_field(problem) for problem in problems]
 
 
 def _field(problem: Any) -> dict[str, str]:

@@ -33,7 +33,7 @@ Errors are problems (RFC 9457): `type` is the address of a page that says what t
 Answers have an `ETag`. Send it in `If-None-Match` to read only what is new, and in `If-Match` to write only over what
 was read. Send an `Idempotency-Key` with a `POST` that must be done once, however often it is sent.
 
-Parameters and fields of resources that are not described here are refused. HEAD is answered as GET, without the body."""
+Parameters and fields of resources that are not described here are refused. HEAD is answered as GET without a body."""
 
 NUMBER = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
 TIME = {"type": "string", "format": "date-time"}
@@ -146,15 +146,18 @@ CONDITIONS = [
     _condition("If-None-Match", "Write only over what has none of these ETags."),
 ]
 
+SPACE = r"[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+LETTER = r"[^\s\x00-\x1f\x7f-\x9f]"
 SEARCH = _parameter(
     "query",
     "q",
-    "Words or their beginnings; found is what has each of them, whatever the case of its letters.",
+    f"Up to {incoming.WORDS} words, or how they begin; finds what has each of them, in upper or lower case. Accents"
+    " count.",
     {
         "type": "string",
         "minLength": 1,
         "maxLength": incoming.Q,
-        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
+        "pattern": f"^{SPACE}*{LETTER}+({SPACE}+{LETTER}+){{0,{incoming.WORDS - 1}}}{SPACE}*$",
     },
 )
 

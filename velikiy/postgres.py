@@ -21,6 +21,10 @@ class DatabaseUnavailable(Exception):
     """PostgreSQL did not answer in time, or not at all. After a write was sent its outcome is unknown."""
 
 
+class Deadlock(DatabaseUnavailable):
+    """Of writers who waited for each other PostgreSQL has ended this one: nothing was done, and it may begin again."""
+
+
 class Connection(psycopg.Connection):
     """A connection whose every wait ends at a deadline that this process keeps itself.
 
@@ -125,6 +129,9 @@ class Database:
             DatabaseUnavailable: a COMMIT may have happened all the same.
         """
         with self._borrow(self._writes, times) as connection, connection.transaction():
+            if times > 1:
+                timeout = f"{math.ceil(times * self.timeout * 1000)}"
+                connection.execute("SELECT set_config('statement_timeout', %s, true)", (timeout,))
             yield connection
 
     @contextmanager
@@ -138,6 +145,8 @@ class Database:
             finally:
                 connection.deadline = None
                 pool.putconn(connection)
+        except psycopg.errors.DeadlockDetected as error:
+            raise Deadlock(_cause(error)) from error
         except UNAVAILABLE as error:
             raise DatabaseUnavailable(_cause(error)) from error
 

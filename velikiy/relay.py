@@ -98,7 +98,7 @@ class Relay:
         """What these notifications speak of, `<table> <id> <id> ...`; None is everything."""
         paths: dict[Path, None] = {}
         for payload in payloads:
-            table, *ids = payload.split()
+            table, *ids = payload.split() or [""]
             if table not in self.paths_of or not all(number.isdecimal() for number in ids):
                 return None
             for number in ids:

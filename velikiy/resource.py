@@ -179,6 +179,8 @@ def registry() -> dict[str, Resource]:
 
     modules = sorted(module.name for module in pkgutil.iter_modules(velikiy.resources.__path__))
     found = [importlib.import_module(f"velikiy.resources.{name}").resource for name in modules]
+    if twice := {it.one for it in found if [other.one for other in found].count(it.one) > 1}:
+        raise ValueError(f"two resources have rows called {', '.join(twice)}: in Redis they would be each other's")
     return {resource.name: resource for resource in found}
 
 

@@ -159,13 +159,13 @@ class Rows:
             raise Missing(number)
         return self._change(None, number, MISSING)
 
-    def lock(self, connection: Connection, numbers: Sequence[int]) -> None:
-        """In one order: two writers of the same rows would otherwise wait for each other."""
-        connection.execute(self._lock, (list(numbers),))
+    def lock(self, connection: Connection, numbers: Sequence[int]) -> int:
+        """How many there are. In one order: two writers of the same rows would otherwise wait for each other."""
+        return connection.execute(self._lock, (list(numbers),)).rowcount
 
     def lock_values(self, connection: Connection, given: Sequence[Body]) -> None:
-        """Those that only one row can have, for writers of many: in one order, as `lock`, and after it. A writer of a
-        single row has one of them at most, and waits for nothing once it has it."""
+        """Those that only one row can have, for writers of many: in one order, as `lock`, and after it. What is left to
+        wait for each other, by values that are freed meanwhile, PostgreSQL ends, and the fence tries again."""
         taken = {
             lock_number(Path(f"{self.resource.name}.{field} {_bucket(getattr(body, field))}", ""))
             for field in self.resource.unique.values()
@@ -177,7 +177,9 @@ class Rows:
     def _check(self, connection: Connection, number: int, may: Condition | None) -> None:
         if may is None:
             return
-        self.lock(connection, [number])
+        # Twice: of a row that somebody deletes and inserts anew the first finds only what is gone, and waits for it.
+        if not (self.lock(connection, [number]) or self.lock(connection, [number])):
+            raise Missing(number)
         row = connection.execute(self._select, (number,)).fetchone()
         if row is None:
             raise Missing(number)

@@ -64,13 +64,17 @@ def upgrade() -> None:
         -- Not in sessions that fence for themselves: NOTIFY takes a lock at COMMIT that all databases share.
         CREATE PROCEDURE make_resource(resource regclass) LANGUAGE plpgsql AS $$
         DECLARE
-            outside text := $when$WHEN (current_setting('velikiy.fenced', true) IS DISTINCT FROM 'on')
-                EXECUTE FUNCTION rows_notify()$when$;
+            -- From outside is also what other triggers and foreign keys write, in whosever transaction: of a table
+            -- that a write reaches through them the app knows nothing.
+            outside text := $when$WHEN (current_setting('velikiy.fenced', true) IS DISTINCT FROM 'on'
+                OR pg_trigger_depth() > 0) EXECUTE FUNCTION rows_notify()$when$;
         BEGIN
             EXECUTE format('ALTER TABLE %s '
                 'ADD COLUMN IF NOT EXISTS created_at timestamptz NOT NULL DEFAULT now(), '
                 'ADD COLUMN IF NOT EXISTS updated_at timestamptz NOT NULL DEFAULT now(), '
-                'ADD COLUMN IF NOT EXISTS version bigint NOT NULL DEFAULT 1', resource);
+                'ADD COLUMN IF NOT EXISTS version bigint NOT NULL DEFAULT 1, '
+                'ADD CHECK (created_at BETWEEN ''0001-01-02'' AND ''9999-12-30''), '
+                'ADD CHECK (updated_at BETWEEN ''0001-01-02'' AND ''9999-12-30'')', resource);
             EXECUTE format('CREATE TRIGGER row_changed BEFORE UPDATE ON %s '
                 'FOR EACH ROW EXECUTE FUNCTION row_changed()', resource);
             EXECUTE format('CREATE TRIGGER rows_inserted AFTER INSERT ON %s '

@@ -13,8 +13,8 @@ from velikiy.coherence.entry import Path
 
 log = structlog.get_logger()
 
-MANY = 1500
-"""Paths. More than that do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
+MANY = 60_000
+"""Bytes of paths. More do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
 
 AWAY = (OSError, http.client.HTTPException)
 
@@ -33,7 +33,8 @@ class EdgeTier:
         """
         self._let_go_of_others(edges)
         until = time.monotonic() + PATIENCE
-        body = "*" if paths is None or len(paths) > MANY else "\n".join(path.path for path in paths)
+        body = "*" if paths is None else "\n".join(path.path for path in paths)
+        body = body if len(body) <= MANY else "*"
         # Over kept connections first: to connect to one that is cut off may take all the time that there is.
         drops = sorted((_Drop(edge, body, self._connection(edge)) for edge in edges), key=lambda drop: not drop.kept)
         for drop in drops:

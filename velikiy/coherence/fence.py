@@ -11,13 +11,14 @@ No clock decides: a commit may be late, a writer may die, a cache may be emptied
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Generic, NamedTuple, TypeVar
 
 from velikiy.coherence.caches import Caches, Trust
 from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
 from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
-from velikiy.postgres import Connection, Database
+from velikiy.postgres import Connection, Database, Deadlock
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -45,6 +46,10 @@ class Change(NamedTuple, Generic[T]):
 
     def told_as(self, outcome: U) -> "Change[U]":
         return Change(outcome, self.touched, self.own)
+
+
+TRIES = 3
+"""Of a write that PostgreSQL has ended because it and others waited for each other."""
 
 
 class Fence:
@@ -81,6 +86,12 @@ class Fence:
         Raises:
             DatabaseUnavailable: the outcome is unknown.
         """
+        for _ in range(TRIES - 1):
+            with suppress(Deadlock):
+                return self._write(change, times)
+        return self._write(change, times)
+
+    def _write(self, change: Callable[[Connection], Change[T]], times: float) -> T:
         lease = None
         with self.database.transaction(times) as connection:
             outcome, touched, own = change(connection)

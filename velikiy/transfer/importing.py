@@ -156,12 +156,14 @@ class Import:
                 state.rejected + sum(row.lines for row in rejected),
                 rejects.write(rejected),
             )
+            # Where there was a row, no new one: it may be gone since another import of this file has ended.
             kept = connection.execute(
-                "INSERT INTO imports (resource, begins_with, lines, so_far, imported, rejected, rejects_size)"
-                " VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT (resource, begins_with) DO UPDATE"
-                " SET (lines, so_far, imported, rejected, rejects_size, updated_at) = (excluded.lines, excluded.so_far,"
-                " excluded.imported, excluded.rejected, excluded.rejects_size, now()) WHERE imports.lines = %s",
-                (self.resource.name, digest, *new, state.lines),
+                "UPDATE imports SET (lines, so_far, imported, rejected, rejects_size, updated_at)"
+                " = (%s, %s, %s, %s, %s, now()) WHERE (resource, begins_with, lines) = (%s, %s, %s)"
+                if state.lines
+                else "INSERT INTO imports (lines, so_far, imported, rejected, rejects_size, resource, begins_with)"
+                " SELECT %s, %s, %s, %s, %s, %s, %s WHERE %s = 0 ON CONFLICT DO NOTHING",
+                (*new, self.resource.name, digest, state.lines),
             )
             if not kept.rowcount:
                 # An import that was killed while it committed: its COMMIT came through after we had looked.

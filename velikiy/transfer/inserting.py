@@ -50,15 +50,7 @@ def write(resource: Resource, fence: Fence, rows: list[Row], keep: Callable[[Con
         # Lists, counts, and 404s that are stored of the new ids: of so many, edges drop everything anyway.
         return Change(outcome, resource.touched_by(*made) if len(rows) <= FEW else None)
 
-    again = 3
-    while True:
-        try:
-            return fence.write(change)
-        except DatabaseUnavailable as error:
-            # Of two writers who wait for each other PostgreSQL ends one, and this one can begin again.
-            again -= 1
-            if not again or not isinstance(error.__cause__, psycopg.errors.DeadlockDetected):
-                raise
+    return fence.write(change)
 
 
 def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
