@@ -91,6 +91,20 @@ def test_sql_from_outside_is_heard_of(stack: Stack, samovar: dict[str, Any]) -> 
     assert shown["version"] == 2
 
 
+def test_rows_that_postgresql_deletes_by_itself_are_heard_of(stack: Stack, samovar: dict[str, Any]) -> None:
+    """By a foreign key, in the transaction of an app that knows nothing of it."""
+    stack.sql("ALTER TABLE products ADD COLUMN owner bigint REFERENCES users (id) ON DELETE CASCADE")
+    created = requests.post(f"{stack.edge}/users", json={"name": "Owner", "email": "owner@example.com"}, timeout=5)
+    stack.sql("UPDATE products SET owner = %s", created.json()["id"])
+    url = f"/products/{samovar['id']}"
+    for edge in stack.edges:
+        wait_until(lambda edge=edge: hit(edge + url) and hit(f"{edge}/products/count"))  # type: ignore[misc]
+    requests.delete(stack.edge + created.headers["Location"], timeout=5)
+    for edge in stack.edges:
+        wait_until(lambda edge=edge: requests.get(edge + url, timeout=5).status_code == 404, within=2)  # type: ignore[misc]
+        assert requests.get(f"{edge}/products/count", timeout=5).json() == {"count": 0}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "field"),
     [

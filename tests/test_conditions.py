@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 
+import psycopg
 import pytest
 import requests
 
 from tests.asking import ask, check
-from tests.running import Stack
+from tests.running import Stack, wait_until
 from tests.test_api import User, problem
 
 JSON = b"Content-Type: application/json\r\n"
@@ -168,6 +169,30 @@ class TestWrites:
             statuses = list(pool.map(change, range(16)))
         assert sorted(statuses) == [200] + [412] * 15
         assert get(new_user["url"]).json()["version"] == 2
+
+    def test_one_writes_even_if_somebody_deletes_and_inserts_the_row_meanwhile(
+        self, stack: Stack, new_user: User
+    ) -> None:
+        """A row that is inserted anew is another one to PostgreSQL's locks."""
+        url = f"{stack.app}/users/{new_user['id']}"
+        etag = get(url).headers["ETag"]
+        with psycopg.connect(stack.postgres) as outside, ThreadPoolExecutor(4) as pool:
+            outside.execute(
+                "CREATE TEMPORARY TABLE kept ON COMMIT DROP AS SELECT * FROM users WHERE id = %s", (new_user["id"],)
+            )
+            outside.execute("DELETE FROM users WHERE id = %s", (new_user["id"],))
+            outside.execute(
+                "INSERT INTO users (id, name, email, created_at, updated_at, version)"
+                " SELECT id, name, email, created_at, updated_at, version FROM kept"
+            )
+            writing = [pool.submit(put, url, If_Match=etag) for _ in range(4)]
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%%FOR UPDATE'"
+            )
+            wait_until(lambda: stack.sql(waiting) == [(4,)])
+            outside.commit()
+            statuses = sorted(answer.result().status_code for answer in writing)
+        assert statuses == [200, 412, 412, 412]
 
     def test_a_chain_of_etags_needs_no_reads(self, url: str) -> None:
         etag = get(url).headers["ETag"]

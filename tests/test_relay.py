@@ -166,3 +166,11 @@ def test_a_cache_that_hangs_does_not_hold_up_the_news_for_others(stack: Stack) -
         for edge in stack.edges:
             wait_until(lambda edge=edge, value=f"{down} 2": name(edge, 2) == value, within=3)  # type: ignore[misc]
         wait_until(lambda: stack.sql("SELECT count(*) FROM caches WHERE fenced_at IS NULL") == [(3,)])
+
+
+def test_a_word_that_nobody_meant_ends_nothing(stack: Stack) -> None:
+    pid = stack.pids()["relay"]
+    warm(stack, 2)
+    stack.sql("NOTIFY velikiy")
+    wait_until(lambda: not hit(f"{stack.edge}/users/2"), what="everything is dropped")
+    assert stack.pids()["relay"] == pid

@@ -146,7 +146,7 @@ def test_the_format_can_be_given(own: Stack, tmp_path: Path) -> None:
     [
         ("a.csv", b"name,phone\n", "users have no 'phone'; they have name, email"),
         ("a.csv", b"name\nAlice\n", "does not name email"),
-        ("a.csv", b"", "does not name name, email"),
+        ("a.csv", b"", "it is empty"),
         ("a.csv", b"name,email,name\n", "names the column name twice"),
         ("a.csv", "имя,email\n".encode("cp1251"), "line 1 is not UTF-8 (byte 0xe8)"),
         ("a.csv", as_csv(TWO).decode().encode("utf-16"), "it is UTF-16"),
@@ -207,6 +207,18 @@ def test_bad_rows_are_put_aside_with_their_lines_and_the_others_taken(own: Stack
     assert "has 2 values, and the columns are 3" in by_line[8]["errors"][0]["detail"]
     assert "line 9 is not UTF-8 (byte 0xf6)" in by_line[9]["errors"][0]["detail"]
     assert "is not CSV" in by_line[10]["errors"][0]["detail"]
+
+
+def test_a_quote_that_is_not_closed_takes_lines_along_and_all_of_them_are_put_aside(own: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "some.csv"
+    lines = table(9).decode().splitlines(keepends=True)
+    file.write_text("".join([*lines[:4], '"open,open@example.com\n', *lines[4:]]))
+    done = imported(own, file, code=1)
+    assert "imported 3, rejected 7" in said(done)
+    [rejected] = rejects(tmp_path / "some.csv.rejects.ndjson")
+    assert rejected["line"] == 5
+    assert "(lines 5 to 11: is a quote open in line 5?)" in rejected["errors"][0]["detail"]
+    assert rejected["row"] == "".join(['"open,open@example.com\n', *lines[4:]])
 
 
 def test_bad_lines_of_ndjson_are_put_aside(own: Stack, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def parameters(*known: str) -> dict[str, str]:
             expected = "it takes " + ", ".join(known) if known else "it takes none"
             raise bad(
                 _shown(name) or "a parameter without a name",
-                f"is not a parameter of {request.method} {request.path}; {expected}",
+                f"is not a parameter of {request.path}; {expected}",
             )
         if name in given:
             raise bad(name, "is given more than once")
@@ -114,7 +114,7 @@ def words(given: dict[str, str]) -> str:
     q = given["q"]
     if re.search(r"[\x00-\x1f\x7f-\x9f]", q):
         raise bad("q", "must not contain control characters")
-    if not 1 <= len(q.strip()) <= Q:
+    if not q.strip() or len(q) > Q:
         raise bad("q", f"must have 1 to {Q} characters")
     words = q.split()
     if len(words) > WORDS:

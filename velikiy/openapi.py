@@ -111,7 +111,7 @@ def _headers(*names: str, maybe: Iterable[str] = ()) -> dict[str, Any]:
     return required | {name: HEADERS[name] for name in maybe}
 
 
-# ---- parameters: without examples where they are optional, since the page at /docs would send those ----
+# ---- parameters: mostly without examples, since the page at /docs would send those ----
 
 
 def _parameter(place: str, name: str, description: str, schema: Mapping[str, Any], **more: Any) -> dict[str, Any]:
@@ -125,6 +125,7 @@ UNLESS = _parameter(
     "If-None-Match",
     "ETags that the client has: where it is one of them the answer is 304, without a body.",
     {"type": "string"},
+    example=ETAG,
 )
 
 KEY = _parameter(
