@@ -85,6 +85,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
 def _hint(plan: Plan) -> None:
     option = "" if plan.home == account.default_home() else f" --data {shlex.quote(plan.data)}"
     say(f"  try     curl -i {shown(plan.edge_urls[0])}/users")
+    say(f"  docs    {shown(plan.edge_urls[0])}/docs")
     say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
     say(f"  stop    ./run down{option}")
 
