@@ -1,22 +1,18 @@
 -- Which app instance answers a request: the addresses behind EDGE_APPS, followed as they change.
 --
--- Nginx itself resolves the names of an upstream once, at its start, and then asks a container that is gone; with
--- a variable in proxy_pass it asks again, but gives up keepalive and retries. A balancer has all three.
+-- The names of an upstream Nginx resolves once, at its start; with a variable in proxy_pass it asks again, but gives up
+-- keepalive and retries. A balancer has all three.
 
 local balancer = require "ngx.balancer"
-local resolver = require "nginx.dns.resolver"
+local names = require "names"
 
-local LOOK_UP = 2  -- seconds between two look-ups of the names
 local CHECK = 1    -- seconds between two questions to each instance: do you live?
 local PATIENCE = 500  -- milliseconds for its answer
 
-local known = ngx.shared.apps
-
 local _M = {}
 
-local apps = {}     -- as configured: { host, port, addresses }
-local servers = {}  -- of the DNS
-local peers = {}    -- what the apps' names stand for now: { address, port, down }
+local apps = {}   -- as configured: { name, port }
+local peers = {}  -- what their names stand for now: { address, port, down }
 local turn = 0
 
 
@@ -27,28 +23,12 @@ local function gather()
         old[peer.address .. ":" .. peer.port] = peer
     end
     for _, app in ipairs(apps) do
-        for _, address in ipairs(app.addresses) do
+        for _, address in ipairs(app.name.addresses) do
             new[#new + 1] = old[address .. ":" .. app.port]
                 or { address = address, port = app.port, down = false }
         end
     end
     peers = new
-end
-
-
-local function nameservers()
-    local found = {}
-    local file = io.open("/etc/resolv.conf")
-    if file then
-        for line in file:lines() do
-            local address = line:match("^%s*nameserver%s+(%S+)")
-            if address then
-                found[#found + 1] = address:find(":", 1, true) and "[" .. address .. "]" or address
-            end
-        end
-        file:close()
-    end
-    return found
 end
 
 
@@ -59,52 +39,8 @@ function _M.configure(list)
         if not host then
             error("EDGE_APPS='" .. list .. "' is not allowed: it must be host:port, several separated by commas", 0)
         end
-        local is_address = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$")
-        apps[#apps + 1] = { host = host, port = tonumber(port), addresses = is_address and { host } or {},
-                            is_name = not is_address }
+        apps[#apps + 1] = { name = names.follow(host), port = tonumber(port) }
     end
-    servers = nameservers()
-    gather()
-end
-
-
--- What was found last stays when the DNS does not answer.
-local function look_up(app)
-    local dns, err = resolver:new { nameservers = servers, timeout = 500, retrans = 2 }
-    local answers
-    if dns then
-        answers, err = dns:query(app.host, { qtype = dns.TYPE_A })
-    end
-    if not answers or answers.errcode then
-        if not app.lost then
-            ngx.log(ngx.WARN, "cannot resolve ", app.host, ": ", err or answers.errstr, "; going on with ",
-                    #app.addresses, " known addresses")
-        end
-        app.lost = true
-        return
-    end
-    app.lost = false
-    local addresses = {}
-    for _, answer in ipairs(answers) do
-        if answer.address then
-            addresses[#addresses + 1] = answer.address
-        end
-    end
-    app.addresses = addresses
-    known:set(app.host, table.concat(addresses, " "))
-end
-
-
-local function refresh(premature)
-    if premature then
-        return
-    end
-    for _, app in ipairs(apps) do
-        if app.is_name then
-            look_up(app)
-        end
-    end
-    gather()
 end
 
 
@@ -139,15 +75,7 @@ end
 
 -- In init_worker_by_lua: each worker follows for itself.
 function _M.follow()
-    -- After a reload, or as the successor of a worker that was killed: with what was known, and not with nobody.
-    for _, app in ipairs(apps) do
-        for address in (known:get(app.host) or ""):gmatch("%S+") do
-            app.addresses[#app.addresses + 1] = address
-        end
-    end
-    gather()
-    ngx.timer.at(0, refresh)
-    ngx.timer.every(LOOK_UP, refresh)
+    names.start(gather)
     ngx.timer.every(CHECK, check)
 end
 
@@ -173,7 +101,7 @@ end
 -- In balancer_by_lua, once for each try.
 function _M.balance()
     local ctx = ngx.ctx
-    local failed = ctx.app
+    local failed = ctx.peer
     if failed then
         failed.down = true  -- until the next check
     elseif ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD" then
@@ -183,7 +111,7 @@ function _M.balance()
     if not peer then
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
     end
-    ctx.app = peer
+    ctx.peer = peer
     balancer.set_current_peer(peer.address, peer.port)
 end
 

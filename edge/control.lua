@@ -1,5 +1,6 @@
 -- What writers and people ask of an edge, on a listener of its own that clients do not reach.
 
+local entries = require "entries"
 local lease = require "lease"
 local generations = require "generations"
 
@@ -28,39 +29,18 @@ function _M.drop()
 end
 
 
--- Bytes of an entry in Nginx' cache, and until when it is fresh (seconds since 1970): its file is named by the key's
--- MD5 and begins with a version (8 bytes) and that time (ngx_http_file_cache_header_t).
-local function entry(data, key)
-    local name = ngx.md5(key)
-    local file = io.open(data .. "/cache/" .. name:sub(-1) .. "/" .. name:sub(-3, -2) .. "/" .. name, "rb")
-    if not file then
-        return nil
-    end
-    local head = file:read(16)
-    local size = file:seek("end")
-    file:close()
-    if not head or #head < 16 then
-        return nil
-    end
-    local fresh_until = 0
-    for i = 16, 9, -1 do
-        fresh_until = fresh_until * 256 + head:byte(i)
-    end
-    return size, fresh_until
-end
-
-
 -- One `name value` a line: the lease, and with ?uri=... what is known of it.
-function _M.show(data)
+function _M.show()
     local lines = { "place " .. lease.place(), "lease " .. lease.left() }
     local uri = ngx.var.arg_uri and ngx.unescape_uri(ngx.var.arg_uri)
-    local generation = uri and generations.known(lease.epoch(), uri:match("^[^?]+"))
+    local path, query = (uri or ""):match("^([^?]*)(.*)$")
+    local generation = generations.known(lease.epoch(), path)
     if generation then
         lines[#lines + 1] = "generation " .. generation
-        local size, fresh_until = entry(data, generation .. uri)
-        if size then
-            lines[#lines + 1] = "size " .. size
-            lines[#lines + 1] = "fresh " .. fresh_until - ngx.time()
+        local entry, _, stored = entries.get(generation .. query)
+        if entry then
+            lines[#lines + 1] = "size " .. #entry
+            lines[#lines + 1] = "age " .. ngx.time() - stored
         end
     end
     ngx.say(table.concat(lines, "\n"))

@@ -1,7 +1,8 @@
--- Each path has a generation, a name that is part of its key in Nginx' cache. To drop a path is to forget the name:
+-- Each path has a generation, a name that is part of its key in the cache. To drop a path is to forget the name:
 -- the next read gives it one that was never used, so whatever lies in the cache, or is on its way there, is not found
 -- again. The names are in a dictionary of their own, which may lose any of them at any time: that costs a miss.
 
+local entries = require "entries"
 local lease = require "lease"
 
 local names = ngx.shared.generations
@@ -36,7 +37,12 @@ end
 
 
 function _M.drop(path)
-    names:delete(lease.epoch() .. path)
+    local key = lease.epoch() .. path
+    local name = names:get(key)
+    names:delete(key)
+    if name then
+        entries.forget(name)  -- for its place alone, and not of each query: those go as others need theirs
+    end
 end
 
 

@@ -25,6 +25,7 @@ local exiting = ngx.worker.exiting
 local _M = {}
 
 local place, host, port
+local rows, rows_text = {}, nil  -- as apps name them, parsed
 local said  -- what was logged last: each state once, and not each second
 
 
@@ -77,6 +78,27 @@ function _M.held()
 end
 
 
+-- Whether Redis may be used: an app said so with the lease of this epoch. What was taken from Redis counts only if this
+-- holds after Redis has answered; a worker may be stopped for any time in between.
+function _M.trusts_redis(epoch)
+    local till = state:get(epoch .. " redis")
+    return till ~= nil and now() < till and state:get("epoch") == epoch
+end
+
+
+-- What the resource of this name calls one of its rows, which is part of the keys in Redis; nil: there is none.
+function _M.rows(name)
+    local text = state:get("rows")
+    if text ~= rows_text then
+        rows, rows_text = {}, text
+        for many, one in (text or ""):gmatch("(%S+):(%S+)") do
+            rows[many] = one
+        end
+    end
+    return rows[name]
+end
+
+
 -- For people: the milliseconds that are left, or 0.
 function _M.left()
     return math.max(0, math.floor((state:get(state:get("epoch")) or 0) - now()))
@@ -97,7 +119,8 @@ local function say(what)
 end
 
 
--- The lease's milliseconds; or nil and the status, 0 where there was no answer.
+-- What an app says (velikiy/leases.py), `<milliseconds> <redis> <rows>`: of the lease, whether Redis may be used as
+-- long, and `users:user` for each resource. Or nil and the status, 0 where there was no answer.
 local function ask(what, epoch)
     local peer = apps.choose()
     if not peer then
@@ -106,19 +129,29 @@ local function ask(what, epoch)
     local body = ngx.encode_args({ place = place, epoch = state:get("run") .. "." .. epoch, host = host, port = port })
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT, CONNECT, PATIENCE)
-    local status, milliseconds
+    local status, milliseconds, redis, names
     if socket:connect(peer.address, peer.port)
         and socket:send("POST /.lease/" .. what .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                         .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then
         local answer = socket:receive("*a")
         status = answer and answer:match("^HTTP/1%.%d (%d%d%d) ")
-        milliseconds = answer and answer:match("\r\n\r\n(%d+)$")
+        if status == "200" then
+            milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([a-z0-9_: ]*)$")
+        end
     end
     socket:close()
-    if status == "200" and milliseconds then
-        return tonumber(milliseconds)
+    if milliseconds then
+        return { milliseconds = tonumber(milliseconds), redis = redis == "1", rows = names }
     end
     return nil, tonumber(status or 0)
+end
+
+
+local function take(epoch, asked, answer)
+    local till = asked + answer.milliseconds
+    state:set("rows", answer.rows)
+    state:set(epoch .. " redis", answer.redis and till or 0)
+    state:set(epoch, till)
 end
 
 
@@ -129,7 +162,7 @@ local function renew()
         local asked = now()  -- before the question: it may be answered at once and arrive late
         local lease, status = ask("renew", epoch)
         if lease then
-            state:set(epoch, asked + lease)
+            take(epoch, asked, lease)
             return true
         end
         if status ~= 409 then
@@ -141,11 +174,12 @@ local function renew()
     -- In this order: a new epoch, for which there is no lease and no name; only then may writers hear of us again.
     epoch = state:incr("epoch", 1)
     state:delete(epoch - 1)
+    state:delete(epoch - 1 .. " redis")
     local asked = now()
     local lease, status = ask("register", epoch)
     if lease then
         state:set("registered", epoch)
-        state:set(epoch, asked + lease)
+        take(epoch, asked, lease)
         said = nil
     elseif status == 424 then
         say("the app that was asked cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "

@@ -1,39 +1,41 @@
--- A cached read: what happens before Nginx looks into its cache, and after the answer.
+-- A cached read, tier by tier: what this edge keeps, Redis, an app; where none of them can tell, what was true last.
 
-local lease = require "lease"
+local entries = require "entries"
 local generations = require "generations"
+local lease = require "lease"
+local redis_tier = require "redis_tier"
 
 local POLL = 0.002     -- seconds
 local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then it asks for itself
 
 local fills = ngx.shared.fills
-local sleep = ngx.sleep
-local now = ngx.now
-local find, sub = string.find, string.sub  -- these are compiled; match is not
+local find, format, sub = string.find, string.format, string.sub  -- these are compiled; match is not
+local random = math.random
 
 local _M = {}
 
-local warm, count = {}, 0  -- until when this worker knows a key to be filled; it saves a look into the dictionary
-local ttl
+-- Of the app's header what is for Nginx, and what Nginx says itself (nginx.conf).
+local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
+               ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true, ["X-Accel-Expires"] = true,
+               ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
-function _M.configure(edge_ttl)
-    ttl = tonumber(edge_ttl)
-end
-
-
-local function remember(key, till)
-    if count >= 10000 then
-        warm, count = {}, 0
+-- In init_worker_by_lua. Each worker has a sequence of its own.
+function _M.start()
+    local source = assert(io.open("/dev/urandom", "rb"))
+    local seed = 0
+    for _, byte in ipairs({ source:read(6):byte(1, 6) }) do
+        seed = seed * 256 + byte
     end
-    warm[key] = till
-    count = count + 1
+    source:close()
+    math.randomseed(seed)
 end
 
 
-local function path_of(uri)
-    local query = find(uri, "?", 1, true)
-    return query and sub(uri, 1, query - 1) or uri
+-- By which the logs' lines of one request are found; it need not be unforeseeable.
+local function new_id()
+    return format("%08x%08x%08x%08x", random(0, 0xffffffff), random(0, 0xffffffff), random(0, 0xffffffff),
+                  random(0, 0xffffffff))
 end
 
 
@@ -45,70 +47,117 @@ local function forget_dates()
 end
 
 
--- In rewrite_by_lua. Sets $generation, which is part of the key, for once and before anything is asked of an app: an
--- answer that a write overtakes is then stored under a name that nobody asks for any more. Without a lease it stays
--- empty, and with it the cache is left alone.
-function _M.begin()
+-- What came of it; unsaid, it is a hit (nginx.conf).
+local function say(result, status)
+    ngx.var.cache_result = result
+    ngx.var.cache_status = status
+end
+
+
+-- The app's answer as it is.
+local function pass_on(answer)
+    ngx.status = answer.status
+    for name, value in pairs(answer.header) do
+        if not OURS[name] then
+            ngx.header[name] = value
+        end
+    end
+    ngx.print(answer.body)
+end
+
+
+-- Nobody could tell what is true: better what was true, and marked, than nothing. Under the name that is the last one,
+-- whether there is a lease for it or not: what is known to be outdated has lost its name.
+local function stale(path, query, status)
+    local generation = generations.known(lease.epoch(), path)
+    local entry, _, stored = entries.get((generation or "") .. query)
+    if not entry then
+        say("BYPASS", "nginx; fwd=bypass")
+        return ngx.exit(status)
+    end
+    say("STALE", "nginx; hit; detail=stale")
+    ngx.var.fenced = 1
+    ngx.header["Age"] = math.max(0, ngx.time() - stored)
+    return entries.send(entry)
+end
+
+
+-- From an app. key: where to keep it, or nil; lease_to_fill: as redis_tier.read gives it.
+local function ask(path, query, key, result, why, lease_to_fill)
+    local var, told = ngx.var, {}
+    local answer = ngx.location.capture("/.app", { vars = { fill_lease = lease_to_fill or "", made_id = var.made_id },
+                                                 ctx = told })
+    var.app, var.app_status, var.app_seconds = told.app or "", answer.status, told.seconds or ""
+    local failed = answer.status >= 502 and answer.status <= 504 or answer.truncated
+    local entry = not failed and entries.pack(answer, var.made_id)
+    local stored = key and entry and entries.put(key, entry)
+    if key then
+        fills:delete(key)
+    end
+    local tier2 = answer.header["Cache-Status"]
+    var.fenced = tier2 and "1" or ""
+    if failed then
+        return stale(path, query, answer.truncated and 502 or answer.status)
+    end
+    say(result, (tier2 and tier2 .. ", " or "") .. "nginx; fwd=" .. why .. (stored and "; stored" or ""))
+    if entry then
+        return entries.send(entry)
+    end
+    return pass_on(answer)
+end
+
+
+-- In content_by_lua.
+function _M.answer()
     local var = ngx.var
     local uri = var.request_uri
-    local path = path_of(uri)
+    local cut = find(uri, "?", 1, true)
+    local path, query = uri, ""
+    if cut then
+        path, query = sub(uri, 1, cut - 1), sub(uri, cut)
+    end
+    var.made_id = new_id()
     if var.dated ~= "" then
         forget_dates()
     end
+    local epoch, key, result, why
     local waited = 0
     while true do
-        local epoch = lease.held()
+        epoch = lease.held()
+        -- The name that is part of the key, for once and before anything is asked of anybody: an answer that a write
+        -- overtakes is then stored under a name that nobody asks for any more.
         local generation = epoch and generations.current(epoch, path)
         if not generation then
-            return
+            return ask(path, query, nil, "BYPASS", "bypass")
         end
-        local key = generation .. uri
-        local till = warm[key]
-        if till and now() < till then
-            var.generation = generation
-            return
+        key = generation .. query
+        local entry, outdated = entries.get(key)
+        if entry and not outdated then
+            return entries.send(entry)
         end
-        -- Of many that miss at once one asks. Nginx' own proxy_cache_lock looks again only each 500 ms.
-        local state = fills:get(key)
-        if state then
-            remember(key, state)
-            var.generation = generation
-            return
+        result, why = "MISS", "uri-miss"
+        if entry then
+            result, why = "EXPIRED", "stale"
         end
-        if waited >= PATIENCE or (state == nil and fills:add(key, false, PATIENCE)) then
-            var.generation = generation
-            var.fill = key
-            return
+        -- Of many that miss at once one asks; and again from the lease on: this read has asked for nothing yet, so it
+        -- may as well begin now.
+        if fills:add(key, true, PATIENCE) or waited >= PATIENCE then
+            break
         end
-        sleep(POLL)
+        ngx.sleep(POLL)
         waited = waited + POLL
-        -- And again from the lease on: this read has asked for nothing yet, so it may as well begin now.
     end
-end
-
-
--- In rewrite_by_lua of @stale: whatever there is under the name that was the last one.
-function _M.stale()
-    local var = ngx.var
-    var.failed = var.upstream_status or ""
-    var.generation = generations.known(lease.epoch(), path_of(var.request_uri)) or ""
-end
-
-
--- In log_by_lua, for the one that fills: the others may look, or the next one has to ask.
-function _M.finish()
-    local var = ngx.var
-    local key = var.fill
-    if key == "" then
-        return
+    local entry, more
+    if query == "" then
+        entry, more = redis_tier.read(epoch, path)
     end
-    if var.stored ~= "" and var.failed == "" then
-        fills:set(key, now() + ttl, ttl)  -- the entry runs out then, and again one has to ask
-    elseif var.upstream_cache_status == "HIT" then
-        fills:set(key, now() + 1, 1)  -- the mark was lost; how long the entry still has is not known
-    else
-        fills:delete(key)
+    if not entry then
+        return ask(path, query, key, result, why, more)
     end
+    local stored = entries.put(key, entry)
+    fills:delete(key)
+    say(result, "redis; hit; ttl=" .. more .. ", nginx; fwd=" .. why .. (stored and "; stored" or ""))
+    return entries.send(entry)
 end
 
 

@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 
 from tests.running import ROOT, Stack, folder, free_ports, status_of, wait_until
 from velikiy import api, leases, problems
-from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
+from velikiy.coherence import UNASKED, Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier, Unasked
 from velikiy.coherence.caches import Trust
 from velikiy.coherence.redis_tier import Lease
 from velikiy.postgres import Connection, Database
@@ -57,14 +57,16 @@ class SteppedRedis(RedisTier):
 class SteppedFence(Fence):
     steps: Steps
 
-    def read(self, path: Path, variant: str, load: Callable[[Connection], Entry]) -> Answer:
+    def read(
+        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+    ) -> Answer:
         def stepped(connection: Connection) -> Entry:
             self.steps.at("between check and snapshot")
             entry = load(connection)
             self.steps.at("between snapshot and fill")
             return entry
 
-        answer = super().read(path, variant, stepped)
+        answer = super().read(path, variant, stepped, asked)
         self.steps.at("between fill and answer")
         return answer
 
@@ -127,7 +129,7 @@ def serving(fence: Fence) -> Iterator[str]:
     app = Flask("in this process")
     problems.install(app)
     api.install(app, registry(), fence)
-    leases.install(app, fence.caches)
+    leases.install(app, registry(), fence.caches)
     fence.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

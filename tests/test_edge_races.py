@@ -1,6 +1,7 @@
 """Races between readers and writers through edges, each stepped: one stands at a place while the other runs through."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -290,11 +291,11 @@ class TestTheEdgeItself:
     def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: SteppedApp, user: int) -> None:
         with folder() as place:
             home = place / "edge"
-            shutil.copytree(ROOT / "edge", home)
+            for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
+                shutil.copytree(ROOT / part, place / part)
             conf = (home / "nginx.conf").read_text()
-            for dictionary in ("generations 32m", "fills 16m"):
-                assert dictionary in conf
-                conf = conf.replace(dictionary, dictionary.split()[0] + " 12k")
+            conf, replaced = re.subn(r"(lua_shared_dict (?:generations|fills|small|large)) [^;]+;", r"\1 12k;", conf)
+            assert replaced == 4
             (home / "nginx.conf").write_text(conf)
             with edge_of(urlsplit(app.stack.app).netloc, home) as (edge, _):
                 wait_until(lambda: caching(edge))

@@ -53,7 +53,7 @@ class Row:
 
     def load(self, connection: Connection) -> Entry:
         row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.number,)).fetchone()
-        return Entry(200, row[0].encode()) if row else Entry(404)
+        return Entry(200, row[0].encode()) if row else Entry(404, b"{}")
 
     def read(self, load: Callable[[Connection], Entry] | None = None) -> Answer:
         return self.fence.read(self.path, "", load or self.load)

@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     problems.install(app)
     api.install(app, registry(), fence)
-    leases.install(app, fence.caches)
+    leases.install(app, registry(), fence.caches)
     health.install(app, database, fence.redis_tier)
     openapi.install(app, registry())
     docs.install(app)

@@ -19,7 +19,7 @@ from velikiy.pages import BadCursor
 from velikiy.postgres import Connection
 from velikiy.problems import Problem
 from velikiy.resource import Resource
-from velikiy.rows import Missing, Refusal, Rows
+from velikiy.rows import Refusal, Rows
 
 log = structlog.get_logger()
 
@@ -58,22 +58,19 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
     def list_rows() -> Response:
         page = incoming.page(resource)
         try:
-            return outgoing.answer(rows.page(page))
+            return outgoing.answer(rows.page(page, incoming.asked()))
         except BadCursor:
             raise incoming.bad_cursor() from None
 
     @routes.get("/count")
     def count_rows() -> Response:
         given = incoming.parameters("q") if resource.words else incoming.parameters()
-        return outgoing.answer(rows.count(incoming.words(given)))
+        return outgoing.answer(rows.count(incoming.words(given), incoming.asked()))
 
     @routes.get("/<id:number>")
     def get_row(number: int) -> Response:
         incoming.parameters()
-        answer = rows.get(number)
-        if answer.entry.status == 404:
-            return outgoing.tiered(outgoing.refused(resource, Missing(number)).response(), answer)
-        return outgoing.answer(answer)
+        return outgoing.answer(rows.get(number, incoming.asked()))
 
     @routes.post("")
     def create_row() -> Response:

@@ -11,7 +11,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import ETags
 
-from velikiy.coherence import Entry
+from velikiy.coherence import UNASKED, Entry, Lease, Unasked
 from velikiy.pages import LIMIT, Page
 from velikiy.problems import Problem
 from velikiy.resource import Resource
@@ -128,6 +128,15 @@ def bad(name: str, detail: str) -> Problem:
 
 def bad_cursor() -> Problem:
     return bad("cursor", "is not one that this service made for this order; follow the Link header of a page")
+
+
+def asked() -> Lease | Unasked | None:
+    """What an edge that has asked Redis already says of it (edge/redis_tier.lua); it passes no client's header of this
+    name on. A lease that somebody else makes up is none, and fills nothing."""
+    said = request.headers.get("Fill-Lease")
+    if not said:
+        return UNASKED
+    return None if said == "-" else Lease(said)
 
 
 # ---- the body ----

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field, ValidationError
 from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.caches import LEASE, Cache
 from velikiy.problems import Problem
+from velikiy.resource import Resource
 
 log = structlog.get_logger()
 
@@ -21,15 +22,21 @@ class _Asked(BaseModel):
     port: int = Field(ge=1, le=65_535)
 
 
-def install(app: Flask, caches: Caches) -> None:
-    """Both answer with the milliseconds of the lease, which the edge counts from before it asked."""
+def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
+    """Both answer `<milliseconds> <redis> <names>`: of the lease, which the edge counts from before it asked; 1 where
+    it may use Redis as long, else 0; and `users:user` for each resource, by which keys in Redis are made."""
     edge_tier = EdgeTier()
+    names = " ".join(f"{resource.name}:{resource.one}" for resource in resources.values())
+
+    def lease(redis_is_fenced: bool) -> Response:
+        return Response(f"{int(LEASE * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")
 
     @app.post("/.lease/renew")
     def renew() -> Response:
         """409 where the edge is fenced or not known: it has to forget everything, and to register."""
         asked = _asked()
-        return _lease() if caches.renew(asked.place, asked.epoch) else Response("fenced", 409)
+        redis_is_fenced = caches.renew(asked.place, asked.epoch)
+        return Response("fenced", 409) if redis_is_fenced is None else lease(redis_is_fenced)
 
     @app.post("/.lease/register")
     def register() -> Response:
@@ -40,8 +47,7 @@ def install(app: Flask, caches: Caches) -> None:
         if not edge_tier.reaches(edge):
             log.warning("edge.unreachable", address=address)
             return Response(f"no answer at {address}", 424)
-        caches.register(asked.place, address, asked.epoch)
-        return _lease()
+        return lease(caches.register(asked.place, address, asked.epoch))
 
 
 def _asked() -> _Asked:
@@ -57,7 +63,3 @@ def _address(asked: _Asked) -> str:
     """Where it comes from is where writers reach it, if it does not know better."""
     host = asked.host or request.remote_addr or "127.0.0.1"
     return f"[{host}]:{asked.port}" if ":" in host else f"{host}:{asked.port}"
-
-
-def _lease() -> Response:
-    return Response(str(int(LEASE * 1000)), content_type="text/plain")

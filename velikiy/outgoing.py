@@ -4,12 +4,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
-from flask import Response, request
+from flask import Response, g, request
 
 from velikiy.coherence import Answer
-from velikiy.problems import Problem
+from velikiy.problems import PROBLEM, Problem
 from velikiy.resource import Resource
-from velikiy.rows import Missing, Refusal, Taken
+from velikiy.rows import Missing, Refusal, Taken, missing
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,11 @@ def answer(read: Answer) -> Response:
     If-Modified-Since is not looked at: a date has whole seconds, and of two writes in one the second would be hidden.
     """
     entry = read.entry
-    response = Response(entry.body, entry.status, content_type="application/json")
+    if entry.status == 404:
+        body = b'%s,"request_id":"%s"}' % (entry.body[:-1], g.request_id.encode())
+        response = Response(body, 404, content_type=PROBLEM)
+    else:
+        response = Response(entry.body, entry.status, content_type="application/json")
     for name, value in (("ETag", entry.etag), ("Last-Modified", entry.modified), ("Link", entry.link)):
         if value:
             response.headers[name] = value
@@ -56,11 +60,7 @@ def answer(read: Answer) -> Response:
     if entry.etag and (tags.star_tag or tags.contains_weak(entry.etag.strip('"'))):
         response.status_code = 304
         response.set_data(b"")
-    return tiered(response, read)
-
-
-def tiered(response: Response, read: Answer) -> Response:
-    """What the caches in front need to know of an answer that came through the fence."""
+    # What the caches in front need to know of an answer that came through the fence.
     response.headers["Cache-Status"] = read.cache_status
     if not read.storable:
         response.headers["X-Accel-Expires"] = "0"
@@ -70,7 +70,7 @@ def tiered(response: Response, read: Answer) -> Response:
 def refused(resource: Resource, refusal: Refusal) -> Problem:
     match refusal:
         case Missing(number=number):
-            return Problem("not-found", f"There is no {resource.one} {number}.")
+            return missing(resource, number)
         case Taken(field=field):
             detail = f"is taken by another {resource.one}"
             return Problem("taken", f"{field}: {detail}", [{"field": field, "detail": detail}])

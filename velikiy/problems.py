@@ -16,6 +16,9 @@ from velikiy.postgres import DatabaseUnavailable
 log = structlog.get_logger()
 
 
+PROBLEM = "application/problem+json"
+
+
 class Kind(NamedTuple):
     status: int
     title: str
@@ -109,7 +112,8 @@ class Problem(Exception):
     def status(self) -> int:
         return KINDS[self.kind].status
 
-    def response(self) -> Response:
+    def body(self, **more: str) -> bytes:
+        """JSON, with these members besides."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.kind}",
             "title": KINDS[self.kind].title,
@@ -118,8 +122,11 @@ class Problem(Exception):
         }
         if self.errors:
             members["errors"] = self.errors
-        members["request_id"] = g.request_id
-        return Response(orjson.dumps(members), self.status, self.headers, content_type="application/problem+json")
+        return orjson.dumps({**members, **more})
+
+    def response(self) -> Response:
+        body = self.body(request_id=g.request_id)
+        return Response(body, self.status, self.headers, content_type=PROBLEM)
 
 
 # SQLSTATE (PostgreSQL manual, appendix A) of what a statement may run into -> kind and sentence.

@@ -13,10 +13,11 @@ from psycopg import sql
 from werkzeug.http import http_date
 
 from velikiy import pages
-from velikiy.coherence import MISSING, Answer, Change, Entry, Fence, Path, found
+from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, found
 from velikiy.coherence.fence import number as lock_number
 from velikiy.pages import BadCursor, Page
 from velikiy.postgres import Connection
+from velikiy.problems import Problem
 from velikiy.resource import Body, Resource
 
 T = TypeVar("T")
@@ -80,16 +81,16 @@ class Rows:
 
     # ---- reads ----
 
-    def get(self, number: int) -> Answer:
-        """The row as a JSON object, or an entry with status 404."""
+    def get(self, number: int, asked: Lease | Unasked | None = UNASKED) -> Answer:
+        """The row as a JSON object, or an entry with status 404. `asked`: see `Fence.read`."""
 
         def load(connection: Connection) -> Entry:
             row = connection.execute(self._select, (number,)).fetchone()
-            return _entry(row) if row else MISSING
+            return _entry(row) if row else self._missing(number)
 
-        return self.fence.read(self.resource.item(number), "", load)
+        return self.fence.read(self.resource.item(number), "", load, asked)
 
-    def page(self, page: Page) -> Answer:
+    def page(self, page: Page, asked: Lease | Unasked | None = UNASKED) -> Answer:
         """The page as a JSON array.
 
         Raises:
@@ -107,7 +108,7 @@ class Rows:
             body = f"[{','.join(row[2] for row in rows[: page.limit])}]".encode()
             return found(body, link=pages.link(self.resource, page, rows))
 
-        return self.fence.read(self.resource.all, page.variant, load)
+        return self.fence.read(self.resource.all, page.variant, load, asked)
 
     def _near(self, connection: Connection, page: Page) -> list[Any]:
         """What a search finds in the next stretch of the order, where it finds too much to sort it all."""
@@ -118,7 +119,7 @@ class Rows:
             return []
         return _fresh(connection, *pages.select(self.resource, page, near=True))
 
-    def count(self, q: str = "") -> Answer:
+    def count(self, q: str = "", asked: Lease | Unasked | None = UNASKED) -> Answer:
         """`{"count": 3}`: of all, or of those that `q` finds. It costs a scan of an index."""
         condition, values = pages.matching(self.resource, q)
         statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)
@@ -127,7 +128,7 @@ class Rows:
             (row,) = _fresh(connection, statement, values)
             return found(b'{"count":%d}' % row[0])
 
-        return self.fence.read(self.resource.count, Page(q=q).variant, load)
+        return self.fence.read(self.resource.count, Page(q=q).variant, load, asked)
 
     # ---- writes: each within a transaction that the fence has opened ----
 
@@ -157,7 +158,7 @@ class Rows:
         self._check(connection, number, may)
         if not connection.execute(self._delete, (number,)).fetchone():
             raise Missing(number)
-        return self._change(None, number, MISSING)
+        return self._change(None, number, self._missing(number))
 
     def lock(self, connection: Connection, numbers: Sequence[int]) -> int:
         """How many there are. In one order: two writers of the same rows would otherwise wait for each other."""
@@ -196,8 +197,15 @@ class Rows:
             raise Taken(field) from None
         return (row[0], _entry(row)) if row else None
 
+    def _missing(self, number: int) -> Entry:
+        return Entry(404, missing(self.resource, number).body())
+
     def _change(self, outcome: T, number: int, entry: Entry) -> Change[T]:
         return Change(outcome, self.resource.touched_by(number), (self.resource.item(number), entry))
+
+
+def missing(resource: Resource, number: int) -> Problem:
+    return Problem("not-found", f"There is no {resource.one} {number}.")
 
 
 def _fresh(connection: Connection, statement: sql.Composed, values: list[Any]) -> list[Any]:

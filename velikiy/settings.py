@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     edge_ttl: int = Field(5, ge=1, le=3_600)
     """Seconds that Nginx serves a stored response without asking the app."""
 
+    edge_memory: int = Field(128, ge=4, le=65_536)
+    """Megabytes of one edge for the answers that it keeps."""
+
     app_workers: int = Field(2, ge=1, le=64)
     """Processes of one app instance."""
 

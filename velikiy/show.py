@@ -21,7 +21,7 @@ def look(fence: Fence, path: Path, uri: str, settings: Settings) -> list[dict[st
     tiers.append({"tier": "redis", "fenced": redis.fenced, **_in_redis(fence, path, settings.redis_ttl)})
     for edge in edges:
         told = fence.edge_tier.show(edge, uri)
-        tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(told, settings.edge_ttl)})
+        tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(told)})
     return tiers
 
 
@@ -34,7 +34,7 @@ def _in_redis(fence: Fence, path: Path, ttl: int) -> dict[str, Any]:
     return {"answers": True, "entries": held["bytes"], "leases": held["leases"], "age": age}
 
 
-def _at_edge(told: dict[str, str] | None, ttl: int) -> dict[str, Any]:
+def _at_edge(told: dict[str, str] | None) -> dict[str, Any]:
     if told is None:
         return {"answers": False}
     return {
@@ -42,7 +42,7 @@ def _at_edge(told: dict[str, str] | None, ttl: int) -> dict[str, Any]:
         "lease": int(told["lease"]) / 1000,
         "generation": told.get("generation"),
         "bytes": int(told["size"]) if "size" in told else None,
-        "age": ttl - int(told["fresh"]) if "fresh" in told else None,
+        "age": int(told["age"]) if "age" in told else None,
     }
 
 

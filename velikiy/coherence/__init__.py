@@ -2,20 +2,22 @@
 
 from velikiy.coherence.caches import Caches
 from velikiy.coherence.edge_tier import EdgeTier
-from velikiy.coherence.entry import MISSING, Entry, Path, found
-from velikiy.coherence.fence import Answer, Change, Fence, connect
-from velikiy.coherence.redis_tier import RedisTier
+from velikiy.coherence.entry import Entry, Path, found
+from velikiy.coherence.fence import UNASKED, Answer, Change, Fence, Unasked, connect
+from velikiy.coherence.redis_tier import Lease, RedisTier
 
 __all__ = [
-    "MISSING",
+    "UNASKED",
     "Answer",
     "Caches",
     "Change",
     "EdgeTier",
     "Entry",
     "Fence",
+    "Lease",
     "Path",
     "RedisTier",
+    "Unasked",
     "connect",
     "found",
 ]

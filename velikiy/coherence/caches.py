@@ -170,8 +170,8 @@ class Caches:
             )
         log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
 
-    def renew(self, place: str, epoch: str) -> bool:
-        """For an edge that wants to go on; False: it is fenced, or nobody knows of it.
+    def renew(self, place: str, epoch: str) -> bool | None:
+        """For an edge that wants to go on: whether Redis is fenced. None: it is itself, or nobody knows of it.
 
         By its epoch, which is its alone, and not by the address that it is seen under: of several apps each may see
         another one. One that has moved is found out by the first writer.
@@ -179,13 +179,15 @@ class Caches:
         with self.database.autocommit() as connection:
             renewed = connection.execute(
                 "UPDATE caches SET renewed_at = clock_timestamp()"
-                " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL",
+                " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL"
+                " RETURNING (SELECT r.fenced_at IS NOT NULL FROM caches r WHERE r.kind = 'redis')",
                 (f"{place}@", epoch),
-            )
-            return renewed.rowcount == 1
+            ).fetchone()
+            return renewed[0] if renewed else None
 
-    def register(self, place: str, address: str, epoch: str) -> None:
-        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used.
+    def register(self, place: str, address: str, epoch: str) -> bool:
+        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used. Whether
+        Redis is fenced.
 
         Somebody else who was at this address may live on elsewhere: he is fenced, and forgotten by the relay.
         """
@@ -201,7 +203,9 @@ class Caches:
                 " renewed_at = excluded.renewed_at, fenced_at = NULL, left_out = false",
                 (f"{place}@{address}", address, epoch),
             )
+            fenced = self.redis(connection).fenced
         log.info("edge.registered", place=place, address=address, epoch=epoch)
+        return fenced
 
     def put_redis_back(self, cache: Cache) -> None:
         """After it was emptied while it was left out. By its epoch: a relay that was slow lifts no later fence."""

@@ -21,12 +21,13 @@ class Entry(NamedTuple):
     """An answer as a tier keeps it: the status, the headers that vary, and the body's bytes.
 
     In Redis it is `<status>\\t<etag>\\t<last-modified>\\t<link>\\n<body>`, so that whoever serves it, in Python or in
-    Lua, cuts once at the first line feed and passes the rest on unparsed. A missing resource is an entry too (404, no
-    body): what does not exist is asked for as often as what does.
+    Lua, cuts once at the first line feed and passes the rest on unparsed. A missing resource is an entry too: what does
+    not exist is asked for as often as what does. Its body is the problem without the id of the request, which whoever
+    serves it puts before the last brace.
     """
 
     status: int
-    body: bytes = b""
+    body: bytes
     etag: str = ""
     modified: str = ""
     """As in `Last-Modified`."""
@@ -41,7 +42,7 @@ class Entry(NamedTuple):
     def unpack(cls, stored: bytes) -> "Entry":
         """Raises: ValueError, where it is none."""
         head = _HEAD.match(stored)
-        if not head:
+        if not head or stored.endswith(b"\n"):
             raise ValueError("no entry")
         etag, modified, link = (head[n].decode() for n in (2, 3, 4))
         return cls(int(head[1]), stored[head.end() :], etag, modified, link)
@@ -55,6 +56,3 @@ def found(body: bytes, *, modified: str = "", link: str = "") -> Entry:
     """
     digest = hashlib.blake2b(body + link.encode("ascii"), digest_size=12).hexdigest()
     return Entry(200, body, f'"{digest}"', modified, link)
-
-
-MISSING = Entry(404)

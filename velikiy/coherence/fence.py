@@ -12,6 +12,7 @@ No clock decides: a commit may be late, a writer may die, a cache may be emptied
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
 
 from velikiy.coherence.caches import Caches, Trust
@@ -23,6 +24,15 @@ from velikiy.settings import Settings
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+
+class Unasked(Enum):
+    """Nobody has asked Redis yet."""
+
+    UNASKED = auto()
+
+
+UNASKED = Unasked.UNASKED
 
 
 class Answer(NamedTuple):
@@ -59,13 +69,16 @@ class Fence:
         self.redis_tier = redis_tier
         self.edge_tier = edge_tier
 
-    def read(self, path: Path, variant: str, load: Callable[[Connection], Entry]) -> Answer:
-        """From Redis, else from PostgreSQL through `load`, and then into Redis.
+    def read(
+        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+    ) -> Answer:
+        """From Redis, else from PostgreSQL through `load`, and then into Redis. `asked`: what came of it where an edge
+        has asked Redis already; the lease that it got, or none.
 
         Raises:
             DatabaseUnavailable: where Redis does not have it either, or may not be used any more.
         """
-        found = self.redis_tier.read(path, variant)
+        found = self.redis_tier.read(path, variant) if isinstance(asked, Unasked) else asked
         if isinstance(found, Hit):
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
         with self.database.autocommit() as connection:

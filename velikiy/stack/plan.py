@@ -196,7 +196,10 @@ class Plan:
                         "EDGE_CONTROL": f"127.0.0.1:{control}",
                         "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
                         "EDGE_TTL": str(settings.edge_ttl),
+                        "EDGE_MEMORY": str(settings.edge_memory),
                         "EDGE_WORKERS": str(settings.edge_workers),
+                        "REDIS_TIMEOUT": str(settings.redis_timeout),
+                        "SECRETS_DIR": str(self.passwords),
                         "DATABASE_TIMEOUT": str(settings.database_timeout),
                     },
                     stop_signal="QUIT",  # finishes what it is answering

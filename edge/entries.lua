@@ -1,0 +1,104 @@
+-- What this edge keeps: whole answers, in memory that all workers share, each under the name that its path had when it
+-- was asked for (generations.lua). Nginx' own cache keeps files; a hit there costs half as much again.
+--
+-- An entry has the form that it has in Redis (velikiy/coherence/entry.py):
+-- <status>\t<etag>\t<last-modified>\t<link>\n<body>. A 404 is the problem without its request's id, which is each
+-- request's own.
+
+local small = ngx.shared.small
+local large = ngx.shared.large
+local time = ngx.time
+local find, sub, byte = string.find, string.sub, string.byte  -- these are compiled; match is not
+
+-- Bytes. What is larger takes whole pages of memory, and finding them in a row may push out hundreds of small ones.
+local SMALL = 1800
+
+local _M = {}
+
+local ttl
+
+
+function _M.configure(edge_ttl)
+    ttl = tonumber(edge_ttl)
+end
+
+
+-- The entry, whether its time is over, and when it was stored; or nil. One that is outdated by its age stays until
+-- others need its place: an edge that nobody can tell what is true shows it, marked (read.lua).
+function _M.get(key)
+    local entry, stored = small:get(key)
+    if not entry then
+        entry, stored = large:get(key)
+        if not entry then
+            return nil
+        end
+    end
+    return entry, time() >= stored + ttl, stored
+end
+
+
+-- Whether it is kept. What has no place pushes out what was asked for longest ago.
+function _M.put(key, entry)
+    local kept = #entry <= SMALL and small or large
+    return (kept:set(key, entry, 0, time()))
+end
+
+
+-- Under a name that nobody will ask for again: its place is free at once.
+function _M.forget(key)
+    small:delete(key)
+    large:delete(key)
+end
+
+
+-- Of an answer of the app's; nil where it is none that may be kept: it did not come through the fence, or was read
+-- while somebody wrote.
+function _M.pack(answer, request_id)
+    local header = answer.header
+    if answer.truncated or not header["Cache-Status"] or header["X-Accel-Expires"] == "0" then
+        return nil
+    end
+    local body = answer.body
+    if answer.status == 404 then
+        local own = ',"request_id":"' .. request_id .. '"}'
+        if sub(body, -#own) ~= own then
+            return nil
+        end
+        body = sub(body, 1, -#own - 1) .. "}"
+    elseif answer.status ~= 200 then
+        return nil
+    end
+    return answer.status .. "\t" .. (header["ETag"] or "") .. "\t" .. (header["Last-Modified"] or "") .. "\t"
+        .. (header["Link"] or "") .. "\n" .. body
+end
+
+
+-- Answers the request with it. A condition (If-None-Match) Nginx looks at on the way out.
+function _M.send(entry)
+    local header = ngx.header
+    local etag = find(entry, "\t", 5, true)
+    local modified = find(entry, "\t", etag + 1, true)
+    local link = find(entry, "\n", modified + 1, true)
+    local body = sub(entry, link + 1)
+    if byte(entry) == 52 then  -- "4"
+        ngx.status = 404
+        header["Content-Type"] = "application/problem+json"
+        body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.made_id .. '"}'
+    else
+        header["Content-Type"] = "application/json"
+    end
+    if etag > 5 then
+        header["ETag"] = sub(entry, 5, etag - 1)
+    end
+    if modified > etag + 1 then
+        header["Last-Modified"] = sub(entry, etag + 1, modified - 1)
+    end
+    if link > modified + 1 then
+        header["Link"] = sub(entry, modified + 1, link - 1)
+    end
+    header["Content-Length"] = #body
+    ngx.print(body)
+end
+
+
+return _M
