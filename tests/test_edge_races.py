@@ -294,7 +294,7 @@ class TestTheEdgeItself:
             for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
                 shutil.copytree(ROOT / part, place / part)
             conf = (home / "nginx.conf").read_text()
-            conf, replaced = re.subn(r"(lua_shared_dict (?:generations|fills|small|large)) [^;]+;", r"\1 12k;", conf)
+            conf, replaced = re.subn(r"(lua_shared_dict (?:generations|fills|small|large)) [^;]+;", r"\1 24k;", conf)
             assert replaced == 4
             (home / "nginx.conf").write_text(conf)
             with edge_of(urlsplit(app.stack.app).netloc, home) as (edge, _):
