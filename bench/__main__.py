@@ -1,0 +1,96 @@
+"""How fast it is, beside other designs on the same machine: `./run bench`.
+
+./run bench --quick              the whole table within 5 minutes
+./run bench                      and the report: bench/results/, docs/benchmarks.md
+./run bench --only hit,redis
+./run bench --only memory --minutes 30
+"""
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import time
+
+from bench import report
+from bench.peers.running import peers
+from bench.rows import ROWS, Bench
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./run bench", description="How fast it is, beside other designs on the same machine."
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer users, shorter rounds, no report: below 5 minutes")
+    parser.add_argument("--only", default="", metavar="ROW,...", help=f"some of {','.join(ROWS)}")
+    parser.add_argument("--minutes", type=float, default=None, help="of the row memory (2; quick: 0.2)")
+    parser.add_argument("--json", action="store_true", help="for programs: everything, raw samples too")
+    given = parser.parse_args()
+    given.rows = [name for name in given.only.split(",") if name] or list(ROWS)
+    if unknown := set(given.rows) - set(ROWS):
+        parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if given.minutes is None:
+        given.minutes = 0.2 if given.quick else 2.0
+    return given
+
+
+class Progress:
+    """What is being done, on one line of a terminal; in a pipe nothing."""
+
+    def __init__(self) -> None:
+        self.shown = sys.stderr.isatty()
+        self.row = ""
+        self.began = time.monotonic()
+
+    def __call__(self, what: str) -> None:
+        if self.shown:
+            width = shutil.get_terminal_size().columns - 1
+            text = f"{time.monotonic() - self.began:4.0f} s  {self.row}: {what}"[:width]
+            print(f"\r{text:<{width}}", end="", file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        if self.shown:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    given = arguments()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
+        signal.signal(number, signal.default_int_handler)
+    progress = Progress()
+    progress.row = "start"
+    progress("a stack of ours, with two edges")
+    began = time.monotonic()
+    if not given.json:
+        print(report.head(), flush=True)
+    try:
+        with peers() as running:
+            users = 100_000 if given.quick else 1_000_000
+            bench = Bench(running, progress, quick=given.quick, users=users, minutes=given.minutes)
+            if "growth" not in given.rows:
+                progress(f"filling the table with {users:,} users")
+                running.seed(users)
+            for name in [name for name in ROWS if name in given.rows]:
+                progress.row = name
+                row_began = time.monotonic()
+                bench.results[name] = ROWS[name](bench)
+                bench.results[name].more["took"] = round(time.monotonic() - row_began, 1)
+                progress.clear()
+                if not given.json:
+                    report.show(bench.results[name])
+    except KeyboardInterrupt:
+        progress.clear()
+        print("broken off; nothing is left running", file=sys.stderr)
+        return 130
+    took = time.monotonic() - began
+    kept = report.kept(bench.results, given, took)
+    if given.json:
+        print(json.dumps(kept, indent=1))
+    else:
+        print(report.summary(bench.results, took))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+-- What wrk sends: each maker returns a function that gives the next request of its thread, as it goes on the wire.
+-- A request is put together from strings that are there already; wrk.format would cost several times as much.
+
+local ffi = require "ffi"
+
+local HEAD = " HTTP/1.1\r\nHost: bench\r\n"
+
+local makers = {}
+
+local function get(path)
+    return "GET " .. path .. HEAD .. "\r\n"
+end
+
+local function put(id, number)
+    -- Always of one length, and never the name that is there.
+    local body = string.format('{"name":"Bench %09d"}', number % 1e9)
+    return "PUT /users/" .. id .. HEAD .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n"
+        .. body
+end
+
+-- One address, again and again.
+function makers.one(_, path)
+    local request = get(path)
+    return function() return request end
+end
+
+-- Users one after the other, from `offset` on, in a circle of `count` that begins with `first`; threads share them out.
+function makers.ids(thread, first, count, offset)
+    local at = offset + thread.number - thread.count
+    return function()
+        at = at + thread.count
+        return get("/users/" .. first + at % count)
+    end
+end
+
+-- The same, each of them changed.
+function makers.put(thread, first, count, offset)
+    local at = offset + thread.number - thread.count
+    return function()
+        at = at + thread.count
+        return put(first + at % count, at)
+    end
+end
+
+-- One user, changed again and again.
+function makers.put_one(thread, id)
+    local at = thread.number
+    return function()
+        at = at + 1
+        return put(id, at)
+    end
+end
+
+-- By Zipf's law: the n-th most popular of `count` users is asked for 1/n^exponent as often as the first. `writes` of
+-- these requests, from 0 to 1, change the user.
+function makers.mix(thread, first, count, exponent, writes)
+    local up_to = ffi.new("double[?]", count)
+    local sum = 0
+    for n = 0, count - 1 do
+        sum = sum + 1 / (n + 1) ^ exponent
+        up_to[n] = sum
+    end
+    math.randomseed(thread.number)
+    local random, at = math.random, thread.number * 1000003
+    return function()
+        local wanted, low, high = random() * sum, 0, count - 1
+        while low < high do
+            local middle = math.floor((low + high) / 2)
+            if up_to[middle] < wanted then low = middle + 1 else high = middle end
+        end
+        -- Popular ones lie scattered, as in life, and not on one page of the table.
+        local id = first + low * 7919 % count
+        if random() < writes then
+            at = at + 1
+            return put(id, at)
+        end
+        return get("/users/" .. id)
+    end
+end
+
+local function numbers(arguments, from)
+    local values = {}
+    for n = from, #arguments do
+        values[#values + 1] = tonumber(arguments[n]) or arguments[n]
+    end
+    return values
+end
+
+-- `arguments`: number of threads, maker, what the maker takes.
+return function(number, arguments)
+    local thread = { number = number, count = tonumber(arguments[1]) }
+    return makers[arguments[2]](thread, unpack(numbers(arguments, 3)))
+end

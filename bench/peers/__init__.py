@@ -1,0 +1,1 @@
+"""Other designs behind the same API, each as its users would set it up."""

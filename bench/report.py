@@ -1,0 +1,81 @@
+"""What came of it: on the terminal, and as JSON."""
+
+import argparse
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.measure import Line, Result
+
+ROOT = Path(__file__).parent.parent
+
+
+def show(result: Result) -> None:
+    for line in result.lines:
+        print(text(line), flush=True)
+
+
+def text(line: Line) -> str:
+    low, high = number(line.ratio.lowest), number(line.ratio.highest)
+    spread = f"({low} to {high})" if low != high else ""
+    value = f"{number(line.ratio.median)} {line.unit}".strip()
+    by_cpu = f"{number(line.by_cpu.median)} x" if line.by_cpu else ""
+    return f"{line.row:<17} {line.what:<50} {value:<17} {spread:<18} {by_cpu:<12} {goal(line)}".rstrip()
+
+
+def head() -> str:
+    return f"{'':<17} {'':<50} {'ratio':<17} {'rounds':<18} {'by CPU time':<12} target"
+
+
+def goal(line: Line) -> str:
+    if line.target is None:
+        return ""
+    verdict = "met" if line.met else "NOT MET"
+    return f"{verdict} ({'at most' if line.at_most else 'at least'} {line.target:g})"
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def summary(results: dict[str, Result], seconds: float) -> str:
+    goals = [line for result in results.values() for line in result.lines if line.met is not None]
+    return f"{sum(bool(line.met) for line in goals)} of {len(goals)} targets met, in {seconds:.0f} s"
+
+
+def kept(results: dict[str, Result], given: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds),
+        "quick": given.quick,
+        "machine": machine(),
+        "rows": {name: result.kept() for name, result in results.items()},
+    }
+
+
+def machine() -> dict[str, Any]:
+    cpu = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
+    )
+    memory = next(int(line.split()[1]) for line in _lines("/proc/meminfo") if line.startswith("MemTotal"))
+    return {
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 1e6, 1),
+        "kernel": platform.release(),
+        "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in ("nginx", "redis-server", "postgresql-15", "varnish", "wrk")},
+    }
+
+
+def _lines(file: str) -> list[str]:
+    return Path(file).read_text().splitlines()
+
+
+def _version(package: str) -> str:
+    command = ["dpkg-query", "--show", "--showformat=${Version}", package]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

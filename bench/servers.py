@@ -1,0 +1,100 @@
+"""Starting a server of a peer's, and being rid of it afterwards."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from string import Template
+
+from tests.running import ROOT, clean_environment, free_ports, status_of, wait_until
+
+THREADS = 8
+"""Of one worker, as in ours."""
+
+
+def addresses(count: int) -> list[str]:
+    first = free_ports(count)
+    return [f"127.0.0.1:{port}" for port in range(first, first + count)]
+
+
+@contextmanager
+def answering(command: list[str], url: str, environment: dict[str, str]) -> Iterator[int]:
+    """The process of a server that answers, and is gone at the end with all that it has started."""
+    with tempfile.TemporaryFile() as said:
+        # A session of its own: Ctrl-C is for us, who end it in its turn, and its workers can be ended without it.
+        process = subprocess.Popen(
+            command,
+            env=environment,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+        )
+        try:
+            wait_until(lambda: process.poll() is not None or status_of(url) == 200, what=" ".join(command))
+            if process.poll() is not None:
+                said.seek(0)
+                raise RuntimeError(f"it did not start: {' '.join(command)}\n{said.read().decode(errors='replace')}")
+            yield process.pid
+        finally:
+            try:
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+@contextmanager
+def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    command = [sys.executable, "-P", "-m", "gunicorn", app, "--bind", listen]
+    # As in velikiy/gunicorn.conf.py, where the reasons are.
+    command += ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS), "--keep-alive", "75"]
+    command += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket", "--log-level", "warning"]  # noqa: S108
+    with answering(command, f"http://{listen}/users/1", ours_for(**environment)) as process:
+        yield process
+
+
+@contextmanager
+def uvicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    host, _, port = listen.rpartition(":")
+    command = [sys.executable, "-P", "-m", "uvicorn", app, "--factory", "--host", host, "--port", port]
+    command += ["--workers", str(workers), "--timeout-keep-alive", "75"]
+    with answering(command, f"http://{listen}/users/1", ours_for(**environment)) as process:
+        yield process
+
+
+@contextmanager
+def nginx(template: Path, place: Path, listen: str, **values: str) -> Iterator[int]:
+    """`values`: what the template leaves open, besides FOLDER and LISTEN."""
+    place.mkdir()
+    configuration = place / "nginx.conf"
+    # "Safe" leaves Nginx's own variables, which have no value here, as they are.
+    text = Template(template.read_text()).safe_substitute(FOLDER=place, LISTEN=listen, **values)
+    configuration.write_text(text)
+    command = ["/usr/sbin/nginx", "-e", "stderr", "-p", str(place), "-c", str(configuration)]
+    with answering(command, f"http://{listen}/users/1", clean_environment()) as process:
+        yield process
+
+
+@contextmanager
+def varnish(template: Path, place: Path, listen: str, app: str) -> Iterator[int]:
+    place.mkdir()
+    host, _, port = app.rpartition(":")
+    configuration = place / "default.vcl"
+    configuration.write_text(Template(template.read_text()).substitute(HOST=host, PORT=port))
+    command = ["/usr/sbin/varnishd", "-F", "-a", listen, "-f", str(configuration), "-n", str(place / "work")]
+    command += ["-s", "malloc,256m"]  # Debian's unit
+    with answering(command, f"http://{listen}/users/1", clean_environment()) as process:
+        yield process
+
+
+def ours_for(**values: str) -> dict[str, str]:
+    return clean_environment(PYTHONPATH=str(ROOT), **values)
