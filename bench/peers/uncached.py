@@ -7,7 +7,7 @@ from typing import TypeVar
 from flask import Flask
 
 from velikiy import api, logs, problems
-from velikiy.coherence import Answer, Change, Entry, Fence, Path, connect
+from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, connect
 from velikiy.postgres import Connection, Database
 from velikiy.resource import registry
 from velikiy.settings import Settings, load
@@ -16,7 +16,9 @@ T = TypeVar("T")
 
 
 class Uncached(Fence):
-    def read(self, path: Path, variant: str, load: Callable[[Connection], Entry]) -> Answer:
+    def read(
+        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+    ) -> Answer:
         with self.database.autocommit() as connection:
             return Answer(load(connection), False, "none")
 
