@@ -2,7 +2,8 @@
 
 ./run bench --quick              the whole table within 5 minutes
 ./run bench                      and the report: bench/results/, docs/benchmarks.md
-./run bench --only hit,redis
+./run bench --report FILE        the document again, from such a file
+./run bench --only hit,redis     prints, and writes no report
 ./run bench --only memory --minutes 30
 """
 
@@ -12,10 +13,11 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
-from bench import report
+from bench import document, report
 from bench.peers.running import peers
-from bench.rows import ROWS, Bench
+from bench.rows import PICTURES, ROWS, Bench
 
 
 def arguments() -> argparse.Namespace:
@@ -25,9 +27,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="fewer users, shorter rounds, no report: below 5 minutes")
     parser.add_argument("--only", default="", metavar="ROW,...", help=f"some of {','.join(ROWS)}")
     parser.add_argument("--minutes", type=float, default=None, help="of the row memory (1.5; quick: 0.1)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write docs/benchmarks.md anew from these results")
     parser.add_argument("--json", action="store_true", help="for programs: everything, raw samples too")
     given = parser.parse_args()
-    given.rows = [name for name in given.only.split(",") if name] or list(ROWS)
+    everything = [name for name in ROWS if not (given.quick and name == PICTURES)]
+    given.rows = [name for name in given.only.split(",") if name] or everything
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if given.minutes is None:
@@ -61,6 +65,9 @@ class Progress:
 
 def main() -> int:
     given = arguments()
+    if given.report:
+        document.write(json.loads(given.report.read_text()), given.report.name)
+        return 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
         signal.signal(number, signal.default_int_handler)
     progress = Progress()
@@ -94,6 +101,11 @@ def main() -> int:
         print(json.dumps(kept, indent=1))
     else:
         print(report.summary(bench.results, took))
+    if not (given.quick or given.only):
+        path = report.save(kept)
+        document.write(kept, path.name)
+        written = [str(it.relative_to(report.ROOT)) for it in (path, document.DOCUMENT)]
+        print(f"written: {', '.join(written)}", file=sys.stderr)
     return 0
 
 

@@ -57,6 +57,8 @@ def answering(command: list[str], url: str, environment: dict[str, str], pass_fd
 @contextmanager
 def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
     command = [sys.executable, "-P", "-m", "gunicorn", app, "--bind", listen]
+    # A socket for each worker, as of uvicorn below: else one of them may take all connections that wait.
+    command += ["--reuse-port"]
     # As in velikiy/gunicorn.conf.py, where the reasons are.
     command += ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS), "--keep-alive", "75"]
     command += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket", "--log-level", "warning"]  # noqa: S108

@@ -2,13 +2,13 @@
 --     wrk -t N -c N -s open.lua URL -- N MAKER ... RATE WARMUP
 --
 -- A closed loop that meets a pause sends less, and so measures the pause once instead of for all who would have come
--- (coordinated omission). Here each latency counts from when its request was due. What has no answer yet when the run ends
+-- (coordinated omission). Here each latency counts from when its request was due; what has no answer when the run ends
 -- is not counted.
 --
 -- wrk tells a script neither which connection it is about nor when an answer came. So each connection has a thread of
 -- its own: then the next request is asked for right after the answer to the last one, and a thread may sleep until its
 -- request is due, exactly and without wrk's timers, which know whole milliseconds. The price is a change of threads
--- for each request, some microseconds; what it does to the figures bench/__main__.py shows against `return 200`.
+-- for each request, some microseconds; what it does to the figures bench/rows/mixed.py shows against `return 200`.
 
 local ffi = require "ffi"
 ffi.cdef [[

@@ -7,10 +7,14 @@ from bench.rows.base import Bench
 from bench.rows.edges import edges, start
 from bench.rows.growth import growth, memory
 from bench.rows.mixed import latency, mix
+from bench.rows.paths import paths
 from bench.rows.reads import hit, miss, redis_hit
 from bench.rows.writes import after_write, hot, put
 
-__all__ = ["ROWS", "Bench"]
+__all__ = ["PICTURES", "ROWS", "Bench"]
+
+PICTURES = "flames"
+"""For the report only."""
 
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "growth": growth,
@@ -23,6 +27,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "after-write": after_write,
     "hot": hot,
     "memory": memory,
+    PICTURES: paths,
     "edges": edges,
     "up": start,
 }
