@@ -34,6 +34,8 @@ def arguments() -> argparse.Namespace:
     given.rows = [name for name in given.only.split(",") if name] or everything
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if given.report and not given.report.is_file():
+        parser.error(f"there is no file {given.report}")
     if given.minutes is None:
         given.minutes = 0.1 if given.quick else 1.5
     return given

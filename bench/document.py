@@ -124,8 +124,8 @@ def carried(costs: dict[str, dict[str, float]]) -> Iterator[str]:
         " more costs the app what stands above:"
     )
     cores = capacity.needed(costs)
-    of_each = [f"{math.ceil(cores[it] / capacity.CORES[it])} of {capacity.CORES[it]}" for it in capacity.PIECES]
-    lines = [["cores", *(f"{cores[it]:.1f}" for it in capacity.PIECES)], ["how many, of how many cores", *of_each]]
+    of_each = [f"{math.ceil(cores[it] / capacity.CORES[it])} x {capacity.CORES[it]}" for it in capacity.PIECES]
+    lines = [["cores", *(f"{cores[it]:.1f}" for it in capacity.PIECES)], ["instances x cores of one", *of_each]]
     yield table(("", *capacity.PIECES), lines)
 
 

@@ -77,6 +77,7 @@ def latencies(found: Sequence[dict[str, Any]], path: Path) -> None:
                         label=one["peer"],
                     )
                 axes.set_yscale("log")
+                axes.minorticks_off()  # each would be a line of the file
                 axes.set_title(f"{scene}, {share} %", color=GREY, fontsize=9)
                 axes.legend(fontsize=7)
                 _open(axes)
