@@ -65,7 +65,7 @@ def latency(bench: Bench) -> Result:
         if scene.row not in bench.results:
             continue
         closed = bench.results[scene.row].samples
-        for share in SHARES:
+        for share in SHARES[-1:] if bench.quick else SHARES:
             for peer, of in [*((peer, peer) for peer in scene.peers), (peers.limit, peers.velikiy)]:
                 rate = share / 100 * statistics.median(sample.rate for sample in closed[of.name])
                 bench.say(f"{name}, {share} %: {peer.name}")
