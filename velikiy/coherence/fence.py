@@ -191,10 +191,8 @@ def lock(connection: Connection, paths: Sequence[Path] | None) -> None:
     if paths is None or len(paths) > MANY:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (number(EVERYTHING),))
     else:
-        connection.execute(
-            "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) key",
-            ([number(path) for path in paths],),
-        )
+        locks = ", ".join(["pg_advisory_xact_lock_shared(%s)"] * len(paths))
+        connection.execute(f"SELECT {locks}", [number(path) for path in paths])
 
 
 def writer_in_flight(connection: Connection, path: Path) -> bool:
