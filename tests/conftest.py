@@ -4,7 +4,7 @@ from itertools import count
 import pytest
 import requests
 
-from tests.running import Stack, running
+from tests.running import Stack, run, running
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +19,19 @@ def own_stack() -> Iterator[Stack]:
     """For tests that break something: one of their own."""
     with running("--edges", "2") as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def restartable() -> Iterator[Stack]:
+    with running() as stack:
+        yield stack
+
+
+@pytest.fixture
+def stopped(restartable: Stack) -> Stack:
+    """One that ran and was stopped. Tests do something to its files, and start it again."""
+    run("down", "--data", str(restartable.data))
+    return restartable
 
 
 @pytest.fixture(params=["app", "edge"])
