@@ -5,5 +5,6 @@ import os
 
 from tests.apart import loopback_of_our_own
 
-if "PYTEST_XDIST_WORKER" in os.environ:
+if "PYTEST_XDIST_WORKER" in os.environ and "VELIKIY_APART" not in os.environ:
+    os.environ["VELIKIY_APART"] = "yes"  # for those that it starts: they share it, and import this too
     loopback_of_our_own()
