@@ -10,6 +10,7 @@ given back to Debian's own at the end: nobody shall later mistake one for the of
 
 import contextlib
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -288,6 +289,7 @@ def _recipe() -> str:
         digest.update(path.relative_to(STANDINS).as_posix().encode() + path.read_bytes())
     for path in _host_cas():
         digest.update(path.read_bytes())
+    digest.update(inspect.getsource(_import_debian).encode())
     return digest.hexdigest()[:16]
 
 
