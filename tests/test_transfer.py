@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -394,6 +395,21 @@ def test_a_file_is_not_imported_twice_at_a_time(own: Stack, tmp_path: Path) -> N
     process.stdin.close()
     assert process.wait(timeout=60) == 0
     assert count(own) == 35_000
+
+
+READS_AHEAD = """
+import itertools, sys
+from velikiy.resource import registry
+from velikiy.transfer.importing import _samples, ahead
+for rows in ahead(_samples(registry()["users"], itertools.count(1))):
+    sys.exit(130)
+"""
+
+
+def test_python_ends_well_while_the_next_chunk_is_being_made() -> None:
+    for _ in range(5):  # where it does not, it crashes more often than not
+        done = subprocess.run([sys.executable, "-P", "-c", READS_AHEAD], cwd=ROOT, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_without_postgresql_it_says_so(own_stack: Stack, tmp_path: Path) -> None:
