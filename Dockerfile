@@ -10,7 +10,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
 # volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into one.
 RUN groupadd --gid 10001 velikiy \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin velikiy \
-    && install -d -o velikiy -g velikiy /run/secrets
+    && install -d -o velikiy -g velikiy /run/secrets /run/edge-secrets
 
 WORKDIR /app
 

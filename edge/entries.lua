@@ -84,8 +84,6 @@ function _M.send(entry)
         ngx.status = 404
         header["Content-Type"] = "application/problem+json"
         body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.made_id .. '"}'
-    else
-        header["Content-Type"] = "application/json"
     end
     if etag > 5 then
         header["ETag"] = sub(entry, 5, etag - 1)

@@ -10,9 +10,10 @@ local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then
 
 local fills = ngx.shared.fills
 local find, format, sub = string.find, string.format, string.sub  -- these are compiled; match is not
-local random = math.random
 
 local _M = {}
+
+local worker, requests = nil, 0
 
 -- Of the app's header what is for Nginx, and what Nginx says itself (nginx.conf).
 local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
@@ -20,30 +21,18 @@ local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"]
                ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
--- In init_worker_by_lua. Each worker has a sequence of its own.
+-- In init_worker_by_lua: what the ids of this worker's requests begin with.
 function _M.start()
     local source = assert(io.open("/dev/urandom", "rb"))
-    local seed = 0
-    for _, byte in ipairs({ source:read(6):byte(1, 6) }) do
-        seed = seed * 256 + byte
-    end
+    worker = source:read(10):gsub(".", function(byte) return format("%02x", byte:byte()) end)
     source:close()
-    math.randomseed(seed)
 end
 
 
 -- By which the logs' lines of one request are found; it need not be unforeseeable.
 local function new_id()
-    return format("%08x%08x%08x%08x", random(0, 0xffffffff), random(0, 0xffffffff), random(0, 0xffffffff),
-                  random(0, 0xffffffff))
-end
-
-
--- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
--- changed. HTTP leaves a cache free to ignore them.
-local function forget_dates()
-    ngx.req.clear_header("If-Modified-Since")
-    ngx.req.clear_header("If-Unmodified-Since")
+    requests = requests + 1
+    return worker .. format("%012x", requests)
 end
 
 
@@ -117,8 +106,8 @@ function _M.answer()
         path, query = sub(uri, 1, cut - 1), sub(uri, cut)
     end
     var.made_id = new_id()
-    if var.dated ~= "" then
-        forget_dates()
+    if var.http_if_unmodified_since then  -- see nginx.conf, if_modified_since
+        ngx.req.clear_header("If-Unmodified-Since")
     end
     local epoch, key, result, why
     local waited = 0

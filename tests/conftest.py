@@ -1,10 +1,17 @@
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import count
 
 import pytest
 import requests
 
-from tests.running import Stack, running
+from tests.apart import turn
+from tests.running import Stack, run, running
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
@@ -19,6 +26,19 @@ def own_stack() -> Iterator[Stack]:
     """For tests that break something: one of their own."""
     with running("--edges", "2") as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def restartable() -> Iterator[Stack]:
+    with running() as stack:
+        yield stack
+
+
+@pytest.fixture
+def stopped(restartable: Stack) -> Stack:
+    """One that ran and was stopped. Tests do something to its files, and start it again."""
+    run("down", "--data", str(restartable.data))
+    return restartable
 
 
 @pytest.fixture(params=["app", "edge"])

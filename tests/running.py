@@ -43,6 +43,17 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     return run_in(ROOT, *arguments, **environment)
 
 
+def refused(*arguments: str, **environment: str) -> str:
+    """The one sentence in which `./run` says why not."""
+    answer = run(*arguments, **environment)
+    assert answer.returncode == 1, (answer.stdout, answer.stderr)
+    assert "Traceback" not in answer.stderr
+    assert answer.stdout == ""
+    said = answer.stderr.strip()
+    assert said.startswith("./run: ")
+    return said
+
+
 def run_in(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The same, in another checkout."""
     return subprocess.run(
@@ -107,6 +118,11 @@ class Stack:
         return self.apps[0]
 
     @property
+    def port(self) -> str:
+        """Of the first edge."""
+        return self.edge.rpartition(":")[2]
+
+    @property
     def supervisor(self) -> Supervisor:
         plan = Plan.load(self.data)
         assert plan is not None
@@ -162,3 +178,8 @@ def running(*options: str, data: Path | None = None, root: Path = ROOT, **enviro
             yield Stack(data, root)
         finally:
             run_in(root, "down", "--wipe", "--data", str(data))
+
+
+def start(stack: Stack, *options: str) -> subprocess.CompletedProcess[str]:
+    """Again, and at its old address."""
+    return run_in(stack.root, "up", "--detach", "--data", str(stack.data), "--port", stack.port, *options)

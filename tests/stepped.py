@@ -4,11 +4,14 @@ The servers are those of a running stack; the edge registers in its database lik
 """
 
 import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
 from pathlib import Path as File
 from typing import TypeVar
 
@@ -71,7 +74,12 @@ class SteppedFence(Fence):
         return answer
 
     def write(self, change: Callable[[Connection], Change[T]], times: float = 1) -> T:
-        outcome = super().write(change, times)
+        def stepped(connection: Connection) -> Change[T]:
+            done = change(connection)
+            self.steps.at("before the lock")
+            return done
+
+        outcome = super().write(stepped, times)
         self.steps.at("after the commit")
         return outcome
 
@@ -110,17 +118,45 @@ class SteppedApp:
     users: Users
 
 
+def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
+    database = Database(postgres, size=8, timeout=10)
+    caches = Caches(database, threads=8)
+    redis_tier = SteppedRedis(redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
+    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
+    redis_tier.steps = fence.steps = steps
+    return fence
+
+
 @contextmanager
 def stepped_app(stack: Stack) -> Iterator[SteppedApp]:
     steps = Steps()
-    database = Database(stack.postgres, size=8, timeout=10)
-    caches = Caches(database, threads=8)
-    redis_tier = SteppedRedis(stack.redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
-    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
-    redis_tier.steps = fence.steps = steps
+    fence = stepped_fence(stack.postgres, stack.redis_url, steps)
     with serving(fence) as url, edge_of(url.removeprefix("http://")) as (edge, data):
         yield SteppedApp(stack, edge, data, steps, Users(fence))
-    database.close()
+    fence.database.close()
+
+
+@contextmanager
+def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterator[SpawnProcess]:
+    """A process of its own that writes to this user, as an app's worker does, and is killed at this place; without one
+    whoever asked for it may kill it. At the end it is gone in any case."""
+    # Spawned: a fork of this process would have our connections, and would end them as it dies.
+    writer = get_context("spawn").Process(
+        target=_write_and_die, args=(stack.postgres, stack.redis_url, user, name, place)
+    )
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def _write_and_die(postgres: str, redis_url: str, user: int, name: str, place: str) -> None:
+    steps = Steps({place: lambda: os.kill(os.getpid(), signal.SIGKILL)})
+    fence = stepped_fence(postgres, redis_url, steps)
+    fence.database.open()
+    Users(fence).update(user, name)
 
 
 @contextmanager

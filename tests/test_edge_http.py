@@ -333,6 +333,7 @@ class TestProblems:
         assert body["type"] == f"/problems/{slug}"
         assert re.fullmatch("[0-9a-f]{32}", body["request_id"])
         assert body["request_id"] == answer.headers["X-Request-Id"]
+        assert answer.headers["Cache-Control"] == "private, no-cache"
 
     def test_a_method_that_nginx_refuses_is_told_the_others(self, told: Told) -> None:
         assert "PATCH" in send(told, "TRACE /r").headers["Allow"]

@@ -16,14 +16,14 @@ import pytest
 import requests
 
 from tests.running import ROOT, Stack, children_of, folder, wait_until
-from tests.stepped import SteppedApp, caching, edge_of, stepped_app
+from tests.stepped import SteppedApp, caching, dying_writer, edge_of, stepped_app
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
 
 _numbers = count(1)
 
 READER_PLACES = ("between check and snapshot", "between snapshot and fill", "between fill and answer")
-WRITER_PLACES = ("before the drops", "between the drops", "before the commit")
+WRITER_PLACES = ("before the lock", "before the drops", "between the drops", "before the commit")
 
 
 @pytest.fixture(scope="module")
@@ -204,6 +204,49 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
     assert ("old", True) not in seen
     for edge in edges(app):
         assert name(edge, user) == "slow"
+
+
+@pytest.mark.parametrize("place", [*WRITER_PLACES, "after the commit"])
+def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_path_uncached(
+    app: SteppedApp, user: int, place: str
+) -> None:
+    cold(app, user)
+    for edge in edges(app):
+        wait_until(lambda edge=edge: get(edge, user).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+    with dying_writer(app.stack, user, "new", place) as writer:
+        writer.join(30)
+        assert writer.exitcode == -signal.SIGKILL
+    left = "new" if place == "after the commit" else "old"
+    for edge in edges(app):
+        assert [(name(edge, user), listed(edge, user)) for _ in range(2)] == [(left, left)] * 2
+    for edge in edges(app):
+        wait_until(lambda edge=edge: get(edge, user).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+    put(app, user, "newer")
+    for edge in edges(app):
+        assert (name(edge, user), listed(edge, user)) == ("newer", "newer")
+
+
+def test_a_commit_that_goes_on_after_its_writer_was_killed_is_seen_by_all_at_once(
+    app: SteppedApp, user: int, slow_commits: None
+) -> None:
+    cold(app, user)
+    with dying_writer(app.stack, user, "slow") as writer:
+        wait_until(lambda: committing(app.stack), every=0.01)
+        writer.kill()
+        writer.join()
+        assert committing(app.stack)  # PostgreSQL has it all, and looks at nobody until it is done
+        seen: list[tuple[str | None, bool]] = []
+        while (last := get(app.edge, user)).json()["name"] == "old":
+            seen.append(("old", "stored" in last.headers["Cache-Status"]))
+            assert name(app.stack.edge, user) in ("old", "slow")
+    assert set(seen) == {("old", False)}
+    assert last.json()["name"] == "slow"
+    for edge in edges(app):
+        assert (name(edge, user), listed(edge, user)) == ("slow", "slow")
+
+
+def committing(stack: Stack) -> bool:
+    return bool(stack.sql("SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'"))
 
 
 def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user: int) -> None:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from typing import cast
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 
 from tests.running import Stack
@@ -48,6 +49,7 @@ def ask_all(connections: list[socket.socket], path: str) -> list[tuple[float, by
     return took
 
 
+@pytest.mark.alone
 def test_after_a_write_256_readers_ask_postgresql_a_handful_of_times_and_none_waits_long(
     stack: Stack, new_user: User
 ) -> None:

@@ -286,9 +286,21 @@ class TestSearch:
                     usual = walked(sort, limit)
                     monkeypatch.setattr(pages, "FEW", -1)
                     for near in (1, 2, 1000):
-                        monkeypatch.setattr(pages, "NEAR", near)
+                        monkeypatch.setattr(pages, "near", lambda page, *_, near=near: near * page.limit)
                         assert walked(sort, limit) == usual
                     monkeypatch.undo()
+
+    @pytest.mark.parametrize("limit", [1, 20, 1000])
+    def test_no_search_looks_at_many_rows_for_a_page_if_what_it_finds_lies_evenly(self, limit: int) -> None:
+        """Of a million. Those that an order passes until the page is full, or those that are sorted; never both."""
+        rows = 1_000_000
+        for expected in range(pages.FEW, rows, 1000):
+            looked_at = pages.near(Page(limit), expected, rows)
+            if looked_at:
+                assert looked_at * expected / rows >= 2 * limit * 0.9  # it is enough, with room
+                assert limit * rows / expected <= 25_000
+            else:
+                assert expected <= 50_000
 
 
 def looks(word: str) -> list[str]:

@@ -42,6 +42,13 @@ def test_the_edge_knows_the_same_kinds_by_the_same_names() -> None:
         assert (KINDS[name].status, KINDS[name].title) == (int(status), title)
 
 
+def test_the_edge_tells_as_a_problem_whatever_of_these_it_may_be_told_to_refuse() -> None:
+    """What Nginx can send by itself: also what nothing makes it send so far, such as the 429 of a limit."""
+    config = (ROOT / "edge" / "nginx.conf").read_text()
+    [told] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
+    assert {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 429, *range(500, 506)} == set(map(int, told.split()))
+
+
 @pytest.mark.parametrize(
     ("method", "target", "headers", "body", "status", "kind"),
     [

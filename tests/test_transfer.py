@@ -6,6 +6,7 @@ import io
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,15 +225,17 @@ def test_a_quote_that_is_not_closed_takes_lines_along_and_all_of_them_are_put_as
 def test_bad_lines_of_ndjson_are_put_aside(own: Stack, tmp_path: Path) -> None:
     file, aside = tmp_path / "a.ndjson", tmp_path / "aside"
     big = b'{"name": "Big", "email": "big@example.com", "id": 123456789012345678901234567890}'
-    lines = [b"[1]", b'{"name": 7}', b'{"name": "A", "name": "B"}', b"{", b'{"name": "\\u0000"}', b"", big]
+    latin = '{"name": "Böb", "email": "bob@example.com"}'.encode("latin-1")
+    lines = [b"[1]", b'{"name": 7}', b'{"name": "A", "name": "B"}', b"{", b'{"name": "\\u0000"}', latin, b"", big]
     file.write_bytes(b"\n".join(lines))
     done = imported(own, file, "--rejects", aside, "--json", code=1)
     summary = json.loads(done.stdout)
-    assert (summary["imported"], summary["rejected"], summary["rejects"]) == (1, 5, str(aside))
-    assert [reject["line"] for reject in rejects(aside)] == [1, 2, 3, 4, 5]
+    assert (summary["imported"], summary["rejected"], summary["rejects"]) == (1, 6, str(aside))
+    assert [reject["line"] for reject in rejects(aside)] == [1, 2, 3, 4, 5, 6]
     assert rejects(aside)[1]["errors"][0] == {"field": "name", "detail": "must be a string"}
     assert rejects(aside)[1]["row"] == {"name": 7}
     assert "is not JSON" in rejects(aside)[2]["errors"][0]["detail"]
+    assert rejects(aside)[5]["errors"][0]["detail"] == "line 6 is not UTF-8 (byte 0xf6)"
     assert names(own) == ["Big"]
 
 
@@ -392,6 +395,21 @@ def test_a_file_is_not_imported_twice_at_a_time(own: Stack, tmp_path: Path) -> N
     process.stdin.close()
     assert process.wait(timeout=60) == 0
     assert count(own) == 35_000
+
+
+READS_AHEAD = """
+import itertools, sys
+from velikiy.resource import registry
+from velikiy.transfer.importing import _samples, ahead
+for rows in ahead(_samples(registry()["users"], itertools.count(1))):
+    sys.exit(130)
+"""
+
+
+def test_python_ends_well_while_the_next_chunk_is_being_made() -> None:
+    for _ in range(5):  # where it does not, it crashes more often than not
+        done = subprocess.run([sys.executable, "-P", "-c", READS_AHEAD], cwd=ROOT, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_without_postgresql_it_says_so(own_stack: Stack, tmp_path: Path) -> None:

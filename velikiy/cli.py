@@ -107,12 +107,17 @@ def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--postgres", required=True, metavar="HOST:PORT", help="Where PostgreSQL listens.")
 @click.option("--redis", required=True, metavar="HOST:PORT", help="Where Redis listens.")
-def secrets(folder: Path, postgres: str, redis: str) -> None:
+@click.option(
+    "--edge",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder for what edges may know: Redis' address alone.",
+)
+def secrets(folder: Path, postgres: str, redis: str, edge: Path | None) -> None:
     """Write random passwords into FOLDER where there are none yet, and the two addresses that hold them."""
-    write_secrets(folder, postgres=postgres, redis=redis)
+    write_secrets(folder, postgres=postgres, redis=redis, edge=edge)
 
 
-def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444) -> None:
+def write_secrets(folder: Path, *, postgres: str, redis: str, edge: Path | None = None, mode: int = 0o444) -> None:
     """`mode` of the files: containers read them as different users, from a volume that only they mount."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -122,7 +127,7 @@ def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444)
             put(name, text)
         return file.read_text().strip()
 
-    def put(name: str, text: str) -> None:
+    def put(name: str, text: str, folder: Path = folder) -> None:
         new = folder / f".{name}.new"
         new.unlink(missing_ok=True)
         new.touch(mode)
@@ -137,6 +142,8 @@ def write_secrets(folder: Path, *, postgres: str, redis: str, mode: int = 0o444)
     put("redis.conf", f"requirepass {cache}")
     put("database_url", f"postgresql://velikiy:{app}@{postgres}/velikiy")
     put("redis_url", f"redis://:{cache}@{redis}/0")
+    if edge:
+        put("redis_url", f"redis://:{cache}@{redis}/0", edge)
 
 
 for resource in registry().values():

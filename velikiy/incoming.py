@@ -63,6 +63,8 @@ class Key(NamedTuple):
 def parameters(*known: str) -> dict[str, str]:
     """The query's parameters, each known and given once."""
     query = request.query_string.decode("latin-1")
+    if not query:
+        return {}
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=50)
     except ValueError:

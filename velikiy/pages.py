@@ -23,7 +23,7 @@ FEW = 10_000
 """Rows, as PostgreSQL estimates: what a search finds is sorted at once if it is no more than that."""
 
 NEAR = 20
-"""Rows of an order that are looked at for each of a page's, before more than FEW are sorted."""
+"""Rows of an order that are looked at for each of a page's, at least, before more than FEW are sorted."""
 
 AMONG_THE_NEXT: LiteralString = (
     "SELECT {columns} FROM (SELECT * FROM {table} WHERE {after} ORDER BY {key} {way}, id {way} LIMIT %s) n"
@@ -81,9 +81,9 @@ def columns(resource: Resource) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, resource.columns))
 
 
-def select(resource: Resource, page: Page, *, near: bool = False) -> tuple[sql.Composed, list[Any]]:
+def select(resource: Resource, page: Page, *, near: int = 0) -> tuple[sql.Composed, list[Any]]:
     """Rows of `id, place in the order, JSON`: one more than the page has, where there is a next page. `near`: only of
-    those that follow next in the order, NEAR for each that the page may have.
+    so many that follow next in the order.
 
     Raises:
         BadCursor
@@ -98,7 +98,7 @@ def select(resource: Resource, page: Page, *, near: bool = False) -> tuple[sql.C
         )
     found, words = matching(resource, page.q)
     if near:
-        rows, values = AMONG_THE_NEXT, [*places, NEAR * page.limit, *words, page.limit + 1]
+        rows, values = AMONG_THE_NEXT, [*places, near, *words, page.limit + 1]
     else:
         rows, values = AMONG_ALL, [*places, *words, page.limit + 1]
     statement = sql.SQL("SELECT id, ({key})::text, row_to_json(r)::text FROM ({rows}) r").format(
@@ -121,6 +121,13 @@ def estimate(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
     found, words = matching(resource, page.q)
     statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}").format(sql.Identifier(resource.name), found)
     return statement, words
+
+
+def near(page: Page, expected: int, rows: int) -> int:
+    """How many rows of the order to look at for a page of a search that finds `expected` of all; none where it is
+    cheaper to sort what it finds. Twice what would do if it were spread evenly: to have looked in vain costs both."""
+    looked_at = max(NEAR, 2 * rows // expected) * page.limit
+    return looked_at if looked_at <= expected else 0
 
 
 def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:

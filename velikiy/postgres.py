@@ -1,10 +1,11 @@
 """PostgreSQL: two pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
 
 import math
+import select
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import psycopg
@@ -128,11 +129,18 @@ class Database:
         Raises:
             DatabaseUnavailable: a COMMIT may have happened all the same.
         """
-        with self._borrow(self._writes, times) as connection, connection.transaction():
-            if times > 1:
-                timeout = f"{math.ceil(times * self.timeout * 1000)}"
-                connection.execute("SELECT set_config('statement_timeout', %s, true)", (timeout,))
-            yield connection
+        with self._borrow(self._writes, times) as connection:
+            connection.execute("BEGIN", prepare=False)
+            try:
+                if times > 1:
+                    timeout = f"{math.ceil(times * self.timeout * 1000)}"
+                    connection.execute("SELECT set_config('statement_timeout', %s, true)", (timeout,))
+                yield connection
+            except BaseException:
+                with suppress(psycopg.Error):  # what cannot be rolled back is closed, here or by the pool
+                    connection.rollback()
+                raise
+            connection.commit()
 
     @contextmanager
     def _borrow(self, pool: ConnectionPool[Connection], times: float = 1) -> Iterator[Connection]:
@@ -151,7 +159,7 @@ class Database:
             raise DatabaseUnavailable(_cause(error)) from error
 
     def _working(self, pool: ConnectionPool[Connection], deadline: float) -> Connection:
-        """A connection that has just answered, within the deadline of the request.
+        """A connection that works, for all that can be told without asking, within the deadline of the request.
 
         While the server is away one request at a time finds out whether it is back, and the others are told at
         once: if each waited for itself, all threads would, and what needs no database would wait behind them.
@@ -164,9 +172,11 @@ class Database:
                 connection = pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
                 connection.deadline = deadline
                 try:
-                    # One round trip: a restarted server would cost one failed request for each connection
-                    # of the pool. The pool's own check rests for a second after the first that failed.
-                    pool.check_connection(connection)
+                    # A restarted server would cost one failed request for each connection of the pool: from one that is
+                    # broken there is its end to be read, and from others nothing, so only those are asked. The pool's
+                    # own check asks all, and rests for a second after the first that failed.
+                    if _has_something_to_say(connection):
+                        pool.check_connection(connection)
                 except psycopg.OperationalError:
                     connection.deadline = None
                     pool.putconn(connection)
@@ -182,6 +192,12 @@ class Database:
         finally:
             if probing:
                 self._probe.release()
+
+
+def _has_something_to_say(connection: Connection) -> bool:
+    waiting = select.poll()
+    waiting.register(connection.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _cause(error: Exception) -> str:

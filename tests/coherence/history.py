@@ -19,6 +19,9 @@ Outcome = Literal["ok", "failed", "unknown"]
 """`failed`: it certainly did not happen (4xx, or it was never sent). `unknown`: no answer, or 5xx: it may happen at any
 time after its invocation, long after the client gave up too."""
 
+FOREVER = 1 << 62
+"""A moment that does not come."""
+
 OUTSIDE = "sql"
 """The `edge` of a write that went past the app, straight to PostgreSQL."""
 

@@ -20,9 +20,8 @@ from typing import Any
 import orjson
 import psycopg
 
-from tests.coherence.checker import FOREVER
 from tests.coherence.client import Answer, Broken, Client, NotSent
-from tests.coherence.history import OUTSIDE, Kind, Operation, Outcome, Row
+from tests.coherence.history import FOREVER, OUTSIDE, Kind, Operation, Outcome, Row
 
 REPORT = 0.2
 """Seconds between two reports of a process."""

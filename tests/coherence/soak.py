@@ -22,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.classic.stack import classic
-from tests.coherence.checker import FOREVER, Checker, Verdict, check
+from tests.coherence.checker import Checker, Verdict, check
 from tests.coherence.faults import KINDS, Faults
-from tests.coherence.history import Operation, load, save
+from tests.coherence.history import FOREVER, Operation, load, save
 from tests.coherence.load import Load, Running
 from tests.running import Stack, running
 

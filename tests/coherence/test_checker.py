@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.coherence import checker as checker_module
-from tests.coherence.checker import FOREVER, Checker, Verdict, check
-from tests.coherence.history import OUTSIDE, Operation, Row, load, save
+from tests.coherence import floors
+from tests.coherence.checker import Checker, Verdict, check
+from tests.coherence.history import FOREVER, OUTSIDE, Operation, Row, load, save
 
 GONE = ()
 """What a read of somebody shows who is not there."""
@@ -481,7 +482,7 @@ def test_the_end_of_a_window_carries_over_to_the_next(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_long_ago_is_forgotten_without_harm(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checker_module, "LONG_AGO", ms(100))
-    monkeypatch.setattr(checker_module, "KEPT_WRITES", 20)
+    monkeypatch.setattr(floors, "KEPT_WRITES", 20)
     source = random.Random(seed)
     for lists in (False, True):
         history = list(simulated(source, 5000, users=2, deletions=0.0001, lists=lists))

@@ -11,6 +11,8 @@ from tests.coherence.load import Load
 from tests.coherence.soak import Soak
 from tests.running import Stack, running
 
+pytestmark = pytest.mark.alone
+
 NOWHERE = "redis://127.0.0.1:1/0"
 
 

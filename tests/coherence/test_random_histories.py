@@ -9,6 +9,8 @@ from tests.coherence.load import Load
 from tests.coherence.soak import Soak, progress
 from tests.running import Stack, running
 
+pytestmark = pytest.mark.alone
+
 SEED = 1
 
 

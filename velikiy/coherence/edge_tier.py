@@ -1,6 +1,7 @@
 """Tier 1 as a writer sees it: edges, each with a control listener that takes drops (edge/control.lua)."""
 
 import http.client
+import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
@@ -16,14 +17,12 @@ log = structlog.get_logger()
 MANY = 60_000
 """Bytes of paths. More do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
 
-AWAY = (OSError, http.client.HTTPException)
-
 
 class EdgeTier:
     """Connections are kept, several to an edge where several writers are at work; threads may share this."""
 
     def __init__(self) -> None:
-        self._idle: defaultdict[str, deque[http.client.HTTPConnection]] = defaultdict(deque)
+        self._idle: defaultdict[str, deque[socket.socket]] = defaultdict(deque)
 
     def drop(self, edges: Sequence[Cache], paths: Sequence[Path] | None) -> list[Cache]:
         """Forget these paths, or with None all of them, at each of these edges; those that do not answer.
@@ -36,37 +35,37 @@ class EdgeTier:
         body = "*" if paths is None else "\n".join(path.path for path in paths)
         body = body if len(body) <= MANY else "*"
         # Over kept connections first: to connect to one that is cut off may take all the time that there is.
-        drops = sorted((_Drop(edge, body, self._connection(edge)) for edge in edges), key=lambda drop: not drop.kept)
+        drops = sorted((_Drop(edge, body, self._kept(edge)) for edge in edges), key=lambda drop: not drop.kept)
         for drop in drops:
             drop.ask(until)
         silent = []
         for drop in drops:
             if not drop.done(until):
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
-                drop.connection.close()
+                drop.close()
                 silent.append(drop.edge)
-            elif drop.connection.sock is not None:
-                self._idle[drop.edge.address].append(drop.connection)
+            elif drop.socket is not None:
+                self._idle[drop.edge.address].append(drop.socket)
         return silent
 
     def reaches(self, edge: Cache) -> bool:
         """It has answered, now, at this address and as this edge. Only then may a refusal at this address be taken for
         its death later."""
-        drop = _Drop(edge, "*", self._connection(edge))
+        drop = _Drop(edge, "*", self._kept(edge))
         until = time.monotonic() + PATIENCE
         drop.ask(until)
         reached = drop.done(until) and not drop.dead
-        drop.connection.close()
+        drop.close()
         return reached
 
     def show(self, edge: Cache, uri: str) -> dict[str, str] | None:
         """For people: what the edge says of itself and of this address (edge/control.lua); None: no answer."""
-        connection = self._connection(edge)
+        connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=PATIENCE)
         try:
             connection.request("GET", f"/show?uri={quote(uri, safe='')}")
             answer = connection.getresponse()
             lines = answer.read().decode().splitlines()
-        except AWAY:
+        except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
@@ -80,54 +79,80 @@ class EdgeTier:
             for connection in self._idle.pop(address, ()):
                 connection.close()
 
-    def _connection(self, edge: Cache) -> http.client.HTTPConnection:
+    def _kept(self, edge: Cache) -> socket.socket | None:
         try:
             return self._idle[edge.address].pop()
         except IndexError:
-            host, _, port = edge.address.rpartition(":")
-            return http.client.HTTPConnection(host.strip("[]"), int(port), timeout=PATIENCE)
+            return None
 
 
 class _Drop:
-    """One drop at one edge."""
+    """One drop at one edge: HTTP in its smallest form. A library would take longer for it than the edge."""
 
-    def __init__(self, edge: Cache, body: str, connection: http.client.HTTPConnection) -> None:
+    def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
         self.edge = edge
-        self.body = body
-        self.connection = connection
-        self.kept = connection.sock is not None
+        self.request = (
+            f"POST /drop HTTP/1.1\r\nHost: {edge.address}\r\nX-Edge: {edge.place}\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
+        self.socket = kept
+        self.kept = kept is not None
         self.dead = False
 
     def ask(self, until: float) -> None:
         """What goes wrong here comes to light in `done`."""
         try:
-            self._hurry(until)
-            self.connection.request("POST", "/drop", self.body, {"X-Edge": self.edge.place})
+            if self.socket is None:
+                self.socket = socket.create_connection(_host_and_port(self.edge), _left(until))
+                self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.socket.settimeout(_left(until))
+            self.socket.sendall(self.request)
         except ConnectionRefusedError:
             self.dead = self.edge.beside_us
-            self.connection.close()
-        except AWAY:
-            self.connection.close()
+        except OSError:
+            self.close()
 
     def done(self, until: float) -> bool:
         if self.dead:
             return True
         try:
-            self._hurry(until)
-            answer = self.connection.getresponse()
-            answer.read()
-        except AWAY as error:
-            self.connection.close()
+            head = self._head(until)
+        except OSError as error:
+            self.close()
             if not self.kept or isinstance(error, TimeoutError):
                 return False
             # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
             self.kept = False
             self.ask(until)
             return self.done(until)
-        return answer.status == 204
+        return head.startswith(b"HTTP/1.1 204 ")
 
-    def _hurry(self, until: float) -> None:
-        """All edges together have PATIENCE, however many are silent; each at least a moment, to be heard at all."""
-        self.connection.timeout = max(0.1, until - time.monotonic())
-        if self.connection.sock is not None:
-            self.connection.sock.settimeout(self.connection.timeout)
+    def _head(self, until: float) -> bytes:
+        """Of the answer; one that means a drop has nothing behind it."""
+        if self.socket is None:
+            raise ConnectionResetError
+        self.socket.settimeout(_left(until))
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            piece = self.socket.recv(4096)
+            if not piece:
+                raise ConnectionResetError
+            head += piece
+            if not head.startswith(b"HTTP/1.1 204 "[: len(head)]):
+                break
+        return head
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+
+def _host_and_port(edge: Cache) -> tuple[str, int]:
+    host, _, port = edge.address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _left(until: float) -> float:
+    """All edges together have PATIENCE, however many are silent; each at least a moment, to be heard at all."""
+    return max(0.1, until - time.monotonic())

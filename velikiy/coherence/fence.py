@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
+from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
 
 from velikiy.coherence.caches import Caches, Trust
@@ -191,10 +192,8 @@ def lock(connection: Connection, paths: Sequence[Path] | None) -> None:
     if paths is None or len(paths) > MANY:
         connection.execute("SELECT pg_advisory_xact_lock(%s)", (number(EVERYTHING),))
     else:
-        connection.execute(
-            "SELECT pg_advisory_xact_lock_shared(key) FROM unnest(%s::bigint[]) key",
-            ([number(path) for path in paths],),
-        )
+        locks = ", ".join(["pg_advisory_xact_lock_shared(%s)"] * len(paths))
+        connection.execute(f"SELECT {locks}", [number(path) for path in paths])
 
 
 def writer_in_flight(connection: Connection, path: Path) -> bool:
@@ -203,16 +202,18 @@ def writer_in_flight(connection: Connection, path: Path) -> bool:
     By trying to get the lock for ourselves, and giving it back at once. Two readers may meet here and each take the
     other for a writer: then one fill is left out.
     """
+    own, all_ = number(path), number(EVERYTHING)
     row = connection.execute(
         """
-        SELECT CASE WHEN pg_try_advisory_lock(%(path)s) THEN NOT pg_advisory_unlock(%(path)s) ELSE true END
-            OR CASE WHEN pg_try_advisory_lock_shared(%(all)s) THEN NOT pg_advisory_unlock_shared(%(all)s) ELSE true END
+        SELECT CASE WHEN pg_try_advisory_lock(%s) THEN NOT pg_advisory_unlock(%s) ELSE true END
+            OR CASE WHEN pg_try_advisory_lock_shared(%s) THEN NOT pg_advisory_unlock_shared(%s) ELSE true END
         """,
-        {"path": number(path), "all": number(EVERYTHING)},
+        (own, own, all_, all_),
     ).fetchone()
     return row is None or bool(row[0])
 
 
+@lru_cache(maxsize=4096)
 def number(path: Path) -> int:
     """Of the path's advisory lock: 64 bits, signed. Two paths with the same number would cost speed only."""
     return int.from_bytes(hashlib.blake2b(path.path.encode(), digest_size=8).digest(), signed=True)

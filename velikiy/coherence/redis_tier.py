@@ -4,13 +4,16 @@ Lost, evicted or flushed, Redis only ever loses speed: what is not there is read
 is not there refuses its fill.
 """
 
+import hashlib
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
+import hiredis
 import redis
 import structlog
 from redis.backoff import NoBackoff
@@ -37,6 +40,83 @@ class Hit(NamedTuple):
     """Seconds that Redis keeps it."""
 
 
+Word = str | bytes | int
+
+
+class Script:
+    """A program for Redis: its file, named by its digest once Redis knows it."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (HERE / f"{name}.lua").read_bytes()
+        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    def run(self, key: str, *words: Word) -> tuple[Word, ...]:
+        return ("EVALSHA", self.digest, 1, key, *words)
+
+    def load(self, key: str, *words: Word) -> tuple[Word, ...]:
+        return ("EVAL", self.text, 1, key, *words)
+
+
+READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
+
+
+class Connections:
+    """redis-py's, with their addresses, passwords and TLS. Its client does more for each command than Redis itself."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        """`timeout`: seconds to connect, and to be answered."""
+        self.client = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
+        )
+        self._idle: deque[Any] = deque()
+
+    def ask(self, *commands: tuple[Word, ...]) -> list[Any]:
+        """What Redis says to each, in one exchange; an error of its own is raised after all have been heard.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        try:
+            connection, kept = self._idle.pop(), True
+        except IndexError:
+            connection, kept = self.client.connection_pool.make_connection(), False
+        try:
+            answers = _exchange(connection, commands)
+        except redis.exceptions.ConnectionError:
+            if not kept:
+                raise
+            # A kept connection to a Redis that was restarted is broken: a new one tells what is there now. What may be
+            # done twice by this is a drop, or finds its lease gone.
+            self._idle.clear()
+            return self.ask(*commands)
+        self._idle.append(connection)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    def run(self, script: Script, key: str, *words: Word, after: Iterable[tuple[Word, ...]] = ()) -> Any:
+        """What the script says, in one exchange with the commands before it."""
+        try:
+            return self.ask(*after, script.run(key, *words))[-1]
+        except redis.exceptions.NoScriptError:
+            return self.ask(script.load(key, *words))[-1]
+
+
+def _exchange(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> list[Any]:
+    connection.send_packed_command([b"".join([hiredis.pack_command(words) for words in commands])])  # type: ignore[arg-type]  # its stub names one word
+    answers: list[Any] = []
+    for _ in commands:
+        try:
+            answers.append(connection.read_response(disconnect_on_error=True))
+        except redis.exceptions.ResponseError as error:
+            answers.append(error)
+    return answers
+
+
 class DoesNotAnswer(Exception):
     """A drop that Redis may or may not have done. Whoever uses it may find there what was to be dropped."""
 
@@ -57,21 +137,10 @@ class RedisTier:
         self.ttl = ttl
         self.direct = direct
         self.trust = trust
-        self._redis = self._client(url, timeout)
+        self._hasty = Connections(url, timeout)
         # What a write waits for is not given up as early: to go on without Redis costs it a fence.
-        self._patient = self._client(url, PATIENCE)
-        self._read, self._fill, self._drop = (
-            self._redis.register_script((HERE / f"{name}.lua").read_text()) for name in ("read", "fill", "drop")
-        )
+        self._patient = Connections(url, PATIENCE)
         self._skip_until = 0.0
-
-    def _client(self, url: str, timeout: float) -> redis.Redis:
-        return redis.Redis.from_url(
-            url,
-            socket_connect_timeout=timeout,
-            socket_timeout=timeout,
-            retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
-        )
 
     def read(self, path: Path, variant: str, *, patience: float = 0.02) -> Hit | Lease | None:
         """The entry, or the lease to fill it, or None: Redis is fenced or does not answer, or somebody else is
@@ -89,7 +158,7 @@ class RedisTier:
                 trusted_until = self.trust.until()
                 if now() >= trusted_until:
                     return None
-                state, *found = self._read(keys=[path.key], args=[variant, lease, int(self.LEASE * 1000)])
+                state, *found = self._hasty.run(READ, path.key, variant, lease, int(self.LEASE * 1000))
                 if now() >= trusted_until:
                     return None  # a write may have passed by a fenced Redis meanwhile
                 if state == 1:
@@ -112,9 +181,8 @@ class RedisTier:
         if self.resting:
             return False
         try:
-            return bool(
-                self._fill(keys=[path.key], args=[variant, lease, entry.pack() if entry else b"", self.ttl * 1000])
-            )
+            packed = entry.pack() if entry else b""
+            return bool(self._hasty.run(FILL, path.key, variant, lease, packed, self.ttl * 1000))
         except AWAY as error:
             self._failed("fill", error)
             return False
@@ -134,26 +202,20 @@ class RedisTier:
         if mine:
             with suppress(DatabaseUnavailable):
                 trusted_until = self.trust.until()
-        for again in (True, False):
-            try:
-                if paths is None:
-                    self._patient.flushdb(asynchronous=True)
-                elif others := [path.key for path in paths if path != mine]:
-                    with self._patient.pipeline(transaction=False) as pipeline:
-                        for key in others:  # one command each: in a cluster each path has a slot of its own
-                            pipeline.unlink(key)
-                        pipeline.execute()
-                if mine:
-                    self._drop(keys=[mine.key], args=[lease, int(self.LEASE * 1000)], client=self._patient)
-                return lease if now() < trusted_until else None
-            except AWAY as error:
-                if self.direct and refused(error):
-                    return None
-                # A kept connection to a Redis that was restarted is broken: a new one tells what is there now.
-                if not again or isinstance(error, redis.exceptions.TimeoutError):
-                    self._failed("drop", error)
-                    raise DoesNotAnswer from error
-        return None
+        others: list[tuple[Word, ...]] = [("FLUSHDB", "ASYNC")]
+        if paths is not None:
+            others = [("UNLINK", path.key) for path in paths if path != mine]
+        try:
+            if mine:
+                self._patient.run(DROP, mine.key, lease, int(self.LEASE * 1000), after=others)
+            else:
+                self._patient.ask(*others)
+        except AWAY as error:
+            if self.direct and refused(error):
+                return None
+            self._failed("drop", error)
+            raise DoesNotAnswer from error
+        return lease if mine and now() < trusted_until else None
 
     def show(self, path: Path) -> dict[str, Any]:
         """For people: bytes of each variant, who has a lease, and the seconds that all of it lives.
@@ -162,8 +224,8 @@ class RedisTier:
             DoesNotAnswer
         """
         try:
-            fields: Any = self._patient.hgetall(path.key)
-            ttl: Any = self._patient.pttl(path.key)
+            fields: Any = self._patient.client.hgetall(path.key)
+            ttl: Any = self._patient.client.pttl(path.key)
         except AWAY as error:
             raise DoesNotAnswer from error
         names = {name.decode(errors="replace"): len(value) for name, value in fields.items()}
@@ -175,7 +237,7 @@ class RedisTier:
         """Settings by which it would come back with what it held before: nothing would tell that from what is true.
         Nothing where it does not say."""
         try:
-            settings: Any = self._patient.config_get("save", "appendonly")
+            settings: Any = self._patient.client.config_get("save", "appendonly")
         except AWAY:
             return []
         text = {name: value.decode() if isinstance(value, bytes) else value for name, value in settings.items()}
@@ -185,7 +247,7 @@ class RedisTier:
 
     def answers(self) -> bool:
         try:
-            return bool(self._redis.ping())
+            return bool(self._hasty.client.ping())
         except AWAY:
             return False
 
@@ -203,7 +265,7 @@ class RedisTier:
 
     def _forget(self, path: Path) -> None:
         try:
-            self._redis.unlink(path.key)
+            self._hasty.ask(("UNLINK", path.key))
         except AWAY as error:
             self._failed("read", error)
 

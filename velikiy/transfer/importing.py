@@ -2,6 +2,7 @@
 wherever an import is broken off, it can go on, and no row is lost or comes twice. While PostgreSQL works on one chunk,
 a thread makes the next one."""
 
+import atexit
 import gc
 import hashlib
 import io
@@ -262,22 +263,37 @@ def _samples(resource: Resource, numbers: Iterator[int]) -> Iterator[list[Row]]:
 def ahead(made: Iterable[T]) -> Iterator[T]:
     """The same, made by a thread while the one before is at work; one waits, and no more."""
     waiting: queue.Queue[T | BaseException | None] = queue.Queue(1)
+    over = threading.Event()
 
     def make() -> None:
         try:
             for one in made:
                 waiting.put(one)
+                if over.is_set():
+                    return
             waiting.put(None)
         except BaseException as error:
             waiting.put(error)
 
-    gc.freeze()  # what is imported stays: else Python looks through all of it again and again, for a fifth of the time
     # A daemon: it may be reading from a pipe that stays silent when somebody has had enough.
-    threading.Thread(target=make, daemon=True).start()
+    maker = threading.Thread(target=make, daemon=True)
+
+    def end() -> None:
+        """Python ends a daemon wherever it is, and crashes where that is in Rust (jiter, pydantic). One that reads, it
+        ends well: so it is waited for, and not for ever."""
+        over.set()
+        with suppress(queue.Empty):
+            waiting.get_nowait()
+        maker.join(1)
+
+    gc.freeze()  # what is imported stays: else Python looks through all of it again and again, for a fifth of the time
+    maker.start()
+    atexit.register(end)
     while (one := waiting.get()) is not None:
         if isinstance(one, BaseException):
             raise one
         yield one
+    atexit.unregister(end)
 
 
 @contextmanager

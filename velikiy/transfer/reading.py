@@ -217,7 +217,9 @@ def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
         try:
             jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
         except ValueError as error:
-            yield Row(lines.number, text, [], []).refused("", flaw or f"is not JSON: {error}")
+            flaw = flaw or f"is not JSON: {error}"
+        if flaw:  # what is not UTF-8 may be JSON by now, of other characters
+            yield Row(lines.number, text, [], []).refused("", flaw)
             continue
         yield checked(
             resource, lines.number, orjson.Fragment(sent.strip()), partial(resource.new.model_validate_json, sent)

@@ -1,0 +1,175 @@
+"""`./run` where things go wrong: processes are killed, disks fill up, files are not what they were."""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import requests
+
+from tests.machine import Disk, root_only, small_disk
+from tests.running import (
+    ROOT,
+    Stack,
+    children_of,
+    clean_environment,
+    folder,
+    free_ports,
+    refused,
+    run,
+    running,
+    start,
+    status_of,
+    wait_until,
+)
+from velikiy.stack.spawn import leftovers
+
+
+@pytest.fixture(scope="module")
+def sturdy() -> Iterator[Stack]:
+    """One whose processes are killed."""
+    with running("--edges", "2") as stack:
+        yield stack
+
+
+def kill_and_wait(stack: Stack, name: str) -> None:
+    """Until another process has taken its place."""
+    before = wait_until(lambda: stack.pids().get(name, 0))
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: stack.pids().get(name, before) != before)
+
+
+class TestKilling:
+    @pytest.mark.parametrize("name", ["postgres", "redis", "app1", "edge1", "edge2"])
+    def test_a_killed_process_comes_back_however_often(self, sturdy: Stack, name: str) -> None:
+        for _ in range(5):
+            kill_and_wait(sturdy, name)
+        wait_until(sturdy.healthy, within=30)
+        assert requests.get(f"{sturdy.edges[1]}/users/1", timeout=5).status_code == 200
+
+    def test_a_killed_edge_leaves_no_workers_behind(self, sturdy: Stack) -> None:
+        wait_until(sturdy.healthy)
+        place = sturdy.data / "edge1"
+        before = set(leftovers(place))
+        assert len(before) >= 3
+        os.kill(sturdy.pids()["edge1"], signal.SIGKILL)
+        wait_until(lambda: not before & set(leftovers(place)) and status_of(f"{sturdy.edge}/health") == 200)
+
+    def test_a_killed_worker_of_an_app_comes_back(self, sturdy: Stack) -> None:
+        wait_until(sturdy.healthy)
+        master = sturdy.pids()["app1"]
+        before = children_of(master)
+        killed = min(before)
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: killed not in (now := children_of(master)) and len(now) == len(before))
+
+    def test_without_its_supervisor_the_service_goes_on_and_up_cleans_up_and_starts(self, sturdy: Stack) -> None:
+        place = requests.post(f"{sturdy.edge}/users", json={"name": "V", "email": "v@example.com"}, timeout=5)
+        supervisor = sturdy.supervisor.pid()
+        assert supervisor
+        before = set(leftovers(sturdy.data))
+        os.kill(supervisor, signal.SIGKILL)
+        wait_until(lambda: sturdy.supervisor.pid() is None)
+        for app in sturdy.apps:
+            assert requests.get(f"{app}/users/1", timeout=5).status_code == 200
+        started = start(sturdy, "--edges", "2")
+        assert started.returncode == 0, started.stderr
+        assert not before & set(leftovers(sturdy.data))
+        assert requests.get(sturdy.edge + place.headers["Location"], timeout=5).json()["name"] == "V"
+        requests.delete(sturdy.edge + place.headers["Location"], timeout=5)
+
+
+@pytest.fixture(scope="module")
+def cramped() -> Iterator[tuple[Stack, Disk]]:
+    """One on a disk that can be filled."""
+    with small_disk(700) as disk, running(data=disk.place / "data") as stack:
+        yield stack, disk
+
+
+@root_only
+class TestFullDisks:
+    def test_one_that_fills_up_while_it_runs_ends_no_process(self, cramped: tuple[Stack, Disk]) -> None:
+        stack, disk = cramped
+        supervisor = stack.supervisor.pid()
+        with disk.full():
+            for _ in range(200):
+                status_of(f"{stack.edge}/users/1")  # Nginx drops what it cannot store
+                assert requests.get(f"{stack.app}/users/2", timeout=5).status_code == 200
+            assert stack.supervisor.pid() == supervisor
+        wait_until(lambda: status_of(f"{stack.edge}/users/1") == 200)
+        assert stack.healthy()
+
+    def test_one_that_filled_up_meanwhile_stops_the_start_and_damages_nothing(
+        self, cramped: tuple[Stack, Disk]
+    ) -> None:
+        stack, disk = cramped
+        run("down", "--data", str(stack.data))
+        with disk.full():
+            assert "MB left" in refused("up", "--detach", "--data", str(stack.data), "--port", stack.port)
+        assert start(stack).returncode == 0
+        assert requests.get(f"{stack.edge}/users/1", timeout=5).json()["name"] == "Alice"
+
+
+def test_a_stale_pid_file_is_no_obstacle(stopped: Stack) -> None:
+    data = stopped.data
+    # The pid of a living process: this one.
+    for stale in (data / "postgres" / "postmaster.pid", data / "run" / "supervisord.pid"):
+        stale.write_text(f"{os.getpid()}\n{data}/postgres\n1\n5432\n\n127.0.0.1\n")
+        shutil.chown(stale, data.stat().st_uid, data.stat().st_gid)
+    started = start(stopped)
+    assert started.returncode == 0, started.stderr
+    assert requests.get(f"{stopped.edge}/users/1", timeout=5).status_code == 200
+
+
+@root_only
+def test_the_services_cannot_make_root_follow_a_link(stopped: Stack) -> None:
+    with folder() as place:
+        precious = place / "precious"
+        precious.write_text("root's")
+        precious.chmod(0o600)
+        links = [stopped.data / name for name in ("stack.json.new", "lock", "run/supervisord.conf")]
+        for link in links:
+            link.unlink(missing_ok=True)
+            link.symlink_to(precious)
+        start(stopped)
+        assert precious.read_text() == "root's"
+        assert precious.stat().st_uid == 0
+        run("down", "--data", str(stopped.data))
+        for link in links:
+            link.unlink(missing_ok=True)
+
+
+def test_a_copy_of_a_data_folder_does_not_speak_for_the_original(stack: Stack) -> None:
+    with folder() as place:
+        shutil.copy(stack.data / "stack.json", place)
+        for entry in (place, place / "stack.json"):
+            shutil.chown(entry, stack.data.stat().st_uid, stack.data.stat().st_gid)
+        assert run("status", "--data", str(place)).returncode == 3
+        assert run("down", "--data", str(place)).returncode == 0
+        assert stack.healthy()
+
+
+def test_a_folder_with_a_space_behind_a_link_under_a_strict_umask() -> None:
+    with folder() as place:
+        (place / "real place").mkdir()
+        (place / "link").symlink_to("real place")
+        data = place / "link" / "data"
+        port = free_ports(1)
+        script = f"umask 077; {ROOT}/run up --detach --port {port} --data '{data}'"
+        started = subprocess.run(
+            ["bash", "-c", script], env=clean_environment(), capture_output=True, text=True, check=False
+        )
+        try:
+            assert started.returncode == 0, started.stderr
+            assert status_of(f"http://127.0.0.1:{port}/health") == 200
+        finally:
+            run("down", "--wipe", "--data", str(data))
+        assert leftovers(place / "real place" / "data") == []
+        assert status_of(f"http://127.0.0.1:{port}/health") == 0
+
+
+def test_a_persons_settings_for_psql_are_not_ours() -> None:
+    with running(PGSSLMODE="require", PGHOSTADDR="203.0.113.7", PGOPTIONS="-c nonsense=1") as stack:
+        assert stack.healthy()
