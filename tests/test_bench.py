@@ -106,8 +106,8 @@ def test_what_wrk_says_is_read() -> None:
 
 
 @contextmanager
-def stalling(after: float, seconds: float) -> Iterator[str]:
-    """A server that answers at once, but once, so long after its first request, answers nobody for a while."""
+def stalling(after: float = 0, seconds: float = 0, each: float = 0) -> Iterator[str]:
+    """A server that answers after `each` seconds, but once, so long after its first request, answers nobody for a while."""
     began: list[float] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -120,6 +120,7 @@ def stalling(after: float, seconds: float) -> Iterator[str]:
             now = time.monotonic()
             if stall <= now < stall + seconds:
                 time.sleep(stall + seconds - now)
+            time.sleep(each)
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
 
         def log_message(self, *_: object) -> None:
@@ -148,6 +149,14 @@ def test_in_the_open_loop_all_that_were_due_during_a_stall_have_waited() -> None
     assert found.max == pytest.approx(500, abs=60)
     assert found.p90 == pytest.approx(300, abs=60)  # 40 of 400 waited longer
     assert found.p50 < 60
+
+
+@needs
+def test_who_is_too_slow_for_the_rate_has_waits_and_not_noughts() -> None:
+    # 50 a second of 1000: after two seconds the requests of the first tenth are sent, which are those of the warm-up.
+    with stalling(each=0.02) as url:
+        found = wrk.open_loop(url, ("one", "/"), 1, rate=1000, warmup=1, connections=1)
+    assert found.p50 > 1500
 
 
 # ---- peers ----

@@ -47,10 +47,11 @@ function init(arguments)
     local make = dofile(here .. "requests.lua")(number, arguments)
     local every = tonumber(arguments[1]) / rate  -- seconds between two requests of one connection
     local count, begin, due = 0, nil, nil
-    counts, recorded = {}, 0
+    counts, recorded, late = {}, 0, 0
 
     -- Since the request before was due.
     local function waited(at)
+        late = at - due
         if due >= begin + warmup then
             local step = math.max(0, math.floor(math.log((at - due) * 1e6) * STEPS))
             counts[step] = (counts[step] or 0) + 1
@@ -78,15 +79,19 @@ function init(arguments)
 end
 
 function done(summary, _)
-    local counts, recorded, last = {}, 0, 0
+    local counts, recorded, last, latest = {}, 0, 0, 0
     for _, thread in ipairs(all) do
         recorded = recorded + thread:get("recorded")
+        latest = math.max(latest, thread:get("late"))
         for step, count in pairs(thread:get("counts")) do
             counts[step] = (counts[step] or 0) + count
             last = math.max(last, step)
         end
     end
     local function percentile(share)
+        if recorded == 0 then
+            return latest * 1e3  -- so far behind that none of those that count was sent: they wait longer than this
+        end
         local left = share * recorded
         for step = 0, last do
             left = left - (counts[step] or 0)
