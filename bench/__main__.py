@@ -2,7 +2,8 @@
 
 ./run bench --quick              the whole table within 5 minutes
 ./run bench                      and the report: bench/results/, docs/benchmarks.md
-./run bench --only hit,redis
+./run bench --report FILE        the document again, from such a file
+./run bench --only hit,redis     prints, and writes no report
 ./run bench --only memory --minutes 30
 """
 
@@ -12,10 +13,11 @@ import shutil
 import signal
 import sys
 import time
+from pathlib import Path
 
-from bench import report
+from bench import document, report
 from bench.peers.running import peers
-from bench.rows import ROWS, Bench
+from bench.rows import PICTURES, ROWS, Bench
 
 
 def arguments() -> argparse.Namespace:
@@ -24,24 +26,33 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="fewer users, shorter rounds, no report: below 5 minutes")
     parser.add_argument("--only", default="", metavar="ROW,...", help=f"some of {','.join(ROWS)}")
-    parser.add_argument("--minutes", type=float, default=None, help="of the row memory (2; quick: 0.2)")
+    parser.add_argument("--minutes", type=float, default=None, help="of the row memory (1.5; quick: 0.1)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="write docs/benchmarks.md anew from these results")
     parser.add_argument("--json", action="store_true", help="for programs: everything, raw samples too")
     given = parser.parse_args()
-    given.rows = [name for name in given.only.split(",") if name] or list(ROWS)
+    everything = [name for name in ROWS if not (given.quick and name == PICTURES)]
+    given.rows = [name for name in given.only.split(",") if name] or everything
     if unknown := set(given.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+    if given.report and not given.report.is_file():
+        parser.error(f"there is no file {given.report}")
     if given.minutes is None:
-        given.minutes = 0.2 if given.quick else 2.0
+        given.minutes = 0.1 if given.quick else 1.5
     return given
 
 
 class Progress:
-    """What is being done, on one line of a terminal; in a pipe nothing."""
+    """What is being done, on one line of a terminal; in a pipe a line for each row, when it begins."""
 
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
         self.row = ""
         self.began = time.monotonic()
+
+    def begin(self, row: str) -> None:
+        self.row = row
+        if not self.shown:
+            print(f"{time.monotonic() - self.began:4.0f} s  {row}", file=sys.stderr, flush=True)
 
     def __call__(self, what: str) -> None:
         if self.shown:
@@ -56,10 +67,13 @@ class Progress:
 
 def main() -> int:
     given = arguments()
+    if given.report:
+        document.write(json.loads(given.report.read_text()), given.report.name)
+        return 0
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
         signal.signal(number, signal.default_int_handler)
     progress = Progress()
-    progress.row = "start"
+    progress.begin("start")
     progress("a stack of ours, with two edges")
     began = time.monotonic()
     if not given.json:
@@ -72,7 +86,7 @@ def main() -> int:
                 progress(f"filling the table with {users:,} users")
                 running.seed(users)
             for name in [name for name in ROWS if name in given.rows]:
-                progress.row = name
+                progress.begin(name)
                 row_began = time.monotonic()
                 bench.results[name] = ROWS[name](bench)
                 bench.results[name].more["took"] = round(time.monotonic() - row_began, 1)
@@ -89,6 +103,11 @@ def main() -> int:
         print(json.dumps(kept, indent=1))
     else:
         print(report.summary(bench.results, took))
+    if not (given.quick or given.only):
+        path = report.save(kept)
+        document.write(kept, path.name)
+        written = [str(it.relative_to(report.ROOT)) for it in (path, document.DOCUMENT)]
+        print(f"written: {', '.join(written)}", file=sys.stderr)
     return 0
 
 

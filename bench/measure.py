@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 from bench.processes import Processes
 from bench.wrk import Answered
 
+ENOUGH = 0.2
+"""Seconds of CPU; of less, clock ticks of 10 ms say little about how it was shared."""
+
 
 class Ratio(NamedTuple):
     """The median of the rounds, and the spread: the lowest and the highest."""
@@ -32,6 +35,9 @@ class Sample:
     memory: dict[str, float]
     """Megabytes, at the end."""
 
+    busiest: float | None = None
+    """What the app's busiest worker had of the CPU time of all: of two that share the load, a half."""
+
     @property
     def rate(self) -> float:
         return self.answered.rate
@@ -48,7 +54,13 @@ class Sample:
     def kept(self) -> dict[str, Any]:
         shown = {name: round(value, 4) for name, value in asdict(self.answered).items() if name != "cpu"}
         cpu = {group: round(seconds, 2) for group, seconds in self.cpu.items()}
-        return {**shown, "cpu": cpu, "memory": {group: round(size, 1) for group, size in self.memory.items()}}
+        busiest = None if self.busiest is None else round(self.busiest, 2)
+        return {
+            **shown,
+            "busiest": busiest,
+            "cpu": cpu,
+            "memory": {group: round(size, 1) for group, size in self.memory.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -100,11 +112,13 @@ class Result:
 
 def measured(contestant: Contestant, seconds: int) -> Sample:
     processes = Processes(contestant.roots)
-    before = processes.cpu()
+    before, of_workers = processes.cpu(), processes.workers("app")
     answered = contestant.load(seconds)
     after = processes.cpu()
     cpu = {group: after[group] - before[group] for group in after}
-    return Sample(answered, {**cpu, "load": answered.cpu}, processes.memory())
+    spent = [until - of_workers.get(pid, 0.0) for pid, until in processes.workers("app").items()]
+    busiest = max(spent) / sum(spent) if sum(spent) >= ENOUGH else None
+    return Sample(answered, {**cpu, "load": answered.cpu}, processes.memory(), busiest)
 
 
 def alternate(

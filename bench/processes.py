@@ -26,6 +26,12 @@ class Processes:
             for group, roots in self.roots.items()
         }
 
+    def workers(self, group: str) -> dict[int, float]:
+        """Seconds of each process of a group that has no children: of those that do the work."""
+        families = [family(root) for root in self.roots.get(group, [])]
+        # A family is its root and what it has started; without children the root itself does the work.
+        return {process.pid: _own_cpu(process.pid) for them in families for process in them[1:] or them}
+
     def memory(self) -> dict[str, float]:
         """Megabytes; what processes share counts once (PSS), or PostgreSQL's buffers would count for each backend."""
         return {group: sum(map(proportional, self._of(group, roots))) / MEGABYTE for group, roots in self.roots.items()}

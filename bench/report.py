@@ -1,6 +1,7 @@
 """What came of it: on the terminal, and as JSON."""
 
 import argparse
+import json
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 from bench.measure import Line, Result
 
 ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "varnish", "wrk")
 
 
 def show(result: Result) -> None:
@@ -56,6 +59,25 @@ def kept(results: dict[str, Result], given: argparse.Namespace, seconds: float) 
     }
 
 
+def save(results: dict[str, Any]) -> Path:
+    """Small enough to be kept with the code: one line for each sample."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{results['when'][:10]}.json"
+    path.write_text(compact(results) + "\n")
+    return path
+
+
+def compact(value: Any, depth: int = 0) -> str:
+    """JSON, indented as far as what a person looks at goes."""
+    if not value or depth > 4 or not isinstance(value, dict | list):
+        return json.dumps(value)
+    pad = "\n" + " " * (depth + 1)
+    if isinstance(value, list):
+        return "[" + ",".join(pad + json.dumps(it) for it in value) + "\n" + " " * depth + "]"
+    inside = ",".join(f"{pad}{json.dumps(name)}: {compact(it, depth + 1)}" for name, it in value.items())
+    return "{" + inside + "\n" + " " * depth + "}"
+
+
 def machine() -> dict[str, Any]:
     cpu = next(
         (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), ""
@@ -68,7 +90,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in ("nginx", "redis-server", "postgresql-15", "varnish", "wrk")},
+        "packages": {name: _version(name) for name in PACKAGES},
     }
 
 

@@ -3,11 +3,12 @@
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from string import Template
 
@@ -23,7 +24,7 @@ def addresses(count: int) -> list[str]:
 
 
 @contextmanager
-def answering(command: list[str], url: str, environment: dict[str, str]) -> Iterator[int]:
+def answering(command: list[str], url: str, environment: dict[str, str], pass_fds: Sequence[int] = ()) -> Iterator[int]:
     """The process of a server that answers, and is gone at the end with all that it has started."""
     with tempfile.TemporaryFile() as said:
         # A session of its own: Ctrl-C is for us, who end it in its turn, and its workers can be ended without it.
@@ -34,6 +35,7 @@ def answering(command: list[str], url: str, environment: dict[str, str]) -> Iter
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=said,
+            pass_fds=pass_fds,
         )
         try:
             wait_until(lambda: process.poll() is not None or status_of(url) == 200, what=" ".join(command))
@@ -55,6 +57,8 @@ def answering(command: list[str], url: str, environment: dict[str, str]) -> Iter
 @contextmanager
 def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
     command = [sys.executable, "-P", "-m", "gunicorn", app, "--bind", listen]
+    # A socket for each worker, as of uvicorn below: else one of them may take all connections that wait.
+    command += ["--reuse-port"]
     # As in velikiy/gunicorn.conf.py, where the reasons are.
     command += ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS), "--keep-alive", "75"]
     command += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket", "--log-level", "warning"]  # noqa: S108
@@ -63,12 +67,32 @@ def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> 
 
 
 @contextmanager
-def uvicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+def uvicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[list[int]]:
+    """One process for each worker, each with a socket of its own for the same port (SO_REUSEPORT): then the kernel
+    shares the connections out. Of uvicorn's own --workers, which share a socket, the one that wakes first takes all
+    that wait, and wrk opens its connections at once: one worker had work, the other had none."""
     host, _, port = listen.rpartition(":")
-    command = [sys.executable, "-P", "-m", "uvicorn", app, "--factory", "--host", host, "--port", port]
-    command += ["--workers", str(workers), "--timeout-keep-alive", "75"]
-    with answering(command, f"http://{listen}/users/1", ours_for(**environment)) as process:
-        yield process
+    command = [sys.executable, "-P", "-m", "uvicorn", app, "--factory", "--timeout-keep-alive", "75"]
+    command += ["--no-access-log", "--log-level", "warning"]  # as gunicorn
+    with ExitStack() as context:
+        sockets = [context.enter_context(socket.socket()) for _ in range(workers)]
+        for one in sockets:
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # uvicorn takes a socket that it is given for one of Unix, and so does not do this itself; without it each
+            # answer waits 40 ms for the acknowledgement of its header. Connections have it from their listener.
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            one.bind((host, int(port)))
+        yield [
+            context.enter_context(
+                answering(
+                    [*command, "--fd", str(one.fileno())],
+                    f"http://{listen}/users/1",
+                    ours_for(**environment),
+                    pass_fds=[one.fileno()],
+                )
+            )
+            for one in sockets
+        ]
 
 
 @contextmanager

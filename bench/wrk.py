@@ -43,11 +43,20 @@ def closed(
     return _run([*map(str, arguments), *map(str, maker)], cores)
 
 
-def open_loop(url: str, maker: Maker, seconds: int, *, rate: float, warmup: int, connections: int = 64) -> Answered:
+def open_loop(
+    url: str,
+    maker: Maker,
+    seconds: int,
+    *,
+    rate: float,
+    warmup: int,
+    connections: int = 64,
+    cores: list[int] | None = None,
+) -> Answered:
     """So many requests per second, however long their answers take; those of the warm-up are not counted."""
     arguments = ["-t", connections, "-c", connections, "-d", f"{seconds + warmup}s", "-s", LOAD / "open.lua"]
     given = [*arguments, url, "--", connections, *maker, rate, warmup]
-    return _run([*map(str, given)], None)
+    return _run([*map(str, given)], cores)
 
 
 def _run(arguments: list[str], cores: list[int] | None) -> Answered:

@@ -29,6 +29,8 @@ check "hadolint"    "$tools/hadolint" "${images[@]}"
 check "nginx -t"    edge/start -t
 check "gixy"        "$tools/gixy" "$edge/nginx.conf"
 check "luacheck"    luacheck --no-color --std ngx_lua --max-line-length 120 edge
+check "luacheck, load" luacheck --no-color --std luajit --max-line-length 120 --read-globals number \
+                       --globals setup init 'done' request counts recorded -- bench/load
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -1,5 +1,6 @@
 -- The closed loop: each connection asks again as soon as it is answered.
 --     wrk -s closed.lua URL -- THREADS MAKER ...
+-- To what it measured wrk adds the waits of those that it would have sent during a pause, by its mean rate.
 
 local here = debug.getinfo(1, "S").source:match("^@(.*/)")
 local threads = 0

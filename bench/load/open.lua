@@ -2,12 +2,13 @@
 --     wrk -t N -c N -s open.lua URL -- N MAKER ... RATE WARMUP
 --
 -- A closed loop that meets a pause sends less, and so measures the pause once instead of for all who would have come
--- (coordinated omission). Here each latency counts from when its request was due.
+-- (coordinated omission). Here each latency counts from when its request was due; what has no answer when the run ends
+-- is not counted.
 --
 -- wrk tells a script neither which connection it is about nor when an answer came. So each connection has a thread of
 -- its own: then the next request is asked for right after the answer to the last one, and a thread may sleep until its
 -- request is due, exactly and without wrk's timers, which know whole milliseconds. The price is a change of threads
--- for each request, some microseconds; what it does to the figures bench/__main__.py shows against `return 200`.
+-- for each request, some microseconds; what it does to the figures bench/rows/mixed.py shows against `return 200`.
 
 local ffi = require "ffi"
 ffi.cdef [[
@@ -45,8 +46,17 @@ function init(arguments)
     local rate = tonumber(table.remove(arguments))
     local make = dofile(here .. "requests.lua")(number, arguments)
     local every = tonumber(arguments[1]) / rate  -- seconds between two requests of one connection
-    local count, sum, begin, due = 0, 0, nil, nil
-    counts, recorded, slept = {}, 0, 0
+    local count, begin, due = 0, nil, nil
+    counts, recorded = {}, 0
+
+    -- Since the request before was due.
+    local function waited(at)
+        if due >= begin + warmup then
+            local step = math.max(0, math.floor(math.log((at - due) * 1e6) * STEPS))
+            counts[step] = (counts[step] or 0) + 1
+            recorded = recorded + 1
+        end
+    end
 
     function request()
         count = count + 1
@@ -56,10 +66,8 @@ function init(arguments)
             -- due meanwhile are made up for during the warm-up.
             C.prctl(PR_SET_TIMERSLACK, 1)
             begin = at + every * number / tonumber(arguments[1])
-        elseif due >= begin + warmup then
-            local step = math.max(0, math.floor(math.log((at - due) * 1e6) * STEPS))
-            counts[step] = (counts[step] or 0) + 1
-            recorded = recorded + 1
+        else
+            waited(at)
         end
         due = begin + (count - 1) * every
         if at < due then
@@ -90,7 +98,8 @@ function done(summary, _)
     end
     local errors = summary.errors
     io.write(string.format(
-        '{"requests":%d,"seconds":%.6f,"failed":%d,"recorded":%d,"p50":%.4f,"p90":%.4f,"p99":%.4f,"p999":%.4f,"max":%.4f}\n',
+        '{"requests":%d,"seconds":%.6f,"failed":%d,"recorded":%d,'
+        .. '"p50":%.4f,"p90":%.4f,"p99":%.4f,"p999":%.4f,"max":%.4f}\n',
         summary.requests, summary.duration / 1e6,
         errors.connect + errors.read + errors.write + errors.status + errors.timeout, recorded,
         percentile(0.5), percentile(0.9), percentile(0.99), percentile(0.999), percentile(1)))

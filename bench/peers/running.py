@@ -115,10 +115,10 @@ class Peers:
     @cached_property
     def fastapi(self) -> Peer:
         listen = self._address()
-        process = self.context.enter_context(
+        processes = self.context.enter_context(
             servers.uvicorn("bench.peers.fastapi:create_app", listen, workers=WORKERS, **self._servers(3))
         )
-        return Peer("FastAPI", f"http://{listen}", {"app": [process], **self.shared})
+        return Peer("FastAPI", f"http://{listen}", {"app": processes, **self.shared})
 
     @cached_property
     def varnish(self) -> Peer:
@@ -184,6 +184,12 @@ class Peers:
         """Nothing in any Redis; what edges have runs out by itself, or is dropped by who asks for other users."""
         with redis.Redis.from_url(self.ours.redis_url) as server:
             server.flushall()
+
+    def asked_of_redis(self) -> int:
+        """How many scripts Redis has run until now. Nobody but our edges and apps has scripts there: where all are
+        reads of what it has, each is one of these."""
+        with redis.Redis.from_url(self.ours.redis_url) as server:
+            return int(server.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
 
     def fill_redis(self, count: int) -> None:
         """The first users, as each of the apps would have stored them. By a read for each it would take minutes."""

@@ -1,0 +1,91 @@
+"""The plots of docs/benchmarks.md. The same figures give the same file, byte for byte."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+GREY = "#808080"
+"""To be read on a white page and on a black one."""
+
+OURS = "#e08a1e"
+OTHERS = ("#5b8fd0", "#4ba38a", "#b07cc6", "#c96a6a")
+
+STYLE: Any = {
+    "svg.hashsalt": "velikiy",  # or the names inside would be random
+    "svg.fonttype": "none",  # text as text: small
+    "font.family": "sans-serif",
+    "font.size": 9,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
+    "legend.frameon": False,
+}
+
+
+def save(path: Path) -> None:
+    plt.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
+    plt.close()
+
+
+def ratios(lines: Sequence[dict[str, Any]], path: Path) -> None:
+    """How many times as fast as each peer; on a line of tenfolds, with the spread and the target."""
+    shown = [line for line in lines if line["unit"] == "x" and not line["at_most"] and line["row"] != "growth"]
+    with mpl.rc_context(STYLE):
+        _, axes = plt.subplots(figsize=(8.5, 0.24 * len(shown) + 0.6))
+        for at, line in enumerate(reversed(shown)):
+            median, lowest, highest = line["ratio"]
+            axes.barh(at, median - 1, left=1, color=OURS if median >= 1 else GREY, height=0.6)
+            axes.plot([lowest, highest], [at, at], color=GREY, linewidth=1)
+            if line["target"]:
+                axes.plot([line["target"]] * 2, [at - 0.4, at + 0.4], color="#d04040", linewidth=2)
+        axes.set_yticks(range(len(shown)), [f"{line['row']}: {line['what']}" for line in reversed(shown)])
+        axes.set_xscale("log")
+        ticks = [0.1, 0.25, 0.5, 1, 2, 5, 10, 25, 50]
+        axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
+        axes.minorticks_off()
+        axes.axvline(1, color=GREY, linewidth=1)
+        _open(axes)
+        save(path)
+
+
+def latencies(found: Sequence[dict[str, Any]], path: Path) -> None:
+    """p50, p99 and p99.9 of the open loop, each scene a column, each share of the capacity a row."""
+    scenes = list(dict.fromkeys(one["scene"] for one in found))
+    shares = sorted({one["share"] for one in found})
+    with mpl.rc_context(STYLE):
+        _, grid = plt.subplots(
+            len(shares), len(scenes), figsize=(3 * len(scenes), 2.4 * len(shares)), sharey=True, squeeze=False
+        )
+        for row, share in enumerate(shares):
+            for column, scene in enumerate(scenes):
+                axes = grid[row][column]
+                others = iter(OTHERS)
+                for one in (it for it in found if it["scene"] == scene and it["share"] == share):
+                    limit = one["peer"].startswith("return 200")
+                    colour = OURS if one["peer"] == "velikiy" else GREY if limit else next(others)
+                    axes.plot(
+                        ["p50", "p99", "p99.9"],
+                        [one["p50"], one["p99"], one["p999"]],
+                        marker="o",
+                        markersize=3,
+                        linestyle=":" if limit else "-",
+                        color=colour,
+                        label=one["peer"],
+                    )
+                axes.set_yscale("log")
+                axes.minorticks_off()  # each would be a line of the file
+                axes.set_title(f"{scene}, {share} %", color=GREY, fontsize=9)
+                axes.legend(fontsize=7)
+                _open(axes)
+            grid[row][0].set_ylabel("ms")
+        plt.tight_layout()
+        save(path)
+
+
+def _open(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
