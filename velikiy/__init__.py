@@ -18,6 +18,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     fence = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
+    app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # Flask looks at each call; none is async
     problems.install(app)
     api.install(app, registry(), fence)
     leases.install(app, registry(), fence.caches)

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 Write = Callable[[Connection], Change[Sent]]
 
+REQUEST_ID = re.compile("[!-~]{1,64}")
+
 
 class IdConverter(BaseConverter):
     """An id in its one spelling: Flask's own `int` takes 007 and ٧ for 7, each a cache entry of its own."""
@@ -42,9 +44,7 @@ def install(app: Flask, resources: dict[str, Resource], fence: Fence) -> None:
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
     app.before_request(_begin)
-    app.before_request(_one_spelling)
     app.after_request(_finish)
-    app.teardown_request(_end)
     for resource in resources.values():
         app.register_blueprint(_routes(resource, Rows(resource, fence), fence))
 
@@ -139,25 +139,22 @@ def _told(resource: Resource, write: Write) -> Write:
 
 
 def _begin() -> None:
-    g.began = time.monotonic()
-    given = request.headers.get("X-Request-Id", "")
-    g.request_id = given if re.fullmatch("[!-~]{1,64}", given) else secrets.token_hex(16)
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=g.request_id)
-
-
-def _end(_: BaseException | None) -> None:
-    structlog.contextvars.clear_contextvars()
-
-
-def _one_spelling() -> None:
-    """No route needs percent-encoding, so an encoded path is another spelling of one that has its own."""
-    raw = request.environ.get("RAW_URI") or request.environ.get("REQUEST_URI") or request.path
-    if raw.partition("?")[0] != request.path:
+    environ = request.environ
+    given = environ.get("HTTP_X_REQUEST_ID", "")
+    request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    g.began, g.request_id = time.monotonic(), request_id
+    structlog.contextvars.clear_contextvars()  # of the request before, on this thread
+    structlog.contextvars.bind_contextvars(request_id=request_id)
+    # No route needs percent-encoding, so an encoded path is another spelling of one that has its own.
+    path = request.path
+    raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or path
+    if raw.partition("?")[0] != path:
         raise Problem("not-found", "There is nothing at this address. Paths are spelled without percent-encoding.")
 
 
 def _acceptable() -> None:
+    if "HTTP_ACCEPT" not in request.environ:
+        return
     accepted = request.accept_mimetypes
     if accepted and not accepted.best_match(["application/json", "application/problem+json"]):
         raise Problem("not-acceptable", "Answers are JSON: allow application/json in the header Accept.")
@@ -165,20 +162,21 @@ def _acceptable() -> None:
 
 def _finish(response: Response) -> Response:
     # Caches behind ours (browsers, CDNs) cannot be told of a write: they must ask each time.
-    response.headers.setdefault("Cache-Control", "private, no-cache")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["X-Request-Id"] = g.request_id
-    if request.method == "OPTIONS" and response.status_code == 200:
+    headers, method = response.headers, request.method
+    headers.setdefault("Cache-Control", "private, no-cache")
+    headers["X-Content-Type-Options"] = "nosniff"
+    headers["X-Request-Id"] = g.request_id
+    if method == "OPTIONS" and response.status_code == 200:
         response.status_code = 204
-        del response.headers["Content-Type"]
-        if "PATCH" in response.headers.get("Allow", ""):
-            response.headers["Accept-Patch"] = ", ".join(MERGE_PATCH)
+        del headers["Content-Type"]
+        if "PATCH" in headers.get("Allow", ""):
+            headers["Accept-Patch"] = ", ".join(MERGE_PATCH)
     # The route and not the path: a mistyped address may hold somebody's e-mail.
     # Edges and containers' health checks ask every second; nobody wants to read that.
     say = log.debug if request.path.startswith(("/livez", "/readyz", "/.lease/")) else log.info
     say(
         "request",
-        method=request.method,
+        method=method,
         route=request.url_rule.rule if request.url_rule else None,
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),

@@ -1,5 +1,6 @@
 """gunicorn's settings, the same with and without Docker; each that is not the default says why."""
 
+import gc
 import os
 import sys
 from typing import Any
@@ -49,6 +50,12 @@ limit_request_field_size = 8190
 accesslog = None  # the app logs its requests itself, with their ids
 loglevel = settings.log_level
 logconfig_dict = logs.settings(settings.log_level)
+
+
+def post_worker_init(worker: Any) -> None:
+    """What is there now stays for as long as the process does: the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def post_fork(server: Any, worker: Any) -> None:

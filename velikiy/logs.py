@@ -1,7 +1,10 @@
 """One JSON object a line on stdout, the libraries' lines included."""
 
+import atexit
 import contextlib
 import sys
+import threading
+import time
 from typing import Any
 
 import orjson
@@ -59,16 +62,45 @@ def settings(level: str) -> dict[str, Any]:
 
 
 class _Stdout:
-    """Each line in one piece, since threads write at the same time; and a log that nobody takes any more, because
-    the supervisor died or the disk is full, is no reason to fail a request."""
+    """Lines are written together, LATER at most: each write would wake whoever collects the logs, who takes longer for
+    a line than it took to make it. What a killed process had not written is lost; the edge's line is there.
+
+    Each line in one piece, since threads log at the same time; and a log that nobody takes any more, because the
+    supervisor died or the disk is full, is no reason to fail a request.
+    """
+
+    LATER = 0.2
+    """Seconds."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._starting = threading.Lock()
+        self._writer: threading.Thread | None = None
+        atexit.register(self._write)
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
-            sys.stdout.write(text)
+        self._lines.append(text)
+        # Not before the first line: threads do not survive the fork that makes a worker.
+        if self._writer is None:
+            with self._starting:
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._keep_writing, daemon=True)
+                    self._writer.start()
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
+        """Of each line; what it is for is done by `_keep_writing`."""
+
+    def _keep_writing(self) -> None:
+        while True:
+            time.sleep(self.LATER)
+            self._write()
+
+    def _write(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines:
+            with contextlib.suppress(OSError):
+                sys.stdout.write("".join(lines))
+                sys.stdout.flush()
 
 
 def configure(level: str) -> None:
