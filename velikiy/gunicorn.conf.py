@@ -15,9 +15,8 @@ except BadSetting as bad:
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
 
-# Threads, since a request mostly waits for PostgreSQL or Redis; and the only built-in class that keeps
-# connections from Nginx open.
-worker_class = "gthread"
+# Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open; see worker.py.
+worker_class = "velikiy.worker.Worker"
 workers = settings.app_workers
 threads = settings.app_threads
 
