@@ -34,6 +34,7 @@ local function now()
     ffi.C.clock_gettime(CLOCK_BOOTTIME, timespec)
     return tonumber(timespec.seconds) * 1000 + tonumber(timespec.nanoseconds) / 1e6
 end
+_M.now = now
 
 
 -- In init_by_lua, which runs again on each reload: the dictionary is kept, and what is in it is still true.
@@ -158,7 +159,9 @@ end
 -- Returns whether there is a lease now.
 local function renew()
     local epoch = state:get("registered")
-    if epoch then
+    -- Another one: a worker that was on its way out got its answer late, after its successor had begun a newer epoch.
+    -- To go on with it would be to renew for ever a lease that no read asks for.
+    if epoch and epoch == state:get("epoch") then
         local asked = now()  -- before the question: it may be answered at once and arrive late
         local lease, status = ask("renew", epoch)
         if lease then
