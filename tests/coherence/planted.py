@@ -40,6 +40,9 @@ LOAD = Load(edges=(), users=4, lists=0.3)
 SLOW = replace(LOAD, users=8, pace=1.0)
 """What was written while a cache was away is not mended by the next write to the same user."""
 
+BACK = replace(SLOW, pace=0.2, readers=16)
+"""Most of its readers wait."""
+
 
 class Replacement(NamedTuple):
     file: str
@@ -111,15 +114,24 @@ EMPTIED = after("velikiy/relay.py", "            self.fence.redis_tier.drop(None
 SLOW_FILL = after(
     FENCE, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
+RETURNING = (ASKING, EMPTIED, SLOW_FILL)
 
 CONTROLS = (
     Planted("control", "Nothing: all the stalls, and no bug.", STALLS, frozenset({"stop-edge", "stop-redis", "sql"})),
     Planted(
         "control-slow",
         "Nothing; as the slow ones run.",
-        (*STALLS, ASKING, EMPTIED, SLOW_FILL),
+        STALLS,
         frozenset({"stop-edge", "stop-redis"}),
         load=SLOW,
+        edge_ttl=1,
+    ),
+    Planted(
+        "control-redis",
+        "Nothing; as those run that meet a Redis which comes back.",
+        RETURNING,
+        frozenset({"stop-redis"}),
+        load=BACK,
         edge_ttl=1,
     ),
 )
@@ -253,9 +265,7 @@ BUGS = (
         "trust-before-redis",
         "An edge looks whether Redis may be used before it asks, and not once more when Redis has answered.",
         (
-            ASKING,
-            EMPTIED,
-            SLOW_FILL,
+            *RETURNING,
             Replacement(
                 REDIS,
                 "        if not lease.trusts_redis(epoch) then\n            return nil\n        elseif not found then\n",
@@ -263,7 +273,7 @@ BUGS = (
             ),
         ),
         frozenset({"stop-redis"}),
-        load=replace(SLOW, pace=0.2),
+        load=BACK,
         edge_ttl=1,
     ),
     Planted(
