@@ -13,7 +13,7 @@ import redis.exceptions
 
 from tests.between import Between, Cut, Link, between, once
 from tests.running import Stack, wait_until
-from velikiy.coherence import EdgeTier, Lease, Path, RedisTier
+from velikiy.coherence import EdgeTier, Entry, Lease, Path, RedisTier
 from velikiy.coherence.caches import PATIENCE, Cache, Caches, now
 from velikiy.coherence.redis_tier import DROP, FILL, READ, Connections, DoesNotAnswer
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
@@ -132,7 +132,7 @@ class TestToRedis:
     ) -> None:
         lease = self.repeated(stack, way, lambda: tier.read(PATH, ""), tier)
         assert isinstance(lease, Lease)
-        assert not tier.fill(PATH, "", lease, None)
+        assert not tier.fill(PATH, "", lease, Entry(200, b"{}"))
 
     def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: Between) -> None:
         lease = self.repeated(stack, way, lambda: tier.drop([PATH], PATH), tier)
