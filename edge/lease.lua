@@ -93,7 +93,7 @@ function _M.rows(name)
     if text ~= rows_text then
         rows, rows_text = {}, text
         for many, one in (text or ""):gmatch("(%S+):(%S+)") do
-            rows[many] = one
+            rows[many] = ngx.unescape_uri(one)
         end
     end
     return rows[name]
@@ -121,7 +121,7 @@ end
 
 
 -- What an app says (velikiy/leases.py), `<milliseconds> <redis> <rows>`: of the lease, whether Redis may be used as
--- long, and `users:user` for each resource. Or nil and the status, 0 where there was no answer.
+-- long, and `users:user` for each resource, percent-encoded. Or nil and the status, 0 where there was no answer.
 local function ask(what, epoch)
     local peer = apps.choose()
     if not peer then
@@ -137,7 +137,7 @@ local function ask(what, epoch)
         local answer = socket:receive("*a")
         status = answer and answer:match("^HTTP/1%.%d (%d%d%d) ")
         if status == "200" then
-            milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([a-z0-9_: ]*)$")
+            milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([!-~ ]*)$")
         end
     end
     socket:close()

@@ -6,16 +6,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import pytest
 import requests
+from flask import Flask
+from redis import Redis
 
 from tests.away import refusing
 from tests.between import Between, Cut, Link, between, once
 from tests.running import Stack, wait_until
 from tests.stepped import SteppedApp, caching, edge_of, stepped_app
 from tests.test_edge_races import edges, get, listed, name, put
+from tests.told import fenced, told_app
+from velikiy import leases
+from velikiy.coherence import Caches
+from velikiy.postgres import Database
+from velikiy.resource import registry
 from velikiy.rows import Missing
 
 _numbers = count(1)
@@ -141,6 +148,58 @@ class TestWhatRedisHas:
         redis.questions.clear()
         assert requests.get(f"{app.edge}/users?limit=1", timeout=5).status_code == 200
         assert not redis.questions
+
+
+class TestWhereItIs:
+    """As REDIS_URL says it, and under which keys."""
+
+    @pytest.fixture
+    def client(self, stack: Stack) -> Iterator[Redis]:
+        client = Redis.from_url(url_of(stack, "", 3))
+        yield client
+        client.flushdb()
+        client.acl_deluser("edge@one")
+
+    @pytest.mark.parametrize("login", ["", "edge%40one:p%40ss%2Fw%3Ard%25@"])
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_by_its_name_its_database_and_a_login_with_any_characters(
+        self, stack: Stack, client: Redis, login: str, host: str
+    ) -> None:
+        client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
+        client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
+        address = url_of(stack, login, 3).replace("127.0.0.1", host)
+        with told_app("2400 1 things:thing", REDIS_URL=address) as told:
+            answer = requests.get(f"{told.edge}/things/7", timeout=5)
+            assert (answer.content, answer.headers["ETag"]) == (b'{"id":7}', '"tag"')
+            assert answer.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
+            assert told.heard == []
+
+    def test_of_each_resource_under_its_own_keys_whatever_its_rows_are_called(
+        self, stack: Stack, client: Redis
+    ) -> None:
+        rows = {"orders": "order", "order_lines": "order line", "dates": "user's date: день"}
+        for one in rows.values():
+            client.hset(f"{one}:7", "body:", f"200\t\t\t\n{one}")
+        names = " ".join(f"{many}:{quote(one, safe='')}" for many, one in rows.items())
+        with told_app(f"2400 1 {names}", REDIS_URL=url_of(stack, "", 3)) as told:
+            for many, one in rows.items():
+                assert requests.get(f"{told.edge}/{many}/7", timeout=5).content.decode() == one
+            assert told.heard == []
+            told.answer = lambda request: fenced(request, 200, b"the app's")
+            assert requests.get(f"{told.edge}/others/7", timeout=5).content == b"the app's"
+            assert [line for line, _, _ in told.heard] == ["GET /others/7"]
+
+    def test_apps_say_of_them_what_is_one_word(self, stack: Stack) -> None:
+        """To an edge that renews its lease: one of the stack's."""
+        app, database = Flask("in this process"), Database(stack.postgres, size=1, timeout=2)
+        lines = replace(registry()["users"], name="order_lines", one="order line")
+        leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
+        database.open()
+        [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
+        asked = {"place": name.partition("@")[0], "epoch": epoch, "port": "1"}
+        answer = app.test_client().post("/.lease/renew", data=asked)
+        assert answer.text == "2400 1 order_lines:order%20line"
+        database.close()
 
 
 class TestReplies:
@@ -391,6 +450,13 @@ class TestARedisThatIsAway:
             app.stack.redis().delete(f"user:{user}")
             put(app, user, "newer")
             assert [name(other.edge, user) for _ in range(2)] == ["newer"] * 2
+
+
+def url_of(stack: Stack, login: str, database: int) -> str:
+    """Redis itself; as who we are where no login is given."""
+    given = urlsplit(stack.redis_url)
+    login = login or given.netloc.rpartition("@")[0] + "@"
+    return f"redis://{login}127.0.0.1:{given.port}/{database}"
 
 
 def scripts(stack: Stack) -> int:
