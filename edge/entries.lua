@@ -39,7 +39,11 @@ end
 
 -- Whether it is kept. What has no place pushes out what was asked for longest ago.
 function _M.put(key, entry)
-    local kept = #entry <= SMALL and small or large
+    local kept, other = small, large
+    if #entry > SMALL then
+        kept, other = large, small
+    end
+    other:delete(key)  -- where one that is outdated may be, of another size, which would be found instead
     return (kept:set(key, entry, 0, time()))
 end
 
@@ -58,6 +62,10 @@ function _M.pack(answer, request_id)
     if answer.truncated or not header["Cache-Status"] or header["X-Accel-Expires"] == "0" then
         return nil
     end
+    local etag, modified, link = header["ETag"] or "", header["Last-Modified"] or "", header["Link"] or ""
+    if type(etag) == "table" or type(modified) == "table" or type(link) == "table" then
+        return nil  -- said more than once: not by our apps
+    end
     local body = answer.body
     if answer.status == 404 then
         local own = ',"request_id":"' .. request_id .. '"}'
@@ -68,8 +76,7 @@ function _M.pack(answer, request_id)
     elseif answer.status ~= 200 then
         return nil
     end
-    return answer.status .. "\t" .. (header["ETag"] or "") .. "\t" .. (header["Last-Modified"] or "") .. "\t"
-        .. (header["Link"] or "") .. "\n" .. body
+    return answer.status .. "\t" .. etag .. "\t" .. modified .. "\t" .. link .. "\n" .. body
 end
 
 

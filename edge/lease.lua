@@ -34,6 +34,7 @@ local function now()
     ffi.C.clock_gettime(CLOCK_BOOTTIME, timespec)
     return tonumber(timespec.seconds) * 1000 + tonumber(timespec.nanoseconds) / 1e6
 end
+_M.now = now
 
 
 -- In init_by_lua, which runs again on each reload: the dictionary is kept, and what is in it is still true.
@@ -92,7 +93,7 @@ function _M.rows(name)
     if text ~= rows_text then
         rows, rows_text = {}, text
         for many, one in (text or ""):gmatch("(%S+):(%S+)") do
-            rows[many] = one
+            rows[many] = ngx.unescape_uri(one)
         end
     end
     return rows[name]
@@ -120,7 +121,7 @@ end
 
 
 -- What an app says (velikiy/leases.py), `<milliseconds> <redis> <rows>`: of the lease, whether Redis may be used as
--- long, and `users:user` for each resource. Or nil and the status, 0 where there was no answer.
+-- long, and `users:user` for each resource, percent-encoded. Or nil and the status, 0 where there was no answer.
 local function ask(what, epoch)
     local peer = apps.choose()
     if not peer then
@@ -136,7 +137,7 @@ local function ask(what, epoch)
         local answer = socket:receive("*a")
         status = answer and answer:match("^HTTP/1%.%d (%d%d%d) ")
         if status == "200" then
-            milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([a-z0-9_: ]*)$")
+            milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([!-~ ]*)$")
         end
     end
     socket:close()
@@ -158,7 +159,9 @@ end
 -- Returns whether there is a lease now.
 local function renew()
     local epoch = state:get("registered")
-    if epoch then
+    -- Another one: a worker that was on its way out got its answer late, after its successor had begun a newer epoch.
+    -- To go on with it would be to renew for ever a lease that no read asks for.
+    if epoch and epoch == state:get("epoch") then
         local asked = now()  -- before the question: it may be answered at once and arrive late
         local lease, status = ask("renew", epoch)
         if lease then

@@ -10,6 +10,7 @@ local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then
 
 local fills = ngx.shared.fills
 local find, format, sub = string.find, string.format, string.sub  -- these are compiled; match is not
+local concat = table.concat
 
 local _M = {}
 
@@ -84,6 +85,9 @@ local function ask(path, query, key, result, why, lease_to_fill)
         fills:delete(key)
     end
     local tier2 = answer.header["Cache-Status"]
+    if type(tier2) == "table" then  -- what stands between us and the app has said something too
+        tier2 = concat(tier2, ", ")
+    end
     var.fenced = tier2 and "1" or ""
     if failed then
         return stale(path, query, answer.truncated and 502 or answer.status)

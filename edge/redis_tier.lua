@@ -9,17 +9,18 @@ local names = require "names"
 local POLL = 0.002      -- seconds
 local PATIENCE = 0.02   -- seconds that somebody else's fill is waited for
 local LEASE = "3000"    -- milliseconds after which a lease to fill is void; only speed depends on it
-local REST = 1          -- seconds that Redis is left alone after it did not answer
+local REST = 1000       -- milliseconds that Redis is left alone after it did not answer
+local LARGEST = 2 ^ 26  -- bytes; no entry is as large, and what says that it is speaks of something else
 local IDLE = 30000      -- milliseconds that a connection is kept
 local CONNECTIONS = 64  -- that each worker keeps
 
-local now, sleep = ngx.now, ngx.sleep
+local now, sleep = lease.now, ngx.sleep
 local concat = table.concat
-local sub = string.sub
+local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
 local _M = {}
 
-_M.NO_LEASE = "-"  -- for the app: Redis was asked, and somebody else fills it
+_M.NO_LEASE = "-"  -- for the app: Redis was asked; somebody else fills it, or it did not answer in time
 
 local server        -- { name, port, greeting }; nil: apps ask for us
 local script        -- read.lua
@@ -51,7 +52,7 @@ function _M.configure(url, file, seconds)
     local source = assert(io.open(file))
     script = source:read("*a")
     source:close()
-    digest = ngx.sha1_bin(script):gsub(".", function(byte) return string.format("%02x", byte:byte()) end)
+    digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
     ask = command(5, "EVALSHA", digest)
     local login, host, port, database = url:match("^redis://([^@/]*)@([%w._-]+):?(%d*)/?(%d*)$")
     if not host then
@@ -75,27 +76,30 @@ end
 
 
 -- What Redis says (RESP 2): a string, a number, an array, false for nothing; or nil and why not, from "-" on if Redis
--- says so itself.
+-- says so itself. After any other why not, what comes next on this connection is nobody's answer.
 local function reply(socket)
     local line, err = socket:receive("*l")
     if not line then
         return nil, err
     end
     local kind, rest = sub(line, 1, 1), sub(line, 2)
-    if kind == ":" then
-        return tonumber(rest)
-    elseif kind == "+" then
+    if kind == "+" then
         return rest
+    end
+    local size = find(rest, "^-?%d+$") and tonumber(rest)
+    if not size or size > LARGEST then
+        return nil, line
+    elseif kind == ":" then
+        return size
+    elseif size < 0 then
+        return false
     elseif kind == "$" then
-        if rest == "-1" then
-            return false
-        end
         local text
-        text, err = socket:receive(tonumber(rest) + 2)
+        text, err = socket:receive(size + 2)
         return text and sub(text, 1, -3), err
     elseif kind == "*" then
         local array = {}
-        for i = 1, tonumber(rest) do
+        for i = 1, size do
             array[i], err = reply(socket)
             if array[i] == nil then
                 return nil, err
@@ -126,19 +130,22 @@ local function connect()
         end
         if not ok then
             socket:close()
-            return nil, err
+            return nil, "not let in: " .. tostring(err)
         end
     end
     return socket, kept
 end
 
 
--- read.lua's answer; or nil and why not.
-local function question(key, token)
-    local words = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
-                           "\r\n$", #LEASE, "\r\n", LEASE, "\r\n" })
+-- read.lua's answer, and the token that is the lease if it gives one; or nil and why not.
+local function question(key)
     local begin = ask
     while true do
+        -- Another one for each attempt: one whose reply was lost may come to Redis late, and would give a lease again
+        -- that a write has taken away meanwhile.
+        local token = lease.fresh()
+        local words = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
+                               "\r\n$", #LEASE, "\r\n", LEASE, "\r\n" })
         local socket, kept = connect()
         if not socket then
             return nil, kept
@@ -148,17 +155,17 @@ local function question(key, token)
         if ok then
             answer, err = reply(socket)
         end
-        if answer then
+        if type(answer) == "table" then
             socket:setkeepalive(IDLE)
-            return answer
+            return answer, token
         elseif err and sub(err, 1, 9) == "-NOSCRIPT" and begin == ask then
             socket:setkeepalive(IDLE)
             begin = command(5, "EVAL", script)
         else
             socket:close()
             -- A kept connection to a Redis that was restarted is broken; a new one tells what is there now.
-            if not kept or err == "timeout" then
-                return nil, err
+            if answer ~= nil or not kept or err == "timeout" or sub(err, 1, 1) == "-" then
+                return nil, err or "no answer of this script's"
             end
         end
     end
@@ -182,7 +189,11 @@ end
 
 -- As velikiy/coherence/entry.py looks at it.
 local function is_entry(text)
-    return type(text) == "string" and text:find('^[24]0[04]\t[!-~]*\t[ -~]*\t[ -~]*\n') ~= nil
+    if type(text) ~= "string" or byte(text, -1) == 10 then
+        return false
+    end
+    local status, etag = match(text, "^([24]0[04])\t([!-~]*)\t[ -~]*\t[ -~]*\n")
+    return (status == "200" or status == "404") and (etag == "" or find(etag, '^"[!#-~]+"$') ~= nil)
 end
 
 
@@ -193,25 +204,24 @@ function _M.read(epoch, path)
     if not key then
         return nil
     end
-    local token = lease.fresh()
     local waited = 0
     while lease.trusts_redis(epoch) do
-        local found, err = question(key, token)
+        local found, more = question(key)
         -- After the answer: whatever was believed before, a write may have passed a fenced Redis by meanwhile.
         if not lease.trusts_redis(epoch) then
             return nil
         elseif not found then
-            if sub(err, 1, 1) ~= "-" then
+            if sub(more, 1, 1) ~= "-" then
                 resting = now() + REST
             end
-            return nil
+            return nil, more == "timeout" and _M.NO_LEASE or nil  -- an app need not wait as long once more
         elseif found[1] == 1 then
             if not is_entry(found[2]) then
                 return nil  -- somebody else's, under our key; the app clears up
             end
             return found[2], math.max(0, math.floor(found[3] / 1000))
         elseif found[1] == 2 then
-            return nil, token
+            return nil, more
         elseif waited >= PATIENCE then
             return nil, _M.NO_LEASE
         end

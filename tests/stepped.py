@@ -14,6 +14,7 @@ from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path as File
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import requests
 from flask import Flask
@@ -116,6 +117,8 @@ class SteppedApp:
     """The edge's folder."""
     steps: Steps
     users: Users
+    url: str
+    """Of the app itself."""
 
 
 def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
@@ -128,11 +131,12 @@ def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
 
 
 @contextmanager
-def stepped_app(stack: Stack) -> Iterator[SteppedApp]:
+def stepped_app(stack: Stack, **settings: str) -> Iterator[SteppedApp]:
+    """`settings`: of its edge. With a REDIS_URL the edge reads Redis itself, and without one through the app."""
     steps = Steps()
     fence = stepped_fence(stack.postgres, stack.redis_url, steps)
-    with serving(fence) as url, edge_of(url.removeprefix("http://")) as (edge, data):
-        yield SteppedApp(stack, edge, data, steps, Users(fence))
+    with serving(fence) as url, edge_of(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
+        yield SteppedApp(stack, edge, data, steps, Users(fence), url)
     fence.database.close()
 
 
@@ -183,17 +187,19 @@ def caching(edge: str) -> bool:
 
 
 @contextmanager
-def edge_of(apps: str, home: File = ROOT / "edge") -> Iterator[tuple[str, str]]:
+def edge_of(apps: str, home: File = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
     """An edge before these apps: its address and its folder. `home` is where its code is."""
     first = free_ports(2)
     with folder() as data:
         settings = {
+            "REDIS_URL": "",
             "EDGE_DATA": str(data),
             "EDGE_LISTEN": f"127.0.0.1:{first}",
             "EDGE_CONTROL": f"127.0.0.1:{first + 1}",
             "EDGE_APPS": apps,
             "EDGE_WORKERS": "1",
             "DATABASE_TIMEOUT": "10",
+            **settings,
         }
         with (data / "log").open("w") as log:
             edge = subprocess.Popen(

@@ -390,6 +390,79 @@ class TestProblems:
             answer = get(told, f"/{name}/7")
             assert (answer.content, answer.headers["X-Cache-Status"]) == (b'{"status":404}', "MISS")
 
+    def test_of_a_header_that_comes_twice_nothing_is_lost_and_nothing_kept(self, told: Told, name: str) -> None:
+        def twice(request: Request) -> Response:
+            answer = tagged(request)
+            answer.headers.add("Link", "</a>; rel=a")
+            answer.headers.add("Link", "</b>; rel=b")
+            return answer
+
+        told.answer = twice
+        for _ in range(2):
+            answer = get(told, f"/{name}/7")
+            assert (answer.headers["X-Cache-Status"], answer.headers["Link"]) == ("MISS", "</a>; rel=a, </b>; rel=b")
+
+    def test_another_cache_before_the_app_may_have_its_say(self, told: Told, name: str) -> None:
+        def through_another(request: Request) -> Response:
+            answer = tagged(request)
+            answer.headers.add("Cache-Status", "other; fwd=miss")
+            return answer
+
+        told.answer = through_another
+        answers = [get(told, f"/{name}/7") for _ in range(2)]
+        assert answers[0].headers["Cache-Status"] == "redis; hit, other; fwd=miss, nginx; fwd=uri-miss; stored"
+        assert answers[1].headers["Cache-Status"] == "nginx; hit"
+
+    @pytest.mark.parametrize("status", [200, 404])
+    def test_one_that_is_cut_off_is_none(self, told: Told, name: str, status: int) -> None:
+        def cut_off(request: Request) -> Response:
+            answer = fenced(request, status, b'{"id":7')
+            answer.headers["Content-Length"] = "9"
+            answer.automatically_set_content_length = False
+            return answer
+
+        told.answer = cut_off
+        assert get(told, f"/{name}/7").status_code == 502
+        told.answer = tagged
+        assert get(told, f"/{name}/7").headers["X-Cache-Status"] == "MISS"
+
+    @pytest.mark.parametrize("size", [1_700, 1_900, 300_000, 3_000_000])
+    def test_a_large_one_is_kept_to_the_byte(self, told: Told, name: str, size: int) -> None:
+        body = b'["' + b"0123456789" * (size // 10) + b'"]'
+        told.answer = lambda request: fenced(request, 200, body)
+        answers = [get(told, f"/{name}") for _ in range(2)]
+        assert [answer.headers["X-Cache-Status"] for answer in answers] == ["MISS", "HIT"]
+        assert {answer.content for answer in answers} == {body}
+
+    def test_one_that_has_grown_or_shrunk_takes_the_place_of_the_one_before(self, told: Told, name: str) -> None:
+        small, large = b'{"id":7}', b'["%s"]' % (b"0123456789" * 300)
+        for body in (small, large, small):
+            told.answer = lambda request, body=body: fenced(request, 200, body)  # type: ignore[misc]
+            wait_until(lambda body=body: get(told, f"/{name}/7").content == body)  # type: ignore[misc]
+            answer = get(told, f"/{name}/7")
+            assert (answer.content, answer.headers["X-Cache-Status"]) == (body, "HIT")
+
+    @pytest.mark.parametrize("kept", [True, False])
+    @pytest.mark.parametrize("head", ["Content-Length: 37", "Transfer-Encoding: chunked"])
+    def test_what_a_read_has_for_a_body_is_no_request(self, told: Told, name: str, head: str, kept: bool) -> None:
+        if kept:
+            get(told, f"/{name}/7")
+        inside = f"GET /{name}/8 HTTP/1.1\r\nHost: inside\r\n\r\n"
+        body = inside[:37] if head.startswith("Content") else f"{len(inside):x}\r\n{inside}\r\n0\r\n\r\n"
+        first = f"GET /{name}/7 HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{body}"
+        got = raw(told.edge, f"{first}GET /{name}/9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        assert got.count(b"HTTP/1.1 200 ") == 2
+        assert [line for line, _, _ in told.heard] == [f"GET /{name}/7", f"GET /{name}/9"]
+        assert all(not body for _, _, body in told.heard)
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_a_part_that_is_asked_for_may_come_whole(self, told: Told, name: str, kept: bool) -> None:
+        if kept:
+            get(told, f"/{name}/7")
+        for asked in ("bytes=0-1", "bytes=99-", "what?"):
+            answer = get(told, f"/{name}/7", Range=asked)
+            assert (answer.status_code, answer.content) == (200, b'{"id":7}')
+
     @pytest.mark.parametrize("kept", [True, False])
     def test_answers_on_one_connection_follow_each_other_to_the_byte(self, told: Told, name: str, kept: bool) -> None:
         told.answer = tagged if kept else lambda request: plain(request, 400, b"no")

@@ -26,9 +26,10 @@ READER_PLACES = ("between check and snapshot", "between snapshot and fill", "bet
 WRITER_PLACES = ("before the lock", "before the drops", "between the drops", "before the commit")
 
 
-@pytest.fixture(scope="module")
-def app(stack: Stack) -> Iterator[SteppedApp]:
-    with stepped_app(stack) as app:
+@pytest.fixture(scope="module", params=["redis-itself", "redis-through-the-app"])
+def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[SteppedApp]:
+    """How its edge reads Redis."""
+    with stepped_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
         wait_until(lambda: caching(app.edge))
         yield app
         assert not app.steps.steps, "a place that nobody came to"

@@ -9,7 +9,7 @@ from pathlib import Path as File
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
-from tests.running import wait_until
+from tests.running import ROOT, wait_until
 from tests.stepped import caching, edge_of
 
 
@@ -36,12 +36,13 @@ class Told:
     """The edge's folder."""
     answer: Callable[[Request], Response] = fenced
     leasing: bool = True
+    lease: str = "2400"
     heard: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     """Requests: the line, headers in lower case, the body."""
 
     def __call__(self, request: Request) -> Response:
         if request.path.startswith("/.lease/"):
-            return Response("2400", 200 if self.leasing else 503)
+            return Response(self.lease, 200 if self.leasing else 503)
         headers = {name.lower(): value for name, value in request.headers.items() if value}
         self.heard.append((f"{request.method} {request.environ['REQUEST_URI']}", headers, request.get_data()))
         return self.answer(request)
@@ -51,13 +52,14 @@ class Told:
 
 
 @contextmanager
-def told_app() -> Iterator[Told]:
-    told = Told()
+def told_app(lease: str = "2400", **settings: str) -> Iterator[Told]:
+    """`settings`: of the edge."""
+    told = Told(lease=lease)
     server = make_server("127.0.0.1", 0, Request.application(told), threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with edge_of(f"127.0.0.1:{server.port}") as (told.edge, data):
+        with edge_of(f"127.0.0.1:{server.port}", ROOT / "edge", **settings) as (told.edge, data):
             told.data = File(data)
             wait_until(lambda: caching(told.edge))
             yield told

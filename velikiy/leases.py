@@ -1,6 +1,8 @@
 """Edges ask here each second whether they may go on using their caches. Clients cannot: the edge lets no address
 through that begins with `/.`."""
 
+from urllib.parse import quote
+
 import structlog
 from flask import Flask, Response, request
 from pydantic import BaseModel, Field, ValidationError
@@ -24,9 +26,10 @@ class _Asked(BaseModel):
 
 def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
     """Both answer `<milliseconds> <redis> <names>`: of the lease, which the edge counts from before it asked; 1 where
-    it may use Redis as long, else 0; and `users:user` for each resource, by which keys in Redis are made."""
+    it may use Redis as long, else 0; and `users:user` for each resource, by which keys in Redis are made. Of
+    `order line` an edge would take the first word, and with it another resource's keys: it is `order%20line`."""
     edge_tier = EdgeTier()
-    names = " ".join(f"{resource.name}:{resource.one}" for resource in resources.values())
+    names = " ".join(f"{resource.name}:{quote(resource.one, safe='')}" for resource in resources.values())
 
     def lease(redis_is_fenced: bool) -> Response:
         return Response(f"{int(LEASE * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")

@@ -11,6 +11,7 @@ from typing import TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 RV = TypeVar("RV")
@@ -140,7 +141,7 @@ class Database:
                 with suppress(psycopg.Error):  # what cannot be rolled back is closed, here or by the pool
                     connection.rollback()
                 raise
-            connection.commit()
+            _commit(connection)
 
     @contextmanager
     def _borrow(self, pool: ConnectionPool[Connection], times: float = 1) -> Iterator[Connection]:
@@ -192,6 +193,14 @@ class Database:
         finally:
             if probing:
                 self._probe.release()
+
+
+def _commit(connection: Connection) -> None:
+    if connection.info.transaction_status == TransactionStatus.INERROR:
+        # To COMMIT PostgreSQL would answer ROLLBACK, which is no error: a write that was not done would be one.
+        connection.rollback()
+        raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was passed over")
+    connection.commit()
 
 
 def _has_something_to_say(connection: Connection) -> bool:

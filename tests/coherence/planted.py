@@ -40,6 +40,9 @@ LOAD = Load(edges=(), users=4, lists=0.3)
 SLOW = replace(LOAD, users=8, pace=1.0)
 """What was written while a cache was away is not mended by the next write to the same user."""
 
+BACK = replace(SLOW, pace=0.2, readers=16)
+"""Most of its readers wait."""
+
 
 class Replacement(NamedTuple):
     file: str
@@ -67,6 +70,8 @@ class Moved(Exception):
 FENCE = "velikiy/coherence/fence.py"
 TIER = "velikiy/coherence/edge_tier.py"
 LEASE = "edge/lease.lua"
+READ = "edge/read.lua"
+REDIS = "edge/redis_tier.lua"
 
 # Mostly short and sometimes long: a tenth of them is longer than 130 ms.
 # Without a name of its own, which would hide the module's in the function that it is put into.
@@ -93,7 +98,24 @@ RENEWING = after(
     "ngx.sleep(0.3 * math.random())",
 )
 
-STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING)
+HEARD = after(READ, "        entry, more = redis_tier.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
+
+STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING, HEARD)
+
+# What has to meet the moment at which Redis comes back, seconds after it was stopped. Not the first reads: the load
+# waits for those before it begins.
+ASKING = Replacement(
+    REDIS,
+    "        local found, more = question(key)\n",
+    "        if ngx.shared.state:get('names') > 50 and math.random() < 0.3 then\n            ngx.sleep(2 + 6 * math.random())\n        end\n"
+    "        local found, more = question(key)\n",
+)
+TWO_SECONDS = '__import__("time").sleep(2)'
+EMPTIED = after("velikiy/relay.py", "            self.fence.redis_tier.drop(None)", TWO_SECONDS)
+SLOW_FILL = after(
+    FENCE, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
+)
+RETURNING = (ASKING, EMPTIED, SLOW_FILL)
 
 CONTROLS = (
     Planted("control", "Nothing: all the stalls, and no bug.", STALLS, frozenset({"stop-edge", "stop-redis", "sql"})),
@@ -103,6 +125,14 @@ CONTROLS = (
         STALLS,
         frozenset({"stop-edge", "stop-redis"}),
         load=SLOW,
+        edge_ttl=1,
+    ),
+    Planted(
+        "control-redis",
+        "Nothing; as those run that meet a Redis which comes back.",
+        RETURNING,
+        frozenset({"stop-redis"}),
+        load=BACK,
         edge_ttl=1,
     ),
 )
@@ -217,7 +247,35 @@ BUGS = (
     Planted(
         "default-generation",
         "A path without a generation gets a default, and with it what was stored under that before.",
-        (Replacement("edge/generations.lua", "local fresh = lease.fresh()", 'local fresh = "0"'),),
+        (Replacement("edge/generations.lua", "local fresh = lease.fresh()", "local fresh = path"),),
+    ),
+    Planted(
+        "generation-after-redis",
+        "An edge asks for a path's generation once Redis has answered, and stores the answer under that.",
+        (
+            HEARD,
+            Replacement(
+                READ,
+                "    local stored = entries.put(key, entry)\n",
+                '    key = (generations.current(epoch, path) or "") .. query\n'
+                "    local stored = entries.put(key, entry)\n",
+            ),
+        ),
+    ),
+    Planted(
+        "trust-before-redis",
+        "An edge looks whether Redis may be used before it asks, and not once more when Redis has answered.",
+        (
+            *RETURNING,
+            Replacement(
+                REDIS,
+                "        if not lease.trusts_redis(epoch) then\n            return nil\n        elseif not found then\n",
+                "        if not found then\n",
+            ),
+        ),
+        frozenset({"stop-redis"}),
+        load=BACK,
+        edge_ttl=1,
     ),
     Planted(
         "endless-lease",

@@ -5,6 +5,7 @@ import socket
 import time
 from collections import defaultdict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import quote
 
 import structlog
@@ -43,6 +44,8 @@ class EdgeTier:
             if not drop.done(until):
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.close()
+                # What is behind the others may be the same worker, which is stopped while those beside it answer.
+                self._let_go(drop.edge.address)
                 silent.append(drop.edge)
             elif drop.socket is not None:
                 self._idle[drop.edge.address].append(drop.socket)
@@ -72,12 +75,15 @@ class EdgeTier:
         return dict(line.split(" ", 1) for line in lines) if answer.status == 200 else None
 
     def _let_go_of_others(self, edges: Sequence[Cache]) -> None:
-        """Connections to those who are not on the list any more, or were silent: what is behind them may be a worker
-        that is stopped while others of its edge answer."""
-        addresses = {edge.address for edge in edges}
-        for address in [address for address in list(self._idle) if address not in addresses]:
-            for connection in self._idle.pop(address, ()):
-                connection.close()
+        """Connections to those who are not on the list any more."""
+        for address in set(self._idle).difference(edge.address for edge in edges):
+            self._let_go(address)
+
+    def _let_go(self, address: str) -> None:
+        idle = self._idle.pop(address, None)
+        with suppress(IndexError):
+            while idle:  # not `for`: another thread may be giving one back
+                idle.pop().close()
 
     def _kept(self, edge: Cache) -> socket.socket | None:
         try:
@@ -109,7 +115,7 @@ class _Drop:
             self.socket.sendall(self.request)
         except ConnectionRefusedError:
             self.dead = self.edge.beside_us
-        except OSError:
+        except (OSError, UnicodeError):  # the second: a host that is none, such as a..b
             self.close()
 
     def done(self, until: float) -> bool:

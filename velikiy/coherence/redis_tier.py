@@ -8,7 +8,7 @@ import hashlib
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path as File
 from typing import Any, NamedTuple
@@ -40,7 +40,20 @@ class Hit(NamedTuple):
     """Seconds that Redis keeps it."""
 
 
-Word = str | bytes | int
+class NewLease:
+    """A lease that is asked for, with each attempt another one. A question whose reply was lost may come to Redis late,
+    out of what stands between us and it; with the same token it would give a lease again that a write has taken away,
+    and what was read before that write would be stored after it."""
+
+    given = Lease("")
+
+    def __call__(self) -> Lease:
+        self.given = new_lease()
+        return self.given
+
+
+Word = str | bytes | int | Callable[[], str]
+"""What is called is called for each attempt."""
 
 
 class Script:
@@ -82,7 +95,9 @@ class Connections:
         try:
             connection, kept = self._idle.pop(), True
         except IndexError:
-            connection, kept = self.client.connection_pool.make_connection(), False
+            # The pool's own method counts those that it made, broken ones too, and makes no more than a hundred.
+            pool = self.client.connection_pool
+            connection, kept = pool.connection_class(**pool.connection_kwargs), False
         try:
             answers = _exchange(connection, commands)
         except redis.exceptions.ConnectionError:
@@ -107,7 +122,8 @@ class Connections:
 
 
 def _exchange(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> list[Any]:
-    connection.send_packed_command([b"".join([hiredis.pack_command(words) for words in commands])])  # type: ignore[arg-type]  # its stub names one word
+    spoken = [tuple(word() if callable(word) else word for word in words) for words in commands]
+    connection.send_packed_command([b"".join([hiredis.pack_command(words) for words in spoken])])  # type: ignore[arg-type]  # its stub names one word
     answers: list[Any] = []
     for _ in commands:
         try:
@@ -151,7 +167,7 @@ class RedisTier:
         """
         if self.resting:
             return None
-        lease = new_lease()
+        lease = NewLease()
         end = time.monotonic() + patience
         try:
             while True:
@@ -165,7 +181,7 @@ class RedisTier:
                     entry, milliseconds = found
                     return Hit(Entry.unpack(entry), max(0, milliseconds) // 1000)
                 if state == 2:
-                    return lease
+                    return lease.given
                 if time.monotonic() >= end:
                     return None
                 time.sleep(patience / 5)
@@ -197,7 +213,7 @@ class RedisTier:
         Raises:
             DoesNotAnswer
         """
-        lease = new_lease()
+        lease = NewLease()
         trusted_until = 0.0
         if mine:
             with suppress(DatabaseUnavailable):
@@ -215,7 +231,7 @@ class RedisTier:
                 return None
             self._failed("drop", error)
             raise DoesNotAnswer from error
-        return lease if mine and now() < trusted_until else None
+        return lease.given if mine and now() < trusted_until else None
 
     def show(self, path: Path) -> dict[str, Any]:
         """For people: bytes of each variant, who has a lease, and the seconds that all of it lives.
