@@ -37,6 +37,14 @@ local function new_id()
 end
 
 
+-- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
+-- changed. HTTP leaves a cache free to ignore them. (`if_modified_since off` would ignore If-None-Match beside them.)
+local function forget_dates()
+    ngx.req.clear_header("If-Modified-Since")
+    ngx.req.clear_header("If-Unmodified-Since")
+end
+
+
 -- What came of it; unsaid, it is a hit (nginx.conf).
 local function say(result, status)
     ngx.var.cache_result = result
@@ -110,8 +118,8 @@ function _M.answer()
         path, query = sub(uri, 1, cut - 1), sub(uri, cut)
     end
     var.made_id = new_id()
-    if var.http_if_unmodified_since then  -- see nginx.conf, if_modified_since
-        ngx.req.clear_header("If-Unmodified-Since")
+    if var.http_if_modified_since or var.http_if_unmodified_since then
+        forget_dates()
     end
     local epoch, key, result, why
     local waited = 0

@@ -172,6 +172,9 @@ local function question(key)
 end
 
 
+local LARGEST_ID = "9223372036854775807"  -- what is above it, is none, and leaves nothing in Redis
+
+
 -- Of a path as clients spell it, its hash; nil where apps have named no such resource.
 local function key_of(path)
     local name, rest = path:match("^/([^/]+)/?(.*)$")
@@ -182,6 +185,8 @@ local function key_of(path)
         return "all_" .. name
     elseif rest == "count" then
         return "count_" .. name
+    elseif #rest >= #LARGEST_ID and (#rest > #LARGEST_ID or rest > LARGEST_ID) then
+        return nil
     end
     return one .. ":" .. rest
 end
