@@ -201,7 +201,7 @@ def test_nothing_is_left_running_after_ctrl_c(tmp_path: Path) -> None:
         text=True,
     )
     try:
-        wait_until(lambda: any("varnishd" in it.name() for it in marked(mark)), within=60, what="the last peer")
+        wait_until(lambda: marked(mark, "varnishd"), within=60, what="the last peer")
         started = marked(mark)
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
@@ -216,11 +216,12 @@ def test_nothing_is_left_running_after_ctrl_c(tmp_path: Path) -> None:
             left.kill()
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """Processes that were started with this in their environment, and those that these have started."""
+def marked(mark: str, name: str = "") -> list[psutil.Process]:
+    """Processes that were started with this in their environment, and those that these have started; so named."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get("VELIKIY_BENCH_MARK") == mark:
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and process.environ().get("VELIKIY_BENCH_MARK") == mark and name in process.name():
                 found.append(process)
     return found

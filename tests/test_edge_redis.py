@@ -62,8 +62,9 @@ def app(module_app: SteppedApp, redis: Between) -> Iterator[SteppedApp]:
 
 @pytest.fixture
 def user(app: SteppedApp) -> Iterator[int]:
-    """Whom Redis has as "old", and no edge."""
+    """Whom Redis has as "old", and no edge; the edge that will ask for it has a connection."""
     user = app.users.create(name="old", email=f"edge-redis{next(_numbers)}@example.com")
+    wait_until(lambda: reads_redis(app, user))  # after a test that fenced it, the edge has yet to renew its lease
     app.users.update(user, "old")
     app.steps.passed.clear()
     yield user
