@@ -47,6 +47,7 @@ limit_request_line = 8190
 limit_request_field_size = 8190
 
 accesslog = None  # the app logs its requests itself, with their ids
+logger_class = "velikiy.worker.Logger"
 loglevel = settings.log_level
 logconfig_dict = logs.settings(settings.log_level)
 

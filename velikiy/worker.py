@@ -1,31 +1,103 @@
-"""gunicorn's worker with threads, whose threads stay for a moment with the connection that they have answered.
+"""gunicorn's worker with threads, which take what comes from the sockets themselves.
 
-gthread hands each request from its main thread to another one and each connection back again, which under load takes
-as long as the request itself: two changes of thread, each with a wait for the interpreter's lock. The clients are
-edges, which use the connection again that was free last: what comes next often comes on it, and at once.
+gthread's main thread waits for all connections, hands each request to a thread, and each connection back: two changes
+of thread, a future and a condition for each, which under load take more of the interpreter than the request does. Here
+the threads wait at one epoll. For each request that comes the kernel wakes one of them, and of its connection nothing
+more is heard until it is asked for again (EPOLLONESHOT, epoll_ctl(2)).
 """
 
+import math
 import select
+import selectors
+import threading
+import time
 from typing import Any
 
-from gunicorn.workers.gthread import ThreadWorker
+from gunicorn import glogging
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
-STAY = 1
-"""Milliseconds. A thread that stays is kept from others for so long, and so only while none of them wait for one."""
+FIRST = select.EPOLLIN | select.EPOLLONESHOT
+
+
+class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
+    """With a `logconfig_dict` gunicorn takes an access log for wanted, and makes a line of each request for nobody."""
+
+    access_log_enabled = False
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    def handle(self, conn: Any) -> Any:
-        kept = super().handle(conn)
-        while kept is True and self.alive and self.tpool._work_queue.empty() and _comes(conn):
-            kept = super().handle(conn)
-        return kept
+    """The main thread accepts, tells the master that it lives, and closes what has been idle for too long."""
 
+    def run(self) -> None:
+        self._arrivals = select.epoll()
+        self._open: set[Any] = set()
+        # By file descriptor, those that wait for a request. Whoever takes a connection out has it for himself.
+        self._idle: dict[int, Any] = {}
+        self.keepalived_conns = self._idle  # gthread keeps no more than max_keepalived of them
+        for number in range(self.cfg.threads):
+            # Daemons: whoever still answers when the time to stop is over, is not waited for.
+            threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
+        self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
+        while self.alive and self.is_parent_alive():
+            self.notify()
+            self.set_accept_enabled(len(self._open) < self.worker_connections)
+            self.wait_for_and_dispatch_events(1.0)
+            self._close_idle(time.monotonic())
+        self._stop()
 
-def _comes(conn: Any) -> bool:
-    """Whether the next request is on its way. What has been read ahead with a body gunicorn looks at itself."""
-    if conn.parser.unreader.buf.getvalue():
-        return False
-    waiting = select.poll()
-    waiting.register(conn.sock, select.POLLIN)
-    return bool(waiting.poll(STAY))
+    def accept(self, listener: Any) -> None:
+        try:
+            client, address = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # another worker was faster, or the client has gone
+            return
+        client.setblocking(True)
+        connection = TConn(self.cfg, client, address, listener.getsockname())
+        connection.data_ready = True  # when a thread gets it
+        self._open.add(connection)
+        self._wait_for(connection, self._arrivals.register)
+
+    def _wait_for(self, connection: Any, ask: Any) -> None:
+        number = connection.sock.fileno()
+        connection.set_timeout()
+        self._idle[number] = connection  # first: from the next line on, a thread may have it
+        ask(number, FIRST)
+
+    def _serve(self) -> None:
+        while True:
+            for number, _ in self._arrivals.poll(maxevents=1):
+                connection = self._idle.pop(number, None)
+                if connection is not None:
+                    self._answer(connection)
+
+    def _answer(self, connection: Any) -> None:
+        try:
+            while self.handle(connection) is True:
+                # What was read ahead with a body makes no socket readable.
+                if not connection.parser.unreader.buf.getvalue():
+                    self._wait_for(connection, self._arrivals.modify)
+                    return
+            connection.close(graceful=True)
+        except BaseException:  # SystemExit too, which gunicorn passes on: it is no reason to be a thread less
+            self.log.exception("A connection is given up")
+            connection.close()
+        self._open.discard(connection)
+
+    def _close_idle(self, due: float) -> None:
+        """Those who have waited for `keepalive` seconds by then."""
+        for number, connection in list(self._idle.items()):
+            if connection.timeout <= due and self._idle.pop(number, None):
+                connection.close()
+                self._open.discard(connection)
+
+    def _stop(self) -> None:
+        """What is being answered is answered, and so is what is on its way to a connection that was idle: with
+        "Connection: close"."""
+        self.set_accept_enabled(False)
+        began = time.monotonic()
+        while self._open and time.monotonic() - began < self.cfg.graceful_timeout:
+            self.notify()
+            self.wait_for_and_dispatch_events(0.1)
+            if time.monotonic() - began >= STOP_KEEPALIVE_LINGER:
+                self._close_idle(math.inf)
+        for listener in self.sockets:
+            listener.close()

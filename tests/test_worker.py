@@ -1,0 +1,228 @@
+"""gunicorn's worker (velikiy/worker.py), with an app that answers when it is told to."""
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import psutil
+import pytest
+
+from tests.running import ROOT, free_ports, wait_until
+
+THREADS = 2
+
+
+def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """Says what it was sent; with `?until=FILE` when this file is there, and `?begun=FILE` makes one before."""
+    asked = parse_qs(environ["QUERY_STRING"])
+    for file in asked.get("begun", []):
+        Path(file).touch()
+    for file in asked.get("until", []):
+        wait_until(Path(file).exists)
+    if "exit" in asked:
+        raise SystemExit
+    body = environ["wsgi.input"].read() or environ["PATH_INFO"].encode()
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+@dataclass
+class Server:
+    port: int
+    process: "subprocess.Popen[str]"
+    folder: Path
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+
+    def worker(self) -> psutil.Process:
+        (worker,) = psutil.Process(self.process.pid).children()
+        return worker
+
+    def holding(self, connection: http.client.HTTPConnection, name: str) -> Callable[[], None]:
+        """Asks for what is answered only after this is called; the app is at it when this returns."""
+        begun, until = self.folder / f"{name}-begun", self.folder / f"{name}-until"
+        connection.request("GET", f"/{name}?begun={begun}&until={until}")
+        wait_until(begun.exists)
+        return until.touch
+
+
+@contextmanager
+def server(folder: Path, *options: str) -> Iterator[Server]:
+    port = free_ports(1)
+    command = [sys.executable, "-m", "gunicorn", "-k", "velikiy.worker.Worker", "--bind", f"127.0.0.1:{port}"]
+    command += ["--threads", str(THREADS), "--graceful-timeout", "20", *options, "tests.test_worker:app"]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=log, stderr=log, env={**os.environ})
+    try:
+        wait_until(lambda: answers(port), what=(folder / "log").read_text())
+        yield Server(port, process, folder)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), 1) as probe:
+            probe.sendall(b"GET /probe HTTP/1.0\r\n\r\n")
+            return b"/probe" in probe.makefile("rb").read()
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """It keeps connections for longer than a test takes."""
+    with server(tmp_path_factory.mktemp("worker"), "--keep-alive", "60") as kept:
+        yield kept
+
+
+def ask(connection: http.client.HTTPConnection, path: str, body: bytes | None = None) -> bytes:
+    connection.request("POST" if body else "GET", path, body)
+    return connection.getresponse().read()
+
+
+def test_more_connections_than_threads_are_answered_again_and_again(kept: Server) -> None:
+    connections = [kept.connect() for _ in range(10 * THREADS)]
+    for number in range(3):
+        for place, connection in enumerate(connections):
+            connection.request("GET", f"/{number}/{place}")
+        for place, connection in enumerate(connections):
+            assert connection.getresponse().read() == f"/{number}/{place}".encode()
+    for connection in connections:
+        connection.close()
+
+
+def test_who_is_answered_late_holds_up_nobody_else(kept: Server) -> None:
+    late, other = kept.connect(), kept.connect()
+    go_on = kept.holding(late, "late")
+    assert [ask(other, f"/{n}") for n in range(3)] == [b"/0", b"/1", b"/2"]
+    go_on()
+    assert late.getresponse().read() == b"/late"
+    assert ask(late, "/again") == b"/again"
+
+
+def test_what_was_sent_ahead_is_answered_in_order(kept: Server) -> None:
+    with socket.create_connection(("127.0.0.1", kept.port), 10) as client:
+        client.sendall(
+            b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\none"
+            b"POST /b HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\ntwo"
+            b"GET /three HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
+        said = client.makefile("rb").read()
+    assert said.count(b"200 OK") == 3
+    assert said.index(b"one") < said.index(b"two") < said.index(b"/three")
+
+
+def test_clients_that_hang_up_at_any_point_cost_no_thread(kept: Server) -> None:
+    whole = b"POST /hang-up HTTP/1.1\r\nHost: x\r\nContent-Length: 30\r\n\r\nonly some of it"
+    for cut in (0, 1, 20, len(whole) - 5, len(whole)):
+        for _ in range(2 * THREADS):
+            with socket.create_connection(("127.0.0.1", kept.port), 10) as client:
+                client.sendall(whole[:cut])
+    for broken in (b"\0\0\0", b"GET\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nA B: c\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", kept.port), 10) as client:
+            client.sendall(broken)
+            client.shutdown(socket.SHUT_WR)
+            assert client.makefile("rb").read().startswith((b"", b"HTTP/1.1 4")[broken != b"\0\0\0"])
+    everybody_answers(kept)
+
+
+def test_an_app_that_raises_costs_no_thread(kept: Server) -> None:
+    for _ in range(2 * THREADS):
+        connection = kept.connect()
+        connection.request("GET", "/?exit=1")
+        with suppress(http.client.RemoteDisconnected):
+            assert connection.getresponse().status == 500
+    everybody_answers(kept)
+
+
+def everybody_answers(kept: Server) -> None:
+    """All threads at the same time."""
+    connections = [kept.connect() for _ in range(THREADS)]
+    go_on = [kept.holding(it, f"all-{id(connections)}-{n}") for n, it in enumerate(connections)]
+    for release in go_on:
+        release()
+    for connection in connections:
+        assert connection.getresponse().status == 200
+        connection.close()
+
+
+def test_connections_that_are_closed_leave_nothing_open(kept: Server) -> None:
+    def sockets() -> int:
+        return len([it for it in kept.worker().net_connections("tcp") if it.status != psutil.CONN_LISTEN])
+
+    wait_until(lambda: sockets() == 0)
+    connections = [kept.connect() for _ in range(5)]
+    for connection in connections:
+        assert ask(connection, "/") == b"/"
+    assert sockets() == 5
+    for connection in connections:
+        connection.close()
+    wait_until(lambda: sockets() == 0)
+
+
+def test_who_is_silent_for_too_long_is_hung_up_on(tmp_path: Path) -> None:
+    with server(tmp_path, "--keep-alive", "1") as hasty:
+        silent, mute = hasty.connect(), hasty.connect()
+        assert ask(silent, "/") == b"/"
+        mute.connect()
+        for connection in (silent, mute):
+            assert connection.sock.recv(1) == b""
+        long = hasty.connect()
+        go_on = hasty.holding(long, "long")  # not silent: it is answered
+        again = hasty.connect()
+        assert ask(again, "/") == b"/"
+        assert again.sock.recv(1) == b""
+        go_on()
+        assert long.getresponse().read() == b"/long"
+
+
+def test_who_stops_answers_first_what_has_begun_and_what_still_comes(tmp_path: Path) -> None:
+    with server(tmp_path, "--keep-alive", "60") as stopping:
+        begun, idle = stopping.connect(), stopping.connect()
+        go_on = stopping.holding(begun, "begun")
+        assert ask(idle, "/") == b"/"
+        worker = stopping.worker()
+        worker.send_signal(signal.SIGTERM)
+        wait_until(lambda: says_close(idle), within=1.5, every=0.01)
+        go_on()
+        assert begun.getresponse().read() == b"/begun"
+        wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def says_close(connection: http.client.HTTPConnection) -> bool:
+    connection.request("GET", "/")
+    answer = connection.getresponse()
+    assert answer.read() == b"/"
+    return answer.getheader("Connection") == "close"
+
+
+def test_many_clients_at_once_get_each_their_own_answer(kept: Server) -> None:
+    wrong: list[bytes] = []
+
+    def client(name: int) -> None:
+        connection = kept.connect()
+        for number in range(200):
+            said = f"{name}-{number}".encode()
+            if (answer := ask(connection, "/", said)) != said:
+                wrong.append(answer)
+        connection.close()
+
+    threads = [threading.Thread(target=client, args=(n,)) for n in range(8 * THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
