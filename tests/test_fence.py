@@ -198,6 +198,26 @@ def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
         assert not writer_in_flight(connection, row.path)
 
 
+def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others_after_it(row: Row) -> None:
+    other = Path(f"/other/{row.number}", f"other:{row.number}")
+    seen = []
+
+    def locked() -> tuple[bool, bool]:
+        with row.database.autocommit() as connection:
+            return writer_in_flight(connection, row.path), writer_in_flight(connection, other)
+
+    def change(connection: Connection) -> Change[None]:
+        seen.append(locked())
+        return Change(None, (row.path, other))
+
+    row.tier.before_drop = lambda: seen.append(locked())
+    row.fence.write(change, foreseen=[row.path])
+    seen.append(locked())
+    row.fence.write(lambda connection: Change(None, ()), foreseen=[row.path])  # which had not to be written after all
+    seen.append(locked())
+    assert seen == [(True, False), (True, True), (False, False), (False, False)]
+
+
 def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
     with Connection.connect(row.stack.postgres) as first, Connection.connect(row.stack.postgres) as second:
         lock(first, [row.path])

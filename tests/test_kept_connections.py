@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import psycopg
@@ -34,7 +35,11 @@ def way(stack: Stack) -> Iterator[Between]:
     """To Redis."""
     with between(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as way:
         yield way
-    stack.redis().delete(PATH.key, OTHER.key, "kept:text", "kept:list")
+    stack.redis().delete(PATH.key, OTHER.key, "kept:text", "kept:list", "kept:unheard")
+
+
+def is_kept(stack: Stack, said: bytes) -> bool:
+    return bool(stack.redis().get("kept:unheard") == said)
 
 
 def url(stack: Stack, way: Between) -> str:
@@ -116,6 +121,35 @@ class TestToRedis:
             thread.join()
         assert wrong == []
         assert len(connections._idle) <= len(threads)
+
+    def test_who_does_not_listen_leaves_the_answer_to_whoever_comes_next(
+        self, connections: Connections, way: Between
+    ) -> None:
+        for number in range(3):
+            assert connections.ask(("ECHO", f"unheard {number}"), ("ECHO", "and more"), listen=False) == []
+        assert connections.ask(("ECHO", "heard")) == [b"heard"]
+        assert connections.ask(("LPUSH",), listen=False) == []  # an error too is nobody's
+        assert connections.ask(("ECHO", "heard again"), ("ECHO", "both")) == [b"heard again", b"both"]
+        assert len(way.links) == 1
+
+    def test_nor_does_an_answer_that_never_came_become_anothers(self, connections: Connections, way: Between) -> None:
+        go_on = threading.Event()
+        connections.ask(("PING",))  # there is a connection that is kept
+        way.reply = once(lambda: go_on.wait(9))
+        connections.ask(("ECHO", "held back"), listen=False)
+        with pytest.raises(redis.exceptions.TimeoutError):
+            connections.ask(("ECHO", "too early"))
+        go_on.set()
+        assert connections.ask(("ECHO", "heard")) == [b"heard"]
+
+    def test_a_broken_one_is_replaced_for_who_does_not_listen_as_well(
+        self, stack: Stack, connections: Connections, way: Between
+    ) -> None:
+        for number in range(3):
+            connections.ask(("SET", "kept:unheard", f"{number}"), listen=False)
+            wait_until(partial(is_kept, stack, b"%d" % number))
+            way.cut()
+            assert connections.ask(("ECHO", "heard")) == [b"heard"]
 
     def test_a_script_that_redis_has_forgotten_is_said_again_after_what_came_before_it(
         self, stack: Stack, connections: Connections

@@ -94,7 +94,7 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
             done = rows.update(connection, number, changes, may)
             return done.told_as(Sent(200, {"message": "Updated"}, {"ETag": done.outcome.etag}))
 
-        return fence.write(_told(resource, change)).response()
+        return fence.write(_told(resource, change), foreseen=resource.touched_by(number)).response()
 
     @routes.put("/<id:number>")
     def put_row(number: int) -> Response:
@@ -112,7 +112,7 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
         def change(connection: Connection) -> Change[Sent]:
             return rows.delete(connection, number, may).told_as(Sent(200, {"message": "Deleted"}))
 
-        return fence.write(_told(resource, change)).response()
+        return fence.write(_told(resource, change), foreseen=resource.touched_by(number)).response()
 
     @routes.post("/batch")
     def run_batch() -> Response:

@@ -123,16 +123,16 @@ class Database:
             yield connection
 
     @contextmanager
-    def transaction(self, times: float = 1) -> Iterator[Connection]:
+    def transaction(self, times: float = 1, first: str = "") -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises; `times`: the timeout of one
-        request that it has.
+        request that it has; `first`: a statement without values that goes to PostgreSQL together with BEGIN.
 
         Raises:
             DatabaseUnavailable: a COMMIT may have happened all the same.
         """
         with self._borrow(self._writes, times) as connection:
-            connection.execute("BEGIN", prepare=False)
             try:
+                connection.execute(f"BEGIN; {first}", prepare=False)
                 if times > 1:
                     timeout = f"{math.ceil(times * self.timeout * 1000)}"
                     connection.execute("SELECT set_config('statement_timeout', %s, true)", (timeout,))

@@ -1,7 +1,7 @@
 """Our own app without any cache: the fence does nothing but the transaction, and the SELECT. It shows what the caches
 cost a write; there is no such switch in the product."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from flask import Flask
@@ -22,7 +22,7 @@ class Uncached(Fence):
         with self.database.autocommit() as connection:
             return Answer(load(connection), False, "none")
 
-    def write(self, change: Callable[[Connection], Change[T]], times: float = 1) -> T:
+    def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
         with self.database.transaction(times) as connection:
             return change(connection).outcome
 

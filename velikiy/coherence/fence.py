@@ -93,29 +93,31 @@ class Fence:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
         return Answer(entry, True, "redis; fwd=uri-miss; stored" if stored else "redis; fwd=bypass")
 
-    def write(self, change: Callable[[Connection], Change[T]], times: float = 1) -> T:
+    def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
         """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit. `times`:
-        the time that PostgreSQL has for it, in those of one request.
+        the time that PostgreSQL has for it, in those of one request. `foreseen`: of these paths those that are known
+        before; locked as the transaction begins they cost no exchange of their own.
 
         Raises:
             DatabaseUnavailable: the outcome is unknown.
         """
         for _ in range(TRIES - 1):
             with suppress(Deadlock):
-                return self._write(change, times)
-        return self._write(change, times)
+                return self._write(change, times, foreseen)
+        return self._write(change, times, foreseen)
 
-    def _write(self, change: Callable[[Connection], Change[T]], times: float) -> T:
+    def _write(self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path]) -> T:
         lease = None
-        with self.database.transaction(times) as connection:
+        with self.database.transaction(times, locks(foreseen) if foreseen else "") as connection:
             outcome, touched, own = change(connection)
             if touched is None or touched:
-                lock(connection, touched)
+                if touched is None or not set(foreseen).issuperset(touched):
+                    lock(connection, touched)
                 lease = self.drop(connection, touched, own[0] if own else None)
         if own and lease:
             # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
             # that came meanwhile wait for this, or have gone to PostgreSQL.
-            self.redis_tier.fill(own[0], "", lease, own[1])
+            self.redis_tier.fill(own[0], "", lease, own[1], listen=False)
         return outcome
 
     def drop(
@@ -184,16 +186,19 @@ EVERYTHING = Path("*", "")
 
 
 def lock(connection: Connection, paths: Sequence[Path] | None) -> None:
-    """Until the transaction ends. Shared: writers of one path do not wait for each other here.
+    connection.execute(locks(paths), prepare=False)
+
+
+def locks(paths: Sequence[Path] | None) -> str:
+    """The statement that takes them, until the transaction ends. Shared: writers of one path do not wait for each
+    other here.
 
     For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
     for a writer, and writers of many paths follow one another.
     """
     if paths is None or len(paths) > MANY:
-        connection.execute("SELECT pg_advisory_xact_lock(%s)", (number(EVERYTHING),))
-    else:
-        locks = ", ".join(["pg_advisory_xact_lock_shared(%s)"] * len(paths))
-        connection.execute(f"SELECT {locks}", [number(path) for path in paths])
+        return f"SELECT pg_advisory_xact_lock({number(EVERYTHING)})"
+    return "SELECT " + ", ".join([f"pg_advisory_xact_lock_shared({number(path)})" for path in paths])
 
 
 def writer_in_flight(connection: Connection, path: Path) -> bool:

@@ -84,30 +84,33 @@ class Connections:
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default tries for up to a minute: PostgreSQL is faster
         )
-        self._idle: deque[Any] = deque()
+        self._idle: deque[tuple[Any, int]] = deque()
+        """Each with how many answers it has yet to hear."""
 
-    def ask(self, *commands: tuple[Word, ...]) -> list[Any]:
-        """What Redis says to each, in one exchange; an error of its own is raised after all have been heard.
+    def ask(self, *commands: tuple[Word, ...], listen: bool = True) -> list[Any]:
+        """What Redis says to each, in one exchange; an error of its own is raised after all have been heard. Who does
+        not `listen` waits for nothing, and is told nothing: whoever uses the connection next hears the answers.
 
         Raises:
             redis.exceptions.RedisError
         """
         try:
-            connection, kept = self._idle.pop(), True
+            (connection, unheard), kept = self._idle.pop(), True
         except IndexError:
             # The pool's own method counts those that it made, broken ones too, and makes no more than a hundred.
             pool = self.client.connection_pool
-            connection, kept = pool.connection_class(**pool.connection_kwargs), False
+            connection, unheard, kept = pool.connection_class(**pool.connection_kwargs), 0, False
         try:
-            answers = _exchange(connection, commands)
+            _send(connection, commands)
+            answers = _hear(connection, unheard + (len(commands) if listen else 0))[unheard:]
         except redis.exceptions.ConnectionError:
             if not kept:
                 raise
             # A kept connection to a Redis that was restarted is broken: a new one tells what is there now. What may be
             # done twice by this is a drop, or finds its lease gone.
             self._idle.clear()
-            return self.ask(*commands)
-        self._idle.append(connection)
+            return self.ask(*commands, listen=listen)
+        self._idle.append((connection, 0 if listen else len(commands)))
         for answer in answers:
             if isinstance(answer, Exception):
                 raise answer
@@ -121,11 +124,14 @@ class Connections:
             return self.ask(script.load(key, *words))[-1]
 
 
-def _exchange(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> list[Any]:
+def _send(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> None:
     spoken = [tuple(word() if callable(word) else word for word in words) for words in commands]
     connection.send_packed_command([b"".join([hiredis.pack_command(words) for words in spoken])])  # type: ignore[arg-type]  # its stub names one word
+
+
+def _hear(connection: Any, count: int) -> list[Any]:
     answers: list[Any] = []
-    for _ in commands:
+    for _ in range(count):
         try:
             answers.append(connection.read_response(disconnect_on_error=True))
         except redis.exceptions.ResponseError as error:
@@ -192,16 +198,21 @@ class RedisTier:
             self._failed("read", error)
         return None
 
-    def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None) -> bool:
-        """Store it; False where the lease is gone, or Redis could not be asked. None gives the lease back."""
+    def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None, *, listen: bool = True) -> bool:
+        """Store it; False where the lease is gone, or Redis could not be asked, or nobody listens: whoever asks Redis
+        afterwards finds what is stored all the same. None gives the lease back."""
         if self.resting:
             return False
         try:
             packed = entry.pack() if entry else b""
-            return bool(self._hasty.run(FILL, path.key, variant, lease, packed, self.ttl * 1000))
+            words = path.key, variant, lease, packed, self.ttl * 1000
+            if listen:
+                return bool(self._hasty.run(FILL, *words))
+            # With all of the script: that Redis does not know it would be among what is not heard.
+            self._hasty.ask(FILL.load(*words), listen=False)
         except AWAY as error:
             self._failed("fill", error)
-            return False
+        return False
 
     def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
         """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
