@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from urllib.parse import parse_qs
 
 import psutil
 import pytest
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
 from tests.running import ROOT, free_ports, wait_until
 
@@ -200,6 +202,25 @@ def test_who_stops_answers_first_what_has_begun_and_what_still_comes(tmp_path: P
         go_on()
         assert begun.getresponse().read() == b"/begun"
         wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+
+
+def test_who_stops_answers_what_has_come_though_no_thread_had_time_for_it_yet(tmp_path: Path) -> None:
+    with server(tmp_path, "--keep-alive", "60") as stopping:
+        busy = [stopping.connect() for _ in range(THREADS)]
+        waiting = [stopping.connect() for _ in range(3)]
+        for connection in waiting:
+            assert ask(connection, "/") == b"/"
+        go_on = [stopping.holding(connection, f"busy-{n}") for n, connection in enumerate(busy)]
+        for connection in waiting:
+            connection.request("POST", "/", b"came before the end")
+        stopping.worker().send_signal(signal.SIGTERM)
+        time.sleep(STOP_KEEPALIVE_LINGER + 0.5)  # what is idle has been hung up on by now
+        for release in go_on:
+            release()
+        for connection in waiting:
+            answer = connection.getresponse()
+            assert (answer.read(), answer.getheader("Connection")) == (b"came before the end", "close")
+            connection.close()
 
 
 def says_close(connection: http.client.HTTPConnection) -> bool:

@@ -6,7 +6,6 @@ the threads wait at one epoll. For each request that comes the kernel wakes one 
 more is heard until it is asked for again (EPOLLONESHOT, epoll_ctl(2)).
 """
 
-import math
 import select
 import selectors
 import threading
@@ -76,7 +75,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 if not connection.parser.unreader.buf.getvalue():
                     self._wait_for(connection, self._arrivals.modify)
                     return
-            connection.close(graceful=True)
+            connection.close(graceful=connection.sock.fileno() >= 0)  # gunicorn closes it when an answer breaks off
         except BaseException:  # SystemExit too, which gunicorn passes on: it is no reason to be a thread less
             self.log.exception("A connection is given up")
             connection.close()
@@ -85,19 +84,29 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _close_idle(self, due: float) -> None:
         """Those who have waited for `keepalive` seconds by then."""
         for number, connection in list(self._idle.items()):
-            if connection.timeout <= due and self._idle.pop(number, None):
+            if connection.timeout > due or self._idle.pop(number, None) is None:
+                continue
+            if _comes(connection):
+                # No thread had time for it yet; one that was told meanwhile has not found it, so it is told again.
+                self._wait_for(connection, self._arrivals.modify)
+            else:
                 connection.close()
                 self._open.discard(connection)
 
     def _stop(self) -> None:
-        """What is being answered is answered, and so is what is on its way to a connection that was idle: with
-        "Connection: close"."""
+        """What has begun or has come is answered, and so is what comes to a connection that is idle for no longer than
+        STOP_KEEPALIVE_LINGER: with "Connection: close"."""
         self.set_accept_enabled(False)
         began = time.monotonic()
         while self._open and time.monotonic() - began < self.cfg.graceful_timeout:
             self.notify()
             self.wait_for_and_dispatch_events(0.1)
-            if time.monotonic() - began >= STOP_KEEPALIVE_LINGER:
-                self._close_idle(math.inf)
+            self._close_idle(time.monotonic() + self.cfg.keepalive - STOP_KEEPALIVE_LINGER)
         for listener in self.sockets:
             listener.close()
+
+
+def _comes(connection: Any) -> bool:
+    waiting = select.poll()
+    waiting.register(connection.sock, select.POLLIN)
+    return bool(waiting.poll(0))

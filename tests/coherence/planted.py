@@ -86,7 +86,8 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
     return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
 
 
-BEFORE_DROP = after(FENCE, "                lock(connection, touched)", LONG_STALL)
+LOCK = "                lock(connection, touched, besides=foreseen)"
+BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
 IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
 AT_EDGE = after(TIER, "            drop.ask(until)")
 DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
@@ -166,12 +167,9 @@ BUGS = (
         (
             IN_REDIS,
             DROPPED,
-            Replacement(FENCE, "                lock(connection, touched)\n", ""),
-            Replacement(
-                FENCE,
-                DROPPED.new,
-                f"{DROPPED.new}                lock(connection, touched)\n",
-            ),
+            Replacement(FENCE, "locks(foreseen)", '""'),
+            Replacement(FENCE, f"{LOCK}\n", ""),
+            Replacement(FENCE, DROPPED.new, f"{DROPPED.new}                lock(connection, touched)\n"),
         ),
     ),
     Planted(

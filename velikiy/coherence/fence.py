@@ -108,11 +108,10 @@ class Fence:
 
     def _write(self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path]) -> T:
         lease = None
-        with self.database.transaction(times, locks(foreseen) if foreseen else "") as connection:
+        with self.database.transaction(times, locks(foreseen)) as connection:
             outcome, touched, own = change(connection)
             if touched is None or touched:
-                if touched is None or not set(foreseen).issuperset(touched):
-                    lock(connection, touched)
+                lock(connection, touched, besides=foreseen)
                 lease = self.drop(connection, touched, own[0] if own else None)
         if own and lease:
             # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
@@ -185,20 +184,22 @@ EVERYTHING = Path("*", "")
 """What a write of many paths locks: readers look at this lock too."""
 
 
-def lock(connection: Connection, paths: Sequence[Path] | None) -> None:
-    connection.execute(locks(paths), prepare=False)
+def lock(connection: Connection, paths: Sequence[Path] | None, besides: Sequence[Path] = ()) -> None:
+    """Until the transaction ends; those `besides` are locked already."""
+    if statement := locks(None if paths is None else [path for path in paths if path not in besides]):
+        connection.execute(statement, prepare=False)
 
 
 def locks(paths: Sequence[Path] | None) -> str:
-    """The statement that takes them, until the transaction ends. Shared: writers of one path do not wait for each
-    other here.
+    """The statement for it; empty, for no paths. Shared: writers of one path do not wait for each other here.
 
     For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
     for a writer, and writers of many paths follow one another.
     """
     if paths is None or len(paths) > MANY:
         return f"SELECT pg_advisory_xact_lock({number(EVERYTHING)})"
-    return "SELECT " + ", ".join([f"pg_advisory_xact_lock_shared({number(path)})" for path in paths])
+    each = ", ".join([f"pg_advisory_xact_lock_shared({number(path)})" for path in paths])
+    return f"SELECT {each}" if each else ""
 
 
 def writer_in_flight(connection: Connection, path: Path) -> bool:
