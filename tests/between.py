@@ -113,3 +113,18 @@ def once(then: Callable[[], object]) -> Hook:
         return said
 
     return first
+
+
+class Lost:
+    """A hook for questions: of the first one the client hears no more, and it arrives when it is `late`."""
+
+    def __init__(self) -> None:
+        self.late = threading.Event()
+        self.said: list[bytes] = []
+
+    def __call__(self, link: Link, said: bytes) -> bytes:
+        if not self.said:
+            self.said.append(said)
+            link.hang_up()
+            self.late.wait(9)
+        return said

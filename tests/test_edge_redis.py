@@ -14,7 +14,7 @@ from flask import Flask
 from redis import Redis
 
 from tests.away import refusing
-from tests.between import Between, Cut, Link, between, once
+from tests.between import Between, Cut, Link, Lost, between, once
 from tests.running import Stack, wait_until
 from tests.stepped import SteppedApp, caching, edge_of, stepped_app
 from tests.test_edge_races import edges, get, listed, name, put
@@ -250,25 +250,17 @@ class TestReplies:
     ) -> None:
         name(app.edge, user)  # there is a connection that is kept
         app.stack.redis().flushdb()
-        late = threading.Event()
-        cut: list[bytes] = []
-
-        def lose(link: Link, said: bytes) -> bytes:
-            if not cut:
-                cut.append(said)
-                link.hang_up()
-                late.wait(9)
-            return said
+        lost = Lost()
 
         def overtake() -> None:
             put(app, user, "new")
-            late.set()
+            lost.late.set()
             wait_until(lambda: app.stack.redis().hexists("all_users", "lease:"))
 
-        redis.question = lose
+        redis.question = lost
         app.steps.steps["between snapshot and fill"] = overtake
         assert listed(app.edge, user) == "old"
-        assert cut
+        assert lost.said
         assert not app.stack.redis().hexists("all_users", "body:")
         for edge in edges(app):
             assert [listed(edge, user) for _ in range(2)] == ["new", "new"]

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import redis.exceptions
 
-from tests.between import Between, Cut, Link, between, once
+from tests.between import Between, Cut, Link, Lost, between, once
 from tests.running import Stack, wait_until
 from velikiy.coherence import EdgeTier, Entry, Lease, Path, RedisTier
 from velikiy.coherence.caches import PATIENCE, Cache, Caches, now
@@ -178,21 +178,11 @@ class TestToRedis:
         assert tier.answers()
         tier.read(OTHER, "")
         tier.drop([OTHER], OTHER)  # there are connections that are kept
-        late = threading.Event()
-        lost: list[bytes] = []
-
-        def lose(link: Link, said: bytes) -> bytes:
-            if not lost:
-                lost.append(said)
-                link.hang_up()
-                late.wait(9)
-            return said
-
-        way.question = lose
+        way.question = lost = Lost()
         got = ask()
-        assert lost
+        assert lost.said
         stack.redis().delete(PATH.key)
-        late.set()
+        lost.late.set()
         wait_until(lambda: stack.redis().hexists(PATH.key, "lease:"))
         return got
 
