@@ -23,6 +23,15 @@ function _M.configure(edge_ttl)
 end
 
 
+-- The entry, if it is a small one and in its time; or nil.
+function _M.at_hand(key)
+    local entry, stored = small:get(key)
+    if entry and time() < stored + ttl then
+        return entry
+    end
+end
+
+
 -- The entry, whether its time is over, and when it was stored; or nil. One that is outdated by its age stays until
 -- others need its place: an edge that nobody can tell what is true shows it, marked (read.lua).
 function _M.get(key)
@@ -80,26 +89,34 @@ function _M.pack(answer, request_id)
 end
 
 
--- Answers the request with it. A condition (If-None-Match) Nginx looks at on the way out.
-function _M.send(entry)
-    local header = ngx.header
+-- Whether it is a 404; ETag, Last-Modified and Link, each empty if there is none; the body.
+function _M.parts(entry)
     local etag = find(entry, "\t", 5, true)
     local modified = find(entry, "\t", etag + 1, true)
     local link = find(entry, "\n", modified + 1, true)
-    local body = sub(entry, link + 1)
-    if byte(entry) == 52 then  -- "4"
+    return byte(entry) == 52,  -- "4"
+        sub(entry, 5, etag - 1), sub(entry, etag + 1, modified - 1), sub(entry, modified + 1, link - 1),
+        sub(entry, link + 1)
+end
+
+
+-- Answers the request with it. A condition (If-None-Match) Nginx looks at on the way out.
+function _M.send(entry)
+    local header = ngx.header
+    local is_missing, etag, modified, link, body = _M.parts(entry)
+    if is_missing then
         ngx.status = 404
         header["Content-Type"] = "application/problem+json"
-        body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.made_id .. '"}'
+        body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.id .. '"}'
     end
-    if etag > 5 then
-        header["ETag"] = sub(entry, 5, etag - 1)
+    if etag ~= "" then
+        header["ETag"] = etag
     end
-    if modified > etag + 1 then
-        header["Last-Modified"] = sub(entry, etag + 1, modified - 1)
+    if modified ~= "" then
+        header["Last-Modified"] = modified
     end
-    if link > modified + 1 then
-        header["Link"] = sub(entry, modified + 1, link - 1)
+    if link ~= "" then
+        header["Link"] = link
     end
     header["Content-Length"] = #body
     ngx.print(body)

@@ -9,32 +9,15 @@ local POLL = 0.002     -- seconds
 local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then it asks for itself
 
 local fills = ngx.shared.fills
-local find, format, sub = string.find, string.format, string.sub  -- these are compiled; match is not
+local find, sub = string.find, string.sub  -- these are compiled; match is not
 local concat = table.concat
 
 local _M = {}
-
-local worker, requests = nil, 0
 
 -- Of the app's header what is for Nginx, and what Nginx says itself (nginx.conf).
 local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
                ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true, ["X-Accel-Expires"] = true,
                ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
-
-
--- In init_worker_by_lua: what the ids of this worker's requests begin with.
-function _M.start()
-    local source = assert(io.open("/dev/urandom", "rb"))
-    worker = source:read(10):gsub(".", function(byte) return format("%02x", byte:byte()) end)
-    source:close()
-end
-
-
--- By which the logs' lines of one request are found; it need not be unforeseeable.
-local function new_id()
-    requests = requests + 1
-    return worker .. format("%012x", requests)
-end
 
 
 -- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
@@ -83,11 +66,10 @@ end
 -- From an app. key: where to keep it, or nil; lease_to_fill: as redis_tier.read gives it.
 local function ask(path, query, key, result, why, lease_to_fill)
     local var, told = ngx.var, {}
-    local answer = ngx.location.capture("/.app", { vars = { fill_lease = lease_to_fill or "", made_id = var.made_id },
-                                                 ctx = told })
+    local answer = ngx.location.capture("/.app", { vars = { fill_lease = lease_to_fill or "" }, ctx = told })
     var.app, var.app_status, var.app_seconds = told.app or "", answer.status, told.seconds or ""
     local failed = answer.status >= 502 and answer.status <= 504 or answer.truncated
-    local entry = not failed and entries.pack(answer, var.made_id)
+    local entry = not failed and entries.pack(answer, var.id)
     local stored = key and entry and entries.put(key, entry)
     if key then
         fills:delete(key)
@@ -108,16 +90,47 @@ local function ask(path, query, key, result, why, lease_to_fill)
 end
 
 
--- In content_by_lua.
+-- An address' path, and the rest from its "?" on.
+local function split(uri)
+    local cut = find(uri, "?", 1, true)
+    if cut then
+        return sub(uri, 1, cut - 1), sub(uri, cut)
+    end
+    return uri, ""
+end
+
+
+-- In set_by_lua, so without waiting for anything: the body of a hit, if it is one that Nginx can send by itself, and in
+-- variables what goes into its header; else nothing. (No `return f()` here: LuaJIT would not compile it.)
+function _M.hit()
+    local var = ngx.var
+    if var.conditional ~= "0" then
+        return ""
+    end
+    local path, query = split(var.request_uri)
+    local epoch = lease.held()
+    local generation = epoch and generations.known(epoch, path)
+    local entry = generation and entries.at_hand(generation .. query)
+    if not entry then
+        return ""
+    end
+    local is_missing, etag, modified, link, body = entries.parts(entry)
+    if is_missing then
+        return ""
+    end
+    var.etag = etag
+    var.last_modified = modified
+    if link ~= "" then
+        var.link = link
+    end
+    return body
+end
+
+
+-- In content_by_lua: any other.
 function _M.answer()
     local var = ngx.var
-    local uri = var.request_uri
-    local cut = find(uri, "?", 1, true)
-    local path, query = uri, ""
-    if cut then
-        path, query = sub(uri, 1, cut - 1), sub(uri, cut)
-    end
-    var.made_id = new_id()
+    local path, query = split(var.request_uri)
     if var.http_if_modified_since or var.http_if_unmodified_since then
         forget_dates()
     end

@@ -148,7 +148,7 @@ class TestWhatDoesNotGetThrough:
 
     def test_the_request_id_is_ours(self, stack: Stack) -> None:
         answer = requests.get(f"{stack.edge}/livez", headers={"X-Request-Id": "mine"}, timeout=5)
-        assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-Id"])
+        assert re.fullmatch(r"[0-9a-f]{16}-\d+-\d+", answer.headers["X-Request-Id"])
 
     @pytest.mark.parametrize(
         ("request_bytes", "status"),
