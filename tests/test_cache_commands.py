@@ -63,7 +63,7 @@ def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
     from velikiy.postgres import Connection
     from velikiy.resource import registry
 
-    with Connection.connect(stack.postgres) as writer:
+    with Connection.connect(stack.postgres, autocommit=True) as writer, writer.transaction():
         lock(writer, [registry()["users"].item(2)])
         assert "a writer is in flight" in cache(stack, "show", "/users/2")
 

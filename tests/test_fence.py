@@ -11,7 +11,7 @@ from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Pa
 from velikiy.coherence.caches import Trust
 from velikiy.coherence.fence import lock, number, writer_in_flight
 from velikiy.coherence.redis_tier import Hit, Lease
-from velikiy.postgres import Connection, Database
+from velikiy.postgres import Connection, Database, Statement
 
 _numbers = count(1)
 
@@ -173,7 +173,8 @@ def test_at_the_drop_the_lock_is_held_and_the_change_not_yet_visible(row: Row) -
 
 
 def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None:
-    writer = Connection.connect(row.stack.postgres)
+    writer = Connection.connect(row.stack.postgres, autocommit=True)
+    writer.execute("BEGIN")
     lock(writer, [row.path])
     assert not row.read().storable
     pid = writer.info.backend_pid
@@ -207,6 +208,7 @@ def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others
             return writer_in_flight(connection, row.path), writer_in_flight(connection, other)
 
     def change(connection: Connection) -> Change[None]:
+        connection.ask(Statement("SELECT 1"))
         seen.append(locked())
         return Change(None, (row.path, other))
 
@@ -218,8 +220,23 @@ def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others
     assert seen == [(True, False), (True, True), (False, False), (False, False)]
 
 
+def test_a_change_that_asks_for_nothing_is_locked_before_the_drop_all_the_same(row: Row) -> None:
+    seen = []
+
+    def look() -> None:
+        with row.database.autocommit() as connection:
+            seen.append(writer_in_flight(connection, row.path))
+
+    row.tier.before_drop = look
+    row.fence.write(lambda connection: Change(None, (row.path,)), foreseen=[row.path])
+    assert seen == [True]
+
+
 def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
-    with Connection.connect(row.stack.postgres) as first, Connection.connect(row.stack.postgres) as second:
+    dsn = row.stack.postgres
+    with Connection.connect(dsn, autocommit=True) as first, Connection.connect(dsn, autocommit=True) as second:
+        first.execute("BEGIN")
+        second.execute("BEGIN")
         lock(first, [row.path])
         lock(second, [row.path])  # would wait here, and run into the connection's deadline
 

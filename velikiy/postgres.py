@@ -1,20 +1,26 @@
 """PostgreSQL: two pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
 
+import itertools
 import math
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+from psycopg import generators
 from psycopg.abc import PQGen
+from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 RV = TypeVar("RV")
+
+PATIENCE = "SELECT set_config('statement_timeout', $1, true)"
 
 UNAVAILABLE = (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError)
 
@@ -27,8 +33,21 @@ class Deadlock(DatabaseUnavailable):
     """Of writers who waited for each other PostgreSQL has ended this one: nothing was done, and it may begin again."""
 
 
+class Statement(NamedTuple):
+    """SQL that is asked again and again: each connection has it parsed once."""
+
+    text: str
+    """With `$1`, `$2` for the values."""
+
+    values: Sequence[Any] = ()
+
+
+Row = tuple[Any, ...]
+"""Each value as text, in bytes, as PostgreSQL sent it; or None."""
+
+
 class Connection(psycopg.Connection):
-    """A connection whose every wait ends at a deadline that this process keeps itself.
+    """A connection, in autocommit mode, whose every wait ends at a deadline that this process keeps itself.
 
     A stopped server still acknowledges packets, so neither `statement_timeout` nor `tcp_user_timeout` would
     ever fire: only the client can notice. Whoever was interrupted has lost its place in the protocol, so the
@@ -37,6 +56,13 @@ class Connection(psycopg.Connection):
 
     deadline: float | None = None
     """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._parsed: dict[str, bytes] = {}
+        self._numbers = itertools.count()
+        self._ahead: Sequence[Statement] = ()
+        self._heard: list[list[Row]] = []
 
     @contextmanager
     def elsewhere(self) -> Iterator[None]:
@@ -48,7 +74,41 @@ class Connection(psycopg.Connection):
             if self.deadline is not None:
                 self.deadline += time.monotonic() - began
 
+    def ahead(self, *statements: Statement) -> list[list[Row]]:
+        """What is to be done before anything else, sent together with whatever is asked next; the answers are in the
+        list by then. An exchange costs as much as three statements."""
+        self._ahead, self._heard = statements, []
+        return self._heard
+
+    def ask(self, *statements: Statement) -> list[list[Row]]:
+        """The rows of each, in one exchange (libpq's pipeline mode); none is carried out after one that failed.
+
+        psycopg's own cursors and pipeline do the same in three to five times the CPU time.
+
+        Raises:
+            psycopg.Error
+        """
+        ahead = self._take_ahead()
+        if not ahead and not statements:
+            return []
+        answers = self._in_time(self._exchange([*ahead, *statements]))
+        self._heard += answers[: len(ahead)]
+        return answers[len(ahead) :]
+
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """By which all of psycopg's own ways lead."""
+        self.ask()
+        return self._in_time(gen, interval)
+
+    def rollback(self) -> None:
+        self._take_ahead()
+        super().rollback()
+
+    def _take_ahead(self) -> Sequence[Statement]:
+        ahead, self._ahead = self._ahead, ()
+        return ahead
+
+    def _in_time(self, gen: PQGen[RV], interval: float = 0.1) -> RV:
         deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
         try:
             return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
@@ -56,6 +116,41 @@ class Connection(psycopg.Connection):
             if time.monotonic() >= deadline:
                 self.pgconn.finish()
             raise
+
+    def _exchange(self, statements: Sequence[Statement]) -> PQGen[list[list[Row]]]:
+        to_text, libpq = Transformer(self), self.pgconn
+        new: dict[str, bytes] = {}
+        # A value that cannot be sent has to be found out before anything is.
+        values = [to_text.dump_sequence(given, [PyFormat.TEXT] * len(given)) for _, given in statements]
+        libpq.enter_pipeline_mode()
+        for (text, _), given in zip(statements, values, strict=True):
+            name = self._parsed.get(text) or new.get(text)
+            if name is None:
+                name = new[text] = b"statement_%d" % next(self._numbers)
+                libpq.send_prepare(name, text.encode())
+            libpq.send_query_prepared(name, given)
+        libpq.pipeline_sync()
+        yield from generators.send(libpq)
+        results: list[PGresult] = []
+        while not results or results[-1].status != ExecStatus.PIPELINE_SYNC:
+            more = yield from generators.fetch_many(libpq)
+            if not more:
+                raise psycopg.OperationalError("the connection is lost")
+            results += more
+        libpq.exit_pipeline_mode()
+        for result in results:
+            if result.status == ExecStatus.FATAL_ERROR:
+                raise psycopg.errors.error_from_result(result)
+        self._parsed |= new  # after an error what was parsed is not known here, and is parsed again under a new name
+        said = iter(results)
+        answers = []
+        for text, _ in statements:
+            if new.pop(text, None):
+                next(said)
+            rows = next(said)
+            columns = range(rows.nfields)
+            answers.append([tuple([rows.get_value(n, column) for column in columns]) for n in range(rows.ntuples)])
+        return answers
 
 
 class Database:
@@ -85,6 +180,9 @@ class Database:
             connection_class=Connection,
             kwargs={
                 "autocommit": True,
+                # What is worth it is prepared by `ask`; after a rollback psycopg would forget all that it has prepared,
+                # and ours with it (DEALLOCATE ALL).
+                "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "connect_timeout": 2,  # seconds, the least that libpq knows
                 "keepalives_idle": 10,
@@ -123,19 +221,17 @@ class Database:
             yield connection
 
     @contextmanager
-    def transaction(self, times: float = 1, first: str = "") -> Iterator[Connection]:
+    def transaction(self, times: float = 1, *first: Statement) -> Iterator[Connection]:
         """A transaction that commits when the block ends and rolls back when it raises; `times`: the timeout of one
-        request that it has; `first`: a statement without values that goes to PostgreSQL together with BEGIN.
+        request that it has; `first`: what it begins with. It goes to PostgreSQL with what the block asks first.
 
         Raises:
             DatabaseUnavailable: a COMMIT may have happened all the same.
         """
         with self._borrow(self._writes, times) as connection:
             try:
-                connection.execute(f"BEGIN; {first}", prepare=False)
-                if times > 1:
-                    timeout = f"{math.ceil(times * self.timeout * 1000)}"
-                    connection.execute("SELECT set_config('statement_timeout', %s, true)", (timeout,))
+                patience = [Statement(PATIENCE, (f"{math.ceil(times * self.timeout * 1000)}",))] if times > 1 else []
+                connection.ahead(Statement("BEGIN"), *patience, *first)
                 yield connection
             except BaseException:
                 with suppress(psycopg.Error):  # what cannot be rolled back is closed, here or by the pool
@@ -153,6 +249,7 @@ class Database:
                 yield connection
             finally:
                 connection.deadline = None
+                connection.ahead()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error

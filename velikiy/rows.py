@@ -5,22 +5,23 @@ A row becomes JSON once, in PostgreSQL; from there to the client its bytes are p
 
 import zlib
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
-from werkzeug.http import http_date
 
 from velikiy import pages
 from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, found
 from velikiy.coherence.fence import number as lock_number
 from velikiy.pages import BadCursor, Page
-from velikiy.postgres import Connection
+from velikiy.postgres import Connection, Row, Statement
 from velikiy.problems import Problem
 from velikiy.resource import Body, Resource
 
 T = TypeVar("T")
+
+ROW = sql.SQL("id, to_char(updated_at AT TIME ZONE 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS \"GMT\"'), row_to_json(r)::text")
+"""With the date as HTTP spells it (RFC 9110, 5.6.7)."""
 
 Condition = Callable[[Entry], bool]
 """Of the row as it is: may it be written?"""
@@ -58,30 +59,25 @@ class Rows:
             "table": sql.Identifier(resource.name),
             "columns": pages.columns(resource),
             "fields": sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
-            "values": sql.SQL(", ").join([sql.Placeholder()] * len(resource.fields)),
+            "values": sql.SQL(", ".join(f"${place}" for place in range(1, len(resource.fields) + 1))),
+            "row": ROW,
         }
 
         def statement(text: LiteralString) -> str:
             """Composed once: each time, it would cost as much as carrying it out."""
             return sql.SQL(text).format(**names).as_string()
 
-        self._select = statement(
-            "SELECT id, updated_at, row_to_json(r)::text FROM (SELECT {columns} FROM {table} WHERE id = %s) r"
-        )
+        self._select = statement("SELECT {row} FROM (SELECT {columns} FROM {table} WHERE id = $1) r")
         self._lock = statement("SELECT FROM {table} WHERE id = ANY(%s) ORDER BY id FOR UPDATE")
         # The writes give the row as the reads do: the writer fills Redis with it.
         self._insert = statement(
-            "WITH r AS (INSERT INTO {table} ({fields}) VALUES ({values}) RETURNING {columns})"
-            " SELECT id, updated_at, row_to_json(r)::text FROM r"
+            "WITH r AS (INSERT INTO {table} ({fields}) VALUES ({values}) RETURNING {columns}) SELECT {row} FROM r"
         )
         self._update = statement(
-            "WITH r AS (UPDATE {table} SET {{}} WHERE id = %s RETURNING {columns})"
-            " SELECT id, updated_at, row_to_json(r)::text FROM r"
+            "WITH r AS (UPDATE {table} SET {{}} WHERE id = $1 RETURNING {columns}) SELECT {row} FROM r"
         )
-        self._assignments = {
-            name: sql.SQL("{} = %s").format(sql.Identifier(name)).as_string() for name in resource.fields
-        }
-        self._delete = statement("DELETE FROM {table} WHERE id = %s RETURNING id")
+        self._names = {name: sql.Identifier(name).as_string() for name in resource.fields}
+        self._delete = statement("DELETE FROM {table} WHERE id = $1 RETURNING id")
 
     # ---- reads ----
 
@@ -89,8 +85,8 @@ class Rows:
         """The row as a JSON object, or an entry with status 404. `asked`: see `Fence.read`."""
 
         def load(connection: Connection) -> Entry:
-            row = connection.execute(self._select, (number,)).fetchone()
-            return _entry(row) if row else self._missing(number)
+            (rows,) = connection.ask(Statement(self._select, (number,)))
+            return _entry(rows[0]) if rows else self._missing(number)
 
         return self.fence.read(self.resource.item(number), "", load, asked)
 
@@ -154,8 +150,8 @@ class Rows:
         self._check(connection, number, may)
         given = changes.model_dump(exclude_unset=True)
         values = {field: given[field] for field in self.resource.fields if field in given}
-        statement = self._update.format(", ".join(self._assignments[name] for name in values))
-        written = self._written(connection, statement, [*values.values(), number])
+        assignments = [f"{self._names[name]} = ${place}" for place, name in enumerate(values, start=2)]
+        written = self._written(connection, self._update.format(", ".join(assignments)), [number, *values.values()])
         if written is None:
             raise Missing(number)
         _, entry = written
@@ -164,7 +160,7 @@ class Rows:
     def delete(self, connection: Connection, number: int, may: Condition | None) -> Change[None]:
         """Raises: Missing, Changed"""
         self._check(connection, number, may)
-        if not connection.execute(self._delete, (number,)).fetchone():
+        if connection.ask(Statement(self._delete, (number,))) == [[]]:
             raise Missing(number)
         return self._change(None, number, self._missing(number))
 
@@ -189,21 +185,21 @@ class Rows:
         # Twice: of a row that somebody deletes and inserts anew the first finds only what is gone, and waits for it.
         if not (self.lock(connection, [number]) or self.lock(connection, [number])):
             raise Missing(number)
-        row = connection.execute(self._select, (number,)).fetchone()
-        if row is None:
+        (rows,) = connection.ask(Statement(self._select, (number,)))
+        if not rows:
             raise Missing(number)
-        if not may(_entry(row)):
+        if not may(_entry(rows[0])):
             raise Changed
 
     def _written(self, connection: Connection, statement: str, values: list[Any]) -> tuple[int, Entry] | None:
         try:
-            row = connection.execute(statement, values).fetchone()
+            (rows,) = connection.ask(Statement(statement, values))
         except psycopg.errors.UniqueViolation as error:
             field = self.resource.unique.get(error.diag.constraint_name or "")
             if field is None:
                 raise
             raise Taken(field) from None
-        return (row[0], _entry(row)) if row else None
+        return (int(rows[0][0]), _entry(rows[0])) if rows else None
 
     def _missing(self, number: int) -> Entry:
         return Entry(404, missing(self.resource, number).body())
@@ -226,6 +222,6 @@ def _bucket(value: object) -> int:
     return zlib.crc32(str(value).lower().encode()) % 64
 
 
-def _entry(row: tuple[int, datetime, str]) -> Entry:
-    _, updated_at, body = row
-    return found(body.encode(), modified=http_date(updated_at))
+def _entry(row: Row) -> Entry:
+    _, modified, body = row
+    return found(body, modified=modified.decode())

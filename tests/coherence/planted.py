@@ -91,7 +91,7 @@ BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
 IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
 AT_EDGE = after(TIER, "            drop.ask(until)")
 DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
-CHECKED = after(FENCE, "            written = writer_in_flight(connection, path)")
+CHECKED = after(FENCE, "            checked = connection.ahead(check(path))", f"connection.ask(); {STALL}")
 LOADED = after(FENCE, "            entry = load(connection)")
 RENEWING = after(
     LEASE,
@@ -146,7 +146,7 @@ BUGS = (
         "A reader does not ask whether a writer is in flight.",
         (
             DROPPED,
-            Replacement(FENCE, "written = writer_in_flight(connection, path)", "written = False"),
+            Replacement(FENCE, "written = is_written(checked)", "written = False"),
         ),
     ),
     Planted(
@@ -155,10 +155,9 @@ BUGS = (
         (
             CHECKED,
             DROPPED,
-            Replacement(FENCE, "written = writer_in_flight(connection, path)", "loaded = load(connection)"),
-            Replacement(
-                FENCE, "entry = load(connection)", "written, entry = writer_in_flight(connection, path), loaded"
-            ),
+            Replacement(FENCE, "checked = connection.ahead(check(path))", "loaded = load(connection)"),
+            Replacement(FENCE, "entry = load(connection)", "entry = loaded"),
+            Replacement(FENCE, "is_written(checked)", "writer_in_flight(connection, path)"),
         ),
     ),
     Planted(
@@ -167,7 +166,7 @@ BUGS = (
         (
             IN_REDIS,
             DROPPED,
-            Replacement(FENCE, "locks(foreseen)", '""'),
+            Replacement(FENCE, "locks(foreseen)", "()"),
             Replacement(FENCE, f"{LOCK}\n", ""),
             Replacement(FENCE, DROPPED.new, f"{DROPPED.new}                lock(connection, touched)\n"),
         ),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import structlog
 
-from velikiy.postgres import Connection, Database, DatabaseUnavailable
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 log = structlog.get_logger()
 
@@ -34,6 +34,10 @@ PATIENCE = 0.4
 """Seconds for a cache to answer a drop."""
 
 REDIS = "redis"
+
+EDGES = Statement(
+    "SELECT name, address, epoch, fenced_at IS NOT NULL FROM caches WHERE kind = 'edge' AND NOT left_out ORDER BY name"
+)
 
 
 def _host() -> str:
@@ -87,11 +91,11 @@ class Caches:
 
     def edges(self, connection: Connection) -> list[Cache]:
         """Those that have to be told; as of now, whatever the transaction has read before."""
-        rows = connection.execute(
-            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
-            " WHERE kind = 'edge' AND NOT left_out ORDER BY name"
-        )
-        return [Cache(*row) for row in rows.fetchall()]
+        (rows,) = connection.ask(EDGES)
+        return [
+            Cache(name.decode(), address.decode(), epoch.decode(), fenced=fenced == b"t", left_out=False)
+            for name, address, epoch, fenced in rows
+        ]
 
     def all(self, connection: Connection) -> list[Cache]:
         """Redis first; those that are left out too."""

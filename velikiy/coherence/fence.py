@@ -20,7 +20,7 @@ from velikiy.coherence.caches import Caches, Trust
 from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
 from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
-from velikiy.postgres import Connection, Database, Deadlock
+from velikiy.postgres import Connection, Database, Deadlock, Row, Statement
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -84,8 +84,9 @@ class Fence:
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
         with self.database.autocommit() as connection:
             # Each statement has a snapshot of its own: the check comes before the one that counts.
-            written = writer_in_flight(connection, path)
+            checked = connection.ahead(check(path))
             entry = load(connection)
+            written = is_written(checked)
         stored = False
         if isinstance(found, Lease):
             stored = self.redis_tier.fill(path, variant, found, None if written else entry)
@@ -108,7 +109,7 @@ class Fence:
 
     def _write(self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path]) -> T:
         lease = None
-        with self.database.transaction(times, locks(foreseen)) as connection:
+        with self.database.transaction(times, *locks(foreseen)) as connection:
             outcome, touched, own = change(connection)
             if touched is None or touched:
                 lock(connection, touched, besides=foreseen)
@@ -185,38 +186,47 @@ EVERYTHING = Path("*", "")
 
 
 def lock(connection: Connection, paths: Sequence[Path] | None, besides: Sequence[Path] = ()) -> None:
-    """Until the transaction ends; those `besides` are locked already."""
-    if statement := locks(None if paths is None else [path for path in paths if path not in besides]):
-        connection.execute(statement, prepare=False)
+    """Until the transaction ends; those `besides` are locked already, or to be locked by what is asked next."""
+    connection.ask(*locks(None if paths is None else [path for path in paths if path not in besides]))
 
 
-def locks(paths: Sequence[Path] | None) -> str:
-    """The statement for it; empty, for no paths. Shared: writers of one path do not wait for each other here.
+def locks(paths: Sequence[Path] | None) -> tuple[Statement, ...]:
+    """The statement for it; none, for no paths. Shared: writers of one path do not wait for each other here.
 
     For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
     for a writer, and writers of many paths follow one another.
     """
     if paths is None or len(paths) > MANY:
-        return f"SELECT pg_advisory_xact_lock({number(EVERYTHING)})"
-    each = ", ".join([f"pg_advisory_xact_lock_shared({number(path)})" for path in paths])
-    return f"SELECT {each}" if each else ""
+        return (Statement("SELECT pg_advisory_xact_lock($1)", (number(EVERYTHING),)),)
+    if not paths:
+        return ()
+    each = ", ".join([f"pg_advisory_xact_lock_shared(${place})" for place in range(1, len(paths) + 1)])
+    return (Statement(f"SELECT {each}", [number(path) for path in paths]),)
 
 
-def writer_in_flight(connection: Connection, path: Path) -> bool:
+CHECK = """
+SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE true END
+    OR CASE WHEN pg_try_advisory_lock_shared($2) THEN NOT pg_advisory_unlock_shared($2) ELSE true END
+"""
+
+
+def check(path: Path) -> Statement:
     """Whether a transaction that has locked the path, or everything, has not ended.
 
     By trying to get the lock for ourselves, and giving it back at once. Two readers may meet here and each take the
     other for a writer: then one fill is left out.
     """
-    own, all_ = number(path), number(EVERYTHING)
-    row = connection.execute(
-        """
-        SELECT CASE WHEN pg_try_advisory_lock(%s) THEN NOT pg_advisory_unlock(%s) ELSE true END
-            OR CASE WHEN pg_try_advisory_lock_shared(%s) THEN NOT pg_advisory_unlock_shared(%s) ELSE true END
-        """,
-        (own, own, all_, all_),
-    ).fetchone()
-    return row is None or bool(row[0])
+    return Statement(CHECK, (number(path), number(EVERYTHING)))
+
+
+def is_written(checked: list[list[Row]]) -> bool:
+    """What came of one check; what was not asked at all passes for a writer."""
+    return checked != [[(b"f",)]]
+
+
+def writer_in_flight(connection: Connection, path: Path) -> bool:
+    """For people, who want to know nothing else."""
+    return is_written(connection.ask(check(path)))
 
 
 @lru_cache(maxsize=4096)
