@@ -65,6 +65,7 @@ class SteppedFence(Fence):
         self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
     ) -> Answer:
         def stepped(connection: Connection) -> Entry:
+            connection.ask()  # the check, which else goes with the statement that loads
             self.steps.at("between check and snapshot")
             entry = load(connection)
             self.steps.at("between snapshot and fill")

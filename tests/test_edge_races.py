@@ -277,10 +277,10 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
     tier = app.users.fence.redis_tier
     fill = tier.fill
 
-    def late(path: Path, variant: str, lease: Lease, entry: Entry | None, *, listen: bool = True) -> bool:
+    def late(path: Path, variant: str, lease: Lease, entry: Entry | None) -> None:
         tier.fill = fill  # type: ignore[method-assign]
         put(app, user, "second")
-        return fill(path, variant, lease, entry, listen=listen)
+        fill(path, variant, lease, entry)
 
     tier.fill = late  # type: ignore[method-assign]
     app.users.update(user, "first")

@@ -254,9 +254,10 @@ class TestLeases:
         assert isinstance(lease, Lease)
         assert row.tier.read(row.path, "", patience=0) is None
         assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant
-        assert row.tier.fill(row.path, "", lease, Entry(200, b"x"))
+        row.tier.fill(row.path, "", lease, Entry(200, b"x"))
         assert kept(row) == Entry(200, b"x")
-        assert not row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # it is used up
+        row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # it is used up
+        assert kept(row) == Entry(200, b"x")
 
     def test_who_waits_gets_what_the_other_filled(self, row: Row) -> None:
         from threading import Timer
@@ -278,8 +279,8 @@ class TestLeases:
             row.stack.redis().flushdb()
         else:
             row.stack.redis().delete(row.path.key)
-        assert not row.tier.fill(row.path, "", lease, Entry(200, b"x"))
-        assert row.stored() is None
+        row.tier.fill(row.path, "", lease, Entry(200, b"x"))
+        assert isinstance(row.tier.read(row.path, ""), Lease)
 
     def test_a_lease_ends_by_itself_and_its_late_fill_is_refused(self, row: Row) -> None:
         row.tier.LEASE = 0.05
@@ -287,13 +288,15 @@ class TestLeases:
         assert isinstance(late, Lease)
         other = wait_until(lambda: row.tier.read(row.path, "", patience=0))
         assert isinstance(other, Lease)
-        assert not row.tier.fill(row.path, "", late, Entry(200, b"late"))
+        row.tier.fill(row.path, "", late, Entry(200, b"late"))
+        assert isinstance(wait_until(lambda: row.tier.read(row.path, "", patience=0)), Lease)
 
     def test_the_hash_lives_from_its_first_fill(self, row: Row) -> None:
         for variant in ("", "limit=1"):
             lease = row.tier.read(row.path, variant)
             assert isinstance(lease, Lease)
-            assert row.tier.fill(row.path, variant, lease, Entry(200, b"x"))
+            row.tier.fill(row.path, variant, lease, Entry(200, b"x"))
+            assert isinstance(row.tier.read(row.path, variant), Hit)
             if variant == "":
                 row.stack.redis().pexpire(row.path.key, 5000)
         assert 0 < row.stack.redis().pttl(row.path.key) <= 5000

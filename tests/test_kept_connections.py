@@ -166,7 +166,8 @@ class TestToRedis:
     ) -> None:
         lease = self.repeated(stack, way, lambda: tier.read(PATH, ""), tier)
         assert isinstance(lease, Lease)
-        assert not tier.fill(PATH, "", lease, Entry(200, b"{}"))
+        tier.fill(PATH, "", lease, Entry(200, b"{}"))
+        assert tier.read(PATH, "", patience=0) is None  # the late question has the lease
 
     def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: Between) -> None:
         lease = self.repeated(stack, way, lambda: tier.drop([PATH], PATH), tier)

@@ -8,6 +8,7 @@ asked for again (EPOLLONESHOT, epoll_ctl(2)).
 
 import select
 import selectors
+import socket
 import threading
 import time
 from typing import Any
@@ -22,6 +23,46 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
     """With a `logconfig_dict` gunicorn takes an access log for wanted, and makes a line of each request for nobody."""
 
     access_log_enabled = False
+
+
+class Socket(socket.socket):
+    """A client's: it always blocks, and an answer's header leaves together with the beginning of its body.
+
+    Each system call gives the interpreter to another thread, and waits until it gets it back.
+    """
+
+    HELD = 64 * 1024
+    """Bytes."""
+
+    def __init__(self, accepted: socket.socket) -> None:
+        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
+        super().setblocking(True)
+        self._held = b""
+
+    def setblocking(self, flag: bool, /) -> None:
+        """gthread says so up to four times for each request, and each time it would be a system call."""
+
+    def sendall(self, data: Any, flags: int = 0, /) -> None:
+        self._held += data
+        if len(self._held) > self.HELD:
+            self.flush()
+
+    def recv(self, size: int, flags: int = 0, /) -> bytes:
+        self.flush()  # before the rest of a body that nobody reads: its sender may wait for the answer
+        return super().recv(size, flags)
+
+    def sendfile(self, *arguments: Any, **options: Any) -> int:
+        self.flush()
+        return super().sendfile(*arguments, **options)
+
+    def shutdown(self, how: int, /) -> None:
+        self.flush()
+        super().shutdown(how)
+
+    def flush(self) -> None:
+        held, self._held = self._held, b""
+        if held:
+            super().sendall(held)
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -49,8 +90,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             client, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another worker was faster, or the client has gone
             return
-        client.setblocking(True)
-        connection = TConn(self.cfg, client, address, listener.getsockname())
+        connection = TConn(self.cfg, Socket(client), address, listener.getsockname())
         connection.data_ready = True  # when a thread gets it
         self._open.add(connection)
         self._wait_for(connection, self._arrivals.register)
@@ -71,11 +111,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def _answer(self, connection: Any) -> None:
         try:
             while self.handle(connection) is True:
+                connection.sock.flush()
                 # What was read ahead with a body makes no socket readable.
                 if not connection.parser.unreader.buf.getvalue():
                     self._wait_for(connection, self._arrivals.modify)
                     return
             connection.close(graceful=connection.sock.fileno() >= 0)  # gunicorn closes it when an answer breaks off
+        except OSError:  # who asked has gone
+            connection.close()
         except BaseException:  # SystemExit too, which gunicorn passes on: it is no reason to be a thread less
             self.log.exception("A connection is given up")
             connection.close()

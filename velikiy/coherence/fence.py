@@ -87,12 +87,11 @@ class Fence:
             checked = connection.ahead(check(path))
             entry = load(connection)
             written = is_written(checked)
-        stored = False
         if isinstance(found, Lease):
-            stored = self.redis_tier.fill(path, variant, found, None if written else entry)
+            self.redis_tier.fill(path, variant, found, None if written else entry)
         if written:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
-        return Answer(entry, True, "redis; fwd=uri-miss; stored" if stored else "redis; fwd=bypass")
+        return Answer(entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, Lease) else "redis; fwd=bypass")
 
     def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
         """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit. `times`:
@@ -117,7 +116,7 @@ class Fence:
         if own and lease:
             # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
             # that came meanwhile wait for this, or have gone to PostgreSQL.
-            self.redis_tier.fill(own[0], "", lease, own[1], listen=False)
+            self.redis_tier.fill(own[0], "", lease, own[1])
         return outcome
 
     def drop(

@@ -5,11 +5,14 @@ is not there refuses its fill.
 """
 
 import hashlib
+import itertools
+import os
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path as File
 from typing import Any, NamedTuple
 
@@ -198,21 +201,17 @@ class RedisTier:
             self._failed("read", error)
         return None
 
-    def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None, *, listen: bool = True) -> bool:
-        """Store it; False where the lease is gone, or Redis could not be asked, or nobody listens: whoever asks Redis
-        afterwards finds what is stored all the same. None gives the lease back."""
+    def fill(self, path: Path, variant: str, lease: Lease, entry: Entry | None) -> None:
+        """Store it, if the lease is still there; None gives the lease back. Nobody waits for it: who asks Redis
+        afterwards finds what is stored."""
         if self.resting:
-            return False
+            return
         try:
             packed = entry.pack() if entry else b""
-            words = path.key, variant, lease, packed, self.ttl * 1000
-            if listen:
-                return bool(self._hasty.run(FILL, *words))
             # With all of the script: that Redis does not know it would be among what is not heard.
-            self._hasty.ask(FILL.load(*words), listen=False)
+            self._hasty.ask(FILL.load(path.key, variant, lease, packed, self.ttl * 1000), listen=False)
         except AWAY as error:
             self._failed("fill", error)
-        return False
 
     def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
         """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
@@ -302,7 +301,17 @@ class RedisTier:
 
 
 def new_lease() -> Lease:
-    return Lease(secrets.token_hex(8))
+    return Lease(f"{_run(os.getpid())}.{next(_leases)}")
+
+
+_leases = itertools.count()
+"""Threads share it: one call of `next` is not interrupted."""
+
+
+@cache
+def _run(process: int) -> str:
+    """Of this process alone; one that was forked has another number."""
+    return secrets.token_hex(8)
 
 
 def refused(error: BaseException | None) -> bool:
