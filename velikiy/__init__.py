@@ -1,16 +1,26 @@
 """Velikiy Flask: a users service on Flask and PostgreSQL, cached in Redis and in Nginx."""
 
-from flask import Flask
+from __future__ import annotations
 
-from velikiy import api, docs, health, leases, logs, openapi, problems
-from velikiy.coherence import connect
-from velikiy.postgres import Database
-from velikiy.resource import registry
-from velikiy.settings import Settings, load
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from velikiy.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> Flask:
     """All wiring, top to bottom. It starts to connect but waits for no server: each may come later."""
+    # Here and not above: whoever imports some part of this package, such as the launcher, would import all of Flask.
+    from flask import Flask
+
+    from velikiy import api, docs, health, leases, logs, openapi, problems
+    from velikiy.coherence import connect
+    from velikiy.postgres import Database
+    from velikiy.resource import registry
+    from velikiy.settings import Settings, load
+
     settings = settings or load(Settings)
     logs.configure(settings.log_level)
 

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import secrets as randomness
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from velikiy import coherence, logs
+from velikiy import coherence, logs, passwords
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resource import path_of, registry
 from velikiy.settings import BadSetting, Settings, load
@@ -114,36 +113,7 @@ def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
 )
 def secrets(folder: Path, postgres: str, redis: str, edge: Path | None) -> None:
     """Write random passwords into FOLDER where there are none yet, and the two addresses that hold them."""
-    write_secrets(folder, postgres=postgres, redis=redis, edge=edge)
-
-
-def write_secrets(folder: Path, *, postgres: str, redis: str, edge: Path | None = None, mode: int = 0o444) -> None:
-    """`mode` of the files: containers read them as different users, from a volume that only they mount."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def keep(name: str, text: str) -> str:
-        file = folder / name
-        if not file.exists():
-            put(name, text)
-        return file.read_text().strip()
-
-    def put(name: str, text: str, folder: Path = folder) -> None:
-        new = folder / f".{name}.new"
-        new.unlink(missing_ok=True)
-        new.touch(mode)
-        new.chmod(0o600)
-        new.write_text(text + "\n")
-        new.chmod(mode)
-        new.replace(folder / name)  # whole or not at all
-
-    keep("postgres_password", randomness.token_urlsafe(24))
-    app = keep("app_password", randomness.token_urlsafe(24))
-    cache = keep("redis_password", randomness.token_urlsafe(24))
-    put("redis.conf", f"requirepass {cache}")
-    put("database_url", f"postgresql://velikiy:{app}@{postgres}/velikiy")
-    put("redis_url", f"redis://:{cache}@{redis}/0")
-    if edge:
-        put("redis_url", f"redis://:{cache}@{redis}/0", edge)
+    passwords.write(folder, postgres=postgres, redis=redis, edge=edge)
 
 
 for resource in registry().values():

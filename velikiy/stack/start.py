@@ -12,7 +12,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
-from velikiy.cli import write_secrets
+from velikiy import passwords
 from velikiy.settings import Settings, StackSettings, load
 from velikiy.stack import Refusal, account, cluster, preflight, tail
 from velikiy.stack.plan import Plan
@@ -104,7 +104,7 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     for name in ("run", "logs", "secrets", *servers):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
-    write_secrets(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
+    passwords.write(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
     for name, address in _given_addresses(wanted).items():
         (plan.passwords / name).chmod(0o600)
         (plan.passwords / name).write_text(address + "\n")
