@@ -26,14 +26,17 @@ THREADS = 2
 
 def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     """Says what it was sent; with `?until=FILE` when this file is there, and `?begun=FILE` makes one before."""
-    asked = parse_qs(environ["QUERY_STRING"])
+    asked = parse_qs(environ["QUERY_STRING"], keep_blank_values=True)
     for file in asked.get("begun", []):
         Path(file).touch()
     for file in asked.get("until", []):
         wait_until(Path(file).exists)
+    if "pieces" in asked:
+        start_response("200 OK", [("Content-Type", "text/plain")])  # of a length that nobody knows: chunked
+        return [b"x" * 50_000, b"y" * 50_000, b"z"]
     if "exit" in asked:
         raise SystemExit
-    body = environ["wsgi.input"].read() or environ["PATH_INFO"].encode()
+    body = b"unread" if "unread" in asked else environ["wsgi.input"].read() or environ["PATH_INFO"].encode()
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 
@@ -104,6 +107,20 @@ def test_more_connections_than_threads_are_answered_again_and_again(kept: Server
             assert connection.getresponse().read() == f"/{number}/{place}".encode()
     for connection in connections:
         connection.close()
+
+
+def test_an_answer_in_pieces_arrives_whole_and_in_order(kept: Server) -> None:
+    connection = kept.connect()
+    for _ in range(2):
+        assert ask(connection, "/?pieces") == b"x" * 50_000 + b"y" * 50_000 + b"z"
+    connection.close()
+
+
+def test_who_sends_a_body_that_nobody_reads_is_answered_before_its_end(kept: Server) -> None:
+    with socket.create_connection(("127.0.0.1", kept.port), 10) as client:
+        client.sendall(b"POST /?unread HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nhalf of it")
+        client.settimeout(2)  # the worker waits for the rest for five seconds
+        assert client.recv(4096).endswith(b"\r\n\r\nunread")
 
 
 def test_who_is_answered_late_holds_up_nobody_else(kept: Server) -> None:

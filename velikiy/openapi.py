@@ -50,7 +50,7 @@ HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
         "description": "Of this request; the logs have it too.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,64}$"},
-        "example": "0f8fad5bd9cb469fa16570867728950e",
+        "example": "0f8fad5bd9cb469f-170-3",
     },
     "X-Cache-Status": {
         "description": "What the edge did: it had the answer (HIT), or not (MISS), or not any more (EXPIRED), or did"
