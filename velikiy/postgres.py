@@ -42,6 +42,10 @@ class Statement(NamedTuple):
     values: Sequence[Any] = ()
 
 
+PARSED = 200
+"""Statements that a connection keeps, each some 30 kB in PostgreSQL: who may change any of a row's many fields makes as
+many. What is more is parsed each time."""
+
 Row = tuple[Any, ...]
 """Each value as text, in bytes, as PostgreSQL sent it; or None."""
 
@@ -88,12 +92,18 @@ class Connection(psycopg.Connection):
         Raises:
             psycopg.Error
         """
-        ahead = self._take_ahead()
-        if not ahead and not statements:
+        if not self._ahead and not statements:
             return []
-        answers = self._in_time(self._exchange([*ahead, *statements]))
-        self._heard += answers[: len(ahead)]
-        return answers[len(ahead) :]
+        # A value that cannot be sent has to be found out while what is ahead is still to be sent with the next one.
+        to_text = Transformer(self)
+        spoken = [
+            (text, to_text.dump_sequence(values, [PyFormat.TEXT] * len(values)))
+            for text, values in (*self._ahead, *statements)
+        ]
+        ahead = len(self._take_ahead())
+        answers = self._in_time(self._exchange(spoken))
+        self._heard += answers[:ahead]
+        return answers[ahead:]
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """By which all of psycopg's own ways lead."""
@@ -117,18 +127,19 @@ class Connection(psycopg.Connection):
                 self.pgconn.finish()
             raise
 
-    def _exchange(self, statements: Sequence[Statement]) -> PQGen[list[list[Row]]]:
-        to_text, libpq = Transformer(self), self.pgconn
-        new: dict[str, bytes] = {}
-        # A value that cannot be sent has to be found out before anything is.
-        values = [to_text.dump_sequence(given, [PyFormat.TEXT] * len(given)) for _, given in statements]
+    def _exchange(self, spoken: Sequence[tuple[str, Sequence[Any]]]) -> PQGen[list[list[Row]]]:
+        libpq = self.pgconn
         libpq.enter_pipeline_mode()
-        for (text, _), given in zip(statements, values, strict=True):
+        new: dict[str, bytes] = {}
+        for text, values in spoken:
             name = self._parsed.get(text) or new.get(text)
+            if name is None and len(self._parsed) + len(new) >= PARSED:
+                libpq.send_query_params(text.encode(), values)
+                continue
             if name is None:
                 name = new[text] = b"statement_%d" % next(self._numbers)
                 libpq.send_prepare(name, text.encode())
-            libpq.send_query_prepared(name, given)
+            libpq.send_query_prepared(name, values)
         libpq.pipeline_sync()
         yield from generators.send(libpq)
         results: list[PGresult] = []
@@ -138,19 +149,23 @@ class Connection(psycopg.Connection):
                 raise psycopg.OperationalError("the connection is lost")
             results += more
         libpq.exit_pipeline_mode()
-        for result in results:
-            if result.status == ExecStatus.FATAL_ERROR:
-                raise psycopg.errors.error_from_result(result)
-        self._parsed |= new  # after an error what was parsed is not known here, and is parsed again under a new name
         said = iter(results)
         answers = []
-        for text, _ in statements:
-            if new.pop(text, None):
-                next(said)
-            rows = next(said)
+        for text, _ in spoken:
+            if text in new:
+                _good(next(said))
+                self._parsed[text] = new.pop(text)  # whatever fails after it; it outlives a ROLLBACK
+            rows = _good(next(said))
             columns = range(rows.nfields)
             answers.append([tuple([rows.get_value(n, column) for column in columns]) for n in range(rows.ntuples)])
         return answers
+
+
+def _good(result: PGresult) -> PGresult:
+    """Raises: psycopg.Error. Behind the first that failed there are those that were not carried out."""
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise psycopg.errors.error_from_result(result)
+    return result
 
 
 class Database:
@@ -184,6 +199,7 @@ class Database:
                 # and ours with it (DEALLOCATE ALL).
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
+                "client_encoding": "utf8",  # a row's bytes go to clients as they come
                 "connect_timeout": 2,  # seconds, the least that libpq knows
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
