@@ -21,10 +21,13 @@ local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"]
 
 
 -- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
--- changed. HTTP leaves a cache free to ignore them. (`if_modified_since off` would ignore If-None-Match beside them.)
-local function forget_dates()
+-- changed. HTTP leaves a cache free to ignore them; `if_modified_since off` would ignore If-None-Match beside them.
+-- If-Match of a read is for the origin alone (RFC 9111, 4.3.2): to refuse for it, Nginx would break off what Lua is
+-- sending, and its worker would crash.
+local function forget_conditions()
     ngx.req.clear_header("If-Modified-Since")
     ngx.req.clear_header("If-Unmodified-Since")
+    ngx.req.clear_header("If-Match")
 end
 
 
@@ -104,7 +107,8 @@ end
 -- variables what goes into its header; else nothing. (No `return f()` here: LuaJIT would not compile it.)
 function _M.hit()
     local var = ngx.var
-    if var.conditional ~= "0" then
+    -- Two that Nginx looks at even where they are empty, which a variable of its own does not tell from absent.
+    if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
     local path, query = split(var.request_uri)
@@ -131,8 +135,8 @@ end
 function _M.answer()
     local var = ngx.var
     local path, query = split(var.request_uri)
-    if var.http_if_modified_since or var.http_if_unmodified_since then
-        forget_dates()
+    if var.http_if_modified_since or var.http_if_unmodified_since or var.http_if_match then
+        forget_conditions()
     end
     local epoch, key, result, why
     local waited = 0

@@ -19,9 +19,9 @@ PAUSE = 1.0
 """Seconds between two starts at least: a server that cannot start is tried for ever, but not busily."""
 
 
-PIPE = 1 << 20
-"""Bytes of what is printed that wait for supervisor: Linux' limit without privileges. It asks little more for a large
-piece than for a small one, and a busy edge prints 30 MB/s."""
+PIPE = 256 * 1024
+"""Bytes of what is printed that wait for supervisor. It asks little more for a large piece than for a small one, and a
+busy edge prints 30 MB/s; of a program that has ended it takes no more than this."""
 
 
 def leftovers(folder: Path) -> list[int]:
