@@ -30,7 +30,7 @@ function _M.current(epoch, path)
 end
 
 
--- The same, but only if there is one: for what is shown and not for what is used.
+-- The same, but only if there is one: where nothing is to be asked for, a new one would find nothing.
 function _M.known(epoch, path)
     return names:get(epoch .. path)
 end

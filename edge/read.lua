@@ -107,7 +107,7 @@ end
 -- variables what goes into its header; else nothing. (No `return f()` here: LuaJIT would not compile it.)
 function _M.hit()
     local var = ngx.var
-    -- Two that Nginx looks at even where they are empty, which a variable of its own does not tell from absent.
+    -- Two Nginx looks at even where they are empty, which a map does not tell from absent.
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end

@@ -6,6 +6,7 @@ import requests
 
 from tests.apart import turn
 from tests.running import Stack, run, running
+from velikiy.postgres import Database
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -45,6 +46,15 @@ def stopped(restartable: Stack) -> Stack:
 def door(request: pytest.FixtureRequest, stack: Stack) -> str:
     """Where a client may come in: an app itself, and an edge before it."""
     return stack.app if request.param == "app" else stack.edge
+
+
+@pytest.fixture
+def database(stack: Stack) -> Iterator[Database]:
+    """The stack's, as an app has it."""
+    database = Database(stack.postgres, size=8, timeout=5)
+    database.open()
+    yield database
+    database.close()
 
 
 _numbers = count(1)

@@ -18,14 +18,6 @@ from velikiy.postgres import Database, DatabaseUnavailable
 
 
 @pytest.fixture
-def database(stack: Stack) -> Iterator[Database]:
-    database = Database(stack.postgres, size=8, timeout=5)
-    database.open()
-    yield database
-    database.close()
-
-
-@pytest.fixture
 def caches(stack: Stack, database: Database) -> Iterator[Caches]:
     yield Caches(database, threads=8)
     stack.sql("DELETE FROM caches WHERE address LIKE '192.0.2.%%'")  # a documentation's addresses, nobody's

@@ -5,23 +5,12 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from tests.running import Stack
 from velikiy import postgres
 from velikiy.postgres import Connection, Database, Statement
 
-LOCK, HELD = (
-    Statement("SELECT pg_advisory_xact_lock($1)", (7,)),
-    "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'",
-)
+LOCK = Statement("SELECT pg_advisory_xact_lock($1)", (7,))
+HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7"
 KEPT = Statement("SELECT count(*) FROM pg_prepared_statements")
-
-
-@pytest.fixture
-def database(stack: Stack) -> Iterator[Database]:
-    database = Database(stack.postgres, size=1, timeout=5)
-    database.open()
-    yield database
-    database.close()
 
 
 @pytest.fixture
