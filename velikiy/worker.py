@@ -16,6 +16,8 @@ from typing import Any
 from gunicorn import glogging
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
+from velikiy.sockets import Socket
+
 FIRST = select.EPOLLIN | select.EPOLLONESHOT
 
 
@@ -25,22 +27,18 @@ class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
     access_log_enabled = False
 
 
-class Socket(socket.socket):
-    """A client's: it always blocks, and an answer's header leaves together with the beginning of its body.
-
-    Each system call gives the interpreter to another thread, and waits until it gets it back.
-    """
+class Client(Socket):
+    """It always blocks, and an answer's header leaves together with the beginning of its body."""
 
     HELD = 64 * 1024
     """Bytes."""
 
     def __init__(self, accepted: socket.socket) -> None:
-        super().__init__(accepted.family, accepted.type, accepted.proto, accepted.detach())
-        super().setblocking(True)
+        super().__init__(accepted)
         self._held = b""
 
     def setblocking(self, flag: bool, /) -> None:
-        """gthread says so up to four times for each request, and each time it would be a system call."""
+        """gthread says so up to four times for each request."""
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
         self._held += data
@@ -90,7 +88,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             client, address = listener.accept()
         except (BlockingIOError, ConnectionAbortedError):  # another worker was faster, or the client has gone
             return
-        connection = TConn(self.cfg, Socket(client), address, listener.getsockname())
+        connection = TConn(self.cfg, Client(client), address, listener.getsockname())
         connection.data_ready = True  # when a thread gets it
         self._open.add(connection)
         self._wait_for(connection, self._arrivals.register)

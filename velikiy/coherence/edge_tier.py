@@ -1,6 +1,7 @@
 """Tier 1 as a writer sees it: edges, each with a control listener that takes drops (edge/control.lua)."""
 
 import http.client
+import select
 import socket
 import time
 from collections import defaultdict, deque
@@ -37,11 +38,10 @@ class EdgeTier:
         body = body if len(body) <= MANY else "*"
         # Over kept connections first: to connect to one that is cut off may take all the time that there is.
         drops = sorted((_Drop(edge, body, self._kept(edge)) for edge in edges), key=lambda drop: not drop.kept)
-        for drop in drops:
-            drop.ask(until)
+        _drop_all(drops, until)
         silent = []
         for drop in drops:
-            if not drop.done(until):
+            if not drop.done:
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.close()
                 # What is behind the others may be the same worker, which is stopped while those beside it answer.
@@ -55,9 +55,8 @@ class EdgeTier:
         """It has answered, now, at this address and as this edge. Only then may a refusal at this address be taken for
         its death later."""
         drop = _Drop(edge, "*", self._kept(edge))
-        until = time.monotonic() + PATIENCE
-        drop.ask(until)
-        reached = drop.done(until) and not drop.dead
+        _drop_all([drop], time.monotonic() + PATIENCE)
+        reached = drop.socket is not None and drop.done
         drop.close()
         return reached
 
@@ -95,6 +94,8 @@ class EdgeTier:
 class _Drop:
     """One drop at one edge: HTTP in its smallest form. A library would take longer for it than the edge."""
 
+    DONE = b"HTTP/1.1 204 "
+
     def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
         self.edge = edge
         self.request = (
@@ -103,55 +104,80 @@ class _Drop:
         ).encode()
         self.socket = kept
         self.kept = kept is not None
-        self.dead = False
+        self.head = b""
+        self.done = False
+        """The edge has dropped it, or is dead."""
 
     def ask(self, until: float) -> None:
-        """What goes wrong here comes to light in `done`."""
+        """Without a socket afterwards: it will not answer."""
+        self.head = b""
         try:
             if self.socket is None:
+                self.kept = False
                 self.socket = socket.create_connection(_host_and_port(self.edge), _left(until))
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.socket.settimeout(_left(until))
-            self.socket.sendall(self.request)
+                self.socket.setblocking(False)
+            sent = self.socket.send(self.request)
+            if sent < len(self.request):
+                self.socket.settimeout(_left(until))
+                self.socket.sendall(self.request[sent:])
+                self.socket.setblocking(False)
         except ConnectionRefusedError:
-            self.dead = self.edge.beside_us
+            self.done = self.edge.beside_us
         except (OSError, UnicodeError):  # the second: a host that is none, such as a..b
             self.close()
 
-    def done(self, until: float) -> bool:
-        if self.dead:
-            return True
+    def hear(self) -> bool:
+        """What has come; whether it was all."""
+        assert self.socket is not None
         try:
-            head = self._head(until)
-        except OSError as error:
-            self.close()
-            if not self.kept or isinstance(error, TimeoutError):
-                return False
-            # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
-            self.kept = False
-            self.ask(until)
-            return self.done(until)
-        return head.startswith(b"HTTP/1.1 204 ")
-
-    def _head(self, until: float) -> bytes:
-        """Of the answer; one that means a drop has nothing behind it."""
-        if self.socket is None:
-            raise ConnectionResetError
-        self.socket.settimeout(_left(until))
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
             piece = self.socket.recv(4096)
-            if not piece:
-                raise ConnectionResetError
-            head += piece
-            if not head.startswith(b"HTTP/1.1 204 "[: len(head)]):
-                break
-        return head
+        except BlockingIOError:
+            return False
+        except OSError:
+            piece = b""
+        if not piece:
+            self.close()
+            return True
+        self.head += piece
+        # The answer that means a drop has nothing behind its head; of any other the beginning is enough.
+        if self.head.startswith(self.DONE):
+            self.done = self.head.endswith(b"\r\n\r\n")
+            return self.done
+        return not self.DONE.startswith(self.head)
 
     def close(self) -> None:
         if self.socket is not None:
             self.socket.close()
             self.socket = None
+
+
+def _drop_all(drops: Sequence[_Drop], until: float) -> None:
+    for drop in drops:
+        drop.ask(until)
+    _hear_all(drops, until)
+    # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
+    again = [drop for drop in drops if drop.kept and drop.socket is None]
+    if again:
+        for drop in again:
+            drop.ask(until)
+        _hear_all(again, until)
+
+
+def _hear_all(drops: Sequence[_Drop], until: float) -> None:
+    """Until each has answered, or has had its time."""
+    waiting = {drop.socket.fileno(): drop for drop in drops if drop.socket is not None}
+    answers = select.poll()
+    for number in waiting:
+        answers.register(number, select.POLLIN)
+    while waiting:
+        heard = answers.poll(_left(until) * 1000)
+        if not heard:
+            return
+        for number, _ in heard:
+            if waiting[number].hear():
+                answers.unregister(number)
+                del waiting[number]
 
 
 def _host_and_port(edge: Cache) -> tuple[str, int]:

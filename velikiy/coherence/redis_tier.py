@@ -25,6 +25,7 @@ from redis.retry import Retry
 from velikiy.coherence.caches import PATIENCE, Trust, now
 from velikiy.coherence.entry import Entry, Path
 from velikiy.postgres import DatabaseUnavailable
+from velikiy.sockets import Socket
 
 log = structlog.get_logger()
 
@@ -76,6 +77,13 @@ class Script:
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
 
 
+class TcpConnection(redis.Connection):
+    """redis-py's own class for everything but TLS and Unix' sockets."""
+
+    def _connect(self) -> Socket:
+        return Socket(super()._connect())  # type: ignore[no-untyped-call]
+
+
 class Connections:
     """redis-py's, with their addresses, passwords and TLS. Its client does more for each command than Redis itself."""
 
@@ -102,7 +110,8 @@ class Connections:
         except IndexError:
             # The pool's own method counts those that it made, broken ones too, and makes no more than a hundred.
             pool = self.client.connection_pool
-            connection, unheard, kept = pool.connection_class(**pool.connection_kwargs), 0, False
+            kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
+            connection, unheard, kept = kind(**pool.connection_kwargs), 0, False
         try:
             _send(connection, commands)
             answers = _hear(connection, unheard + (len(commands) if listen else 0))[unheard:]
