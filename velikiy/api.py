@@ -10,7 +10,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from velikiy import batch, incoming, outgoing
+from velikiy import batch, incoming, logs, outgoing
 from velikiy.coherence import Change, Fence
 from velikiy.idempotency import once
 from velikiy.incoming import JSON, MERGE_PATCH
@@ -20,8 +20,6 @@ from velikiy.postgres import Connection
 from velikiy.problems import Problem
 from velikiy.resource import Resource
 from velikiy.rows import Refusal, Rows
-
-log = structlog.get_logger()
 
 Write = Callable[[Connection], Change[Sent]]
 
@@ -164,8 +162,8 @@ def _finish(response: Response) -> Response:
     # Caches behind ours (browsers, CDNs) cannot be told of a write: they must ask each time.
     headers, method = response.headers, request.method
     headers.setdefault("Cache-Control", "private, no-cache")
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["X-Request-Id"] = g.request_id
+    headers.add("X-Content-Type-Options", "nosniff")  # to set one is to look through all of them
+    headers.add("X-Request-Id", g.request_id)
     if method == "OPTIONS" and response.status_code == 200:
         response.status_code = 204
         del headers["Content-Type"]
@@ -173,12 +171,12 @@ def _finish(response: Response) -> Response:
             headers["Accept-Patch"] = ", ".join(MERGE_PATCH)
     # The route and not the path: a mistyped address may hold somebody's e-mail.
     # Edges and containers' health checks ask every second; nobody wants to read that.
-    say = log.debug if request.path.startswith(("/livez", "/readyz", "/.lease/")) else log.info
-    say(
-        "request",
+    logs.request(
+        "debug" if request.path.startswith(("/livez", "/readyz", "/.lease/")) else "info",
         method=method,
         route=request.url_rule.rule if request.url_rule else None,
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),
+        request_id=g.request_id,
     )
     return response

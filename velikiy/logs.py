@@ -2,9 +2,11 @@
 
 import atexit
 import contextlib
+import logging
 import sys
 import threading
 import time
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -103,11 +105,24 @@ class _Stdout:
                 sys.stdout.flush()
 
 
+_stdout = _Stdout()
+_least = logging.INFO
+
+
 def configure(level: str) -> None:
     """For the app's own events: `structlog.get_logger()`."""
+    global _least
+    _least = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
         processors=[*SHARED, *RENDER],
-        logger_factory=structlog.WriteLoggerFactory(_Stdout()),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(_stdout),  # type: ignore[arg-type]
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+
+
+def request(level: str, **said: Any) -> None:
+    """The one line that each request has, as structlog would write it, in a quarter of its time."""
+    if logging.getLevelNamesMapping()[level.upper()] >= _least:
+        time = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+        _stdout.write(_dumps({**said, "event": "request", "level": level, "time": time}) + "\n")

@@ -55,15 +55,15 @@ def answer(read: Answer) -> Response:
         response = Response(entry.body, entry.status, content_type="application/json")
     for name, value in (("ETag", entry.etag), ("Last-Modified", entry.modified), ("Link", entry.link)):
         if value:
-            response.headers[name] = value
+            response.headers.add(name, value)
     tags = request.if_none_match
     if entry.etag and (tags.star_tag or tags.contains_weak(entry.etag.strip('"'))):
         response.status_code = 304
         response.set_data(b"")
     # What the caches in front need to know of an answer that came through the fence.
-    response.headers["Cache-Status"] = read.cache_status
+    response.headers.add("Cache-Status", read.cache_status)
     if not read.storable:
-        response.headers["X-Accel-Expires"] = "0"
+        response.headers.add("X-Accel-Expires", "0")
     return response
 
 

@@ -6,7 +6,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
@@ -46,6 +46,9 @@ PARSED = 200
 """Statements that a connection keeps, each some 30 kB in PostgreSQL: who may change any of a row's many fields makes as
 many. What is more is parsed each time."""
 
+MOMENT = 0.05
+"""Seconds since its last use in which a connection is taken for one that works: no server restarts as fast."""
+
 Row = tuple[Any, ...]
 """Each value as text, in bytes, as PostgreSQL sent it; or None."""
 
@@ -60,6 +63,9 @@ class Connection(psycopg.Connection):
 
     deadline: float | None = None
     """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
+
+    used = 0.0
+    """When the last request gave it back, on the same clock."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -218,15 +224,13 @@ class Database:
         self._reads.close()
         self._writes.close()
 
-    @contextmanager
-    def autocommit(self) -> Iterator[Connection]:
+    def autocommit(self) -> AbstractContextManager[Connection]:
         """A connection in autocommit mode: each statement sees what was committed when it began, and commits.
 
         Raises:
             DatabaseUnavailable
         """
-        with self._borrow(self._reads) as connection:
-            yield connection
+        return self._borrow(self._reads)
 
     @contextmanager
     def transaction(self, times: float = 1, *first: Statement) -> Iterator[Connection]:
@@ -259,6 +263,7 @@ class Database:
             finally:
                 connection.deadline = None
                 connection.ahead()
+                connection.used = time.monotonic()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error
