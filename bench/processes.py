@@ -36,11 +36,15 @@ class Processes:
         """Megabytes; what processes share counts once (PSS), or PostgreSQL's buffers would count for each backend."""
         return {group: sum(map(proportional, self._of(group, roots))) / MEGABYTE for group, roots in self.roots.items()}
 
-    def pin(self, cores: list[int]) -> None:
+    def pin(self, cores: list[int]) -> dict[psutil.Process, list[int]]:
+        """Where each was allowed to run before."""
+        before = {}
         for group, roots in self.roots.items():
             for process in self._of(group, roots):
                 with contextlib.suppress(psutil.Error):
+                    before[process] = process.cpu_affinity()
                     process.cpu_affinity(cores)
+        return before
 
     def _of(self, group: str, roots: list[int]) -> list[psutil.Process]:
         families = [family(root) for root in roots]

@@ -67,6 +67,15 @@ def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> 
 
 
 @contextmanager
+def gunicorn_as_ours(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    """With our worker and settings, on the CPUs that ours stay on: what differs from ours is the app alone."""
+    command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "velikiy/gunicorn.conf.py"), app]
+    ours = {"APP_LISTEN": listen, "APP_WORKERS": str(workers), "APP_THREADS": str(THREADS), "APP_FIRST_CPU": "0"}
+    with answering(command, f"http://{listen}/users/1", ours_for(**ours, **environment)) as process:
+        yield process
+
+
+@contextmanager
 def uvicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[list[int]]:
     """One process for each worker, each with a socket of its own for the same port (SO_REUSEPORT): then the kernel
     shares the connections out. Of uvicorn's own --workers, which share a socket, the one that wakes first takes all

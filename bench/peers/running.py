@@ -105,7 +105,9 @@ class Peers:
 
     @cached_property
     def uncached(self) -> Peer:
-        app = self._gunicorn("velikiy without caches", "bench.peers.uncached:create_app()", 0)
+        app = self._gunicorn(
+            "velikiy without caches", "bench.peers.uncached:create_app()", 0, serve=servers.gunicorn_as_ours
+        )
         return self._nginx("velikiy without caches", HERE / "plain.conf", app)
 
     @cached_property
@@ -152,10 +154,12 @@ class Peers:
     def _address(self) -> str:
         return f"127.0.0.1:{next(port for port in self._ports if is_free('127.0.0.1', port))}"
 
-    def _gunicorn(self, name: str, app: str, database: int, **environment: str) -> Peer:
+    def _gunicorn(
+        self, name: str, app: str, database: int, *, serve: Any = servers.gunicorn, **environment: str
+    ) -> Peer:
         listen = self._address()
         process = self.context.enter_context(
-            servers.gunicorn(app, listen, workers=WORKERS, **self._servers(database), **environment)
+            serve(app, listen, workers=WORKERS, **self._servers(database), **environment)
         )
         return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
 

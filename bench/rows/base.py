@@ -80,23 +80,25 @@ def moving(bench: Bench, peer: Peer, kind: str, count: int) -> Contestant:
     return Contestant(peer.name, load, peer.roots)
 
 
-def halves() -> tuple[list[int], list[int], list[int]]:
-    """Cores for servers, for the load generator, and all of them: so a server is what is measured where it answers
-    faster than wrk asks."""
+def halves() -> tuple[list[int], list[int]]:
+    """Cores for servers, and for the load generator: so a server is what is measured where it answers faster than wrk
+    asks."""
     cores = sorted(psutil.Process().cpu_affinity())
     half = max(1, len(cores) // 2)
-    return cores[:half], cores[half:] or cores, cores
+    return cores[:half], cores[half:] or cores
 
 
 @contextlib.contextmanager
-def pinned(peers: list[Peer], cores: list[int], all_cores: list[int]) -> Iterator[None]:
+def pinned(peers: list[Peer], cores: list[int]) -> Iterator[None]:
+    before: list[tuple[psutil.Process, list[int]]] = []
     try:
         for peer in peers:
-            Processes(peer.roots).pin(cores)
+            before += Processes(peer.roots).pin(cores).items()
         yield
     finally:
-        for peer in peers:
-            Processes(peer.roots).pin(all_cores)
+        for process, own in reversed(before):  # peers have processes in common
+            with contextlib.suppress(psutil.Error):
+                process.cpu_affinity(own)
 
 
 def ask(

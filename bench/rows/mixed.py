@@ -81,13 +81,13 @@ def latency(bench: Bench) -> Result:
 
 def steady(bench: Bench, scene: Scene, peer: Peer, rate: float) -> Contestant:
     maker = ("one", "/users/2") if peer is bench.peers.limit else scene.maker(bench, peer)
-    servers, load, cores = halves()
+    servers, load = halves()
 
     def run_load(seconds: int) -> wrk.Answered:
         with ExitStack() as context:
             apart = scene.row == "hit"  # as in the closed loop
             if apart:
-                context.enter_context(pinned([peer], servers, cores))
+                context.enter_context(pinned([peer], servers))
             answered = wrk.open_loop(peer.url, maker, seconds, rate=rate, warmup=1, cores=load if apart else None)
         bench.asked(f"ids {MANY} {peer.name}", answered.requests)
         return answered

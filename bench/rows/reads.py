@@ -12,7 +12,7 @@ HIT = ("edge", "supervisor")
 def hit(bench: Bench) -> Result:
     """One user, again and again, out of the first cache. The servers have one core, the load generator the other."""
     peers = bench.peers
-    servers, load, cores = halves()
+    servers, load = halves()
     contestants = []
     everybody = [peers.velikiy, peers.stock, peers.limit, peers.varnish]
     for peer in everybody:
@@ -21,7 +21,7 @@ def hit(bench: Bench) -> Result:
             return wrk.closed(url, ("one", "/users/2"), seconds, threads=len(load), cores=load)
 
         contestants.append(Contestant(peer.name, run_load, {n: r for n, r in peer.roots.items() if n in HIT}))
-    with pinned(everybody, servers, cores):
+    with pinned(everybody, servers):
         samples = bench.alternate(*contestants)
     cpu = compared(samples, "velikiy", "Varnish", lambda sample: sample.per_cpu_second)
     return Result(
