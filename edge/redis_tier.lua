@@ -27,6 +27,7 @@ local script        -- read.lua
 local ask, digest   -- the beginning of each question
 local timeout
 local resting = 0   -- until when this worker leaves Redis alone
+local heard = 0     -- when it answered this worker last
 
 
 -- A command with so many more words to come; or all of it.
@@ -155,6 +156,9 @@ local function question(key)
         if ok then
             answer, err = reply(socket)
         end
+        if answer ~= nil then
+            heard = now()
+        end
         if type(answer) == "table" then
             socket:setkeepalive(IDLE)
             return answer, token
@@ -211,12 +215,15 @@ function _M.read(epoch, path)
     end
     local waited = 0
     while lease.trusts_redis(epoch) do
+        local asked = now()
         local found, more = question(key)
         -- After the answer: whatever was believed before, a write may have passed a fenced Redis by meanwhile.
         if not lease.trusts_redis(epoch) then
             return nil
         elseif not found then
-            if sub(more, 1, 1) ~= "-" then
+            -- One that has answered others meanwhile is busy and not away: to rest would be to send all reads of a
+            -- second to the apps, which carry a tenth of them.
+            if sub(more, 1, 1) ~= "-" and heard < asked then
                 resting = now() + REST
             end
             return nil, more == "timeout" and _M.NO_LEASE or nil  -- an app need not wait as long once more

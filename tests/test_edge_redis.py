@@ -363,6 +363,32 @@ class TestARedisThatIsAway:
             wait_until(lambda: reads_redis(other, user))
             assert name(other.edge, user) == "newest"
 
+    def test_one_that_answers_others_meanwhile_is_asked_on(self, app: SteppedApp, user: int, redis: Between) -> None:
+        another = app.users.create(name="another", email="another@edge-redis.example")
+        go_on = threading.Event()
+
+        def hang(link: Link, said: bytes) -> bytes:
+            if f"user:{user}\r".encode() in said:
+                go_on.wait(20)
+            return said
+
+        with hasty(app, url(app.stack, redis)) as other:
+            wait_until(lambda: reads_redis(other, another))
+            app.steps.passed.clear()
+            redis.question = hang
+            answers: list[str] = []
+            late = threading.Thread(target=lambda: answers.append(name(other.edge, user)))
+            late.start()
+            reads = 0
+            while late.is_alive() or reads < 20:
+                drop(app, another)
+                assert name(other.edge, another) == "another"
+                reads += 1
+            assert answers == ["old"]
+            assert asked_by_readers(app) == 1  # for this one; all others the edge has read itself
+            go_on.set()
+        app.users.delete(another)
+
     def test_a_reply_that_comes_after_its_time_is_not_taken_for_anothers(
         self, app: SteppedApp, user: int, redis: Between
     ) -> None:
