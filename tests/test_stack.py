@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pwd
 import re
 import shutil
@@ -19,6 +20,7 @@ from tests.machine import root_only
 from tests.running import (
     ROOT,
     Stack,
+    children_of,
     clean_environment,
     folder,
     free_ports,
@@ -30,6 +32,10 @@ from tests.running import (
 from velikiy.stack.plan import Plan
 from velikiy.stack.spawn import leftovers
 from velikiy.stack.start import ready
+
+
+def threads_of(pid: int) -> list[int]:
+    return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
 
 
 class TestStarting:
@@ -127,6 +133,25 @@ class TestStarting:
             assert re.search(rf"^Uid:\s+{account.pw_uid}\s+{account.pw_uid}\s", status, re.MULTILINE)
             assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
             assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
+
+    def test_each_process_of_the_apps_stays_on_one_cpu_and_they_share_them_out(self, stack: Stack) -> None:
+        def taken() -> list[int]:
+            """The CPU of each worker, whose threads are all on the same one."""
+            cpus = []
+            for app in ("app1", "app2"):
+                for worker in children_of(stack.pids()[app]):
+                    (cpu,) = set().union(*(os.sched_getaffinity(thread) for thread in threads_of(worker)))
+                    cpus.append(cpu)
+            return sorted(cpus)
+
+        mine = sorted(os.sched_getaffinity(0))
+        expected = sorted(mine[number % len(mine)] for number in range(4))
+        wait_until(lambda: taken() == expected)
+        # The one that takes its place takes its CPU.
+        killed = next(iter(children_of(stack.pids()["app1"])))
+        os.kill(killed, signal.SIGKILL)
+        wait_until(lambda: killed not in (now := children_of(stack.pids()["app1"])) and len(now) == 2)
+        wait_until(lambda: taken() == expected)
 
     @root_only
     def test_a_low_port_gives_its_edge_that_one_capability_and_nobody_else_any(self) -> None:

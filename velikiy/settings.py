@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     app_threads: int = Field(8, ge=1, le=256)
     """Threads of each process: that many requests wait for PostgreSQL or Redis at the same time."""
 
+    app_first_cpu: int | None = Field(None, ge=0, le=4095)
+    """The CPU that the first process of an app instance stays on, the next one on the next, from 0 on and round; None:
+    they go where the system puts them. `./run` gives each instance its own."""
+
     edge_workers: int = Field(2, ge=1, le=64)
     """Worker processes of one edge."""
 

@@ -23,7 +23,7 @@ ONE_SHOTS = ("secrets", "migrate")
 # What the machine's own environment says of a stack must not reach the one that is tested.
 OURS = (
     *("BIND", "PORT", "REDIS_TTL", "EDGE_TTL", "APP_WORKERS", "APP_THREADS", "EDGE_WORKERS", "LOG_LEVEL"),
-    *("DATABASE_TIMEOUT", "REDIS_TIMEOUT", "COMPOSE_FILE", "COMPOSE_PROFILES"),
+    *("APP_FIRST_CPU", "DATABASE_TIMEOUT", "REDIS_TIMEOUT", "COMPOSE_FILE", "COMPOSE_PROFILES"),
 )
 
 
