@@ -376,7 +376,7 @@ class TestARedisThatIsAway:
             wait_until(lambda: reads_redis(other, another))
             app.steps.passed.clear()
             redis.question = hang
-            answers: list[str] = []
+            answers: list[str | None] = []
             late = threading.Thread(target=lambda: answers.append(name(other.edge, user)))
             late.start()
             reads = 0
