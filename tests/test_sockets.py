@@ -1,8 +1,11 @@
 """Sockets whose timeout the kernel keeps (velikiy/sockets.py)."""
 
+import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -30,8 +33,39 @@ def test_who_gets_nothing_in_time_is_told_so(pair: tuple[Socket, socket.socket],
 def test_who_cannot_send_in_time_is_told_so(pair: tuple[Socket, socket.socket]) -> None:
     ours, _ = pair
     ours.settimeout(0.1)
+    began = time.monotonic()
     with pytest.raises(TimeoutError):
         ours.sendall(b"x" * 10_000_000)
+    assert time.monotonic() - began < 1
+
+
+def test_what_goes_bit_by_bit_has_no_more_time_than_what_does_not_go(pair: tuple[Socket, socket.socket]) -> None:
+    ours, theirs = pair
+    ours.settimeout(0.3)
+
+    def read_slowly() -> None:
+        with suppress(OSError):
+            while theirs.recv(20_000):
+                time.sleep(0.05)
+
+    reader = threading.Thread(target=read_slowly)
+    reader.start()
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        ours.sendall(b"x" * 10_000_000)
+    assert time.monotonic() - began < 2
+    ours.shutdown(socket.SHUT_RDWR)
+    reader.join()
+
+
+def test_all_arrives_where_there_is_time_for_it(pair: tuple[Socket, socket.socket]) -> None:
+    ours, theirs = pair
+    ours.settimeout(20)
+    sent = random.randbytes(5_000_000)
+    sender = threading.Thread(target=ours.sendall, args=(sent,))
+    sender.start()
+    assert theirs.recv(len(sent), socket.MSG_WAITALL) == sent
+    sender.join()
 
 
 def test_the_timeout_that_was_set_last_counts(pair: tuple[Socket, socket.socket]) -> None:

@@ -1,9 +1,10 @@
 """gunicorn's settings, the same with and without Docker; each that is not the default says why."""
 
 import gc
-import itertools
 import os
 import sys
+from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 from velikiy import logs
@@ -60,9 +61,9 @@ def post_worker_init(worker: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """The least number that no other worker has."""
-    taken = {other.number for other in server.WORKERS.values()}
-    worker.number = next(number for number in itertools.count() if number not in taken)
+    """Its number, from 0 on: that of one that has ended, or that is about to (HUP)."""
+    taken = Counter(other.number for other in server.WORKERS.values())
+    worker.number = min(range(server.num_workers), key=lambda number: taken[number])
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -76,9 +77,11 @@ def post_fork(server: Any, worker: Any) -> None:
     With --reload, forget our own modules: this file made the master import them, and a worker that is forked anew after
     a change would find the old ones.
     """
-    if settings.app_first_cpu is not None:
+    first = -1 if settings.app_first_cpu is None else settings.app_first_cpu
+    if first >= 0:
         cpus = sorted(os.sched_getaffinity(0))
-        os.sched_setaffinity(0, {cpus[(settings.app_first_cpu + worker.number) % len(cpus)]})
+        with suppress(OSError):  # where it is forbidden it is no reason not to start
+            os.sched_setaffinity(0, {cpus[(first + worker.number) % len(cpus)]})
     if server.cfg.reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "velikiy"]:
             del sys.modules[name]

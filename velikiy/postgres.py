@@ -46,9 +46,6 @@ PARSED = 200
 """Statements that a connection keeps, each some 30 kB in PostgreSQL: who may change any of a row's many fields makes as
 many. What is more is parsed each time."""
 
-MOMENT = 0.05
-"""Seconds since its last use in which a connection is taken for one that works: no server restarts as fast."""
-
 Row = tuple[Any, ...]
 """Each value as text, in bytes, as PostgreSQL sent it; or None."""
 
@@ -63,9 +60,6 @@ class Connection(psycopg.Connection):
 
     deadline: float | None = None
     """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
-
-    used = 0.0
-    """When the last request gave it back, on the same clock."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -263,7 +257,6 @@ class Database:
             finally:
                 connection.deadline = None
                 connection.ahead()
-                connection.used = time.monotonic()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error

@@ -67,9 +67,9 @@ class Settings(BaseSettings):
     app_threads: int = Field(8, ge=1, le=256)
     """Threads of each process: that many requests wait for PostgreSQL or Redis at the same time."""
 
-    app_first_cpu: int | None = Field(None, ge=0, le=4095)
-    """The CPU that the first process of an app instance stays on, the next one on the next, from 0 on and round; None:
-    they go where the system puts them. `./run` gives each instance its own."""
+    app_first_cpu: int | None = Field(None, ge=-1, le=65_535)
+    """The CPU that the first process of an app instance stays on, the next one on the next, from 0 on and round; -1:
+    they go where the system puts them. None is 0 for `./run`, which gives each instance its own, else -1."""
 
     edge_workers: int = Field(2, ge=1, le=64)
     """Worker processes of one edge."""

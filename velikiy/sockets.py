@@ -2,11 +2,12 @@
 
 import socket
 import struct
+from contextlib import suppress
 from typing import Any
 
 
 class Socket(socket.socket):
-    """To Python it blocks for ever; a timeout is the kernel's (SO_RCVTIMEO, SO_SNDTIMEO: socket(7)).
+    """To Python it blocks for ever; who waits to receive has his timeout from the kernel (SO_RCVTIMEO, socket(7)).
 
     For a timeout of its own Python asks poll(2) before each send and each recv, and changes a socket's mode (ioctl(2))
     with each change of the timeout. Each system call gives the interpreter to another thread, and waits until it
@@ -42,18 +43,23 @@ class Socket(socket.socket):
             raise TimeoutError("timed out") from None
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        self._tell()
-        try:
-            super().sendall(data, flags)
-        except BlockingIOError:
-            raise TimeoutError("timed out") from None
+        sent = 0
+        with suppress(BlockingIOError):
+            sent = super().send(data, flags | socket.MSG_DONTWAIT)
+        if sent < len(data):
+            # Rarely. The kernel's timeout (SO_SNDTIMEO) would begin anew with each part that goes; Python's is of all.
+            super().settimeout(self._timeout)
+            try:
+                super().sendall(memoryview(data)[sent:], flags)
+            finally:
+                super().setblocking(True)
 
     def _tell(self) -> None:
-        """Late: gunicorn changes it several times where nothing is waited for."""
+        """Not before somebody waits: gunicorn sets the timeout several times where nobody does."""
         if self._told != self._timeout:
             # In the kernel 0 is for ever.
             seconds = 0.0 if self._timeout is None else max(self._timeout, 1e-6)
-            value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
-            for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-                self.setsockopt(socket.SOL_SOCKET, option, value)
+            self.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+            )
             self._told = self._timeout

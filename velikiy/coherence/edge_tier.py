@@ -123,6 +123,7 @@ class _Drop:
                 self.socket.sendall(self.request[sent:])
                 self.socket.setblocking(False)
         except ConnectionRefusedError:
+            self.close()
             self.done = self.edge.beside_us
         except (OSError, UnicodeError):  # the second: a host that is none, such as a..b
             self.close()
@@ -146,6 +147,12 @@ class _Drop:
             return self.done
         return not self.DONE.startswith(self.head)
 
+    @property
+    def hung_up(self) -> bool:
+        """A kept connection was closed at the other end meanwhile: a new one tells who is there now. A path may be
+        dropped twice."""
+        return self.kept and self.socket is None
+
     def close(self) -> None:
         if self.socket is not None:
             self.socket.close()
@@ -153,31 +160,34 @@ class _Drop:
 
 
 def _drop_all(drops: Sequence[_Drop], until: float) -> None:
-    for drop in drops:
-        drop.ask(until)
-    _hear_all(drops, until)
-    # Closed at the other end meanwhile: a new one tells who is there now. A path may be dropped twice.
-    again = [drop for drop in drops if drop.kept and drop.socket is None]
-    if again:
-        for drop in again:
-            drop.ask(until)
-        _hear_all(again, until)
-
-
-def _hear_all(drops: Sequence[_Drop], until: float) -> None:
-    """Until each has answered, or has had its time."""
-    waiting = {drop.socket.fileno(): drop for drop in drops if drop.socket is not None}
+    """Ask all, and listen until each has answered or has had its time."""
     answers = select.poll()
-    for number in waiting:
-        answers.register(number, select.POLLIN)
+    waiting: dict[int, _Drop] = {}
+
+    def ask(drop: _Drop) -> None:
+        drop.ask(until)
+        if drop.socket is not None:
+            waiting[drop.socket.fileno()] = drop
+            answers.register(drop.socket, select.POLLIN)
+
+    for drop in drops:
+        ask(drop)
+    for drop in drops:
+        if drop.hung_up:
+            ask(drop)
+    end = time.monotonic() + _left(until)
     while waiting:
-        heard = answers.poll(_left(until) * 1000)
+        heard = answers.poll(max(0.0, end - time.monotonic()) * 1000)
         if not heard:
             return
         for number, _ in heard:
-            if waiting[number].hear():
+            drop = waiting[number]
+            if drop.hear():
                 answers.unregister(number)
                 del waiting[number]
+                if drop.hung_up:
+                    ask(drop)
+                    end = time.monotonic() + _left(until)
 
 
 def _host_and_port(edge: Cache) -> tuple[str, int]:

@@ -176,19 +176,17 @@ class Plan:
         relay = [sys.executable, "-P", "-m", "velikiy", "relay", "--heartbeat", str(self.heartbeat)]
         programs.append(Program("relay", relay, ours))
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
-        first_cpu = settings.app_first_cpu or 0
+        cpu = settings.app_first_cpu or 0
         for n, port in enumerate(self.app_ports, 1):
             programs.append(
                 Program(
                     f"app{n}",
                     [*gunicorn, *(["--reload"] if self.reload else []), "velikiy:create_app()"],
-                    {
-                        **ours,
-                        "APP_LISTEN": f"127.0.0.1:{port}",
-                        "APP_FIRST_CPU": str(first_cpu + (n - 1) * settings.app_workers),
-                    },
+                    {**ours, "APP_LISTEN": f"127.0.0.1:{port}", "APP_FIRST_CPU": str(cpu)},
                 )
             )
+            if cpu >= 0:
+                cpu = (cpu + settings.app_workers) % (os.cpu_count() or 1)
         for n, (port, control) in enumerate(zip(self.edge_ports, self.control_ports, strict=True), 1):
             programs.append(
                 Program(
