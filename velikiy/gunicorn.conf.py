@@ -3,7 +3,6 @@
 import gc
 import os
 import sys
-from collections import Counter
 from contextlib import suppress
 from typing import Any
 
@@ -61,9 +60,9 @@ def post_worker_init(worker: Any) -> None:
 
 
 def pre_fork(server: Any, worker: Any) -> None:
-    """Its number, from 0 on: that of one that has ended, or that is about to (HUP)."""
-    taken = Counter(other.number for other in server.WORKERS.values())
-    worker.number = min(range(server.num_workers), key=lambda number: taken[number])
+    """Its number, from 0 on: that of one that has ended, or that will be the first to (at HUP, the oldest)."""
+    youngest = {other.number: other.age for other in sorted(server.WORKERS.values(), key=lambda other: other.age)}
+    worker.number = min(range(server.num_workers), key=lambda number: youngest.get(number, 0))
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -20,6 +20,10 @@ MANY = 60_000
 """Bytes of paths. More do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
 
 
+LONG = 4096
+"""Bytes; no edge says as much to a drop."""
+
+
 class EdgeTier:
     """Connections are kept, several to an edge where several writers are at work; threads may share this."""
 
@@ -110,7 +114,7 @@ class _Drop:
 
     def ask(self, until: float) -> None:
         """Without a socket afterwards: it will not answer."""
-        self.head = b""
+        self.head, self.done = b"", False
         try:
             if self.socket is None:
                 self.kept = False
@@ -144,7 +148,7 @@ class _Drop:
         # The answer that means a drop has nothing behind its head; of any other the beginning is enough.
         if self.head.startswith(self.DONE):
             self.done = self.head.endswith(b"\r\n\r\n")
-            return self.done
+            return self.done or len(self.head) > LONG
         return not self.DONE.startswith(self.head)
 
     @property
