@@ -89,7 +89,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 LOCK = "                lock(connection, touched, besides=foreseen)"
 BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
 IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
-AT_EDGE = after(TIER, "            drop.ask(until)")
+AT_EDGE = after(TIER, "        drop.ask(until)")
 DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
 CHECKED = after(FENCE, "            checked = connection.ahead(check(path))", f"connection.ask(); {STALL}")
 LOADED = after(FENCE, "            entry = load(connection)")
