@@ -19,7 +19,6 @@ log = structlog.get_logger()
 MANY = 60_000
 """Bytes of paths. More do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
 
-
 LONG = 4096
 """Bytes; no edge says as much to a drop."""
 
@@ -98,7 +97,7 @@ class EdgeTier:
 class _Drop:
     """One drop at one edge: HTTP in its smallest form. A library would take longer for it than the edge."""
 
-    DONE = b"HTTP/1.1 204 "
+    DROPPED = b"HTTP/1.1 204 "
 
     def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
         self.edge = edge
@@ -146,10 +145,10 @@ class _Drop:
             return True
         self.head += piece
         # The answer that means a drop has nothing behind its head; of any other the beginning is enough.
-        if self.head.startswith(self.DONE):
+        if self.head.startswith(self.DROPPED):
             self.done = self.head.endswith(b"\r\n\r\n")
             return self.done or len(self.head) > LONG
-        return not self.DONE.startswith(self.head)
+        return not self.DROPPED.startswith(self.head)
 
     @property
     def hung_up(self) -> bool:

@@ -146,7 +146,8 @@ class Plan:
             "PYTHONPYCACHEPREFIX": str(self.home / "run" / "pycache"),
             "PYTHONUNBUFFERED": "1",
         }
-        knobs = {name.upper(): str(value) for name, value in settings if not name.endswith(("_url", "_cpu"))}
+        given = settings.model_dump(exclude_none=True).items()
+        knobs = {name.upper(): str(value) for name, value in given if not name.endswith("_url")}
         programs = []
         if binaries:
             programs.append(
