@@ -23,7 +23,7 @@ from werkzeug.serving import make_server
 from tests.running import ROOT, Stack, folder, free_ports, status_of, wait_until
 from velikiy import api, leases, problems
 from velikiy.coherence import UNASKED, Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier, Unasked
-from velikiy.coherence.caches import Trust
+from velikiy.coherence.caches import Cache, Trust
 from velikiy.coherence.redis_tier import Lease
 from velikiy.postgres import Connection, Database
 from velikiy.resource import registry
@@ -53,9 +53,19 @@ class Steps:
 class SteppedRedis(RedisTier):
     steps: Steps
 
-    def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
+    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
         self.steps.at("before the drops")
         return super().drop(paths, mine)
+
+
+class SteppedEdges(EdgeTier):
+    steps: Steps
+
+    def drop(self, edges: Sequence[Cache], paths: Sequence[Path] | None) -> list[Cache]:
+        self.steps.at("between the drops")
+        silent = super().drop(edges, paths)
+        self.steps.at("before the commit")
+        return silent
 
 
 class SteppedFence(Fence):
@@ -84,11 +94,6 @@ class SteppedFence(Fence):
         outcome = super().write(stepped, times, foreseen)
         self.steps.at("after the commit")
         return outcome
-
-    def drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None, *, wait: bool = True) -> None:
-        self.steps.at("between the drops")
-        super().drop_at_edges(connection, paths, wait=wait)
-        self.steps.at("before the commit")
 
 
 class Users:
@@ -126,8 +131,9 @@ def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
     redis_tier = SteppedRedis(redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
-    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
-    redis_tier.steps = fence.steps = steps
+    edge_tier = SteppedEdges()
+    fence = SteppedFence(database, caches, redis_tier, edge_tier)
+    redis_tier.steps = edge_tier.steps = fence.steps = steps
     return fence
 
 

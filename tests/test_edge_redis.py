@@ -487,8 +487,9 @@ def scripts(stack: Stack) -> int:
 
 def drop(app: SteppedApp, user: int) -> bool:
     """At its edge alone: what it has it has to ask for again."""
-    with app.users.fence.database.autocommit() as connection:
-        app.users.fence.drop_at_edges(connection, [app.users.rows.resource.item(user)])
+    fence = app.users.fence
+    with fence.database.autocommit() as connection:
+        fence.edge_tier.drop(fence.caches.edges(connection), [app.users.rows.resource.item(user)])
     return False
 
 

@@ -1,6 +1,8 @@
 """Races between a reader and a writer, each stepped: one is stopped at a place while the other runs through."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import count
 
 import psycopg
@@ -11,7 +13,7 @@ from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Pa
 from velikiy.coherence.caches import Trust
 from velikiy.coherence.fence import lock, number, writer_in_flight
 from velikiy.coherence.redis_tier import Hit, Lease
-from velikiy.postgres import Connection, Database, Statement
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 _numbers = count(1)
 
@@ -26,11 +28,11 @@ class Stepped(RedisTier):
     before_drop: Callable[[], None] = staticmethod(nothing)
     after_drop: Callable[[], None] = staticmethod(nothing)
 
-    def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
+    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
         self.before_drop()
-        lease = super().drop(paths, mine)
+        leases = super().drop(paths, mine)
         self.after_drop()
-        return lease
+        return leases
 
 
 def stepped(stack: Stack, database: Database) -> Stepped:
@@ -239,6 +241,83 @@ def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
         second.execute("BEGIN")
         lock(first, [row.path])
         lock(second, [row.path])  # would wait here, and run into the connection's deadline
+
+
+class TestWritersWhoMeet:
+    """Those who come while the first is at its drop go together (velikiy/coherence/group.py)."""
+
+    @pytest.fixture
+    def rows(self, stack: Stack, database: Database) -> list[Row]:
+        """Of one app: one fence, and one tier."""
+        tier = stepped(stack, database)
+        rows = [Row(stack, database, tier) for _ in range(3)]
+        for row in rows:
+            row.fence = rows[0].fence
+        return rows
+
+    def write(self, rows: list[Row], *also: Path, at_the_second: Callable[[], object] = nothing) -> list[Future[None]]:
+        """To each; the second and the third come while the first is at its drop, and the second goes for both. The
+        third drops these paths `also`."""
+
+        def write(row: Row) -> None:
+            def change(connection: Connection) -> Change[None]:
+                connection.execute("UPDATE rows SET value = 'new' WHERE id = %s", (row.number,))
+                touched = (row.path, *(also if row is rows[2] else ()))
+                return Change(None, touched, (row.path, Entry(200, b"new")))
+
+            row.fence.write(change)
+
+        def others_come() -> None:
+            tier.before_drop = second_goes
+            for row in rows[1:]:
+                written.append(threads.submit(write, row))
+                wait_until(partial(waiting, len(written)))
+
+        def waiting(writers: int) -> bool:
+            return len(rows[0].fence._group._waiting) == writers
+
+        def second_goes() -> None:
+            tier.before_drop = nothing
+            at_the_second()
+
+        tier = rows[0].tier
+        written: list[Future[None]] = []
+        tier.before_drop = others_come
+        with ThreadPoolExecutor() as threads:
+            first = threads.submit(write, rows[0])
+            first.result(10)
+        return [first, *written]
+
+    def test_are_dropped_together_and_each_fills_its_own(self, rows: list[Row]) -> None:
+        assert [row.value() for row in rows] == ["old"] * 3
+        drops: list[None] = []
+        rows[0].tier.after_drop = lambda: drops.append(None)
+        for written in self.write(rows):
+            written.result()
+        assert len(drops) == 2
+        wait_until(lambda: all(row.stored() for row in rows))  # nobody waits for a fill
+        assert [row.read().cache_status.partition(";")[0] for row in rows] == ["redis"] * 3
+        assert [row.value() for row in rows] == ["new"] * 3
+
+    def test_do_not_fail_with_the_one_that_goes_for_them(self, rows: list[Row], stack: Stack) -> None:
+        def end_it() -> None:
+            stack.sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
+                " AND (classid::bigint << 32) | objid::bigint = %s",
+                number(rows[1].path),
+            )
+
+        first, second, third = self.write(rows, at_the_second=end_it)
+        assert isinstance(second.exception(), DatabaseUnavailable)
+        assert [first.exception(), third.exception()] == [None, None]
+        assert [row.value() for row in rows] == ["new", "old", "new"]
+
+    def test_what_two_have_dropped_neither_fills(self, rows: list[Row]) -> None:
+        for written in self.write(rows, rows[1].path):
+            written.result()
+        wait_until(lambda: rows[0].stored() and rows[2].stored())
+        assert rows[1].stored() is None
+        assert rows[1].value() == "new"
 
 
 def kept(row: Row, patience: float = 0) -> Entry:

@@ -156,10 +156,10 @@ class TestToRedis:
     ) -> None:
         stack.redis().script_flush()
         stack.redis().set(OTHER.key, "something")
-        dropped = connections.run(DROP, PATH.key, "token", 3000, after=[("UNLINK", OTHER.key)])
+        dropped = connections.run(DROP, [PATH.key], 3000, "token", after=[("UNLINK", OTHER.key)])
         assert (dropped, stack.redis().exists(OTHER.key)) == (0, 0)
-        assert connections.run(FILL, PATH.key, "", "token", b"200\t\t\t\n{}", 60_000) == 1
-        assert connections.run(READ, PATH.key, "", "another", 3000)[:2] == [1, b"200\t\t\t\n{}"]
+        assert connections.run(FILL, [PATH.key], "", "token", b"200\t\t\t\n{}", 60_000) == 1
+        assert connections.run(READ, [PATH.key], "", "another", 3000)[:2] == [1, b"200\t\t\t\n{}"]
 
     def test_a_read_that_was_lost_and_comes_late_gives_no_lease_again(
         self, stack: Stack, tier: RedisTier, way: Between
@@ -170,7 +170,7 @@ class TestToRedis:
         assert tier.read(PATH, "", patience=0) is None  # the late question has the lease
 
     def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: Between) -> None:
-        lease = self.repeated(stack, way, lambda: tier.drop([PATH], PATH), tier)
+        lease = self.repeated(stack, way, lambda: tier.drop([PATH], [PATH])[PATH], tier)
         assert isinstance(lease, Lease)
         assert lease not in str(stack.redis().hgetall(PATH.key))
 
@@ -178,7 +178,7 @@ class TestToRedis:
         """What came of it over a second connection; meanwhile somebody else drops, and the first question arrives."""
         assert tier.answers()
         tier.read(OTHER, "")
-        tier.drop([OTHER], OTHER)  # there are connections that are kept
+        tier.drop([OTHER], [OTHER])  # there are connections that are kept
         way.question = lost = Lost()
         got = ask()
         assert lost.said
@@ -193,9 +193,9 @@ class TestToRedis:
 
         way.reply = end
         with pytest.raises(DoesNotAnswer):
-            tier.drop([PATH], PATH)
+            tier.drop([PATH], [PATH])
         way.let_be()
-        assert tier.drop([PATH], PATH)
+        assert tier.drop([PATH], [PATH])
 
 
 class TestToEdges:

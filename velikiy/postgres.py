@@ -75,8 +75,11 @@ class Connection(psycopg.Connection):
         try:
             yield
         finally:
-            if self.deadline is not None:
-                self.deadline += time.monotonic() - began
+            self.wait_longer(time.monotonic() - began)
+
+    def wait_longer(self, seconds: float) -> None:
+        if self.deadline is not None:
+            self.deadline += seconds
 
     def ahead(self, *statements: Statement) -> list[list[Row]]:
         """What is to be done before anything else, sent together with whatever is asked next; the answers are in the

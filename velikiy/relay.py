@@ -148,7 +148,7 @@ class Relay:
         # The edges too: what was written past the app meanwhile was dropped there at once, and until the end of the
         # fence an edge could get the old body from Redis once more.
         with self.database.autocommit() as connection:
-            self.fence.drop_at_edges(connection, None)
+            self.fence.drop(connection, None)
         caches.put_redis_back(redis)
         log.warning("redis.back")
 

@@ -68,6 +68,7 @@ class Moved(Exception):
 # ---- the stalls ----
 
 FENCE = "velikiy/coherence/fence.py"
+GROUP = "velikiy/coherence/group.py"
 TIER = "velikiy/coherence/edge_tier.py"
 LEASE = "edge/lease.lua"
 READ = "edge/read.lua"
@@ -88,7 +89,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 
 LOCK = "                lock(connection, touched, besides=foreseen)"
 BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
-IN_REDIS = after(FENCE, "        lease = self._drop_in_redis(connection, paths, own, wait)")
+IN_REDIS = after(FENCE, "                    leases = self.redis_tier.drop(paths, own)")
 AT_EDGE = after(TIER, "        drop.ask(until)")
 DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
 CHECKED = after(FENCE, "            checked = connection.ahead(check(path))", f"connection.ask(); {STALL}")
@@ -100,6 +101,11 @@ RENEWING = after(
 )
 
 HEARD = after(READ, "        entry, more = redis_tier.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
+
+# What is done before the drop in Redis, and after it.
+DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None\n"
+LIST = "        edges = self.caches.edges(connection)\n"
+DROPS = "silent += self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)\n"
 
 STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING, HEARD)
 
@@ -192,44 +198,31 @@ BUGS = (
         "A writer drops at the edges first, and in Redis then.",
         (
             IN_REDIS,
-            Replacement(
-                FENCE,
-                "        self.drop_at_edges(connection, paths, wait=wait)\n        return lease",
-                "        return self._drop_in_redis(connection, paths, own, wait)",
-            ),
-            Replacement(
-                FENCE,
-                "        lease = self._drop_in_redis(connection, paths, own, wait)\n",
-                "        self.drop_at_edges(connection, paths, wait=wait)\n",
-            ),
+            Replacement(FENCE, LIST, ""),
+            Replacement(FENCE, f"            {DROPS}", ""),
+            Replacement(FENCE, DOUBT, f"{LIST}        {DROPS}{DOUBT}"),
         ),
     ),
     Planted(
         "edges-listed-early",
         "A writer asks which edges there are before the drop in Redis: one that comes back meanwhile is not told.",
         (
-            Replacement(
-                FENCE,
-                IN_REDIS.old,
-                f"        edges = self.caches.edges(connection)\n        {LONG_STALL}\n{IN_REDIS.old}",
-            ),
-            Replacement(
-                FENCE,
-                "        self.drop_at_edges(connection, paths, wait=wait)\n        return lease",
-                "        self.drop_at_edges(connection, paths, wait=wait, edges=edges)\n        return lease",
-            ),
-            Replacement(
-                FENCE,
-                "paths: Sequence[Path] | None, *, wait: bool = True) -> None:",
-                "paths: Sequence[Path] | None, *, wait: bool = True, edges=None) -> None:",
-            ),
-            Replacement(
-                FENCE,
-                "edges = self.caches.edges(connection)\n        with",
-                "edges = self.caches.edges(connection) if edges is None else edges\n        with",
-            ),
+            Replacement(FENCE, LIST, ""),
+            Replacement(FENCE, DOUBT, f"{LIST}        {LONG_STALL}\n{DOUBT}"),
         ),
         frozenset({"stop-edge"}),
+    ),
+    Planted(
+        "told-what-was-not-asked",
+        "A writer who comes while one is under way is told what that one hears, as if it had been taken along.",
+        (
+            IN_REDIS,
+            Replacement(
+                GROUP,
+                "            return me.told\n        finally:",
+                "            taken += self._take(MOST)\n            return me.told\n        finally:",
+            ),
+        ),
     ),
     Planted(
         "fill-without-lease",
@@ -289,8 +282,8 @@ BUGS = (
         (
             Replacement(
                 FENCE,
-                "                redis = self.caches.redis(connection)\n                self.caches.fence([redis])",
-                "                return None",
+                "                silent.append(self.caches.redis(connection))",
+                "                pass",
             ),
         ),
         frozenset({"stop-redis"}),

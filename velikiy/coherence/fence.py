@@ -10,15 +10,17 @@ No clock decides: a commit may be late, a writer may die, a cache may be emptied
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Generic, NamedTuple, TypeVar
 
-from velikiy.coherence.caches import Caches, Trust
+from velikiy.coherence.caches import REDIS, Cache, Caches, Trust
 from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
+from velikiy.coherence.group import Drop, Group
 from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
 from velikiy.postgres import Connection, Database, Deadlock, Row, Statement
 from velikiy.settings import Settings
@@ -59,6 +61,14 @@ class Change(NamedTuple, Generic[T]):
         return Change(outcome, self.touched, self.own)
 
 
+class Dropped(NamedTuple):
+    leases: dict[Path, Lease]
+    """To fill what writers have asked for."""
+
+    fenced: list[Cache]
+    """Those that may be in use still."""
+
+
 TRIES = 3
 """Of a write that PostgreSQL has ended because it and others waited for each other."""
 
@@ -69,6 +79,7 @@ class Fence:
         self.caches = caches
         self.redis_tier = redis_tier
         self.edge_tier = edge_tier
+        self._group = Group[Dropped]()
 
     def read(
         self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
@@ -128,39 +139,39 @@ class Fence:
         Raises:
             DatabaseUnavailable
         """
-        lease = self._drop_in_redis(connection, paths, own, wait)
-        self.drop_at_edges(connection, paths, wait=wait)
-        return lease
-
-    def drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None, *, wait: bool = True) -> None:
-        """The list is read now, after the drop in Redis: an edge that registers later finds nothing old there."""
-        edges = self.caches.edges(connection)
-        with connection.elsewhere():
-            silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
-            self.caches.fence(silent)
+        while True:
+            dropped = self._group.join(connection, Drop(paths, own), partial(self._drop_all, connection))
             if wait:
-                self.caches.wait_out([*silent, *(edge for edge in edges if edge.fenced)])
+                with connection.elsewhere():
+                    self.caches.wait_out(dropped.fenced)
+            # As long as Redis was in use an edge could get there what was to be dropped, and keep it: then once more.
+            if not wait or all(cache.name != REDIS for cache in dropped.fenced):
+                return dropped.leases.get(own) if own else None
 
-    def _drop_in_redis(
-        self, connection: Connection, paths: Sequence[Path] | None, own: Path | None, wait: bool
-    ) -> Lease | None:
-        # The row is asked for after the lock: whoever uses Redis once it is back finds the lock held.
+    def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
+        """For all these writers, each of whom has its locks. Nothing here waits for a fence: that is for each alone."""
+        named = Counter(path for drop in drops for path in drop.paths or ())
+        paths = None if any(drop.paths is None for drop in drops) else list(named)
+        # What two have dropped nobody may fill: each lease would be taken away by the drop of the other.
+        own = [drop.own for drop in drops if drop.own and named[drop.own] == 1] if paths is not None else []
+        leases: dict[Path, Lease] = {}
+        silent: list[Cache] = []
+        # The row is asked for after the locks: whoever uses Redis once it is back finds them held.
         redis = self.caches.redis(connection) if self.redis_tier.doubtful else None
-        if redis is None or not redis.fenced:
+        fenced = [redis] if redis and redis.fenced else []
+        if not fenced:
             try:
                 with connection.elsewhere():
-                    return self.redis_tier.drop(paths, own)
+                    leases = self.redis_tier.drop(paths, own)
             except DoesNotAnswer:
-                redis = self.caches.redis(connection)
-                self.caches.fence([redis])
-        if wait and not redis.left_out:
-            # Edges that do not answer either are waited for at the same time: they are left out when their turn comes.
-            edges = [edge for edge in self.caches.edges(connection) if not edge.fenced]
-            with connection.elsewhere():
-                silent = self.edge_tier.drop(edges, paths)
-                self.caches.fence(silent)
-                self.caches.wait_out([redis, *silent])
-        return None
+                silent.append(self.caches.redis(connection))
+        # The list is read now, after the drop in Redis: an edge that registers later finds nothing old there.
+        edges = self.caches.edges(connection)
+        fenced += [edge for edge in edges if edge.fenced]
+        with connection.elsewhere():
+            silent += self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
+            self.caches.fence(silent)
+        return Dropped(leases, [cache for cache in (*silent, *fenced) if not cache.left_out])
 
 
 def connect(database: Database, settings: Settings) -> Fence:
@@ -199,8 +210,12 @@ def locks(paths: Sequence[Path] | None) -> tuple[Statement, ...]:
         return (Statement("SELECT pg_advisory_xact_lock($1)", (number(EVERYTHING),)),)
     if not paths:
         return ()
-    each = ", ".join([f"pg_advisory_xact_lock_shared(${place})" for place in range(1, len(paths) + 1)])
-    return (Statement(f"SELECT {each}", [number(path) for path in paths]),)
+    return (Statement(_each(len(paths)), [number(path) for path in paths]),)
+
+
+@cache
+def _each(count: int) -> str:
+    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${place})' for place in range(1, count + 1))}"
 
 
 CHECK = """

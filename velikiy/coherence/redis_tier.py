@@ -10,7 +10,7 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path as File
@@ -67,11 +67,11 @@ class Script:
         self.text = (HERE / f"{name}.lua").read_bytes()
         self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
-    def run(self, key: str, *words: Word) -> tuple[Word, ...]:
-        return ("EVALSHA", self.digest, 1, key, *words)
+    def run(self, keys: Sequence[str], *words: Word) -> tuple[Word, ...]:
+        return ("EVALSHA", self.digest, len(keys), *keys, *words)
 
-    def load(self, key: str, *words: Word) -> tuple[Word, ...]:
-        return ("EVAL", self.text, 1, key, *words)
+    def load(self, keys: Sequence[str], *words: Word) -> tuple[Word, ...]:
+        return ("EVAL", self.text, len(keys), *keys, *words)
 
 
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
@@ -128,12 +128,12 @@ class Connections:
                 raise answer
         return answers
 
-    def run(self, script: Script, key: str, *words: Word, after: Iterable[tuple[Word, ...]] = ()) -> Any:
+    def run(self, script: Script, keys: Sequence[str], *words: Word, after: Iterable[tuple[Word, ...]] = ()) -> Any:
         """What the script says, in one exchange with the commands before it."""
         try:
-            return self.ask(*after, script.run(key, *words))[-1]
+            return self.ask(*after, script.run(keys, *words))[-1]
         except redis.exceptions.NoScriptError:
-            return self.ask(script.load(key, *words))[-1]
+            return self.ask(script.load(keys, *words))[-1]
 
 
 def _send(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> None:
@@ -192,7 +192,7 @@ class RedisTier:
                 trusted_until = self.trust.until()
                 if now() >= trusted_until:
                     return None
-                state, *found = self._hasty.run(READ, path.key, variant, lease, int(self.LEASE * 1000))
+                state, *found = self._hasty.run(READ, [path.key], variant, lease, int(self.LEASE * 1000))
                 if now() >= trusted_until:
                     return None  # a write may have passed by a fenced Redis meanwhile
                 if state == 1:
@@ -218,13 +218,13 @@ class RedisTier:
         try:
             packed = entry.pack() if entry else b""
             # With all of the script: that Redis does not know it would be among what is not heard.
-            self._hasty.ask(FILL.load(path.key, variant, lease, packed, self.ttl * 1000), listen=False)
+            self._hasty.ask(FILL.load([path.key], variant, lease, packed, self.ttl * 1000), listen=False)
         except AWAY as error:
             self._failed("fill", error)
 
-    def drop(self, paths: Iterable[Path] | None, mine: Path | None = None) -> Lease | None:
-        """Forget these paths, or with None everything; with the lease to fill one of them, where it is wanted and
-        Redis is not fenced.
+    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
+        """Forget these paths, or with None everything. The leases to fill those that are `mine`; none, where Redis is
+        fenced.
 
         A Redis that refuses at its own socket is dead, and holds nothing. At any other address somebody may refuse for
         one that lives: a forwarder, a balancer, a firewall.
@@ -232,25 +232,28 @@ class RedisTier:
         Raises:
             DoesNotAnswer
         """
-        lease = NewLease()
+        leases = [NewLease() for _ in mine]
         trusted_until = 0.0
         if mine:
             with suppress(DatabaseUnavailable):
                 trusted_until = self.trust.until()
         others: list[tuple[Word, ...]] = [("FLUSHDB", "ASYNC")]
         if paths is not None:
-            others = [("UNLINK", path.key) for path in paths if path != mine]
+            keys = [path.key for path in paths if path not in mine]
+            others = [("UNLINK", *keys)] if keys else []
         try:
             if mine:
-                self._patient.run(DROP, mine.key, lease, int(self.LEASE * 1000), after=others)
+                self._patient.run(DROP, [path.key for path in mine], int(self.LEASE * 1000), *leases, after=others)
             else:
                 self._patient.ask(*others)
         except AWAY as error:
             if self.direct and refused(error):
-                return None
+                return {}
             self._failed("drop", error)
             raise DoesNotAnswer from error
-        return lease.given if mine and now() < trusted_until else None
+        if now() >= trusted_until:
+            return {}
+        return {path: lease.given for path, lease in zip(mine, leases, strict=True)}
 
     def show(self, path: Path) -> dict[str, Any]:
         """For people: bytes of each variant, who has a lease, and the seconds that all of it lives.

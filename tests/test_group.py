@@ -1,0 +1,136 @@
+"""Writers who meet (velikiy/coherence/group.py): who goes for whom, and what becomes of those whose leader fails."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import pytest
+
+from tests.running import Stack, wait_until
+from velikiy.coherence import Path
+from velikiy.coherence.group import MOST, Drop, Group
+from velikiy.postgres import Database
+
+Told = tuple[Drop, ...]
+
+
+class Lost(Exception):
+    pass
+
+
+class Meeting:
+    """Each who joins is told what was dropped with its own. The first is held up, and the others come meanwhile."""
+
+    def __init__(self, database: Database, threads: ThreadPoolExecutor) -> None:
+        self.database, self.threads = database, threads
+        self.group = Group[Told]()
+        self.went: list[Told] = []
+        self.released = threading.Event()
+        self.failing = False
+        self.deadlines: dict[str, float] = {}
+        """By how many seconds each one's has moved."""
+
+    def go(self, drops: Sequence[Drop]) -> Told:
+        self.went.append(tuple(drops))
+        if len(self.went) == 1:
+            assert self.released.wait(10)
+        elif self.failing and len(drops) > 1:
+            raise Lost
+        return tuple(drops)
+
+    def join(self, drop: Drop, name: str = "") -> Told:
+        with self.database.autocommit() as connection:
+            before = connection.deadline
+            try:
+                return self.group.join(connection, drop, self.go)
+            finally:
+                assert before is not None
+                assert connection.deadline is not None
+                self.deadlines[name] = connection.deadline - before
+
+    def waiting(self, count: int) -> bool:
+        return len(self.group._waiting) == count
+
+    def after_the_first(self, *drops: Drop) -> list[Future[Told]]:
+        """What comes of these, who come while the first is under way, in this order."""
+        first = self.threads.submit(self.join, one("first"), "first")
+        wait_until(lambda: self.went)
+        others = []
+        for number, drop in enumerate(drops, start=1):
+            others.append(self.threads.submit(self.join, drop, f"{number}"))
+            wait_until(partial(self.waiting, number))
+        self.released.set()
+        assert first.result(10) == self.went[0] == (one("first"),)
+        return others
+
+
+def one(name: str) -> Drop:
+    return Drop([Path(f"/{name}", name)])
+
+
+def many(name: str, count: int) -> Drop:
+    return Drop([Path(f"/{name}/{number}", f"{name}:{number}") for number in range(count)])
+
+
+@pytest.fixture
+def meeting(stack: Stack) -> Iterator[Meeting]:
+    database = Database(stack.postgres, size=8, timeout=10)
+    database.open()
+    with ThreadPoolExecutor() as threads:
+        yield Meeting(database, threads)
+    database.close()
+
+
+def test_who_is_alone_goes_at_once_and_for_itself(meeting: Meeting) -> None:
+    meeting.released.set()
+    assert [meeting.join(one(name)) for name in "abc"] == meeting.went == [(one("a"),), (one("b"),), (one("c"),)]
+
+
+def test_who_comes_while_one_is_under_way_is_not_told_of_that_but_of_the_next(meeting: Meeting) -> None:
+    come = [one("a"), one("b"), Drop(None)]
+    told = meeting.after_the_first(*come)
+    assert [one.result(10) for one in told] == [tuple(come)] * 3
+    assert len(meeting.went) == 2
+
+
+def test_where_one_fails_it_alone_is_told_and_the_others_go_each_for_itself(meeting: Meeting) -> None:
+    meeting.failing = True
+    leader, *others = meeting.after_the_first(one("a"), one("b"), one("c"))
+    assert isinstance(leader.exception(10), Lost)
+    assert [other.result(10) for other in others] == [(one("b"),), (one("c"),)]
+    assert meeting.join(one("d")) == (one("d"),)  # and the group goes on
+
+
+def test_one_takes_no_more_along_than_an_edge_can_hear(meeting: Meeting) -> None:
+    come = [many("a", MOST - 1), one("b"), many("c", MOST + 1), one("d")]
+    told = [one.result(10) for one in meeting.after_the_first(*come)]
+    assert [len(drops) for drops in told] == [2, 2, 1, 1]
+
+
+def test_what_one_waits_for_another_is_not_taken_from_its_own_time(meeting: Meeting) -> None:
+    came = time.monotonic()
+    told = meeting.after_the_first(one("a"), one("b"))
+    for one_of_them in told:
+        one_of_them.result(10)
+    assert meeting.deadlines["first"] == 0
+    assert 0 < meeting.deadlines["2"] < meeting.deadlines["1"] <= time.monotonic() - came
+
+
+def test_but_the_time_of_a_leader_that_failed_is(meeting: Meeting) -> None:
+    meeting.failing = True
+    _, other = meeting.after_the_first(one("a"), one("b"))
+    other.result(10)
+    assert meeting.deadlines["2"] == 0
+
+
+def test_many_who_come_at_any_time_are_each_told_of_their_own(meeting: Meeting) -> None:
+    meeting.released.set()
+
+    def come(name: str) -> bool:
+        return all(one(f"{name}{turn}") in meeting.join(one(f"{name}{turn}")) for turn in range(100))
+
+    assert all(meeting.threads.map(come, "abcdef"))
+    assert sum(map(len, meeting.went)) == 600
+    assert not meeting.group._waiting
