@@ -1,5 +1,6 @@
 """Races between a reader and a writer, each stepped: one is stopped at a place while the other runs through."""
 
+import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -10,7 +11,7 @@ import pytest
 
 from tests.running import Stack, wait_until
 from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
-from velikiy.coherence.caches import Trust
+from velikiy.coherence.caches import Cache, Trust
 from velikiy.coherence.fence import lock, number, writer_in_flight
 from velikiy.coherence.redis_tier import Hit, Lease
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
@@ -318,6 +319,29 @@ class TestWritersWhoMeet:
         wait_until(lambda: rows[0].stored() and rows[2].stored())
         assert rows[1].stored() is None
         assert rows[1].value() == "new"
+
+
+def test_a_redis_that_is_back_before_its_writer_has_noticed_is_not_waited_for_again(
+    stack: Stack, database: Database
+) -> None:
+    """The relay, which reaches it, may put it back again and again while this app does not."""
+
+    class Slow(Caches):
+        def wait_out(self, caches: Sequence[Cache]) -> None:
+            super().wait_out(caches)
+            wait_until(lambda: not self.redis_is_fenced())
+
+    caches = Slow(database, threads=8)
+    with socket.create_server(("127.0.0.1", 0)) as hole:  # takes connections and never says a word
+        url = f"redis://127.0.0.1:{hole.getsockname()[1]}"
+        tier = Stepped(url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
+        drops: list[None] = []
+        tier.before_drop = lambda: drops.append(None)
+        row = Row(stack, database, tier)
+        row.fence = Fence(database, caches, tier, EdgeTier())
+        row.write_stepped("new")
+    assert len(drops) == 1
+    assert stack.sql("SELECT value FROM rows WHERE id = %s", row.number) == [("new",)]
 
 
 def kept(row: Row, patience: float = 0) -> Entry:

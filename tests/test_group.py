@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -74,13 +75,24 @@ def many(name: str, count: int) -> Drop:
     return Drop([Path(f"/{name}/{number}", f"{name}:{number}") for number in range(count)])
 
 
-@pytest.fixture
-def meeting(stack: Stack) -> Iterator[Meeting]:
-    database = Database(stack.postgres, size=8, timeout=10)
+@contextmanager
+def meeting_of(stack: Stack, timeout: float) -> Iterator[Meeting]:
+    """`timeout`: the seconds that each has for PostgreSQL."""
+    database = Database(stack.postgres, size=8, timeout=timeout)
     database.open()
     with ThreadPoolExecutor() as threads:
-        yield Meeting(database, threads)
+        meeting = Meeting(database, threads)
+        try:
+            yield meeting
+        finally:
+            meeting.released.set()
     database.close()
+
+
+@pytest.fixture
+def meeting(stack: Stack) -> Iterator[Meeting]:
+    with meeting_of(stack, 20) as meeting:
+        yield meeting
 
 
 def test_who_is_alone_goes_at_once_and_for_itself(meeting: Meeting) -> None:
@@ -109,20 +121,27 @@ def test_one_takes_no_more_along_than_an_edge_can_hear(meeting: Meeting) -> None
     assert [len(drops) for drops in told] == [2, 2, 1, 1]
 
 
-def test_what_one_waits_for_another_is_not_taken_from_its_own_time(meeting: Meeting) -> None:
+def test_who_is_told_gets_back_the_time_that_it_has_waited_and_who_goes_itself_does_not(meeting: Meeting) -> None:
     came = time.monotonic()
-    told = meeting.after_the_first(one("a"), one("b"))
-    for one_of_them in told:
-        one_of_them.result(10)
-    assert meeting.deadlines["first"] == 0
-    assert 0 < meeting.deadlines["2"] < meeting.deadlines["1"] <= time.monotonic() - came
+    leader, told = meeting.after_the_first(one("a"), one("b"))
+    assert leader.result(10) == told.result(10)
+    assert 0 < meeting.deadlines["2"] <= time.monotonic() - came
+    assert meeting.deadlines["first"] == meeting.deadlines["1"] == 0
 
 
-def test_but_the_time_of_a_leader_that_failed_is(meeting: Meeting) -> None:
-    meeting.failing = True
-    _, other = meeting.after_the_first(one("a"), one("b"))
-    other.result(10)
-    assert meeting.deadlines["2"] == 0
+def test_nobody_waits_longer_for_another_than_half_of_its_own_time(stack: Stack) -> None:
+    with meeting_of(stack, 1) as meeting:
+        first = meeting.threads.submit(meeting.join, one("first"), "first")
+        wait_until(lambda: meeting.went)
+        others = [meeting.threads.submit(meeting.join, one(name), name) for name in "ab"]
+        told = [other.result(10) for other in others]
+        assert all(one(name) in drops for name, drops in zip("ab", told, strict=True))
+        assert 0 in meeting.deadlines.values()  # of the one that went; the other one may have been taken along
+        assert meeting.join(one("c"), "c") == (one("c"),)  # nor does it wait again, for the same one
+        assert not first.done()
+        meeting.released.set()
+        assert first.result(10) == (one("first"),)
+        assert meeting.join(one("d"), "d") == (one("d"),)
 
 
 def test_many_who_come_at_any_time_are_each_told_of_their_own(meeting: Meeting) -> None:

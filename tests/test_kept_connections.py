@@ -156,10 +156,10 @@ class TestToRedis:
     ) -> None:
         stack.redis().script_flush()
         stack.redis().set(OTHER.key, "something")
-        dropped = connections.run(DROP, [PATH.key], 3000, "token", after=[("UNLINK", OTHER.key)])
+        [dropped] = connections.run(DROP, (PATH.key, "token", 3000), after=[("UNLINK", OTHER.key)])
         assert (dropped, stack.redis().exists(OTHER.key)) == (0, 0)
-        assert connections.run(FILL, [PATH.key], "", "token", b"200\t\t\t\n{}", 60_000) == 1
-        assert connections.run(READ, [PATH.key], "", "another", 3000)[:2] == [1, b"200\t\t\t\n{}"]
+        assert connections.run(FILL, (PATH.key, "", "token", b"200\t\t\t\n{}", 60_000)) == [1]
+        assert connections.run(READ, (PATH.key, "", "another", 3000))[0][:2] == [1, b"200\t\t\t\n{}"]
 
     def test_a_read_that_was_lost_and_comes_late_gives_no_lease_again(
         self, stack: Stack, tier: RedisTier, way: Between

@@ -127,9 +127,9 @@ def test_a_write_goes_through_its_steps_in_order(
             assert answer.status_code == 200
             wait_until(lambda: "answer" in words(trace) and words(trace)[-2:].count("script in Redis") == 1)
     said = words(trace)
-    before, edges, after = said[:5], said[5:9], said[9:]
+    before, edges, after = said[:6], said[6:10], said[10:]
     # The list and the count; then the user, of whom the writer gets the lease.
-    assert before == ["lock", "SQL", "drop in Redis", "script in Redis", "list of edges"]
+    assert before == ["lock", "SQL", "drop in Redis", "drop in Redis", "script in Redis", "list of edges"]
     # Both are asked at the same time, and have both answered before anything else is done.
     assert sorted(edges) == ["an edge has dropped", "an edge has dropped", "drop at an edge", "drop at an edge"]
     # The writer's own fill is sent before the answer, and not waited for.

@@ -104,8 +104,7 @@ HEARD = after(READ, "        entry, more = redis_tier.read(epoch, path)", "ngx.s
 
 # What is done before the drop in Redis, and after it.
 DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None\n"
-LIST = "        edges = self.caches.edges(connection)\n"
-DROPS = "silent += self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)\n"
+LIST = "edges = self.caches.edges(connection)"
 
 STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING, HEARD)
 
@@ -198,17 +197,18 @@ BUGS = (
         "A writer drops at the edges first, and in Redis then.",
         (
             IN_REDIS,
-            Replacement(FENCE, LIST, ""),
-            Replacement(FENCE, f"            {DROPS}", ""),
-            Replacement(FENCE, DOUBT, f"{LIST}        {DROPS}{DOUBT}"),
+            Replacement(FENCE, DOUBT, f"        at_edges = self._drop_at_edges(connection, paths)\n{DOUBT}"),
+            Replacement(FENCE, "fenced + self._drop_at_edges(connection, paths)", "fenced + at_edges"),
         ),
     ),
     Planted(
         "edges-listed-early",
         "A writer asks which edges there are before the drop in Redis: one that comes back meanwhile is not told.",
         (
-            Replacement(FENCE, LIST, ""),
-            Replacement(FENCE, DOUBT, f"{LIST}        {LONG_STALL}\n{DOUBT}"),
+            Replacement(FENCE, LIST, "edges = self.listed"),
+            Replacement(
+                FENCE, DOUBT, f"        self.listed = self.caches.edges(connection)\n        {LONG_STALL}\n{DOUBT}"
+            ),
         ),
         frozenset({"stop-edge"}),
     ),
@@ -282,8 +282,8 @@ BUGS = (
         (
             Replacement(
                 FENCE,
-                "                silent.append(self.caches.redis(connection))",
-                "                pass",
+                "                redis = self.caches.redis(connection)\n                self.caches.fence([redis])\n",
+                "                pass\n",
             ),
         ),
         frozenset({"stop-redis"}),

@@ -1,15 +1,13 @@
--- Forgets paths: bodies and leases alike, so that a fill that is under way finds its lease gone. The writer of each, who
--- knows the new body, has the lease to fill it.
--- KEYS     the paths' hashes
--- ARGV[1]  milliseconds after which a lease is void
--- ARGV[2]  the token of the first path's writer, and so on
--- returns  how many were there
-local dropped = redis.call('UNLINK', unpack(KEYS))
+-- Forgets a path: bodies and leases alike, so that a fill that is under way finds its lease gone. The writer, who knows
+-- the new body, has the lease to fill it.
+-- KEYS[1]  the path's hash
+-- ARGV[1]  the writer's token
+-- ARGV[2]  milliseconds after which the lease is void
+-- returns  1 something was there; 0 nothing was
+local dropped = redis.call('UNLINK', KEYS[1])
 local time = redis.call('TIME')
-local till = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[1]
-for number, key in ipairs(KEYS) do
-    -- pcall: where there is no memory for it, the path is dropped all the same.
-    redis.pcall('HSET', key, 'lease:', ARGV[number + 1] .. ' ' .. string.format('%.0f', till))
-    redis.pcall('PEXPIRE', key, ARGV[1])
-end
+local till = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
+-- pcall: where there is no memory for it, the path is dropped all the same.
+redis.pcall('HSET', KEYS[1], 'lease:', ARGV[1] .. ' ' .. string.format('%.0f', till))
+redis.pcall('PEXPIRE', KEYS[1], ARGV[2])
 return dropped

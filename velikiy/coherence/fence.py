@@ -139,14 +139,13 @@ class Fence:
         Raises:
             DatabaseUnavailable
         """
-        while True:
-            dropped = self._group.join(connection, Drop(paths, own), partial(self._drop_all, connection))
-            if wait:
-                with connection.elsewhere():
-                    self.caches.wait_out(dropped.fenced)
-            # As long as Redis was in use an edge could get there what was to be dropped, and keep it: then once more.
-            if not wait or all(cache.name != REDIS for cache in dropped.fenced):
-                return dropped.leases.get(own) if own else None
+        dropped = self._group.join(connection, Drop(paths, own), partial(self._drop_all, connection))
+        if wait:
+            self._wait_out(connection, dropped.fenced)
+            if any(cache.name == REDIS for cache in dropped.fenced):
+                # As long as Redis was in use an edge could get there what was to be dropped, and keep it.
+                self._wait_out(connection, self._drop_at_edges(connection, paths))
+        return dropped.leases.get(own) if own else None
 
     def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
         """For all these writers, each of whom has its locks. Nothing here waits for a fence: that is for each alone."""
@@ -155,23 +154,31 @@ class Fence:
         # What two have dropped nobody may fill: each lease would be taken away by the drop of the other.
         own = [drop.own for drop in drops if drop.own and named[drop.own] == 1] if paths is not None else []
         leases: dict[Path, Lease] = {}
-        silent: list[Cache] = []
         # The row is asked for after the locks: whoever uses Redis once it is back finds them held.
         redis = self.caches.redis(connection) if self.redis_tier.doubtful else None
-        fenced = [redis] if redis and redis.fenced else []
-        if not fenced:
+        if redis is None or not redis.fenced:
             try:
                 with connection.elsewhere():
                     leases = self.redis_tier.drop(paths, own)
+                redis = None
             except DoesNotAnswer:
-                silent.append(self.caches.redis(connection))
-        # The list is read now, after the drop in Redis: an edge that registers later finds nothing old there.
+                redis = self.caches.redis(connection)
+                self.caches.fence([redis])
+        fenced = [redis] if redis and not redis.left_out else []
+        return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
+
+    def _drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None) -> list[Cache]:
+        """Those that may be in use still: they are fenced. The list is read now, after the drop in Redis: an edge that
+        registers later finds nothing old there."""
         edges = self.caches.edges(connection)
-        fenced += [edge for edge in edges if edge.fenced]
         with connection.elsewhere():
-            silent += self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
+            silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
             self.caches.fence(silent)
-        return Dropped(leases, [cache for cache in (*silent, *fenced) if not cache.left_out])
+        return [*silent, *(edge for edge in edges if edge.fenced)]
+
+    def _wait_out(self, connection: Connection, fenced: Sequence[Cache]) -> None:
+        with connection.elsewhere():
+            self.caches.wait_out(fenced)
 
 
 def connect(database: Database, settings: Settings) -> Fence:

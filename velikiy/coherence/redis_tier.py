@@ -67,11 +67,11 @@ class Script:
         self.text = (HERE / f"{name}.lua").read_bytes()
         self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
-    def run(self, keys: Sequence[str], *words: Word) -> tuple[Word, ...]:
-        return ("EVALSHA", self.digest, len(keys), *keys, *words)
+    def run(self, key: str, *words: Word) -> tuple[Word, ...]:
+        return ("EVALSHA", self.digest, 1, key, *words)
 
-    def load(self, keys: Sequence[str], *words: Word) -> tuple[Word, ...]:
-        return ("EVAL", self.text, len(keys), *keys, *words)
+    def load(self, key: str, *words: Word) -> tuple[Word, ...]:
+        return ("EVAL", self.text, 1, key, *words)
 
 
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
@@ -128,12 +128,12 @@ class Connections:
                 raise answer
         return answers
 
-    def run(self, script: Script, keys: Sequence[str], *words: Word, after: Iterable[tuple[Word, ...]] = ()) -> Any:
-        """What the script says, in one exchange with the commands before it."""
+    def run(self, script: Script, *calls: tuple[Any, ...], after: Iterable[tuple[Word, ...]] = ()) -> list[Any]:
+        """What the script says to each of these calls (a key, words), in one exchange with the commands before them."""
         try:
-            return self.ask(*after, script.run(keys, *words))[-1]
+            return self.ask(*after, *(script.run(*call) for call in calls))[-len(calls) :]
         except redis.exceptions.NoScriptError:
-            return self.ask(script.load(keys, *words))[-1]
+            return self.ask(*(script.load(*call) for call in calls))
 
 
 def _send(connection: Any, commands: tuple[tuple[Word, ...], ...]) -> None:
@@ -192,7 +192,7 @@ class RedisTier:
                 trusted_until = self.trust.until()
                 if now() >= trusted_until:
                     return None
-                state, *found = self._hasty.run(READ, [path.key], variant, lease, int(self.LEASE * 1000))
+                [(state, *found)] = self._hasty.run(READ, (path.key, variant, lease, int(self.LEASE * 1000)))
                 if now() >= trusted_until:
                     return None  # a write may have passed by a fenced Redis meanwhile
                 if state == 1:
@@ -218,7 +218,7 @@ class RedisTier:
         try:
             packed = entry.pack() if entry else b""
             # With all of the script: that Redis does not know it would be among what is not heard.
-            self._hasty.ask(FILL.load([path.key], variant, lease, packed, self.ttl * 1000), listen=False)
+            self._hasty.ask(FILL.load(path.key, variant, lease, packed, self.ttl * 1000), listen=False)
         except AWAY as error:
             self._failed("fill", error)
 
@@ -232,28 +232,23 @@ class RedisTier:
         Raises:
             DoesNotAnswer
         """
-        leases = [NewLease() for _ in mine]
+        leases = {path: NewLease() for path in mine}
         trusted_until = 0.0
         if mine:
             with suppress(DatabaseUnavailable):
                 trusted_until = self.trust.until()
         others: list[tuple[Word, ...]] = [("FLUSHDB", "ASYNC")]
         if paths is not None:
-            keys = [path.key for path in paths if path not in mine]
-            others = [("UNLINK", *keys)] if keys else []
+            others = [("UNLINK", path.key) for path in paths if path not in leases]
+        calls = [(path.key, lease, int(self.LEASE * 1000)) for path, lease in leases.items()]
         try:
-            if mine:
-                self._patient.run(DROP, [path.key for path in mine], int(self.LEASE * 1000), *leases, after=others)
-            else:
-                self._patient.ask(*others)
+            self._patient.run(DROP, *calls, after=others)
         except AWAY as error:
             if self.direct and refused(error):
                 return {}
             self._failed("drop", error)
             raise DoesNotAnswer from error
-        if now() >= trusted_until:
-            return {}
-        return {path: lease.given for path, lease in zip(mine, leases, strict=True)}
+        return {path: lease.given for path, lease in leases.items()} if now() < trusted_until else {}
 
     def show(self, path: Path) -> dict[str, Any]:
         """For people: bytes of each variant, who has a lease, and the seconds that all of it lives.
