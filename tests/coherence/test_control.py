@@ -9,7 +9,7 @@ from bench.classic.stack import classic
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
-from tests.running import Stack, running
+from tests.running import Stack, running, status_of, wait_until
 
 pytestmark = pytest.mark.alone
 
@@ -26,6 +26,8 @@ def uncached() -> Iterator[Stack]:
 @pytest.mark.parametrize("shared", [False, True])
 def test_without_caches_nothing_is_wrong_whatever_is_killed(uncached: Stack, shared: bool) -> None:
     faults = Faults(uncached, {"kill", "kill-postgres"}, 1, every=1)
+    # What the case before has killed last may not be back.
+    wait_until(lambda: all(status_of(f"{app}/users/count") == 200 for app in uncached.apps))
     load = Load(tuple(uncached.apps), seed=1, shared=shared, users=2 if shared else 8, writers=3)
     soak = Soak(load, across=True)
     for _ in soak.run(8, faults=faults):
