@@ -58,16 +58,6 @@ class SteppedRedis(RedisTier):
         return super().drop(paths, mine)
 
 
-class SteppedEdges(EdgeTier):
-    steps: Steps
-
-    def drop(self, edges: Sequence[Cache], paths: Sequence[Path] | None) -> list[Cache]:
-        self.steps.at("between the drops")
-        silent = super().drop(edges, paths)
-        self.steps.at("before the commit")
-        return silent
-
-
 class SteppedFence(Fence):
     steps: Steps
 
@@ -94,6 +84,12 @@ class SteppedFence(Fence):
         outcome = super().write(stepped, times, foreseen)
         self.steps.at("after the commit")
         return outcome
+
+    def _drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None) -> list[Cache]:
+        self.steps.at("between the drops")
+        fenced = super()._drop_at_edges(connection, paths)
+        self.steps.at("before the commit")
+        return fenced
 
 
 class Users:
@@ -131,9 +127,8 @@ def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
     redis_tier = SteppedRedis(redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
-    edge_tier = SteppedEdges()
-    fence = SteppedFence(database, caches, redis_tier, edge_tier)
-    redis_tier.steps = edge_tier.steps = fence.steps = steps
+    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
+    redis_tier.steps = fence.steps = steps
     return fence
 
 

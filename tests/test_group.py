@@ -1,5 +1,6 @@
 """Writers who meet (velikiy/coherence/group.py): who goes for whom, and what becomes of those whose leader fails."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -76,12 +77,12 @@ def many(name: str, count: int) -> Drop:
 
 
 @contextmanager
-def meeting_of(stack: Stack, timeout: float) -> Iterator[Meeting]:
+def meeting_of(stack: Stack, timeout: float, kind: type[Meeting] = Meeting) -> Iterator[Meeting]:
     """`timeout`: the seconds that each has for PostgreSQL."""
     database = Database(stack.postgres, size=8, timeout=timeout)
     database.open()
     with ThreadPoolExecutor() as threads:
-        meeting = Meeting(database, threads)
+        meeting = kind(database, threads)
         try:
             yield meeting
         finally:
@@ -137,19 +138,35 @@ def test_nobody_waits_longer_for_another_than_half_of_its_own_time(stack: Stack)
         told = [other.result(10) for other in others]
         assert all(one(name) in drops for name, drops in zip("ab", told, strict=True))
         assert 0 in meeting.deadlines.values()  # of the one that went; the other one may have been taken along
-        assert meeting.join(one("c"), "c") == (one("c"),)  # nor does it wait again, for the same one
+        came = time.monotonic()
+        assert meeting.join(one("c"), "c") == (one("c"),)
+        assert time.monotonic() - came < 0.25  # nobody waits for the same one again
         assert not first.done()
         meeting.released.set()
         assert first.result(10) == (one("first"),)
         assert meeting.join(one("d"), "d") == (one("d"),)
 
 
-def test_many_who_come_at_any_time_are_each_told_of_their_own(meeting: Meeting) -> None:
-    meeting.released.set()
+@pytest.mark.parametrize(("at_most", "turns"), [(0.002, 100), (1.0, 10)], ids=["in time", "too late for some"])
+def test_many_who_come_at_any_time_are_each_told_of_their_own(stack: Stack, at_most: float, turns: int) -> None:
+    """`at_most`: seconds that one is under way; the others have half a second for it."""
 
-    def come(name: str) -> bool:
-        return all(one(f"{name}{turn}") in meeting.join(one(f"{name}{turn}")) for turn in range(100))
+    class Busy(Meeting):
+        def go(self, drops: Sequence[Drop]) -> Told:
+            time.sleep(at_most * random.random())
+            return tuple(drops)
 
-    assert all(meeting.threads.map(come, "abcdef"))
-    assert sum(map(len, meeting.went)) == 600
-    assert not meeting.group._waiting
+    with meeting_of(stack, 1, Busy) as busy:
+
+        def come(name: str) -> float:
+            longest = 0.0
+            for mine in (one(f"{name}{turn}") for turn in range(turns)):
+                came = time.monotonic()
+                assert mine in busy.join(mine)
+                longest = max(longest, time.monotonic() - came)
+            return longest
+
+        longest = max(busy.threads.map(come, "abcdef"))
+        assert longest < (0.45 if at_most < 0.1 else 2.5)  # in time: nobody was forgotten, and had to help itself
+        assert not busy.group._waiting
+        assert not busy.group._under_way

@@ -219,8 +219,8 @@ BUGS = (
             IN_REDIS,
             Replacement(
                 GROUP,
-                "            return me.told\n        finally:",
-                "            taken += self._take(MOST)\n            return me.told\n        finally:",
+                "            return told\n        finally:",
+                "            taken += self._take(MOST)\n            return told\n        finally:",
             ),
         ),
     ),
@@ -283,7 +283,7 @@ BUGS = (
             Replacement(
                 FENCE,
                 "                redis = self.caches.redis(connection)\n                self.caches.fence([redis])\n",
-                "                pass\n",
+                "                redis = None\n",
             ),
         ),
         frozenset({"stop-redis"}),

@@ -66,7 +66,7 @@ class Dropped(NamedTuple):
     """To fill what writers have asked for."""
 
     fenced: list[Cache]
-    """Those that may be in use still."""
+    """Caches that are fenced, and may be in use still: they have to be waited out before the commit."""
 
 
 TRIES = 3
@@ -151,7 +151,7 @@ class Fence:
         """For all these writers, each of whom has its locks. Nothing here waits for a fence: that is for each alone."""
         named = Counter(path for drop in drops for path in drop.paths or ())
         paths = None if any(drop.paths is None for drop in drops) else list(named)
-        # What two have dropped nobody may fill: each lease would be taken away by the drop of the other.
+        # A path that two drop here nobody fills: of two drops the later one takes the other's lease, and here is none.
         own = [drop.own for drop in drops if drop.own and named[drop.own] == 1] if paths is not None else []
         leases: dict[Path, Lease] = {}
         # The row is asked for after the locks: whoever uses Redis once it is back finds them held.

@@ -2,8 +2,8 @@
 
 A drop waits for Redis, for the list of edges and for the edges, and to wait costs the same for the paths of many as for
 those of one. So one writer goes at a time, and takes along who waits; who comes too late for that goes with the next.
-Who meets nobody goes at once. Each has its locks before it comes here, and commits after it was told: as if all had
-gone themselves, step by step at the same moments.
+Who meets nobody goes at once. A writer has its locks before it comes here, and commits after it was told: as if all
+had gone themselves, step by step at the same moments.
 
 DeWitt et al., Implementation Techniques for Main Memory Database Systems, 1984; PostgreSQL does it with its log.
 """
@@ -22,7 +22,8 @@ from velikiy.postgres import Connection
 Told = TypeVar("Told")
 
 MOST = 1000
-"""Paths that one goes with, where they are not all its own: of too many an edge drops everything (edge_tier.MANY)."""
+"""Paths that one goes with, where they are not all its own: where the list is too long, an edge drops everything
+(edge_tier.MANY, in bytes)."""
 
 
 class Drop(NamedTuple):
@@ -54,49 +55,50 @@ class Group(Generic[Told]):
 
     def join(self, connection: Connection, drop: Drop, go: Callable[[Sequence[Drop]], Told]) -> Told:
         """What `go` says of these drops: called by us for all who wait, or by somebody else who has taken ours along.
-        Its errors are for who called it alone; those whom it took along go again, each for itself."""
+        Its errors are raised to the one who called it, and to nobody else: those whom it took along go themselves."""
+        assert connection.deadline is not None  # a request has it
         me: _Writer[Told] = _Writer(drop)
         with self._lock:
             meets, self._under_way = self._under_way, True
             if meets:
                 self._waiting.append(me)
         if meets:
-            self._wait(me, connection)
-        return me.told if me.told is not None else self._go(me, go, meets)
+            began = time.monotonic()
+            self._wait(me, max(0.0, connection.deadline - began) / 2)
+            if me.told is not None:
+                connection.wait_longer(time.monotonic() - began)  # Redis and edges have a time of their own
+                return me.told
+        return self._go(drop, go, meets)
 
-    def _wait(self, me: _Writer[Told], connection: Connection) -> None:
-        """Until it is told, or has to go itself: as the next, as one whose leader failed, or since it takes too long.
-
-        That is half of the time that it has for PostgreSQL: a leader whose own connection hangs may take all of its
-        time, and the other half is for going. Who is told gets that time back: Redis and edges have theirs.
-        """
-        assert connection.deadline is not None  # a request has it
-        began = time.monotonic()
-        if not me.turn.acquire(timeout=max(0.0, connection.deadline - began) / 2):
-            with self._lock, suppress(ValueError):  # somebody has taken it along, and tells it in vain
+    def _wait(self, me: _Writer[Told], seconds: float) -> None:
+        """Until it is told, or has to go itself: as the next, as one whose leader failed, or since it has waited for so
+        long: a leader whose own connection to PostgreSQL hangs takes all of its time, and may have more of it."""
+        if not me.turn.acquire(timeout=seconds):
+            with self._lock, suppress(ValueError):  # taken along, to be told in vain; or just made the next, as it is
                 self._waiting.remove(me)
-        if me.told is not None:
-            connection.wait_longer(time.monotonic() - began)
 
     def _let_others_come(self) -> None:
-        """Those who are ready to, and wait for nothing but this interpreter and this CPU: under load twice as many go
-        together. Not for who meets nobody: a CPU that others want as well comes back after milliseconds."""
+        """Those who are ready to, and lack nothing but this interpreter or this CPU: under load twice as many go
+        together. Whoever meets nobody does not yield: on a busy CPU its turn may come back milliseconds later."""
         seen = -1
         while len(self._waiting) > seen:
             seen = len(self._waiting)
             os.sched_yield()
 
-    def _go(self, me: _Writer[Told], go: Callable[[Sequence[Drop]], Told], meets: bool) -> Told:
+    def _go(self, drop: Drop, go: Callable[[Sequence[Drop]], Told], meets: bool) -> Told:
         taken: list[_Writer[Told]] = []
+        # Not in what we have waited with: there whoever has taken us along in vain may still say what he was told, and
+        # those whom we take along were not with him.
+        told: Told | None = None
         try:
             if meets:
                 self._let_others_come()
-            taken += self._take(MOST - me.drop.size)
-            me.told = go([me.drop, *(writer.drop for writer in taken)])
-            return me.told
+            taken += self._take(MOST - drop.size)
+            told = go([drop, *(writer.drop for writer in taken)])
+            return told
         finally:
             for writer in taken:
-                writer.told = me.told
+                writer.told = told
                 writer.turn.release()
             with self._lock:
                 self._under_way = bool(self._waiting)

@@ -128,10 +128,10 @@ class Connections:
                 raise answer
         return answers
 
-    def run(self, script: Script, *calls: tuple[Any, ...], after: Iterable[tuple[Word, ...]] = ()) -> list[Any]:
-        """What the script says to each of these calls (a key, words), in one exchange with the commands before them."""
+    def run(self, script: Script, *calls: tuple[Any, ...], after: Sequence[tuple[Word, ...]] = ()) -> list[Any]:
+        """What the script answers to each of these calls (a key, words), in one exchange with the commands before."""
         try:
-            return self.ask(*after, *(script.run(*call) for call in calls))[-len(calls) :]
+            return self.ask(*after, *(script.run(*call) for call in calls))[len(after) :]
         except redis.exceptions.NoScriptError:
             return self.ask(*(script.load(*call) for call in calls))
 
