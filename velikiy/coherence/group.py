@@ -78,8 +78,8 @@ class Group(Generic[Told]):
                 self._waiting.remove(me)
 
     def _let_others_come(self) -> None:
-        """Those who are ready to, and lack nothing but this interpreter or this CPU: under load twice as many go
-        together. Whoever meets nobody does not yield: on a busy CPU its turn may come back milliseconds later."""
+        """Those who are ready to, and lack nothing but this interpreter or this CPU: then more go together. Whoever
+        meets nobody does not yield: on a busy CPU its turn may come back milliseconds later."""
         seen = -1
         while len(self._waiting) > seen:
             seen = len(self._waiting)
