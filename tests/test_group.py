@@ -147,6 +147,28 @@ def test_nobody_waits_longer_for_another_than_half_of_its_own_time(stack: Stack)
         assert meeting.join(one("d"), "d") == (one("d"),)
 
 
+def test_who_comes_after_a_round_with_company_lets_others_come_and_who_comes_after_a_lonely_one_does_not(
+    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in meeting.after_the_first(one("a"), one("b")):
+        assert other.result(10) == (one("a"), one("b"))
+    ready = [one("late")]
+    came: list[Future[Told]] = []
+    yields = []
+
+    def others_run() -> None:
+        yields.append(len(meeting.went))
+        if ready:
+            came.append(meeting.threads.submit(meeting.join, ready.pop()))
+            wait_until(partial(meeting.waiting, 1))
+
+    monkeypatch.setattr("velikiy.coherence.group.os.sched_yield", others_run)
+    told = [meeting.join(one(name)) for name in "cdef"]
+    assert told == [(one("c"), one("late")), (one("d"),), (one("e"),), (one("f"),)]
+    assert came[0].result(10) == told[0]
+    assert yields == [2, 2, 3]  # twice for c, since somebody came; once for d; e and f come after lonely ones
+
+
 @pytest.mark.parametrize(("at_most", "turns"), [(0.002, 100), (1.0, 10)], ids=["in time", "too late for some"])
 def test_many_who_come_at_any_time_are_each_told_of_their_own(stack: Stack, at_most: float, turns: int) -> None:
     """`at_most`: seconds that one is under way; the others have half a second for it."""

@@ -51,6 +51,7 @@ class Group(Generic[Told]):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way = False
+        self._had_company = False
         self._waiting: deque[_Writer[Told]] = deque()
 
     def join(self, connection: Connection, drop: Drop, go: Callable[[Sequence[Drop]], Told]) -> Told:
@@ -78,8 +79,10 @@ class Group(Generic[Told]):
                 self._waiting.remove(me)
 
     def _let_others_come(self) -> None:
-        """Those who are ready to, and lack nothing but this interpreter or this CPU: then more go together. Whoever
-        meets nobody does not yield: on a busy CPU its turn may come back milliseconds later."""
+        """Those who are ready to, and lack nothing but this interpreter or this CPU: then more go together. Who meets
+        nobody, and the one before it neither, does not yield: on a busy CPU its turn may come back milliseconds
+        later. Who meets nobody right after a round with company does: those of that round come back together, and
+        would otherwise all wait for it."""
         seen = -1
         while len(self._waiting) > seen:
             seen = len(self._waiting)
@@ -91,7 +94,7 @@ class Group(Generic[Told]):
         # those whom we take along were not with him.
         told: Told | None = None
         try:
-            if meets:
+            if meets or self._had_company:
                 self._let_others_come()
             taken += self._take(MOST - drop.size)
             told = go([drop, *(writer.drop for writer in taken)])
@@ -102,6 +105,7 @@ class Group(Generic[Told]):
                 writer.turn.release()
             with self._lock:
                 self._under_way = bool(self._waiting)
+                self._had_company = bool(taken or self._waiting)
                 if self._waiting:
                     self._waiting.popleft().turn.release()
 
