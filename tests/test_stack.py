@@ -129,6 +129,23 @@ class TestStarting:
             finally:
                 run("down", "--wipe", "--data", str(place / "data"))
 
+    def test_what_an_app_imports_was_compiled_before_it_starts(self, stack: Stack) -> None:
+        app = Path(f"/proc/{stack.pids()['app1']}")
+        python, *_ = (app / "cmdline").read_text().split("\0")
+        environment = dict(pair.split("=", 1) for pair in (app / "environ").read_text().split("\0") if pair)
+        told = subprocess.run(
+            [python, "-v", "-P", "-c", "import flask, velikiy.api, velikiy.coherence"],
+            env=environment,
+            user=app.stat().st_uid,  # root's services can read our cache, and write nothing there
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+        sources = re.findall(r"^# code object from '?(/.*?\.pyc?)'?$", told, re.MULTILINE)
+        assert any("/velikiy/coherence/" in source for source in sources)
+        assert any("/pydantic/" in source for source in sources)
+        assert [source for source in sources if source.endswith(".py")] == []
+
     @root_only
     def test_everything_runs_unprivileged(self, stack: Stack) -> None:
         account = pwd.getpwnam("velikiy")

@@ -10,7 +10,6 @@ stalls and no bug: with nothing wrong there, what is wrong elsewhere is the bug'
 """
 
 import contextlib
-import os
 import re
 import shutil
 import subprocess
@@ -324,7 +323,6 @@ def hunt(names: Sequence[str], seed: int, out: Path) -> int:
     if unknown := set(names) - {planted.name for planted in PLANTED}:
         print(f"there is no {', '.join(unknown)}; there are {', '.join(planted.name for planted in PLANTED)}")
         return 2
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # nobody has a use for what would be compiled of a copy
     missed = []
     for planted in PLANTED:
         if names and planted.name not in names:

@@ -5,6 +5,7 @@ where every user may read it. Then the same command starts again from that copy,
 the rest. So nothing that root does touches a folder in which the services could lay a trap (a symbolic link, say).
 """
 
+import compileall
 import contextlib
 import hashlib
 import os
@@ -69,7 +70,6 @@ def hand_over(home: Path, *, live: bool = False, wait: bool = False) -> NoReturn
         command = [*_dropping(keep_low_ports=_has_low_ports()), *command]
     ours = {"PYTHONPATH": place, "VELIKIY_CODE": place, "VELIKIY_DEFAULT_HOME": default_home(), "HOME": home}
     environment = {**os.environ, **{name: str(value) for name, value in ours.items()}}
-    environment.pop("PYTHONPYCACHEPREFIX", None)
     os.chdir("/")  # the folder that it was typed in may be closed to the services' account
     if wait:
         ended = subprocess.run(command, env=environment, check=False).returncode
@@ -134,6 +134,8 @@ def _copy() -> Path:
     new = place.with_name(f"{place.name}.{os.getpid()}")
     for name in CODE:
         shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Now: root's services cannot write here, and each process would compile for itself, at each start.
+    compileall.compile_dir(new, stripdir=new, prependdir=place, quiet=2)
     for entry in (new, *new.rglob("*")):  # whatever the umask was under which it was cloned
         entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
     try:

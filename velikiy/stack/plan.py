@@ -141,11 +141,7 @@ class Plan:
 
     def programs(self, settings: Settings, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
-        python = {
-            "PYTHONPATH": str(account.code()),
-            "PYTHONPYCACHEPREFIX": str(self.home / "run" / "pycache"),
-            "PYTHONUNBUFFERED": "1",
-        }
+        python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1"}
         given = settings.model_dump(exclude_none=True).items()
         knobs = {name.upper(): str(value) for name, value in given if not name.endswith("_url")}
         programs = []

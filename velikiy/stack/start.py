@@ -5,10 +5,12 @@ import hashlib
 import shlex
 import signal
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPException
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,8 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     _lay_out(plan, wanted)
     settings = load(Settings, None, **_addresses(plan), **knobs)
 
+    # While PostgreSQL comes up: with SQLAlchemy it takes half a second.
+    threading.Thread(target=import_module, args=["velikiy.migrate"], daemon=True).start()
     supervisor = Supervisor(plan)
     try:
         if binaries and not plan.cluster.exists():
@@ -127,7 +131,7 @@ def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: S
 
 
 def _migrate(settings: Settings) -> None:
-    from velikiy import migrate  # SQLAlchemy takes half a second to import
+    from velikiy import migrate  # not before it is needed: `start` has imported it meanwhile
 
     try:
         migrate.upgrade(settings.database_url, wait=10)
