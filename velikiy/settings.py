@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import psycopg.conninfo
-import redis
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -23,6 +21,10 @@ class BadSetting(Exception):
 
 
 def _postgres_dsn(value: str) -> str:
+    # Here and not above, as redis below: the launcher, which mostly has no address to check, starts twice for each
+    # command, and with these two 0.2 s later.
+    import psycopg.conninfo
+
     try:
         psycopg.conninfo.conninfo_to_dict(value)
     except psycopg.Error:
@@ -31,6 +33,8 @@ def _postgres_dsn(value: str) -> str:
 
 
 def _redis_url(value: str) -> str:
+    import redis
+
     try:
         # Unknown options come to light only when a connection is made (which connects nowhere yet).
         pool = redis.ConnectionPool.from_url(value)
@@ -44,13 +48,11 @@ def _redis_url(value: str) -> str:
     return value
 
 
-class Settings(BaseSettings):
-    """What the app needs to know. Field names in capitals are the names of the environment variables."""
+class Knobs(BaseSettings):
+    """What the services need to know but for each other's addresses. Field names in capitals are the names of the
+    environment variables."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
-
-    database_url: Annotated[str, AfterValidator(_postgres_dsn)]
-    redis_url: Annotated[str, AfterValidator(_redis_url)]
 
     redis_ttl: int = Field(60, ge=1, le=86_400)
     """Seconds that an entry lives in Redis, counted from its first fill."""
@@ -85,6 +87,13 @@ class Settings(BaseSettings):
     shows that it is dead, and a write need not wait until nobody uses it any more."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Settings(Knobs):
+    """What the app needs to know."""
+
+    database_url: Annotated[str, AfterValidator(_postgres_dsn)]
+    redis_url: Annotated[str, AfterValidator(_redis_url)]
 
 
 class StackSettings(BaseSettings):

@@ -17,10 +17,10 @@ from typing import Any
 import click
 from dotenv import dotenv_values
 
-from velikiy.settings import BadSetting, StackSettings, load
+from velikiy.settings import BadSetting, Knobs, StackSettings, load
 from velikiy.stack import Refusal, account, preflight, tail
 from velikiy.stack.plan import OURS, Plan
-from velikiy.stack.start import knobs_of, ready, say, shown, start, step
+from velikiy.stack.start import ready, say, shown, start, step
 from velikiy.stack.supervise import Supervisor
 
 NOT_RUNNING = 3
@@ -56,7 +56,7 @@ def up(
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
     if not account.handed_over():
-        knobs_of(wanted)  # a bad one is refused before anything is made
+        load(Knobs, None)  # a bad one is refused before anything is made
         preflight.data_folder(home)
         preflight.room(home)
         preflight.address(wanted.bind)

@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from velikiy.settings import Settings
+from velikiy.settings import Knobs
 from velikiy.stack import Refusal, account
 
 OURS = re.compile(r"(run|logs|secrets|postgres|postgres\.new|redis|relay|app\d+|edge\d+|lock|stack\.json(\.new)?)")
@@ -139,11 +139,10 @@ class Plan:
         self.app_ports = [port() for _ in range(self.apps)]
         self.control_ports = [port() for _ in range(self.edges)]
 
-    def programs(self, settings: Settings, binaries: Path | None) -> list[Program]:
+    def programs(self, knobs: Knobs, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
         python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1"}
-        given = settings.model_dump(exclude_none=True).items()
-        knobs = {name.upper(): str(value) for name, value in given if not name.endswith("_url")}
+        given = {name.upper(): str(value) for name, value in knobs.model_dump(exclude_none=True).items()}
         programs = []
         if binaries:
             programs.append(
@@ -168,12 +167,12 @@ class Plan:
                     ],
                 )
             )
-        direct = str(settings.redis_direct or self.own_redis)
-        ours = {**python, **knobs, "REDIS_DIRECT": direct, "SECRETS_DIR": str(self.passwords)}
+        direct = str(knobs.redis_direct or self.own_redis)
+        ours = {**python, **given, "REDIS_DIRECT": direct, "SECRETS_DIR": str(self.passwords)}
         relay = [sys.executable, "-P", "-m", "velikiy", "relay", "--heartbeat", str(self.heartbeat)]
         programs.append(Program("relay", relay, ours))
         gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
-        cpu = settings.app_first_cpu or 0
+        cpu = knobs.app_first_cpu or 0
         for n, port in enumerate(self.app_ports, 1):
             programs.append(
                 Program(
@@ -183,7 +182,7 @@ class Plan:
                 )
             )
             if cpu >= 0:
-                cpu = (cpu + settings.app_workers) % (os.cpu_count() or 1)
+                cpu = (cpu + knobs.app_workers) % (os.cpu_count() or 1)
         for n, (port, control) in enumerate(zip(self.edge_ports, self.control_ports, strict=True), 1):
             programs.append(
                 Program(
@@ -195,12 +194,12 @@ class Plan:
                         "EDGE_LISTEN": f"{bracketed(self.bind)}:{port}",
                         "EDGE_CONTROL": f"127.0.0.1:{control}",
                         "EDGE_APPS": ",".join(f"127.0.0.1:{p}" for p in self.app_ports),
-                        "EDGE_TTL": str(settings.edge_ttl),
-                        "EDGE_MEMORY": str(settings.edge_memory),
-                        "EDGE_WORKERS": str(settings.edge_workers),
-                        "REDIS_TIMEOUT": str(settings.redis_timeout),
+                        "EDGE_TTL": str(knobs.edge_ttl),
+                        "EDGE_MEMORY": str(knobs.edge_memory),
+                        "EDGE_WORKERS": str(knobs.edge_workers),
+                        "REDIS_TIMEOUT": str(knobs.redis_timeout),
                         "SECRETS_DIR": str(self.passwords),
-                        "DATABASE_TIMEOUT": str(settings.database_timeout),
+                        "DATABASE_TIMEOUT": str(knobs.database_timeout),
                     },
                     stop_signal="QUIT",  # finishes what it is answering
                     low_ports=port < 1024,

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from velikiy import passwords
-from velikiy.settings import Settings, StackSettings, load
+from velikiy.settings import Knobs, StackSettings, load
 from velikiy.stack import Refusal, account, cluster, preflight, tail
 from velikiy.stack.plan import Plan
 from velikiy.stack.supervise import FIRST, Supervisor
@@ -42,7 +41,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         for name in ("bind", "edges", "apps"):
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(before, name))
-    knobs = knobs_of(wanted)
+    knobs = load(Knobs, None)
     parts = (plan.bind, plan.edges, plan.apps, knobs, wanted.database_url, wanted.redis_url)
     plan.fingerprint = hashlib.sha256(repr((*parts, account.code(), sys.executable)).encode()).hexdigest()
     same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
@@ -61,7 +60,6 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
             Supervisor(before).stop()
     plan.choose_ports(before)
     _lay_out(plan, wanted)
-    settings = load(Settings, None, **_addresses(plan), **knobs)
 
     # While PostgreSQL comes up: with SQLAlchemy it takes half a second.
     threading.Thread(target=import_module, args=["velikiy.migrate"], daemon=True).start()
@@ -70,7 +68,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         if binaries and not plan.cluster.exists():
             with step("creating the database cluster"):
                 cluster.create(plan, binaries)
-        _launch(plan, settings, binaries, supervisor)
+        _launch(plan, knobs, binaries, supervisor)
     except BaseException:
         # Taken back as a whole, whoever is impatient.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -109,20 +107,21 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
     passwords.write(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
-    for name, address in _given_addresses(wanted).items():
-        (plan.passwords / name).chmod(0o600)
-        (plan.passwords / name).write_text(address + "\n")
+    for name, address in (("database_url", wanted.database_url), ("redis_url", wanted.redis_url)):
+        if address is not None:
+            (plan.passwords / name).chmod(0o600)
+            (plan.passwords / name).write_text(address + "\n")
 
 
-def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: Supervisor) -> None:
-    programs = plan.programs(settings, binaries)
+def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervisor) -> None:
+    programs = plan.programs(knobs, binaries)
     servers = " and ".join(program.name for program in programs if program.name in FIRST)
     with step(f"starting {servers or 'the supervisor'}"):
         supervisor.start(programs)
         if binaries:
             cluster.create_database(plan, within=60)
     with step("bringing the tables up to date"):
-        _migrate(settings)
+        _migrate((plan.passwords / "database_url").read_text().strip())
     rest = [program.name for program in programs if program.name not in FIRST]
     with step(f"starting {', '.join(rest)}"):
         for name in rest:
@@ -130,11 +129,11 @@ def _launch(plan: Plan, settings: Settings, binaries: Path | None, supervisor: S
         _wait_until_ready(plan, within=60)
 
 
-def _migrate(settings: Settings) -> None:
+def _migrate(database_url: str) -> None:
     from velikiy import migrate  # not before it is needed: `start` has imported it meanwhile
 
     try:
-        migrate.upgrade(settings.database_url, wait=10)
+        migrate.upgrade(database_url, wait=10)
     except migrate.CannotMigrate as error:
         raise Refusal(f"The tables could not be brought up to date: {error}") from None
 
@@ -168,22 +167,6 @@ def ready(plan: Plan, *, whole: bool = False) -> bool:
         except (OSError, ValueError, HTTPException):
             return False
     return True
-
-
-def knobs_of(wanted: StackSettings) -> dict[str, Any]:
-    """The app's settings but for its servers' addresses, which are not known yet where the servers are ours."""
-    stand_in = {"database_url": "postgresql://", "redis_url": "redis://"}
-    settings = load(Settings, None, **{**stand_in, **_given_addresses(wanted)})
-    return {name: value for name, value in settings if not name.endswith("_url")}
-
-
-def _given_addresses(wanted: StackSettings) -> dict[str, str]:
-    given = {"database_url": wanted.database_url, "redis_url": wanted.redis_url}
-    return {name: address for name, address in given.items() if address}
-
-
-def _addresses(plan: Plan) -> dict[str, str]:
-    return {name: (plan.passwords / name).read_text().strip() for name in ("database_url", "redis_url")}
 
 
 def shown(url: str) -> str:
