@@ -51,6 +51,11 @@ class Bench:
     def alternate(self, *contestants: Contestant, warmup: int = 1) -> dict[str, list[Sample]]:
         return alternate(contestants, rounds=self.rounds, seconds=self.seconds, warmup=warmup, say=self.say)
 
+    @property
+    def warmup_again(self) -> int:
+        """Seconds, for those who were asked in the rows before."""
+        return 0 if self.quick else 1
+
     def offset(self, name: str) -> int:
         """The first id that this contestant has not asked for yet."""
         return self._asked.get(name, 0)

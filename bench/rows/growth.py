@@ -37,15 +37,15 @@ def growth(bench: Bench) -> Result:
 def measure_growth(bench: Bench, size: int) -> dict[str, list[float]]:
     """Per second, each of some rounds: hits, PUTs, pages at the beginning and at the end of the list."""
     peers = bench.peers
-    seconds = 1 if bench.quick else 3
+    seconds, count = (1, 20) if bench.quick else (3, 40)
     rates: dict[str, list[float]] = {"hit": [], "put": [], "page": [], "deep": []}
     wrk.closed(peers.velikiy.url, ("put", 1, size, 0), 1)
     for number in range(3):
         bench.say(f"{size:,} users, round {number + 1} of 3")
         rates["hit"].append(wrk.closed(peers.velikiy.url, ("one", "/users/2"), seconds).rate)
         rates["put"].append(wrk.closed(peers.velikiy.url, ("put", 1, size, number * 7919), seconds).rate)
-        rates["page"].append(pages(peers, "", 40))
-        rates["deep"].append(pages(peers, last_cursor(peers, size), 40))
+        rates["page"].append(pages(peers, "", count))
+        rates["deep"].append(pages(peers, last_cursor(peers, size), count))
     return rates
 
 

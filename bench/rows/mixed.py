@@ -59,6 +59,8 @@ def latency(bench: Bench) -> Result:
         "Redis hit": Scene("redis", [peers.velikiy, peers.classic, peers.fastapi], next_ids),
         "mix 95/5": Scene("mix", [peers.velikiy, peers.classic_correct, peers.classic, peers.fastapi], mixed),
     }
+    if bench.quick:
+        del scenes["Redis hit"]
     lines = []
     kept = []
     for name, scene in scenes.items():

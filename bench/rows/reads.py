@@ -74,6 +74,7 @@ def miss(bench: Bench) -> Result:
     samples = bench.alternate(
         *(moving(bench, peer, "ids", bench.users) for peer in (*alone, *through)),
         pgbench.contestant(peers, "select", bench.users),
+        warmup=bench.warmup_again,
     )
     ours = peers.velikiy_app.name
     return Result(

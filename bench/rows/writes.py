@@ -26,7 +26,9 @@ def put(bench: Bench) -> Result:
     peers = bench.peers
     apps = (peers.velikiy, peers.uncached, peers.classic, peers.fastapi, peers.flask_caching)
     samples = bench.alternate(
-        *(moving(bench, peer, "put", bench.users) for peer in apps), pgbench.contestant(peers, "update", bench.users)
+        *(moving(bench, peer, "put", bench.users) for peer in apps),
+        pgbench.contestant(peers, "update", bench.users),
+        warmup=bench.warmup_again,
     )
     return Result(
         [

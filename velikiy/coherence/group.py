@@ -81,8 +81,8 @@ class Group(Generic[Told]):
     def _let_others_come(self) -> None:
         """Those who are ready to, and lack nothing but this interpreter or this CPU: then more go together. Who meets
         nobody, and the one before it neither, does not yield: on a busy CPU its turn may come back milliseconds
-        later. Who meets nobody right after a round with company does: those of that round come back together, and
-        would otherwise all wait for it."""
+        later. Who meets nobody right after a round with company does, at that price: those of that round come back
+        together, and would otherwise all wait for it."""
         seen = -1
         while len(self._waiting) > seen:
             seen = len(self._waiting)
@@ -105,7 +105,7 @@ class Group(Generic[Told]):
                 writer.turn.release()
             with self._lock:
                 self._under_way = bool(self._waiting)
-                self._had_company = bool(taken or self._waiting)
+                self._had_company = bool(taken)
                 if self._waiting:
                     self._waiting.popleft().turn.release()
 

@@ -124,7 +124,7 @@ def _copy() -> Path:
     """Of the code, named by its contents, beside the Python environments; several stacks share it."""
     if handed_over():
         return code()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(str(sys.implementation.cache_tag).encode())  # of what is compiled
     files = [file for name in CODE for file in sorted((CHECKOUT / name).rglob("*")) if "__pycache__" not in file.parts]
     for file in files:
         digest.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + (file.read_bytes() if file.is_file() else b""))
@@ -134,10 +134,10 @@ def _copy() -> Path:
     new = place.with_name(f"{place.name}.{os.getpid()}")
     for name in CODE:
         shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # Now: root's services cannot write here, and each process would compile for itself, at each start.
-    compileall.compile_dir(new, stripdir=new, prependdir=place, quiet=2)
     for entry in (new, *new.rglob("*")):  # whatever the umask was under which it was cloned
         entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
+    # Now: root's services cannot write here, and each process would compile for itself, at each start.
+    compileall.compile_dir(new, stripdir=new, prependdir=place, quiet=2)
     try:
         new.rename(place)
     except OSError:  # somebody else was faster

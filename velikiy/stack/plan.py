@@ -141,7 +141,8 @@ class Plan:
 
     def programs(self, knobs: Knobs, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
-        python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1"}
+        # The last one with --reload, where what runs is the checkout.
+        python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         given = {name.upper(): str(value) for name, value in knobs.model_dump(exclude_none=True).items()}
         programs = []
         if binaries:

@@ -93,7 +93,7 @@ def _hint(plan: Plan) -> None:
 
 
 def _lay_out(plan: Plan, wanted: StackSettings) -> None:
-    """Folders, the code's copy, passwords and addresses."""
+    """Folders, passwords and addresses."""
     home = plan.home
     plan.save()
     plan.heartbeat.unlink(missing_ok=True)
