@@ -67,8 +67,8 @@ def create_database(plan: Plan, *, within: float) -> None:
     Raises:
         Refusal: the server does not come up.
     """
-    password = (plan.passwords / "postgres_password").read_text().strip()
-    app_password = (plan.passwords / "app_password").read_text().strip()
+    password = plan.secret("postgres_password")
+    app_password = plan.secret("app_password")
     server = f"postgresql://postgres:{password}@127.0.0.1:{plan.postgres_port}/postgres"
     with _connect(server, plan, within) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'velikiy'").fetchone():

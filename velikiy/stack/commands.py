@@ -153,7 +153,7 @@ def _state(home: Path) -> dict[str, Any]:
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
     for name, file in (("postgres", "database_url"), ("redis", "redis_url")):
         with contextlib.suppress(FileNotFoundError):
-            state[name] = (plan.passwords / file).read_text().strip()
+            state[name] = plan.secret(file)
     state["processes"] = [
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()

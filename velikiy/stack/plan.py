@@ -79,6 +79,9 @@ class Plan:
     def passwords(self) -> Path:
         return self.home / "secrets"
 
+    def secret(self, name: str) -> str:
+        return (self.passwords / name).read_text().strip()
+
     @property
     def cluster(self) -> Path:
         return self.home / "postgres"
@@ -141,7 +144,7 @@ class Plan:
 
     def programs(self, knobs: Knobs, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
-        # The last one with --reload, where what runs is the checkout.
+        # Nothing is compiled into the checkout, which is what runs with --reload; the copy is compiled already.
         python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         given = {name.upper(): str(value) for name, value in knobs.model_dump(exclude_none=True).items()}
         programs = []

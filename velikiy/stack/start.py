@@ -61,7 +61,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     plan.choose_ports(before)
     _lay_out(plan, wanted)
 
-    # While PostgreSQL comes up: with SQLAlchemy it takes half a second.
+    # For `_migrate`, while PostgreSQL comes up: with SQLAlchemy it takes half a second.
     threading.Thread(target=import_module, args=["velikiy.migrate"], daemon=True).start()
     supervisor = Supervisor(plan)
     try:
@@ -106,11 +106,14 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     for name in ("run", "logs", "secrets", *servers):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
-    passwords.write(plan.passwords, postgres=postgres, redis=redis, mode=0o400)
-    for name, address in (("database_url", wanted.database_url), ("redis_url", wanted.redis_url)):
-        if address is not None:
-            (plan.passwords / name).chmod(0o600)
-            (plan.passwords / name).write_text(address + "\n")
+    passwords.write(
+        plan.passwords,
+        postgres=postgres,
+        redis=redis,
+        database_url=wanted.database_url,
+        redis_url=wanted.redis_url,
+        mode=0o400,
+    )
 
 
 def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervisor) -> None:
@@ -121,7 +124,7 @@ def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervi
         if binaries:
             cluster.create_database(plan, within=60)
     with step("bringing the tables up to date"):
-        _migrate((plan.passwords / "database_url").read_text().strip())
+        _migrate(plan.secret("database_url"))
     rest = [program.name for program in programs if program.name not in FIRST]
     with step(f"starting {', '.join(rest)}"):
         for name in rest:
@@ -130,7 +133,7 @@ def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervi
 
 
 def _migrate(database_url: str) -> None:
-    from velikiy import migrate  # not before it is needed: `start` has imported it meanwhile
+    from velikiy import migrate  # here and not above, where it would be waited for: `start` imports it meanwhile
 
     try:
         migrate.upgrade(database_url, wait=10)
