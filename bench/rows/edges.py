@@ -33,9 +33,10 @@ def edges(bench: Bench) -> Result:
         "CPU of all edges": lambda sample: cpu(sample, "edge", "supervisor"),
     }
     lines = []
+    rounds = list(zip(*found.values(), strict=True))
     for what, of in everything.items():
-        rounds = [[(count, of(samples[n])) for count, samples in found.items()] for n in range(len(found[counts[0]]))]
-        lines.append(Line("edges", f"{what}, for each edge more", Ratio.of([*map(slope, rounds)]), unit="ms"))
+        costs = [slope([*zip(found, map(of, samples), strict=True)]) for samples in rounds]
+        lines.append(Line("edges", f"{what}, for each edge more", Ratio.of(costs), unit="ms"))
     # Where each edge has its own machine, these are the ones that writes share.
     for count in (counts[0], counts[-1]):
         rates = [1000 / cpu(sample, *APP) for sample in found[count]]
