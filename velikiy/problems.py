@@ -152,7 +152,7 @@ SQLSTATES = {
 
 # The framework's own sentences speak of URLs that were entered manually.
 SENTENCES = {
-    404: "There is nothing at this address.",
+    404: "There is nothing at this address; /docs shows those that there are.",
     405: "This method is not available here; the Allow header names those that are.",
 }
 
