@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -145,6 +146,26 @@ class TestStarting:
         assert any("/velikiy/coherence/" in source for source in sources)
         assert any("/pydantic/" in source for source in sources)
         assert [source for source in sources if source.endswith(".py")] == []
+
+    def test_what_former_versions_left_is_removed_unless_somebody_uses_it(self) -> None:
+        with folder() as cache:
+            left = ["code-unused", "venv-unused", "venv-half.gone", "code-running", "venv-lately", "others"]
+            for name in left:
+                (cache / name).mkdir()
+                if name != "venv-lately":
+                    long_ago = time.time() - 31 * 24 * 3600
+                    os.utime(cache / name, (long_ago, long_ago))
+            service = subprocess.Popen(["sh", "-c", "read end", f"{cache}/code-running/velikiy"], stdin=subprocess.PIPE)
+            try:
+                ours = clean_environment(PYTHONPATH=str(ROOT), VELIKIY_CACHE=str(cache))
+                look = [sys.executable, "-P", "-m", "velikiy.stack", "status", "--data", str(cache / "data")]
+                subprocess.run(look, env=ours, capture_output=True, check=False)
+            finally:
+                service.kill()
+                service.communicate()
+            [copied] = {entry.name for entry in cache.iterdir()} - set(left)
+            assert copied.startswith("code-")
+            assert {entry.name for entry in cache.iterdir()} - {copied} == {"code-running", "venv-lately", "others"}
 
     @root_only
     def test_everything_runs_unprivileged(self, stack: Stack) -> None:

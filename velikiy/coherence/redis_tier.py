@@ -157,7 +157,12 @@ class DoesNotAnswer(Exception):
 
 class RedisTier:
     """Reads and fills skip Redis for a second after it failed to answer (a breaker): a Redis that hangs would
-    otherwise cost every read its timeout. And they skip it when it is fenced (`Trust`)."""
+    otherwise cost every read its timeout. And they skip it when it is fenced (`Trust`).
+
+    An edge does so only if it was told nothing else meanwhile (edge/redis_tier.lua): it waits without holding anything,
+    and behind it are apps, which carry a tenth. A thread that waits here is one of a few, and PostgreSQL carries its
+    reads: where a twentieth of all questions is lost, waiting on would cost the app most of its throughput.
+    """
 
     REST = 1.0
     """Seconds."""

@@ -13,6 +13,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +25,9 @@ NAME = "velikiy"
 CHECKOUT = Path(__file__).parent.parent.parent
 CODE = ("velikiy", "migrations", "edge", "postgres", "redis")
 """What of the checkout the services need."""
+
+UNUSED = 30 * 24 * 3600
+"""Seconds."""
 
 NET_BIND_SERVICE = 10
 """The number of the capability to listen below port 1024 (capabilities(7))."""
@@ -130,6 +134,8 @@ def _copy() -> Path:
         digest.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + (file.read_bytes() if file.is_file() else b""))
     place = Path(os.environ["VELIKIY_CACHE"]) / f"code-{digest.hexdigest()[:16]}"
     if place.exists():
+        with contextlib.suppress(OSError):
+            os.utime(place)  # see _clear_up
         return place
     new = place.with_name(f"{place.name}.{os.getpid()}")
     for name in CODE:
@@ -142,4 +148,25 @@ def _copy() -> Path:
         new.rename(place)
     except OSError:  # somebody else was faster
         shutil.rmtree(new)
+    _clear_up(place.parent)
     return place
+
+
+def _clear_up(cache: Path) -> None:
+    """Copies of the code, and Python environments, that former versions left: those for which no command has asked in
+    UNUSED, and from which nothing runs. A service that dies is started again from where it was."""
+    for entry in (*cache.glob("code-*"), *cache.glob("venv-*")):
+        with contextlib.suppress(OSError):  # somebody else does the same
+            if entry.stat().st_mtime < time.time() - UNUSED and not _somebody_runs(entry.name):
+                gone = entry.with_suffix(".gone")
+                entry.rename(gone)  # at once for all: broken off, half of it would be taken for whole
+                shutil.rmtree(gone, ignore_errors=True)
+
+
+def _somebody_runs(name: str) -> bool:
+    """By the last part of the path, which is a digest: folders may be reached in more than one way."""
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended
+            if os.fsencode(name) in process.read_bytes():
+                return True
+    return False
