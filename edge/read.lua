@@ -66,6 +66,18 @@ local function stale(path, query, status)
 end
 
 
+-- Whether it is kept. Not where a write has taken the name away meanwhile: nobody asks for that one again, and it would
+-- have its place until others need it. Looked at afterwards: a drop that comes later finds the entry and forgets it.
+local function keep(path, query, key, entry)
+    local kept = entries.put(key, entry)
+    if (generations.known(lease.epoch(), path) or "") .. query ~= key then
+        entries.forget(key)
+        return false
+    end
+    return kept
+end
+
+
 -- From an app. key: where to keep it, or nil; lease_to_fill: as redis_tier.read gives it.
 local function ask(path, query, key, result, why, lease_to_fill)
     local var, told = ngx.var, {}
@@ -73,7 +85,7 @@ local function ask(path, query, key, result, why, lease_to_fill)
     var.app, var.app_status, var.app_seconds = told.app or "", answer.status, told.seconds or ""
     local failed = answer.status >= 502 and answer.status <= 504 or answer.truncated
     local entry = not failed and entries.pack(answer, var.id)
-    local stored = key and entry and entries.put(key, entry)
+    local stored = key and entry and keep(path, query, key, entry)
     if key then
         fills:delete(key)
     end
@@ -172,7 +184,7 @@ function _M.answer()
     if not entry then
         return ask(path, query, key, result, why, more)
     end
-    local stored = entries.put(key, entry)
+    local stored = keep(path, query, key, entry)
     fills:delete(key)
     say(result, "redis; hit; ttl=" .. more .. ", nginx; fwd=" .. why .. (stored and "; stored" or ""))
     return entries.send(entry)

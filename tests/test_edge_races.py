@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import count
 from pathlib import Path as File
 from urllib.parse import urlsplit
@@ -333,23 +334,38 @@ class TestTheEdgeItself:
             assert b"X-Cache-Status: BYPASS" in answer
 
     def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: SteppedApp, user: int) -> None:
-        with folder() as place:
-            home = place / "edge"
-            for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
-                shutil.copytree(ROOT / part, place / part)
-            conf = (home / "nginx.conf").read_text()
-            conf, replaced = re.subn(r"(lua_shared_dict (?:generations|fills|small|large)) [^;]+;", r"\1 24k;", conf)
-            assert replaced == 4
-            (home / "nginx.conf").write_text(conf)
-            with edge_of(urlsplit(app.stack.app).netloc, home) as (edge, _):
-                wait_until(lambda: caching(edge))
-                for number in range(3):
-                    put(app, user, f"number {number}")
-                    assert name(edge, user) == f"number {number}"
-                    results = [get(edge, 10**6 + n).headers["X-Cache-Status"] for n in range(200)]
-                    assert set(results) <= {"MISS", "HIT", "EXPIRED"}
-                    assert name(edge, user) == f"number {number}"
-                assert get(edge, user).headers["X-Cache-Status"] == "HIT"
+        with cramped(app.stack.app, "generations", "fills", "small", "large") as edge:
+            for number in range(3):
+                put(app, user, f"number {number}")
+                assert name(edge, user) == f"number {number}"
+                results = [get(edge, 10**6 + n).headers["X-Cache-Status"] for n in range(200)]
+                assert set(results) <= {"MISS", "HIT", "EXPIRED"}
+                assert name(edge, user) == f"number {number}"
+            assert get(edge, user).headers["X-Cache-Status"] == "HIT"
+
+    def test_answers_that_writes_overtook_take_nobodys_place(self, app: SteppedApp, user: int) -> None:
+        with cramped(app.url, "small") as edge:
+            assert [get(edge, 1).headers["X-Cache-Status"] for _ in range(2)] == ["MISS", "HIT"]
+            for number in range(100):
+                app.steps.steps["between fill and answer"] = partial(put, app, user, f"number {number}")
+                get(edge, user)
+            assert get(edge, 1).headers["X-Cache-Status"] == "HIT"
+
+
+@contextmanager
+def cramped(apps: str, *dictionaries: str) -> Iterator[str]:
+    """An edge that has room for some dozens of entries in these."""
+    with folder() as place:
+        home = place / "edge"
+        for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
+            shutil.copytree(ROOT / part, place / part)
+        conf = (home / "nginx.conf").read_text()
+        conf, replaced = re.subn(rf"(lua_shared_dict (?:{'|'.join(dictionaries)})) [^;]+;", r"\1 24k;", conf)
+        assert replaced == len(dictionaries)
+        (home / "nginx.conf").write_text(conf)
+        with edge_of(urlsplit(apps).netloc, home) as (edge, _):
+            wait_until(lambda: caching(edge))
+            yield edge
 
 
 @contextmanager
