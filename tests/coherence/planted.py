@@ -245,9 +245,9 @@ BUGS = (
             HEARD,
             Replacement(
                 READ,
-                "    local stored = entries.put(key, entry)\n",
+                "    local stored = keep(path, query, key, entry)\n",
                 '    key = (generations.current(epoch, path) or "") .. query\n'
-                "    local stored = entries.put(key, entry)\n",
+                "    local stored = keep(path, query, key, entry)\n",
             ),
         ),
     ),
