@@ -32,9 +32,13 @@ class Processes:
         # A family is its root and what it has started; without children the root itself does the work.
         return {process.pid: _own_cpu(process.pid) for them in families for process in them[1:] or them}
 
-    def memory(self) -> dict[str, float]:
-        """Megabytes; what processes share counts once (PSS), or PostgreSQL's buffers would count for each backend."""
-        return {group: sum(map(proportional, self._of(group, roots))) / MEGABYTE for group, roots in self.roots.items()}
+    def memory(self, *kinds: str) -> dict[str, float]:
+        """Megabytes; what processes share counts once (PSS), or PostgreSQL's buffers would count for each backend.
+        `kinds`: of these alone (proc_pid_smaps(5))."""
+        return {
+            group: sum(proportional(process, *kinds) for process in self._of(group, roots)) / MEGABYTE
+            for group, roots in self.roots.items()
+        }
 
     def pin(self, cores: list[int]) -> dict[psutil.Process, list[int]]:
         """Where each was allowed to run before."""
@@ -76,12 +80,11 @@ def _own_cpu(pid: int) -> float:
     return 0.0
 
 
-def proportional(process: psutil.Process) -> int:
+def proportional(process: psutil.Process, *kinds: str) -> int:
     """Bytes (PSS); 0 of one that has ended."""
     try:
-        for line in Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
+        lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]  # the first has no name
     except (OSError, ProcessLookupError):
-        pass
-    return 0
+        return 0
+    sizes = {name: int(size) for name, size, _ in map(str.split, lines)}
+    return sum(sizes[f"{kind}:"] for kind in kinds or ("Pss",)) * 1024
