@@ -104,7 +104,7 @@ if [ "$status" = 000 ]; then
     echo "nobody answers there; ./run up or docker compose up starts a stack" >&2
     exit 1
 fi
-check "the list contains Alice"                        list_contains Alice
+check "the list contains Alice, as in a new database"  list_contains Alice
 check "POST creates a user and returns its id"         created
 check "GET reads it back"                              reads "test-$unique"
 check "PUT changes it, and the next read shows it"     updated
