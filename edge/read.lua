@@ -50,11 +50,16 @@ local function pass_on(answer)
 end
 
 
+-- Under which an answer is found now; a path that has lost its name has none.
+local function key_of(path, query)
+    return (generations.known(lease.epoch(), path) or "") .. query
+end
+
+
 -- Nobody could tell what is true: better what was true, and marked, than nothing. Under the name that is the last one,
 -- whether there is a lease for it or not: what is known to be outdated has lost its name.
 local function stale(path, query, status)
-    local generation = generations.known(lease.epoch(), path)
-    local entry, _, stored = entries.get((generation or "") .. query)
+    local entry, _, stored = entries.get(key_of(path, query))
     if not entry then
         say("BYPASS", "nginx; fwd=bypass")
         return ngx.exit(status)
@@ -70,7 +75,7 @@ end
 -- have its place until others need it. Looked at afterwards: a drop that comes later finds the entry and forgets it.
 local function keep(path, query, key, entry)
     local kept = entries.put(key, entry)
-    if (generations.known(lease.epoch(), path) or "") .. query ~= key then
+    if key_of(path, query) ~= key then
         entries.forget(key)
         return false
     end
