@@ -5,6 +5,7 @@
 ./run bench --report FILE        the document again, from such a file
 ./run bench --only hit,redis     prints, and writes no report
 ./run bench --only memory --minutes 30
+./run bench --beside DIR         this checkout against another one, in one run
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 from bench import document, report
+from bench.beside import beside
 from bench.peers.running import peers
 from bench.rows import PICTURES, ROWS, Bench
 
@@ -28,6 +30,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", metavar="ROW,...", help=f"some of {','.join(ROWS)}")
     parser.add_argument("--minutes", type=float, default=None, help="of the row memory (1.5; quick: 0.1)")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write docs/benchmarks.md anew from these results")
+    parser.add_argument(
+        "--beside", type=Path, metavar="DIR", help="compare with another checkout, and with nothing else"
+    )
     parser.add_argument("--json", action="store_true", help="for programs: everything, raw samples too")
     given = parser.parse_args()
     everything = [name for name in ROWS if not (given.quick and name == PICTURES)]
@@ -36,6 +41,8 @@ def arguments() -> argparse.Namespace:
         parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
     if given.report and not given.report.is_file():
         parser.error(f"there is no file {given.report}")
+    if given.beside and not (given.beside / "run").is_file():
+        parser.error(f"{given.beside} is no checkout of this project")
     if given.minutes is None:
         given.minutes = 0.1 if given.quick else 1.5
     return given
@@ -80,8 +87,13 @@ def main() -> int:
         print(report.head(), flush=True)
     try:
         with peers() as running:
-            users = 100_000 if given.quick else 1_000_000
+            users = 100_000 if given.quick or given.beside else 1_000_000
             bench = Bench(running, progress, quick=given.quick, users=users, minutes=given.minutes)
+            if given.beside:
+                for result in beside(bench, given.beside.resolve()):
+                    progress.clear()
+                    report.show(result)
+                return 0
             if "growth" not in given.rows:
                 progress(f"filling the table with {users:,} users")
                 running.seed(users)

@@ -15,6 +15,7 @@ local CLOCK_BOOTTIME = 7  -- ngx.now is wall time, which is set; this one goes o
 
 local RENEW = 1        -- seconds between two questions
 local AGAIN = 0.1      -- seconds after one that failed
+local HANG = 5         -- seconds after which a renewal that has not ended no longer holds up the next
 local CONNECT = 200    -- milliseconds
 local PATIENCE = 800   -- milliseconds for the answer: of two that fail, the second is still in time
 
@@ -192,24 +193,31 @@ local function renew()
 end
 
 
+local due = 0  -- the moment (now) of the next renewal
+
+
 local function keep(premature)
-    if premature or exiting() then
+    local began = now()
+    if premature or exiting() or began < due then
         return
     end
-    local began = now()
+    due = began + HANG * 1000  -- until this renewal has ended
     local ok, held = pcall(renew)
     if not ok then
         say("cannot renew the lease: " .. tostring(held))
     end
-    local pause = ok and held and math.max(AGAIN, RENEW - (now() - began) / 1000) or AGAIN
-    ngx.timer.at(pause, keep)
+    due = ok and held and began + RENEW * 1000 or now() + AGAIN * 1000
 end
 
 
 -- In init_worker_by_lua: one worker asks, all use it. Should it be killed, its successor has its number.
+--
+-- The timer is periodic. A timer that arms itself anew in its own handler ends for good the first time that Nginx has
+-- no free connection to run the handler with, and the edge would never get a lease again.
 function _M.keep()
     if ngx.worker.id() == 0 then
         ngx.timer.at(0, keep)
+        ngx.timer.every(AGAIN, keep)
     end
 end
 

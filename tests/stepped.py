@@ -75,13 +75,19 @@ class SteppedFence(Fence):
         self.steps.at("between fill and answer")
         return answer
 
-    def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
+    def write(
+        self,
+        change: Callable[[Connection], Change[T]],
+        times: float = 1,
+        foreseen: Sequence[Path] = (),
+        until: float | None = None,
+    ) -> T:
         def stepped(connection: Connection) -> Change[T]:
             done = change(connection)
             self.steps.at("before the lock")
             return done
 
-        outcome = super().write(stepped, times, foreseen)
+        outcome = super().write(stepped, times, foreseen, until)
         self.steps.at("after the commit")
         return outcome
 

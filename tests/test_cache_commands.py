@@ -1,8 +1,10 @@
 """`velikiy cache`: what each tier holds of an address, and dropping it."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import psycopg
 import pytest
 import requests
 
@@ -101,6 +103,16 @@ def test_what_cannot_be_done_is_said(stack: Stack, arguments: tuple[str, ...], s
     done = run("velikiy", "cache", *arguments, DATA=str(stack.data))
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_command_that_postgresql_cancels_says_so(own_stack: Stack) -> None:
+    cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    with psycopg.connect(own_stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
+        outside.execute("LOCK TABLE caches IN ACCESS EXCLUSIVE MODE")
+        done = pool.submit(run, "velikiy", "cache", "purge", "--all", DATA=str(own_stack.data))
+        wait_until(lambda: own_stack.sql(cancel) is not None and done.done())  # apps and the relay wait for it too
+    assert done.result().returncode == 1
+    assert "PostgreSQL has broken it off (QueryCanceled 57014)" in done.result().stderr
 
 
 def test_without_a_database_it_says_so(own_stack: Stack) -> None:

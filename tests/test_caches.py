@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import count
 
 import pytest
 import requests
 
 from tests.away import refusing
-from tests.running import Stack, free_ports, wait_until
+from tests.running import Stack, free_ports, run, wait_until
+from tests.test_api import User
 from velikiy.coherence import Caches, EdgeTier, Path, RedisTier
 from velikiy.coherence.caches import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
 from velikiy.coherence.redis_tier import DoesNotAnswer
@@ -110,6 +112,69 @@ class TestFences:
             caches.put_redis_back(redis._replace(epoch="an earlier one"))
             assert caches.redis(connection).fenced
         wait_until(lambda: not caches.redis_is_fenced())  # the relay empties it and puts it back
+
+
+class TestRowsThatDisappear:
+    """Somebody deletes them, or empties the table."""
+
+    def test_while_redis_has_no_row_it_is_fenced_and_clients_are_answered(
+        self, stack: Stack, caches: Caches, database: Database, new_user: User
+    ) -> None:
+        path = f"/users/{new_user['id']}"
+        with refusing(stack, "relay"):  # which would insert it
+            stack.sql("DELETE FROM caches WHERE name = 'redis'")
+            assert caches.redis_is_fenced()
+            with database.autocommit() as connection:
+                assert not caches.redis(connection).left_out  # a writer waits until nobody uses it any more
+            wait_until(lambda: [app for app in stack.apps if uses_redis(app + path)] == [])
+            for number, app in enumerate(stack.apps):
+                written_and_read(stack, app + path, f"Without {number}")
+            shown, purged = (
+                run("velikiy", "cache", *what, DATA=str(stack.data)) for what in (("show", path), ("purge", path))
+            )
+            assert "fenced: nobody uses it" in shown.stdout, shown.stderr
+            assert purged.stdout == f"dropped {path} in Redis and at 2 edges\n", purged.stderr
+        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
+        written_and_read(stack, stack.app + path, "With")
+
+    def test_the_row_of_redis_comes_back_and_no_client_notices(self, stack: Stack, new_user: User) -> None:
+        before = row(stack, "redis")
+        stack.sql("DELETE FROM caches WHERE name = 'redis'")
+        path = f"/users/{new_user['id']}"
+        numbers = count()
+
+        def is_back() -> bool:
+            written_and_read(stack, f"{stack.edge}{path}", f"Number {next(numbers)}")
+            found = row(stack, "redis")
+            return found is not None and found != before and not found[1]
+
+        wait_until(is_back)
+        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
+
+    def test_after_a_truncate_all_caches_come_back(self, stack: Stack, new_user: User) -> None:
+        path = f"/users/{new_user['id']}"
+        names = stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL ORDER BY name")
+        stack.sql("TRUNCATE caches")
+        wait_until(lambda: stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL ORDER BY name") == names)
+        written_and_read(stack, stack.edge + path, "After")
+        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
+        for edge in stack.edges:
+            wait_until(lambda edge=edge: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+
+
+def uses_redis(url: str) -> bool:
+    answer = requests.get(url, timeout=5)
+    assert answer.status_code == 200, answer.text
+    return "redis; hit" in answer.headers["Cache-Status"]
+
+
+def written_and_read(stack: Stack, url: str, name: str) -> None:
+    """A write is answered, and seen wherever one asks."""
+    answer = requests.put(url, json={"name": name}, timeout=10)
+    assert answer.status_code == 200, answer.text
+    path = "/" + url.split("/", 3)[3]
+    answers = [requests.get(door + path, timeout=5) for door in (*stack.edges, *stack.apps)]
+    assert [(answer.status_code, answer.json().get("name")) for answer in answers] == [(200, name)] * len(answers)
 
 
 class TestTrust:

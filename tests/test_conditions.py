@@ -1,4 +1,5 @@
-"""ETags, conditions and methods (RFC 9110): nothing is sent twice, and no write overwrites what its writer has not seen."""
+"""ETags, conditions, methods and Accept (RFC 9110): nothing is sent twice, and no write overwrites what its writer has
+not seen."""
 
 import re
 from collections.abc import Callable
@@ -220,6 +221,102 @@ class TestPatch:
         answer = requests.patch(url, data="[]", headers={"Content-Type": "application/json-patch+json"}, timeout=5)
         problem(answer, 415)
         assert answer.headers["Accept-Patch"] == "application/json, application/merge-patch+json"
+
+
+PLAINLY = [
+    "*/*",  # curl, requests, fetch, Ruby
+    "application/json, text/plain, */*",  # axios
+    "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",  # Java's HttpURLConnection
+    "text/html, image/gif, image/jpeg, */*; q=0.2",
+    "application/json, application/*+json",  # Spring
+    "application/json; charset=utf-8",
+    "application/json, text/javascript, */*; q=0.01",  # jQuery
+    "application/json, */*;q=0.5",  # HTTPie
+    "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8",
+    "APPLICATION/JSON",
+    "Application/*",
+    "application/problem+json",
+    "*",
+    "*/*; q=.2",
+    "application/json;q=0.9, */*;q=0.1",
+    "application/json;q=0.001",
+    "application/json;q=.001;level=1",
+    "application/json;version=2",
+    "application/json;q=",
+    "application/json;q=x",
+    "application/json;q=-0",
+    "application/json;q=0.0.0",
+    "application/json;q=1.5",
+    ",, application/json ,",
+    "text/html;application/xml,\tapplication/json\t;\tq=1",
+]
+"""The edge sees by itself that JSON will do for these."""
+
+AFTER_ALL = [
+    ",",
+    ", ;q=0 ,",
+    "text/html;q=0, */*",
+    "*/*;q=0, application/json",
+    "application/*;q=0, application/json;q=0.5",
+    "application/*;q=0, application/problem+json",
+    "application/json, application/problem+json;q=0",
+    "application/json;version=2;q=0, application/json",
+    'application/json;q="0"',
+    'application/json;profile="a, b;q=0"',
+    'text/html;a=",;q=0,", application/json',
+    'text/html;a="\\"", application/json',
+]
+
+NOT_AT_ALL = [
+    "text/html",
+    "text/*, image/*",
+    "application/xml",
+    "application/jsonx",
+    "application/ld+json",
+    "application / json",
+    "application/json/x",
+    "application",
+    "json",
+    "/",
+    "text/html;application/json",
+    "application/json;q=0",
+    "APPLICATION/JSON ; Q = 0.",
+    "application/json;q=0, */*",
+    "application/json;q=0.000, application/problem+json",
+    "application/json;level=1;q=.0;level=2, application/*",
+    "application/*;q=0, */*",
+    "*/*;q=00.00",
+    "*;q=0",
+    'text/html;a="application/json, */*"',
+    'text/html;a="\\", application/json"',
+    'text/html;a=", */*',
+]
+
+
+class TestAccept:
+    @pytest.mark.parametrize("accept", PLAINLY)
+    def test_a_client_that_plainly_takes_json_gets_it_from_the_cache(
+        self, stack: Stack, door: str, accept: str
+    ) -> None:
+        def answered() -> bool:
+            answer = ask(door, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+            assert answer.status == 200
+            return door == stack.app or answer.headers["x-cache-status"] == "HIT"
+
+        wait_until(answered)
+
+    @pytest.mark.parametrize("accept", AFTER_ALL)
+    def test_a_client_that_takes_json_after_all_gets_it_from_an_app(self, stack: Stack, door: str, accept: str) -> None:
+        answer = ask(door, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+        assert answer.status == 200
+        assert door == stack.app or answer.headers["x-cache-status"] == "BYPASS"
+
+    @pytest.mark.parametrize("accept", NOT_AT_ALL)
+    def test_a_client_that_takes_no_json_gets_406(self, door: str, accept: str) -> None:
+        for _ in range(2):
+            answer = ask(door, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+            check(answer, 406)
+            assert answer.headers.get("x-cache-status") in (None, "BYPASS")
 
 
 METHODS = {

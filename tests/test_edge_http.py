@@ -2,17 +2,20 @@
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from itertools import count
 from typing import ClassVar
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 import requests
 from werkzeug import Request, Response
 
+from tests.asking import ask, check
 from tests.running import wait_until
-from tests.stepped import caching
+from tests.stepped import caching, edge_of
 from tests.test_api import problem
 from tests.test_edge import raw
 from tests.told import Told, fenced, plain, told_app
@@ -36,6 +39,15 @@ def told(told_module: Told) -> Told:
     told_module.heard.clear()
     told_module.answer = tagged
     return told_module
+
+
+@pytest.fixture(scope="module")
+def deserted() -> Iterator[str]:
+    """An edge whose app is away."""
+    with socket.socket() as taken:  # and nobody listens
+        taken.bind(("127.0.0.1", 0))
+        with edge_of(f"127.0.0.1:{taken.getsockname()[1]}") as (edge, _):
+            yield edge
 
 
 @pytest.fixture
@@ -229,8 +241,15 @@ class TestAccept:
             "application/json",
             "application/*;q=0.1",
             "Application/JSON",
+            "application/json; charset=utf-8",
+            "application/json;version=2",
+            "application/problem+json",
+            "*/*; q=.2",
+            "application/json;q=0.9, */*;q=0.1",
             "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*;q=0.8",
             "application/json, text/plain, */*",
+            "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
+            "text/html ,\t*/*\t;q=0.001",
         ],
     )
     def test_who_plainly_takes_json_is_answered_from_the_cache(self, told: Told, name: str, accept: str) -> None:
@@ -245,7 +264,11 @@ class TestAccept:
             "application/json;q=0",
             "application/json; q=0.000, */*",
             "*/*;Q=0",
-            "application/json;version=2",
+            "text/html;q=.0, */*",
+            "*/*; a=1 ; q = 00.;b",
+            'application/json;profile="a, b"',
+            'text/html;a="\\", */*;a="',
+            "text/html;application/json",
             "text/html, application/xml",
             "nonsense",
         ],
@@ -270,24 +293,41 @@ class TestWhatTheAppHears:
         "If-Unmodified-Since": CHANGED,
         "Idempotency-Key": '"k"',
     }
+    PAGE: ClassVar = {"Origin": "http://a.example:1234", "Sec-Fetch-Site": "same-origin"}
+    """A browser says this of the page that writes."""
 
     @pytest.mark.parametrize("line", ["POST /r", "POST /r/batch", "PUT /r/7", "PATCH /r/7", "DELETE /r/7"])
     def test_of_a_write_these_headers_and_no_others(self, told: Told, line: str) -> None:
         method, address = line.split()
         hostile = {"Cookie": "a=b", "X-HTTP-Method-Override": "GET", "If-Range": TAG, "Range": "bytes=0-1"}
-        said = {"Content-Type": "application/merge-patch+json", "Accept": "*/*", **self.CONDITIONS}
+        said = {"Content-Type": "application/merge-patch+json", "Accept": "*/*", **self.CONDITIONS, **self.PAGE}
         requests.request(method, told.edge + address, headers={**said, **hostile}, data=b"{}", timeout=5)
         [(heard_line, heard, body)] = told.heard
         assert (heard_line, body) == (line, b"{}")
         assert re.fullmatch(r"[0-9a-f]{16}-\d+-\d+", heard.pop("x-request-id"))
-        assert heard.pop("host")
+        assert heard.pop("host") == urlsplit(told.edge).netloc
+        assert heard.pop("write-deadline")
         assert heard == {"content-length": "2", **{header.lower(): value for header, value in said.items()}}
 
     def test_of_a_read_that_is_kept_none(self, told: Told, name: str) -> None:
         get(told, f"/{name}", Accept="application/json", **{k.replace("-", "_"): v for k, v in self.CONDITIONS.items()})
         assert set(told.heard[0][1]) == {"host", "x-request-id"}
 
-    @pytest.mark.parametrize("header", ["Content-Type", "Accept", *CONDITIONS])
+    @pytest.mark.parametrize("rest", ["", "?foo=1"])
+    def test_a_read_does_not_say_which_page_it_comes_from(self, told: Told, name: str, rest: str) -> None:
+        get(told, f"/{name}{rest}", **{header.replace("-", "_"): value for header, value in self.PAGE.items()})
+        [(_, heard, _)] = told.heard
+        assert heard["host"] == urlsplit(told.edge).hostname
+        assert not {"origin", "sec-fetch-site"} & set(heard)
+
+    @pytest.mark.parametrize(
+        ("host", "heard"), [("A.example:1234", "A.example:1234"), ("[::1]:80", "[::1]:80"), ("\xe4.example", "?")]
+    )
+    def test_a_write_has_the_host_as_the_client_named_it(self, told: Told, host: str, heard: str) -> None:
+        raw(told.edge, f"DELETE /r/7 HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode("latin-1"))
+        assert told.heard[0][1]["host"] == heard
+
+    @pytest.mark.parametrize("header", ["Content-Type", "Accept", *CONDITIONS, *PAGE])
     @pytest.mark.parametrize("value", ["a\x01b", "\x7f", "\xff", 'W/"\xc3\xa4"'])
     def test_what_cannot_be_passed_on_is_not_dropped_in_silence(self, told: Told, header: str, value: str) -> None:
         send(told, "PUT /r/7", f"{header}: {value}")
@@ -299,7 +339,7 @@ class TestWhatTheAppHears:
         send(told, "PUT /r/7", f'{header}: "a"\t,\t"b"')
         assert told.heard[0][1][header.lower()] == '"a"\t,\t"b"'
 
-    @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS])
+    @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS, *PAGE])
     @pytest.mark.parametrize("line", ["PUT /r/7", "POST /r/batch"])
     def test_of_two_conditions_or_keys_none_is_passed_over(self, told: Told, line: str, header: str) -> None:
         many = [f"X-{n}: 1" for n in range(150)]
@@ -307,7 +347,7 @@ class TestWhatTheAppHears:
         assert "twice" in problem(answer, 400)
         assert not told.heard
 
-    @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS])
+    @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS, *PAGE])
     def test_nor_is_an_empty_one(self, told: Told, header: str) -> None:
         assert "empty" in problem(send(told, "PUT /r/7", f"{header}: "), 400)
         assert not told.heard
@@ -366,6 +406,36 @@ class TestProblems:
             assert got.startswith(b"HTTP/1.1 413"), got
             assert f"larger than {limit} bytes" in json.loads(got.partition(b"\r\n\r\n")[2])["detail"]
         assert len(told.heard) == 1
+
+    @pytest.mark.parametrize(
+        ("line", "headers", "size", "status", "in_chunks"),
+        [
+            ("POST /r/batch", b"", 100_000, 502, 502),
+            ("POST /r/batch", b"", 2_000_000, 502, 502),
+            ("POST /r/batch", b"", 3_000_000, 413, 413),
+            ("POST /r/batch", b"If-Match: *\r\nIf-Match: *\r\n", 100_000, 400, 400),
+            ("GET /r/batch", b"", 100_000, 502, 413),
+            ("FOO /r/batch", b"", 100_000, 501, 501),
+            ("FOO /r", b"", 100_000, 413, 501),
+            ("POST /r", b"", 60_000, 502, 502),
+            ("PUT /r/7", b"", 100_000, 413, 413),
+            ("PUT /r/7?x", b"", 3_000_000, 413, 413),
+            ("GET /r/7", b"", 60_000, 502, 502),
+            ("GET /r/7", b"", 100_000, 413, 502),
+            ("POST /.lease/renew", b"", 100_000, 413, 404),
+            ("POST /readyz", b"", 100_000, 413, 413),
+            ("POST /.problem", b"", 100_000, 404, 404),
+        ],
+    )
+    def test_a_failed_request_gets_its_problem_however_large_its_body(
+        self, deserted: str, line: str, headers: bytes, size: int, status: int, in_chunks: int
+    ) -> None:
+        """`in_chunks`: the status where Nginx does not know the length before it has read the body."""
+        method, address = line.split()
+        body = b"x" * size
+        check(ask(deserted, method, address, headers, body), status)
+        chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (size, body)
+        check(ask(deserted, method, address, headers + b"Transfer-Encoding: chunked\r\n", chunks), in_chunks)
 
     def test_a_kept_404_names_the_request_that_it_answers(self, told: Told, name: str) -> None:
         told.answer = missing

@@ -3,14 +3,22 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import psycopg
 import pytest
 import requests
+from flask import Flask
+from psycopg.conninfo import make_conninfo
 
 from tests.away import hanging, readiness, refusing
-from tests.running import Stack, running, status_of, wait_until
+from tests.running import Stack, free_ports, running, status_of, wait_until
 from tests.test_api import problem
+from tests.test_migrations import drop_database, execute, make_database
+from velikiy import health
+from velikiy.coherence import RedisTier
+from velikiy.coherence.caches import Trust
+from velikiy.postgres import Database
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +48,8 @@ def test_without_postgresql_it_says_so_soon(fragile: Stack, away: Away) -> None:
             problem(answer, 503)
             assert answer.headers["Retry-After"] == "1"
             assert took < 2.5, f"{method} {path} took {took:.1f} s"
-        health = requests.get(f"{fragile.app}/health", timeout=5)
-        assert (health.status_code, health.json()) == (503, {"status": "unhealthy"})
+        answer = requests.get(f"{fragile.app}/health", timeout=5)
+        assert (answer.status_code, answer.json()) == (503, {"status": "unhealthy"})
         assert readiness(fragile)[0] == 503
         assert status_of(f"{fragile.app}/livez") == 200
     # Started is not ready: until then it goes on saying so.
@@ -145,6 +153,40 @@ def test_a_lock_that_somebody_holds_leaves_nothing_behind(fragile: Stack) -> Non
         # Others are not affected, and neither is this one as soon as the lock is gone.
         assert requests.put(f"{fragile.app}/users/1", json={"name": "Alice"}, timeout=5).status_code == 200
     assert requests.put(f"{fragile.app}/users/2", json={"name": "Bob"}, timeout=5).status_code == 200
+
+
+def test_health_waits_for_no_lock(fragile: Stack) -> None:
+    with psycopg.connect(fragile.postgres) as connection:
+        connection.execute("LOCK TABLE users")
+        for path in ("/health", "/readyz"):
+            began = time.monotonic()
+            assert status_of(fragile.app + path) == 200
+            assert time.monotonic() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("DROP TABLE users", "the tables are missing or may not be read"),
+        ("REVOKE ALL ON users FROM velikiy", "the tables are missing or may not be read"),
+        ("", "does not answer"),
+    ],
+)
+def test_readiness_says_what_is_wrong_with_postgresql(fragile: Stack, wrong: str, said: str) -> None:
+    name, address = make_database(fragile)
+    try:
+        execute(address, f"CREATE TABLE users (id int); {wrong}")
+        address = address if wrong else make_conninfo(address, port=free_ports(1))
+        with closing(Database(address, size=1, timeout=1)) as database:
+            database.open()
+            app = Flask("in this process")
+            health.install(app, database, RedisTier(fragile.redis_url, Trust(lambda: False), ttl=60, timeout=1))
+            answer = app.test_client().get("/readyz")
+            checks = {"postgres": said, "redis": "ok"}
+            assert (answer.status_code, answer.json) == (503, {"status": "not ready", "checks": checks})
+            assert app.test_client().get("/health").status_code == 503
+    finally:
+        drop_database(fragile, name)
 
 
 def test_after_a_restart_of_postgresql_no_connection_of_old_costs_a_failure(fragile: Stack) -> None:

@@ -88,7 +88,8 @@ class TestReplays:
     def test_spaces_and_the_order_of_members_make_no_other_request(self, stack: Stack, door: str, key: str) -> None:
         email = f"{key}@example.com"
         for body in (f'{{"name":"Once","email":"{email}"}}', f' {{ "email" : "{email}",\n"name":"\\u004fnce" }} '):
-            answer = requests.post(f"{door}/users", data=body, headers={"Idempotency-Key": key}, timeout=5)
+            headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+            answer = requests.post(f"{door}/users", data=body, headers=headers, timeout=5)
             assert answer.status_code == 201
         assert users(stack, key) == 1
 
@@ -196,7 +197,10 @@ class TestCrashes:
         address = urlsplit(stack.edge)
         assert address.hostname and address.port
         body = f'{{"name":"Once","email":"{key}@example.com"}}'
-        head = f"POST /users HTTP/1.1\r\nHost: x\r\nIdempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         with socket.create_connection((address.hostname, address.port)) as connection:
             connection.sendall((head + body).encode())
             wait_until(lambda: users(stack, key) == 1)

@@ -1,12 +1,14 @@
 """Errors are RFC 9457, of a kind that has a page, and name the request that they are about."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
+import psycopg
 import pytest
 import requests
 
 from tests.asking import ask, check
-from tests.running import ROOT, Stack
+from tests.running import ROOT, Stack, wait_until
 from velikiy.problems import KINDS
 
 JSON = b"Content-Type: application/json\r\n"
@@ -76,6 +78,40 @@ def test_each_is_told_as_what_it_is(
         assert answer.json["type"] == f"/problems/{kind}"
         assert answer.json["title"] == KINDS[kind].title
         assert answer.json["request_id"] in answer.headers["x-request-id"]
+
+
+def test_a_missing_column_is_a_fault_inside_and_no_outage(own_stack: Stack) -> None:
+    own_stack.sql("ALTER TABLE users RENAME COLUMN email TO mail")
+    new = b'{"name": "A", "email": "a@example.com"}'
+    for door in (own_stack.app, own_stack.edge):
+        for method, target in (("GET", "/users/1"), ("GET", "/users"), ("POST", "/users"), ("PUT", "/users/1")):
+            answer = ask(door, method, target, JSON, new if method[0] == "P" else b"")
+            check(answer, 500)
+            assert answer.json["type"] == "/problems/internal-error"
+            assert "retry-after" not in answer.headers
+
+    def logged() -> str:  # with the id of the last request; apps write their lines together, a moment later
+        log = own_stack.log("app1") + own_stack.log("app2")
+        return log if answer.json["request_id"] in log else ""
+
+    log = wait_until(logged)
+    assert '"sqlstate":"42703"' in log.replace(" ", "")
+    assert "email" in log  # the message names the column, and quotes no row
+    assert "a@example.com" not in log
+    assert "postgres.unavailable" not in log
+
+
+def test_a_write_that_postgresql_cancels_is_not_said_to_be_without_an_answer(
+    stack: Stack, door: str, new_user: dict[str, str]
+) -> None:
+    target, waiting = f"/users/{new_user['id']}", "wait_event_type = 'Lock' AND application_name = 'velikiy writes'"
+    with psycopg.connect(stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
+        outside.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (new_user["id"],))
+        answer = pool.submit(ask, door, "PUT", target, JSON, b'{"name": "A"}')
+        wait_until(lambda: stack.sql(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {waiting}"))
+        check(answer.result(), 503)
+    assert answer.result().json["detail"].startswith("The database has broken the request off. Of a write the outcome")
+    assert answer.result().headers["retry-after"] == "1"
 
 
 def test_each_request_has_an_id_of_its_own(door: str) -> None:

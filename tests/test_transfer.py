@@ -1,13 +1,18 @@
 """`velikiy users import`, `export`, `seed`: many rows at once."""
 
 import csv
+import errno
+import fcntl
 import gzip
 import io
 import json
+import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,8 @@ import requests
 
 from tests.away import hanging, refusing
 from tests.running import ROOT, Stack, clean_environment, running, wait_until
+from velikiy.transfer.reading import Row, Unreadable
+from velikiy.transfer.writing import Rejects
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +58,23 @@ def users(stack: Stack, *arguments: object, given: bytes = b"", cwd: Path | None
     )
 
 
+def in_a_shell(stack: Stack, command: str, **names: object) -> Done:
+    """`$users` is the command, `$name` what is named."""
+    return subprocess.run(
+        ["bash", "-c", command.replace("$users", f"{ROOT}/run velikiy users")],
+        env=clean_environment(DATA=str(stack.data), **{name: str(value) for name, value in names.items()}),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
 def began(stack: Stack, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [ROOT / "run", "velikiy", "users", *map(str, arguments)],
         env=clean_environment(DATA=str(stack.data)),
+        cwd=stack.data.parent,  # where rejects of stdin go
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -78,6 +98,10 @@ def table(count: int, name: str = "Person") -> bytes:
 
 def rejects(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 def names(stack: Stack) -> list[str]:
@@ -269,6 +293,304 @@ def test_from_stdin_rejects_go_into_the_folder_where_one_is(own: Stack, tmp_path
     assert rejects(tmp_path / "import.rejects.ndjson")[0]["line"] == 2
 
 
+# ---- whose file it is ----
+
+
+BAD = b"name,email\nAlice,alice@example.com\n,none\n"
+"""The third line is rejected."""
+
+REJECTED = b'{"line":9,"errors":[{"field":"name","detail":"is of an earlier import"}],"row":{}}\n'
+
+
+def untouched(path: Path) -> tuple[object, ...]:
+    """What would show that it was touched."""
+    there = path.stat()
+    return path.read_bytes(), there.st_mode, there.st_mtime_ns, there.st_ctime_ns, there.st_ino
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"notes\n",
+        b"\n" + REJECTED,
+        b'{"name": "Alice", "email": "alice@example.com"}\n',
+        b'{"line": 1, "errors": [], "row": {}, "mine": true}\n',
+        b'["line", "errors", "row"]\n',
+        b'{"line":1,"errors":[],"row":',
+        b"\x1f\x8b\0\xff",
+        b"[" * 100_000,
+    ],
+)
+def test_a_file_that_holds_anything_else_is_refused_and_stays_as_it_is(
+    own: Stack, tmp_path: Path, content: bytes
+) -> None:
+    file, notes = tmp_path / "a.csv", tmp_path / "a.csv.rejects.ndjson"
+    file.write_bytes(BAD)
+    notes.write_bytes(content)
+    notes.chmod(0o604)
+    before = untouched(notes)
+    done = imported(own, file, code=2)
+    assert said(done) == (
+        f"velikiy users import: {notes} does not begin with a rejected row, and is not overwritten: move it away, or"
+        " name another one with --rejects\n"
+    )
+    assert untouched(notes) == before
+    assert count(own) == 0
+
+
+def test_a_refused_file_of_rejects_leaves_what_was_broken_off_as_it_is(own: Stack, tmp_path: Path) -> None:
+    content = table(35_000, LONG)
+    halfway(own, content[:2_400_000]).kill()
+    (tmp_path / "a.csv").write_bytes(content)
+    (tmp_path / "notes").write_bytes(b"notes\n")
+    before = own.sql("SELECT * FROM imports")
+    for arguments in ((), ("--restart",)):
+        done = imported(own, tmp_path / "a.csv", "--rejects", tmp_path / "notes", *arguments, code=2)
+        assert said(done).count("\n") == 1
+        assert own.sql("SELECT * FROM imports") == before
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_what_is_imported_is_no_place_for_rejects_by_no_name(
+    own: Stack, tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    file, other = tmp_path / "a.ndjson", tmp_path / "other.ndjson"
+    file.write_bytes(REJECTED)  # it passes for one of ours
+    link(file, other)
+    before = untouched(file)
+    for command in (
+        "$users import $file --rejects $file",
+        "$users import $file --rejects $other",
+        "$users import $other --rejects $file",
+        "$users import - --rejects $other < $file",
+        "$users import $file --rejects /dev/fd/7 7< $file",
+        "$users import $file --rejects - >> $file",
+    ):
+        done = in_a_shell(own, command, file=file, other=other)
+        assert (done.returncode, said(done).count("\n")) == (2, 1)
+        assert "names the file that is imported: name another one with --rejects" in said(done)
+        assert untouched(file) == before
+    assert count(own) == 0
+
+
+def test_a_link_to_rejects_stays_one(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(BAD)
+    (tmp_path / "aside").write_bytes(REJECTED)
+    (tmp_path / "link").symlink_to("aside")
+    imported(own, tmp_path / "a.csv", "--rejects", tmp_path / "link", code=1)
+    assert [reject["line"] for reject in rejects(tmp_path / "aside")] == [3]
+    (tmp_path / "b.csv").write_bytes(table(5))
+    imported(own, tmp_path / "b.csv", "--rejects", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "aside").read_bytes() == b""
+
+
+def test_an_import_replaces_rejects_of_an_earlier_one_and_removes_them_where_it_has_none(
+    own: Stack, tmp_path: Path
+) -> None:
+    file, aside = tmp_path / "a.csv", tmp_path / "a.csv.rejects.ndjson"
+    file.write_bytes(BAD)
+    aside.write_bytes(REJECTED * 1000)
+    aside.chmod(0o640)
+    imported(own, file, code=1)
+    assert [reject["line"] for reject in rejects(aside)] == [3]
+    imported(own, file, code=1)
+    assert [reject["line"] for reject in rejects(aside)] == [2, 3]
+    assert mode(aside) == 0o640
+    file.write_bytes(table(5))
+    imported(own, file)
+    assert not aside.exists()
+
+
+def test_an_empty_file_that_was_there_may_be_written_and_is_not_removed(own: Stack, tmp_path: Path) -> None:
+    file, aside = tmp_path / "a.csv", tmp_path / "aside"
+    aside.touch()
+    file.write_bytes(table(5))
+    imported(own, file, "--rejects", aside)
+    assert aside.read_bytes() == b""
+    file.write_bytes(BAD)
+    imported(own, file, "--rejects", aside, code=1)
+    assert [reject["line"] for reject in rejects(aside)] == [3]
+
+
+def test_another_file_that_has_come_into_the_place_of_rejects_is_not_removed(own: Stack, tmp_path: Path) -> None:
+    content, aside = table(35_000, LONG), tmp_path / "aside"
+    process = halfway(own, content[:2_400_000], "--rejects", aside)
+    (tmp_path / "empty").touch()
+    (tmp_path / "empty").rename(aside)
+    before = untouched(aside)
+    assert process.stdin is not None
+    process.stdin.write(content[2_400_000:])
+    process.stdin.close()
+    assert process.wait(timeout=60) == 0
+    assert untouched(aside) == before
+
+
+def test_what_counts_is_the_file_that_was_opened_and_not_what_its_name_stands_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    aside, notes, source = tmp_path / "aside", tmp_path / "notes", tmp_path / "a.csv"
+    aside.write_bytes(REJECTED)
+    notes.write_bytes(b"notes\n")
+    source.write_bytes(BAD)
+    before = notes.read_bytes(), notes.stat().st_mtime_ns
+    really = os.open
+
+    def opened(path: str, flags: int, mode: int) -> int:
+        if not flags & os.O_EXCL:
+            notes.rename(aside)  # between the look and the opening
+        return really(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", opened)
+    with io.FileIO(source) as raw, pytest.raises(Unreadable, match="does not begin with a rejected row"):
+        Rejects(str(aside), 0, raw)
+    assert (aside.read_bytes(), aside.stat().st_mtime_ns) == before
+
+
+def test_two_imports_do_not_write_into_one_file_of_rejects(own: Stack, tmp_path: Path) -> None:
+    content, aside = bad_at(table(35_000, LONG), 3), tmp_path / "aside"
+    process = halfway(own, content[:2_400_000], "--rejects", aside)
+    (tmp_path / "b.csv").write_bytes(BAD)
+    (tmp_path / "link").symlink_to(aside)
+    for name in ("aside", "link"):
+        done = imported(own, tmp_path / "b.csv", "--rejects", tmp_path / name, code=2)
+        assert said(done) == (
+            f"velikiy users import: {tmp_path / name} is being written by another import at the moment: wait for its"
+            " end, or name another one with --rejects\n"
+        )
+    assert process.stdin is not None
+    process.stdin.write(content[2_400_000:])
+    process.stdin.close()
+    assert process.wait(timeout=60) == 1
+    assert [reject["line"] for reject in rejects(aside)] == [3]
+    assert "Alice" not in names(own)
+    imported(own, tmp_path / "b.csv", "--rejects", aside, code=1)
+
+
+def test_where_files_cannot_be_locked_rejects_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / "a.csv").write_bytes(BAD)
+    with io.FileIO(tmp_path / "a.csv") as raw, Rejects(str(tmp_path / "aside"), 0, raw) as aside:
+        aside.write([Row(7, {}, [], [])])
+    assert [reject["line"] for reject in rejects(tmp_path / "aside")] == [7]
+
+
+def test_of_a_row_that_does_not_fit_on_the_disk_nothing_is_left(own: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "a.ndjson"
+    file.write_bytes(b'{"name": "%s", "email": ""}\n' % (b"x" * 50_000))
+    done = in_a_shell(own, "ulimit -f 16; $users import $file", file=file)
+    assert (done.returncode, "File too large" in said(done)) == (2, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.ndjson"]
+    imported(own, file, code=1)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
+def test_new_rejects_and_exports_are_for_their_owner_alone(own: Stack, tmp_path: Path, umask: int) -> None:
+    (tmp_path / "a.csv").write_bytes(BAD)
+    environment = clean_environment(PYTHONPATH=str(ROOT), SECRETS_DIR=str(own.supervisor.plan.passwords))
+    for arguments in (("import", "a.csv"), ("export", "out.csv"), ("export", "out.ndjson.gz")):
+        subprocess.run(
+            [sys.executable, "-P", "-B", "-m", "velikiy", "users", *arguments],
+            env=environment,
+            cwd=tmp_path,
+            umask=umask,
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+    for name in ("a.csv.rejects.ndjson", "out.csv", "out.ndjson.gz"):
+        assert mode(tmp_path / name) == 0o600
+    assert b"alice@example.com" in (tmp_path / "out.csv").read_bytes()
+
+
+# ---- streams ----
+
+
+@pytest.mark.parametrize("stream", ["-", "/dev/stdout", "$log"])
+@pytest.mark.parametrize("redirected", [">", ">>"])
+def test_stdout_that_goes_into_a_file_is_appended_to(own: Stack, tmp_path: Path, stream: str, redirected: str) -> None:
+    file, log = tmp_path / "a.csv", tmp_path / "log"
+    file.write_bytes(BAD)
+    log.write_bytes(b"is there\n" if redirected == ">>" else b"")
+    command = f"{{ echo before; $users import $file --rejects {stream}; echo after; }} {redirected} $log"
+    for lines in ([3], [2, 3]):
+        there = log.read_bytes() if redirected == ">>" else b""
+        done = in_a_shell(own, command, file=file, log=log)
+        assert log.read_bytes().startswith(there + b"before\n{")
+        first, *rows, last = log.read_bytes().removeprefix(there).splitlines()
+        assert (first, last) == (b"before", b"after")
+        assert [json.loads(row)["line"] for row in rows] == lines
+        assert "rejected" in said(done)
+
+
+def test_stderr_that_goes_into_a_file_is_appended_to(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(BAD)
+    (tmp_path / "log").write_bytes(b"before\n")
+    in_a_shell(own, "cd $folder; $users import a.csv --rejects /dev/stderr 2>> log", folder=tmp_path)
+    before, row, summary = (tmp_path / "log").read_text().splitlines()
+    assert (before, json.loads(row)["line"]) == ("before", 3)
+    assert summary == "imported 1, rejected 1 → /dev/stderr"
+    in_a_shell(own, "cd $folder; $users import a.csv --rejects - > out 2> said", folder=tmp_path)
+    assert (tmp_path / "said").read_text() == "imported 0, rejected 2 → stdout\n"
+    assert [reject["line"] for reject in rejects(tmp_path / "out")] == [2, 3]
+
+
+@pytest.mark.parametrize("stream", ["-", "/dev/stdout"])
+def test_a_summary_for_programs_does_not_share_stdout_with_rejects(own: Stack, tmp_path: Path, stream: str) -> None:
+    (tmp_path / "a.csv").write_bytes(BAD)
+    done = imported(own, tmp_path / "a.csv", "--json", "--rejects", stream, code=2)
+    assert done.stdout == b""
+    assert "--json and --rejects both name stdout" in said(done)
+    assert count(own) == 0
+
+
+@pytest.mark.parametrize("command", ["$users import $file --rejects /dev/full", "$users import $file --rejects - | :"])
+def test_rejects_that_nobody_takes_are_not_lost(own: Stack, tmp_path: Path, command: str) -> None:
+    file = tmp_path / "a.csv"
+    file.write_bytes(BAD)
+    done = in_a_shell(own, f"set -o pipefail; {command}", file=file)
+    assert done.returncode == 2
+    assert said(done).rpartition(": ")[2] in ("No space left on device\n", "Broken pipe\n")
+    assert count(own) == 0
+    done = imported(own, file, "--rejects", "-", code=1)
+    assert json.loads(done.stdout)["line"] == 3
+
+
+def test_a_fifo_takes_rejects_and_exports_and_stays(own: Stack, tmp_path: Path) -> None:
+    file, fifo = tmp_path / "a.csv", tmp_path / "fifo"
+    file.write_bytes(BAD)
+    os.mkfifo(fifo)
+    for arguments, code, expected in (
+        (("import", file, "--rejects", fifo), 1, b'{"line":3,'),
+        (("export", "--format", "ndjson", fifo), 0, b'{"id":'),
+    ):
+        with subprocess.Popen(["cat", fifo], stdout=subprocess.PIPE) as reader:
+            done = users(own, *arguments)
+            assert done.returncode == code, said(done)
+            assert reader.stdout is not None
+            assert reader.stdout.read().startswith(expected)
+    assert fifo.is_fifo()
+    imported(own, file, "--rejects", "/dev/null", code=1)
+    assert Path("/dev/null").is_char_device()
+
+
+def test_an_export_goes_into_a_process_and_into_what_stdout_has_already(own: Stack, tmp_path: Path) -> None:
+    users(own, "seed", "--count", 20)
+    log, out = tmp_path / "log", tmp_path / "out"
+    command = "{ echo before; $users export --format ndjson /dev/stdout; echo after; } > $log"
+    assert in_a_shell(own, command, log=log).returncode == 0
+    assert log.read_bytes().startswith(b'before\n{"id":')
+    assert log.read_bytes().count(b"\n") == 22
+    done = in_a_shell(own, "$users export --format ndjson >(cat > $out); code=$?; wait $!; exit $code", out=out)
+    assert done.returncode == 0, said(done)
+    assert out.read_bytes().count(b"\n") == 20
+
+
 # ---- caches ----
 
 
@@ -349,19 +671,46 @@ def test_killed_at_work_it_goes_on_as_well(own: Stack, tmp_path: Path) -> None:
     assert own.sql("SELECT count(*), count(DISTINCT email) FROM users") == [(50_000, 50_000)]
 
 
-def test_ctrl_c_ends_after_the_chunk_and_says_how_to_go_on(own: Stack, tmp_path: Path) -> None:
+@pytest.mark.parametrize("changed", ["gone", "empty", "cut in a row", "cut"])
+def test_it_goes_on_without_the_rows_that_were_rejected_before(own: Stack, tmp_path: Path, changed: str) -> None:
+    content, aside = bad_at(table(35_000, LONG), 3, 5, 34_000), tmp_path / "aside"
+    process = halfway(own, content[:2_400_000], "--rejects", aside)
+    process.kill()
+    process.wait()
+    first = len(aside.read_bytes().splitlines(keepends=True)[0])
+    if changed == "gone":
+        aside.unlink()
+    else:
+        os.truncate(aside, {"empty": 0, "cut in a row": first + 20, "cut": first}[changed])
+    (tmp_path / "a.csv").write_bytes(content)
+    done = imported(own, tmp_path / "a.csv", "--rejects", aside, code=1)
+    assert "continuing after line 20,001\n" in said(done)
+    assert f"{aside} does not have the rows any more that were rejected before\n" in said(done)
+    assert [reject["line"] for reject in rejects(aside)] == ([3, 34_000] if "cut" in changed else [34_000])
+
+
+ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+"""Exit codes."""
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_a_signal_ends_it_after_the_chunk_and_it_says_how_to_go_on(
+    own: Stack, tmp_path: Path, number: signal.Signals
+) -> None:
     (tmp_path / "a.csv").write_bytes(table(30_000))
     with psycopg.connect(own.postgres) as other:
         other.execute("INSERT INTO users (name, email) VALUES ('Other', 'person5@example.com')")
         process = began(own, "import", tmp_path / "a.csv")
         wait_until(lambda: own.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         other.rollback()
     _, error = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == ENDS[number]
     assert b"up to line 10,001 stays; the same command goes on after it" in error
+    assert error.endswith(b"broken off\n")
     assert b"Traceback" not in error
     assert count(own) == 10_000
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
     assert "continuing after line 10,001" in said(imported(own, tmp_path / "a.csv"))
     assert names(own) == [f"Person {n}" for n in range(30_000)]
 
@@ -370,6 +719,24 @@ def test_ctrl_c_ends_it_while_a_pipe_is_silent(own: Stack) -> None:
     process = halfway(own, table(35_000, LONG)[:2_400_000])
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=20) == 130
+
+
+def test_under_nohup_it_goes_on_when_its_terminal_is_gone(own: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(table(30_000))
+    with psycopg.connect(own.postgres) as other:
+        other.execute("INSERT INTO users (name, email) VALUES ('Other', 'person5@example.com')")
+        process = subprocess.Popen(
+            ["nohup", ROOT / "run", "velikiy", "users", "import", tmp_path / "a.csv"],
+            env=clean_environment(DATA=str(own.data)),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        wait_until(lambda: own.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        process.send_signal(signal.SIGHUP)
+        other.rollback()
+    assert process.wait(timeout=60) == 0
+    assert count(own) == 30_000
 
 
 def test_a_file_that_was_changed_is_begun_anew(own: Stack, tmp_path: Path) -> None:
@@ -454,6 +821,61 @@ def test_an_export_that_fails_leaves_what_was_there(own_stack: Stack, tmp_path: 
         assert users(own_stack, "export", tmp_path / "a.csv").returncode == 1
     assert (tmp_path / "a.csv").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("number", ENDS)
+@pytest.mark.parametrize("before", ["before", None])
+def test_a_signal_ends_an_export_and_leaves_what_was_there_and_no_part(
+    own: Stack, tmp_path: Path, number: signal.Signals, before: str | None
+) -> None:
+    folder, file = tmp_path / "exports", tmp_path / "exports" / "a.csv.gz"
+    folder.mkdir()
+    if before:
+        file.write_text(before)
+    with psycopg.connect(own.postgres) as other:
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        process = began(own, "export", file)
+        wait_until(lambda: [path for path in folder.iterdir() if path != file], what="a part")
+        wait_until(lambda: own.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        process.send_signal(number)
+        _, error = process.communicate(timeout=20)
+    assert (process.returncode, error) == (ENDS[number], b"velikiy users export: broken off\n")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == ({file.name: before} if before else {})
+
+
+def test_an_export_whose_terminal_is_gone_ends_as_with_any_other_signal(own: Stack, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("before")
+    terminal, end = os.openpty()
+    with psycopg.connect(own.postgres) as other:
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        process = subprocess.Popen(
+            ["setsid", "--ctty", ROOT / "run", "velikiy", "users", "export", file],
+            env=clean_environment(DATA=str(own.data), TERM="xterm"),
+            stdin=end,
+            stdout=end,
+            stderr=end,
+        )
+        os.close(end)
+        wait_until(lambda: own.sql("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+        os.close(terminal)  # the bar and the last words have nowhere to go
+        assert process.wait(timeout=20) == ENDS[signal.SIGHUP]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.csv": "before"}
+
+
+def test_an_export_keeps_the_mode_and_the_group_of_the_file_that_it_replaces_and_links_to_it(
+    own: Stack, tmp_path: Path
+) -> None:
+    file, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    file.write_text("before")
+    shutil.chown(file, group=12345 if os.geteuid() == 0 else os.getgroups()[-1])
+    file.chmod(0o664)
+    link.symlink_to(file)
+    group = file.stat().st_gid
+    assert users(own, "export", link).returncode == 0
+    assert link.is_symlink()
+    assert file.read_text().startswith("id,name,email")
+    assert (mode(file), file.stat().st_gid) == (0o664, group)
 
 
 def test_an_export_into_a_pipe_that_closes_ends_quietly(own: Stack) -> None:

@@ -54,10 +54,10 @@ class Server:
         (worker,) = psutil.Process(self.process.pid).children()
         return worker
 
-    def holding(self, connection: http.client.HTTPConnection, name: str) -> Callable[[], None]:
+    def holding(self, connection: http.client.HTTPConnection, name: str, method: str = "GET") -> Callable[[], None]:
         """Asks for what is answered only after this is called; the app is at it when this returns."""
         begun, until = self.folder / f"{name}-begun", self.folder / f"{name}-until"
-        connection.request("GET", f"/{name}?begun={begun}&until={until}")
+        connection.request(method, f"/{name}?begun={begun}&until={until}")
         wait_until(begun.exists)
         return until.touch
 
@@ -264,3 +264,73 @@ def test_many_clients_at_once_get_each_their_own_answer(kept: Server) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+@contextmanager
+def held(server: Server, count: int, method: str) -> Iterator[list[http.client.HTTPConnection]]:
+    """So many requests of this method that are being carried out, each in a thread, until the block ends."""
+    connections = [server.connect() for _ in range(count)]
+    names = [f"held-{id(connections)}-{n}" for n in range(count)]
+    go_on = [server.holding(it, name, method) for it, name in zip(connections, names, strict=True)]
+    try:
+        yield connections
+    finally:
+        for release in go_on:
+            release()
+        for connection in connections:
+            assert connection.getresponse().status == 200
+            connection.close()
+
+
+def test_writes_take_at_most_three_quarters_of_the_threads(tmp_path: Path) -> None:
+    with server(tmp_path, "--threads", "4") as four:
+        waiting, reader = four.connect(), four.connect()
+        with held(four, 3, "PUT"):
+            waiting.request("PUT", "/waiting", b"a write")
+            assert [ask(reader, f"/{n}") for n in range(3)] == [b"/0", b"/1", b"/2"]
+            waiting.sock.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                waiting.sock.recv(1)
+            waiting.sock.settimeout(10)
+        assert waiting.getresponse().read() == b"a write"
+
+
+def test_writes_that_queue_are_answered_in_their_order(tmp_path: Path) -> None:
+    with server(tmp_path, "--threads", "1") as one:
+        connections = [one.connect() for _ in range(5)]
+        with held(one, 1, "PUT"):
+            for number, connection in enumerate(connections):
+                connection.request("PUT", f"/{number}", b"%d" % number)
+        assert [it.getresponse().read() for it in connections] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+def test_a_write_that_was_sent_ahead_waits_for_a_place_too(tmp_path: Path) -> None:
+    with server(tmp_path, "--threads", "4") as four, socket.create_connection(("127.0.0.1", four.port), 10) as client:
+        with held(four, 3, "PUT"):
+            client.sendall(
+                b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n"
+                b"PUT /second HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\ntwo"
+            )
+            assert client.recv(4096).endswith(b"/first")
+            reader = four.connect()
+            assert ask(reader, "/other") == b"/other"
+        assert client.makefile("rb").read().endswith(b"two")
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT"])
+def test_leases_and_health_are_served_while_every_thread_is_busy(tmp_path: Path, method: str) -> None:
+    with server(tmp_path, "--threads", "4") as four, held(four, 4 if method == "GET" else 3, method):
+        crowd = [four.connect() for _ in range(20)]
+        for connection in crowd:
+            connection.request(method, "/crowd")
+        if method == "PUT":
+            reads = [four.connect(), four.connect()]
+            reads[0].request("GET", f"/last?until={tmp_path}/end")
+            reads[1].request("GET", "/waits")
+        for path in ("/.lease/renew", "/livez", "/readyz", "/health"):
+            known = four.connect()
+            for _ in range(2):  # over a new connection, and over one that is kept
+                known.request("POST" if path.startswith("/.") else "GET", path)
+                assert known.getresponse().read() == path.encode()
+            known.close()
+        (tmp_path / "end").touch()

@@ -4,6 +4,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 from flask import Blueprint, Flask, Response, g, request
@@ -24,6 +25,10 @@ from velikiy.rows import Refusal, Rows
 Write = Callable[[Connection], Change[Sent]]
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
+
+READS = ("GET", "HEAD", "OPTIONS", "TRACE")
+PORTS = {"http": ":80", "https": ":443"}
+"""What an address of this scheme need not name."""
 
 
 class IdConverter(BaseConverter):
@@ -72,6 +77,7 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
 
     @routes.post("")
     def create_row() -> Response:
+        until = incoming.until()
         incoming.parameters()
         new = incoming.body(resource.new)
 
@@ -81,9 +87,10 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
             headers = {"Location": resource.item(number).path, "ETag": entry.etag}
             return done.told_as(Sent(201, {"id": number, "message": "Created"}, headers))
 
-        return fence.write(once(incoming.key(new), _told(resource, change))).response()
+        return fence.write(once(incoming.key(new), _told(resource, change)), until=until).response()
 
     def update(types: tuple[str, ...], number: int) -> Response:
+        until = incoming.until()
         incoming.parameters()
         changes = incoming.body(resource.changes, types)
         may = incoming.condition()
@@ -92,7 +99,7 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
             done = rows.update(connection, number, changes, may)
             return done.told_as(Sent(200, {"message": "Updated"}, {"ETag": done.outcome.etag}))
 
-        return fence.write(_told(resource, change), foreseen=resource.touched_by(number)).response()
+        return fence.write(_told(resource, change), foreseen=resource.touched_by(number), until=until).response()
 
     @routes.put("/<id:number>")
     def put_row(number: int) -> Response:
@@ -104,19 +111,21 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
 
     @routes.delete("/<id:number>")
     def delete_row(number: int) -> Response:
+        until = incoming.until()
         incoming.parameters()
         may = incoming.condition()
 
         def change(connection: Connection) -> Change[Sent]:
             return rows.delete(connection, number, may).told_as(Sent(200, {"message": "Deleted"}))
 
-        return fence.write(_told(resource, change), foreseen=resource.touched_by(number)).response()
+        return fence.write(_told(resource, change), foreseen=resource.touched_by(number), until=until).response()
 
     @routes.post("/batch")
     def run_batch() -> Response:
+        until = incoming.until()
         incoming.parameters()
         asked = incoming.body(batch_model, limit=incoming.MAX_BATCH)
-        return batch.run(rows, asked, incoming.key(asked)).response()
+        return batch.run(rows, asked, incoming.key(asked), until).response()
 
     return routes
 
@@ -143,6 +152,9 @@ def _begin() -> None:
     g.began, g.request_id = time.monotonic(), request_id
     structlog.contextvars.clear_contextvars()  # of the request before, on this thread
     structlog.contextvars.bind_contextvars(request_id=request_id)
+    if request.method not in READS and _is_of_a_foreign_page(environ):
+        detail = "A web page of another origin may not write here. Programs send neither Origin nor Sec-Fetch-Site."
+        raise Problem("forbidden", detail)
     # No route needs percent-encoding, so an encoded path is another spelling of one that has its own.
     path = request.path
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or path
@@ -150,11 +162,25 @@ def _begin() -> None:
         raise Problem("not-found", "There is nothing at this address. Paths are spelled without percent-encoding.")
 
 
+def _is_of_a_foreign_page(environ: dict[str, Any]) -> bool:
+    """Tell whether a web page of another origin makes this write, as Go's net/http does (CrossOriginProtection). A page
+    may send some requests to any address that its reader's browser reaches, without a word from the service."""
+    if site := environ.get("HTTP_SEC_FETCH_SITE"):
+        # The browser alone sets this header, and it knows the address that it shows. So this one decides where both are
+        # present: beside "same-origin" no browser sends a foreign Origin, but a proxy may have changed Host.
+        return site not in ("same-origin", "none")
+    # Browsers that are old, or do not trust plain HTTP, send Origin alone. What sends neither is no browser.
+    if not (origin := environ.get("HTTP_ORIGIN", "").lower()):
+        return False
+    scheme = origin.partition("://")[0]
+    port = PORTS.get(scheme, "")
+    host = environ.get("HTTP_HOST", "").lower().removesuffix(port)
+    return bool(origin.removesuffix(port) != f"{scheme}://{host}")
+
+
 def _acceptable() -> None:
-    if "HTTP_ACCEPT" not in request.environ:
-        return
-    accepted = request.accept_mimetypes
-    if accepted and not accepted.best_match(["application/json", "application/problem+json"]):
+    accept = request.environ.get("HTTP_ACCEPT")
+    if accept and not incoming.takes_json(accept):
         raise Problem("not-acceptable", "Answers are JSON: allow application/json in the header Accept.")
 
 

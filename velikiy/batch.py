@@ -38,15 +38,19 @@ def _op(name: str) -> Any:
     return (Literal[name], ...)
 
 
-def run(rows: Rows, asked: Strict, key: Key | None) -> Sent:
-    """Raises: Problem, where any of the operations cannot be done; it names each of them."""
+def run(rows: Rows, asked: Strict, key: Key | None, until: float | None = None) -> Sent:
+    """`until`: see `Fence.write`.
+
+    Raises:
+        Problem: some of the operations cannot be done; it names each of them.
+    """
     operations = asked.operations  # type: ignore[attr-defined]
     times = 1 + len(operations) / AT_ONCE
     try:
-        return rows.fence.write(once(key, lambda connection: _all(rows, connection, operations)), times)
+        return rows.fence.write(once(key, lambda connection: _all(rows, connection, operations)), times, until=until)
     except (Refusal, psycopg.IntegrityError, psycopg.DataError):
         # Once more, to say which: with a savepoint after each, which costs as much as the operation itself.
-        return rows.fence.write(once(key, lambda connection: _each(rows, connection, operations)), times)
+        return rows.fence.write(once(key, lambda connection: _each(rows, connection, operations)), times, until=until)
 
 
 def _all(rows: Rows, connection: Connection, operations: list[Any]) -> Change[Sent]:

@@ -97,7 +97,8 @@ def _fence() -> Iterator[tuple[Settings, coherence.Fence]]:
     try:
         yield settings, fence
     except DatabaseUnavailable as error:
-        sys.exit(f"velikiy: PostgreSQL does not answer ({error}). Is the stack up? ./run status tells")
+        said = "has broken it off" if getattr(error.__cause__, "sqlstate", None) else "does not answer"
+        sys.exit(f"velikiy: PostgreSQL {said} ({error}). Is the stack up? ./run status tells")
     finally:
         database.close()
 

@@ -11,7 +11,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import ETags
 
-from velikiy.coherence import UNASKED, Entry, Lease, Unasked
+from velikiy.coherence import UNASKED, Entry, Lease, Unasked, deadline
 from velikiy.pages import LIMIT, Page
 from velikiy.problems import Problem
 from velikiy.resource import Resource
@@ -45,6 +45,11 @@ TAG = '(W/)?"[!#-~]*"'
 TAGS = rf"[ \t,]*{TAG}([ \t]*,[ \t,]*{TAG})*[ \t,]*"
 """If-Match and If-None-Match of a write (RFC 9110, 8.8.3), besides `*`. Anything else is refused: a condition that
 nobody understands must pass neither for one that holds nor for one that does not."""
+
+
+QUOTED = re.compile(r'"(?:\\.|[^"\\])*+("|\\?$)')
+REFUSED = re.compile(r"q[ \t]*=[ \t]*(0+(\.0*)?|\.0+)")
+"""A parameter of Accept that refuses its range. A weight that cannot be read refuses nothing."""
 
 
 class Key(NamedTuple):
@@ -141,15 +146,42 @@ def asked() -> Lease | Unasked | None:
     return None if said == "-" else Lease(said)
 
 
+def until() -> float | None:
+    """Return the moment after which this write must not be committed, None where the sender waits for ever."""
+    header = request.headers.get("Write-Deadline")
+    return deadline.parse(header, request.environ.get("gunicorn.socket")) if header else None
+
+
+# ---- what it takes ----
+
+
+def takes_json(accept: str) -> bool:
+    """Tell whether an answer in JSON will do (RFC 9110, 12.5.1): the most specific of the ranges that fit decides. A
+    client that takes problems alone gets other answers too, unless it refuses application/json by name. The edge says
+    yes to fewer headers (edge/nginx.conf, $takes_json)."""
+    ranges: dict[str, bool] = {}
+    for member in QUOTED.sub('""', accept).lower().split(","):
+        name, *parameters = (part.strip(" \t") for part in member.split(";"))
+        wanted = not any(REFUSED.fullmatch(parameter) for parameter in parameters)
+        if name:
+            ranges[name] = wanted or ranges.get(name, False)
+
+    def takes(kind: str) -> bool:
+        # Java's own client has "*" among others, and means all.
+        return next((ranges[name] for name in (kind, "application/*", "*/*", "*") if name in ranges), not ranges)
+
+    return takes("application/json") or ("application/json" not in ranges and takes("application/problem+json"))
+
+
 # ---- the body ----
 
 
 def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) -> B:
     """Raises: Problem"""
-    _check_type(types)
     sent = _sent(limit)
     if not sent.strip():
         raise Problem("not-json", "The body is empty, and has to be a JSON object.")
+    _check_type(types)
     try:
         jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
@@ -178,12 +210,10 @@ def _sent(limit: int) -> bytes:
 
 
 def _check_type(types: tuple[str, ...]) -> None:
-    """What says nothing may be JSON. A form cannot: any page in a browser can send one."""
+    """JSON has to say that it is. What says nothing, or that it is a form, any page in a browser can send."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         detail = "The body has to come as it is, without Content-Encoding."
         raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
-    if not request.headers.get("Content-Type"):
-        return
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype not in types or charset not in ("utf-8", "utf8"):
         detail = f"The body has to be JSON in UTF-8: send Content-Type: {' or '.join(types)}."

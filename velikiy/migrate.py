@@ -11,10 +11,15 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import create_engine, exc, pool
 
+from velikiy.postgres import OURS
+
 SCRIPTS = Path(__file__).parent.parent / "migrations"
 
 LOCK = 0x76656C696B6979  # "velikiy": whoever migrates holds it, the others wait and find nothing left to do
 
+IDLE_S = 10
+"""Seconds between two statements, which takes milliseconds. Then PostgreSQL ends the transaction: a process that is
+stopped would keep its tables locked for as long."""
 
 VERSION_TABLE = "velikiy_version"
 """Not Alembic's own name for it: an adopted database may have one of another program's."""
@@ -35,6 +40,7 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=pool.StaticPool)
     try:
         with engine.begin() as transaction:
+            transaction.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'")
             transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config = Config(attributes={"connection": transaction})
             config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
@@ -58,7 +64,7 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
     until = time.monotonic() + wait
     while True:
         try:
-            return psycopg.connect(dsn, connect_timeout=2, application_name="velikiy migrate")
+            return psycopg.connect(dsn, **OURS, application_name="velikiy migrate")
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 raise CannotMigrate(

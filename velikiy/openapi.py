@@ -12,6 +12,7 @@ from flask import Flask, Response, request
 from pydantic.json_schema import models_json_schema
 
 from velikiy import batch, incoming, pages
+from velikiy.health import OK, SILENT, UNREADABLE
 from velikiy.incoming import JSON, MERGE_PATCH
 from velikiy.problems import KINDS
 from velikiy.resource import Resource
@@ -243,11 +244,11 @@ def _status(*words: str, **properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": [*properties], "properties": properties}
 
 
-REACHED = {"type": "string", "enum": ["ok", "does not answer"]}
+REACHED = {"type": "string", "enum": [OK, SILENT]}
 CHECKS = {
     "type": "object",
     "required": ["postgres", "redis"],
-    "properties": {"postgres": REACHED, "redis": REACHED},
+    "properties": {"postgres": {"type": "string", "enum": [OK, SILENT, UNREADABLE]}, "redis": REACHED},
 }
 READY = _status("ready", "not ready", checks=CHECKS)
 READY["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}
@@ -291,6 +292,7 @@ ANYWHERE = (
     "gateway-timeout",
 )
 OF_RESOURCES = (*ANYWHERE, "not-acceptable", "unavailable")
+OF_WRITES = (*OF_RESOURCES, "forbidden")
 OF_BODIES = ("not-json", "request-timeout", "content-too-large", "unsupported-media-type", "invalid")
 
 OF_PROBLEMS = {
@@ -406,7 +408,7 @@ def _create(resource: Resource) -> dict[str, Any]:
     created["links"] = {
         operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
     }
-    refusals = (*OF_RESOURCES, *OF_BODIES, *_taken(resource), "in-flight", "key-reused")
+    refusals = (*OF_WRITES, *OF_BODIES, *_taken(resource), "in-flight", "key-reused")
     body = _body(f"New{resource.title}", {resource.one: resource.example})
     responses = {"201": created, **_problems(*refusals)}
     return _operation(f"create{resource.title}", resource.name, f"Create a {resource.one}", responses, [KEY], body)
@@ -415,7 +417,7 @@ def _create(resource: Resource) -> dict[str, Any]:
 def _change(resource: Resource, method: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
     headers = _headers("ETag", "Cache-Control")
     changed = _answer("It is changed.", _schema("Updated"), headers, {"message": "Updated"})
-    refusals = (*OF_RESOURCES, *OF_BODIES, *_taken(resource), "not-found", "precondition-failed")
+    refusals = (*OF_WRITES, *OF_BODIES, *_taken(resource), "not-found", "precondition-failed")
     body = _body(f"{resource.title}Changes", {"one field": _one_field(resource), "all": resource.example}, types)
     responses = {"200": changed, **_problems(*refusals)}
     summary = f"Change a {resource.one}: {meaning}"
@@ -424,7 +426,7 @@ def _change(resource: Resource, method: str, meaning: str, types: Iterable[str])
 
 def _delete(resource: Resource) -> dict[str, Any]:
     deleted = _answer("It is gone.", _schema("Deleted"), _headers("Cache-Control"), {"message": "Deleted"})
-    responses = {"200": deleted, **_problems(*OF_RESOURCES, "not-found", "precondition-failed")}
+    responses = {"200": deleted, **_problems(*OF_WRITES, "not-found", "precondition-failed")}
     summary = f"Delete a {resource.one}"
     return _operation(f"delete{resource.title}", resource.name, summary, responses, [ID, *CONDITIONS])
 
@@ -437,7 +439,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
     ]
     headers = _headers("Cache-Control", maybe=["Idempotency-Replayed"])
     done = _answer("All are done.", _schema("BatchDone"), headers, {"message": "Done", "results": results})
-    refusals = (*OF_RESOURCES, *OF_BODIES, "batch-refused", "in-flight", "key-reused")
+    refusals = (*OF_WRITES, *OF_BODIES, "batch-refused", "in-flight", "key-reused")
     operations = [
         {"op": "create", **resource.example},
         {"op": "update", "id": 2, **_one_field(resource)},
@@ -488,13 +490,12 @@ def _own() -> dict[str, Any]:
     headers = _headers("Cache-Control")
     alive = _answer("It is.", _schema("Liveness"), headers, {"status": "alive"})
     healthy = _answer("It is.", _schema("Health"), headers, {"status": "healthy"})
-    unhealthy = _answer("The database does not answer.", _schema("Health"), headers, {"status": "unhealthy"})
+    useless = "The database does not answer, or its tables are missing or may not be read."
+    unhealthy = _answer(useless, _schema("Health"), headers, {"status": "unhealthy"})
     checks = {"postgres": "ok", "redis": "ok"}
     ready = _answer("They may.", _schema("Readiness"), headers, {"status": "ready", "checks": checks})
     checks = {"postgres": "does not answer", "redis": "ok"}
-    not_ready = _answer(
-        "The database does not answer.", _schema("Readiness"), headers, {"status": "not ready", "checks": checks}
-    )
+    not_ready = _answer(useless, _schema("Readiness"), headers, {"status": "not ready", "checks": checks})
     document = _answer(
         "OpenAPI 3.1.", {"type": "object"}, _headers("ETag", "Cache-Control"), {"openapi": "3.1.0", "paths": {}}
     )

@@ -1,4 +1,4 @@
-"""PostgreSQL: two pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
+"""PostgreSQL: three pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
 
 import itertools
 import math
@@ -20,9 +20,41 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 RV = TypeVar("RV")
 
-PATIENCE = "SELECT set_config('statement_timeout', $1, true)"
+OURS: dict[str, Any] = {
+    # A standby answers reads, with a state of some time ago: of several hosts only the primary will do.
+    "target_session_attrs": "read-write",
+    "connect_timeout": 2,  # seconds for each host, the least that libpq knows
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+"""What each of our connections has, whatever its address asks for."""
 
-UNAVAILABLE = (PoolTimeout, TooManyRequests, psycopg.OperationalError, psycopg.InterfaceError)
+KEEP = """
+SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
+"""
+"""What was acknowledged has to survive a crash, and so does a fence. What waits for more than the log stays as it is.
+It is set even where it is right already: a session keeps what it has set when the server's settings are read anew."""
+
+IDLE_S = 9
+"""Seconds that a transaction may be idle beyond the time of a request, in which it may wait for another writer of its
+process: two fences of 3 s each, and 3 s of room. Then PostgreSQL ends it: a process that is stopped would keep its row
+and its paths locked for as long."""
+
+PATIENCE = """
+SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)
+"""
+
+UNAVAILABLE = (
+    PoolTimeout,
+    TooManyRequests,
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.IdleInTransactionSessionTimeout,  # the connection is lost, but psycopg counts it among others
+)
+
+RESERVED = 2
+"""Connections for what must not wait for requests."""
 
 
 class DatabaseUnavailable(Exception):
@@ -163,18 +195,36 @@ def _good(result: PGresult) -> PGresult:
     return result
 
 
+def forgets(connection: psycopg.Connection) -> list[str]:
+    """Return the server's settings by which a crash may take what it has acknowledged; no session can change them."""
+    switched_off = connection.execute(
+        "SELECT name || '=off' FROM unnest(ARRAY['fsync', 'full_page_writes']) name WHERE current_setting(name) = 'off'"
+    )
+    return [setting for (setting,) in switched_off]
+
+
+class Pool(ConnectionPool[Connection]):
+    """A pool that finds out for itself whether PostgreSQL is away: one that is merely exhausted looks the same."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.away = False
+        self.probe = threading.Lock()
+
+
 class Database:
-    """Reads and writes have pools of their own: writers wait on row locks, and reads must not wait for them."""
+    """Reads and writes have pools of their own: writers wait on row locks, and reads must not wait for them. Leases and
+    health have a third: they must not wait for either."""
 
     def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
-        """`size`: connections in each pool, one for each thread; `timeout`: seconds for one request."""
+        """`size`: connections for reads, and as many for writes, one for each thread; `timeout`: seconds for one
+        request."""
         self.timeout = timeout
-        self._away = False
-        self._probe = threading.Lock()
         self._reads = self._pool(dsn, size, "reads")
         self._writes = self._pool(dsn, size, "writes")
+        self._reserved = self._pool(dsn, RESERVED, "reserved")
 
-    def _pool(self, dsn: str, size: int, name: str) -> ConnectionPool[Connection]:
+    def _pool(self, dsn: str, size: int, name: str) -> Pool:
         options: list[str] = [
             str(conninfo_to_dict(dsn).get("options") or ""),
             "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
@@ -183,24 +233,23 @@ class Database:
             # Our own deadline closes the connection, but a backend that waits for a lock does not look at it:
             # without this each such request would leave one behind, up to max_connections.
             f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
+            f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
             "-c velikiy.fenced=on",  # what we write we drop ourselves; the relay need not hear of it
         ]
-        return ConnectionPool(
+        return Pool(
             dsn,
             connection_class=Connection,
             kwargs={
+                **OURS,
                 "autocommit": True,
                 # What is worth it is prepared by `ask`; after a rollback psycopg would forget all that it has prepared,
                 # and ours with it (DEALLOCATE ALL).
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
-                "connect_timeout": 2,  # seconds, the least that libpq knows
-                "keepalives_idle": 10,
-                "keepalives_interval": 5,
-                "keepalives_count": 3,
                 "options": " ".join(options),
             },
+            configure=_configure,
             min_size=1,
             max_size=size,
             timeout=self.timeout,
@@ -214,12 +263,12 @@ class Database:
 
     def open(self) -> None:
         """Start connecting, in the background; call it after fork, since threads and sockets do not survive it."""
-        self._reads.open(wait=False)
-        self._writes.open(wait=False)
+        for pool in (self._reads, self._writes, self._reserved):
+            pool.open(wait=False)
 
     def close(self) -> None:
-        self._reads.close()
-        self._writes.close()
+        for pool in (self._reads, self._writes, self._reserved):
+            pool.close()
 
     def autocommit(self) -> AbstractContextManager[Connection]:
         """A connection in autocommit mode: each statement sees what was committed when it began, and commits.
@@ -228,6 +277,14 @@ class Database:
             DatabaseUnavailable
         """
         return self._borrow(self._reads)
+
+    def reserved(self) -> AbstractContextManager[Connection]:
+        """The same, from a pool that requests cannot exhaust: for leases and health, a statement or a few at a time.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        return self._borrow(self._reserved)
 
     @contextmanager
     def transaction(self, times: float = 1, *first: Statement) -> Iterator[Connection]:
@@ -239,8 +296,9 @@ class Database:
         """
         with self._borrow(self._writes, times) as connection:
             try:
-                patience = [Statement(PATIENCE, (f"{math.ceil(times * self.timeout * 1000)}",))] if times > 1 else []
-                connection.ahead(Statement("BEGIN"), *patience, *first)
+                seconds = times * self.timeout
+                patience = Statement(PATIENCE, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
+                connection.ahead(Statement("BEGIN"), *([patience] if times > 1 else []), *first)
                 yield connection
             except BaseException:
                 connection.ahead()  # what was not sent yet need not be taken back
@@ -250,7 +308,7 @@ class Database:
             _commit(connection)
 
     @contextmanager
-    def _borrow(self, pool: ConnectionPool[Connection], times: float = 1) -> Iterator[Connection]:
+    def _borrow(self, pool: Pool, times: float = 1) -> Iterator[Connection]:
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None  # a request has it
@@ -266,14 +324,14 @@ class Database:
         except UNAVAILABLE as error:
             raise DatabaseUnavailable(_cause(error)) from error
 
-    def _working(self, pool: ConnectionPool[Connection], deadline: float) -> Connection:
+    def _working(self, pool: Pool, deadline: float) -> Connection:
         """A connection that works, for all that can be told without asking, within the deadline of the request.
 
         While the server is away one request at a time finds out whether it is back, and the others are told at
         once: if each waited for itself, all threads would, and what needs no database would wait behind them.
         """
-        probing = self._away
-        if probing and not self._probe.acquire(blocking=False):
+        probing = pool.away
+        if probing and not pool.probe.acquire(blocking=False):
             raise PoolTimeout("it did not answer a moment ago")
         try:
             while True:
@@ -291,15 +349,24 @@ class Database:
                     if time.monotonic() >= deadline:
                         raise
                     continue
-                self._away = False
+                pool.away = False
                 return connection
         except UNAVAILABLE:
             # A lock that somebody holds cannot lead here: nothing was asked but for a sign of life.
-            self._away = True
+            pool.away = True
             raise
         finally:
             if probing:
-                self._probe.release()
+                pool.probe.release()
+
+
+def _idle(seconds: float) -> int:
+    """Return the milliseconds that a transaction with so much time may be idle."""
+    return (math.ceil(seconds) + IDLE_S) * 1000
+
+
+def _configure(connection: Connection) -> None:
+    connection.execute(KEEP)
 
 
 def _commit(connection: Connection) -> None:

@@ -11,6 +11,7 @@ import structlog
 from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
+from velikiy.coherence import TooLate
 from velikiy.postgres import DatabaseUnavailable
 
 log = structlog.get_logger()
@@ -29,7 +30,12 @@ class Kind(NamedTuple):
 KINDS = {
     "bad-request": Kind(400, "Bad Request", "The request could not be understood. `detail` names what and why."),
     "not-json": Kind(400, "Not JSON", "The body is not the JSON (RFC 8259) that it should be, or gives a key twice."),
-    "forbidden": Kind(403, "Forbidden", "This is not for clients."),
+    "forbidden": Kind(
+        403,
+        "Forbidden",
+        "A web page may write only to the origin that it came from (`Sec-Fetch-Site`, `Origin`). Programs send neither"
+        " header.",
+    ),
     "not-found": Kind(
         404, "Not Found", "There is nothing at this address, or not any more. Paths are spelled without %-encoding."
     ),
@@ -53,7 +59,7 @@ KINDS = {
     "content-too-large": Kind(413, "Content Too Large", "A body may have 64 kB, that of a batch 2 MB. Send several."),
     "uri-too-long": Kind(414, "URI Too Long", "The address is longer than 4 kB."),
     "unsupported-media-type": Kind(
-        415, "Unsupported Media Type", "Send JSON in UTF-8, with `Content-Type: application/json`."
+        415, "Unsupported Media Type", "Send JSON in UTF-8, and say so: `Content-Type: application/json`."
     ),
     "range-not-satisfiable": Kind(416, "Range Not Satisfiable", "The answer has no such range."),
     "expectation-failed": Kind(417, "Expectation Failed", "What the header `Expect` asks for is not known here."),
@@ -75,8 +81,9 @@ KINDS = {
     "unavailable": Kind(
         503,
         "Service Unavailable",
-        "The database does not answer. Ask again after `Retry-After`; of a write the outcome is unknown: read before"
-        " you try again, or send it with an Idempotency-Key.",
+        "The database does not answer, or not in time, or cannot serve the request at the moment. Ask again after"
+        " `Retry-After`; of a write the outcome is unknown: read before you try again, or send it with an"
+        " Idempotency-Key.",
     ),
     "gateway-timeout": Kind(
         504, "Gateway Timeout", "No app answered in time. Of a write the outcome is unknown: read before you try again."
@@ -142,10 +149,10 @@ SQLSTATES = {
     # Nothing was done: two writers waited for each other.
     "40001": ("unavailable", "Another write came between. Try again."),
     "40P01": ("unavailable", "Another write came between. Try again."),
-    # The server is there and cannot serve us: a standby, tables not made yet, rights not given, no room for locks.
+    # The server is there and cannot serve us: a standby, tables not made yet, rights not given, no room for locks. A
+    # missing column (42703) is not among them: a statement misspells it, and to ask again does not help.
     "25006": ("unavailable", "The database takes no writes at the moment."),
     "42P01": ("unavailable", "The database is not set up yet."),
-    "42703": ("unavailable", "The database is not set up yet."),
     "42501": ("unavailable", "The database does not let the service in."),
     "53200": ("unavailable", "The database has too much to do at the moment."),
 }
@@ -176,7 +183,12 @@ def install(app: Flask) -> None:
     @app.errorhandler(DatabaseUnavailable)
     def away(error: DatabaseUnavailable) -> Response:
         log.warning("postgres.unavailable", cause=str(error))
-        detail = "The database does not answer. Of a write the outcome is unknown: read before you try again."
+        return Problem("unavailable", _why(error), headers=RETRY).response()
+
+    @app.errorhandler(TooLate)
+    def too_late(_: TooLate) -> Response:
+        log.warning("write.too_late")
+        detail = "The write waited for longer than the edge does. It was not carried out and can be retried."
         return Problem("unavailable", detail, headers=RETRY).response()
 
     @app.errorhandler(psycopg.Error)
@@ -187,8 +199,10 @@ def install(app: Flask) -> None:
                 log.warning("postgres.unavailable", cause=f"{type(error).__name__} {error.sqlstate}")
                 return Problem(kind, detail, headers=RETRY).response()
             return Problem(kind, detail).response()
-        # Neither the message nor the traceback: both may quote a row.
-        log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate)
+        # The message may quote a row, and so may the traceback. Not where the statement itself is wrong (class 42): the
+        # message then names the table or the column.
+        message = error.diag.message_primary if (error.sqlstate or "").startswith("42") else None
+        log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate, message=message)
         detail = "The database refused a statement; the log has more under this request's id."
         return Problem("internal-error", detail).response()
 
@@ -218,6 +232,15 @@ def install(app: Flask) -> None:
             f"<p>{escape(kind.advice)}</p><p><code>/problems/{name}</code></p>"
             '<p><a href="/problems/">All problems</a>, <a href="/docs">the API</a></p>',
         )
+
+
+def _why(error: DatabaseUnavailable) -> str:
+    # Where there is an SQLSTATE the database has answered: it shuts down, is full, was told to cancel.
+    sqlstate = getattr(error.__cause__, "sqlstate", None)
+    if sqlstate in SQLSTATES:
+        return SQLSTATES[sqlstate][1]
+    said = "The database has broken the request off." if sqlstate else "The database does not answer."
+    return f"{said} Of a write the outcome is unknown: read before you try again."
 
 
 def _page(title: str, body: str) -> Response:

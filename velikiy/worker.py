@@ -4,6 +4,10 @@ gthread's main thread waits for all connections, hands each request to a thread,
 of thread, a future and a condition for each, which took a sixth of the CPU time of a miss. Here the threads wait at one
 epoll. For each request that comes the kernel wakes one of them, and of its connection nothing more is heard until it is
 asked for again (EPOLLONESHOT, epoll_ctl(2)).
+
+No class of requests can take all threads. Writes wait for row locks, so at most three quarters of the threads carry out
+writes; further writes queue without a thread. Leases of edges and health checks have a thread of their own that serves
+them while all others are busy: without it, a row that somebody has locked would cost every edge its cache.
 """
 
 import select
@@ -11,6 +15,7 @@ import selectors
 import socket
 import threading
 import time
+from collections import deque
 from typing import Any
 
 from gunicorn import glogging
@@ -19,6 +24,17 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 from velikiy.sockets import Socket
 
 FIRST = select.EPOLLIN | select.EPOLLONESHOT
+AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT
+"""For a connection whose next request was read ahead, and makes no socket readable."""
+
+READS = (b"GET ", b"HEAD ", b"OPTIONS ")
+LEASES = b"POST /.lease/"
+RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
+"""How the requests begin that are answered also while all other threads are busy."""
+
+LOOK_S = 0.05
+"""Seconds that such a request waits at most. Each look while all threads are busy costs some microseconds for each
+connection that waits."""
 
 
 class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
@@ -63,6 +79,32 @@ class Client(Socket):
             super().sendall(held)
 
 
+class Queue:
+    """Admits so many connections at a time; the others wait without a thread, in the order in which they came."""
+
+    def __init__(self, size: int) -> None:
+        self._places = size
+        self._waiting: deque[Any] = deque()
+        self._lock = threading.Lock()
+
+    def enter(self, connection: Any) -> bool:
+        """Return whether the connection has a place now; otherwise it waits until `leave` returns it."""
+        with self._lock:
+            if self._places:
+                self._places -= 1
+                return True
+            self._waiting.append(connection)
+            return False
+
+    def leave(self) -> Any | None:
+        """Return the next connection, which takes over the place, or None: the place is free."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._places += 1
+            return None
+
+
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     """The main thread accepts, tells the master that it lives, and closes what has been idle for too long."""
 
@@ -72,9 +114,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         # By file descriptor, those that wait for a request. Whoever takes a connection out has it for himself.
         self._idle: dict[int, Any] = {}
         self.keepalived_conns = self._idle  # gthread keeps no more than max_keepalived of them
+        self._free: deque[None] = deque()
+        """An element for each thread that waits for a request, the reserved one aside."""
+        self._all_busy = threading.Event()
+        self._writes = Queue(max(1, self.cfg.threads * 3 // 4))
+        # Daemons: whoever still answers when the time to stop is over, is not waited for.
         for number in range(self.cfg.threads):
-            # Daemons: whoever still answers when the time to stop is over, is not waited for.
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
+        threading.Thread(target=self._serve_reserved, name="reserved", daemon=True).start()
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         while self.alive and self.is_parent_alive():
             self.notify()
@@ -97,29 +144,69 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         number = connection.sock.fileno()
         connection.set_timeout()
         self._idle[number] = connection  # first: from the next line on, a thread may have it
-        ask(number, FIRST)
+        ask(number, AT_ONCE if _read_ahead(connection) else FIRST)
 
     def _serve(self) -> None:
         while True:
-            for number, _ in self._arrivals.poll(maxevents=1):
+            self._free.append(None)
+            arrived = self._arrivals.poll(maxevents=1)
+            self._free.pop()
+            if not self._free and not self._all_busy.is_set():
+                self._all_busy.set()
+            for number, _ in arrived:
                 connection = self._idle.pop(number, None)
                 if connection is not None:
                     self._answer(connection)
 
-    def _answer(self, connection: Any) -> None:
-        try:
-            while self.handle(connection) is True:
-                connection.sock.flush()
-                # What was read ahead with a body makes no socket readable.
-                if not connection.parser.unreader.buf.getvalue():
+    def _serve_reserved(self) -> None:
+        """Serve leases and health checks while all other threads are busy, and leave the rest to them."""
+        while True:
+            self._all_busy.wait()
+            time.sleep(LOOK_S)
+            self._all_busy.clear()
+            if self._free:
+                continue
+            self._all_busy.set()  # it still holds
+            for number, _ in self._arrivals.poll(0):
+                connection = self._idle.pop(number, None)
+                if connection is None:
+                    continue
+                if _peek(connection).startswith(RESERVED):
+                    self._answer(connection)
+                else:
                     self._wait_for(connection, self._arrivals.modify)
-                    return
-            connection.close(graceful=connection.sock.fileno() >= 0)  # gunicorn closes it when an answer breaks off
+
+    def _answer(self, connection: Any) -> None:
+        """Answer the request that has arrived. A write may have to wait for the end of another one; the thread that
+        carries that one out takes it over."""
+        try:
+            is_write = not _receive(connection).startswith((*READS, LEASES))
         except OSError:  # who asked has gone
-            connection.close()
+            self._give_up(connection)
+            return
+        if not is_write:
+            self._handle(connection)
+        elif self._writes.enter(connection):
+            while connection is not None:
+                self._handle(connection)
+                connection = self._writes.leave()
+
+    def _handle(self, connection: Any) -> None:
+        try:
+            if self.handle(connection) is True:
+                connection.sock.flush()
+                self._wait_for(connection, self._arrivals.modify)
+                return
+            connection.close(graceful=connection.sock.fileno() >= 0)  # gunicorn closes it when an answer breaks off
+            self._open.discard(connection)
+        except OSError:  # who asked has gone
+            self._give_up(connection)
         except BaseException:  # SystemExit too, which gunicorn passes on: it is no reason to be a thread less
             self.log.exception("A connection is given up")
-            connection.close()
+            self._give_up(connection)
+
+    def _give_up(self, connection: Any) -> None:
+        connection.close()
         self._open.discard(connection)
 
     def _close_idle(self, due: float) -> None:
@@ -147,7 +234,35 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
 
 
+def _receive(connection: Any) -> bytes:
+    """Return how the next request begins, as far as it has arrived. Its parser gets that too.
+
+    Raises:
+        OSError
+    """
+    connection.init()
+    ahead = _read_ahead(connection)
+    if not ahead:
+        ahead = connection.sock.recv(8192)  # as much as the parser would ask for
+        connection.parser.unreader.unread(ahead)
+    return bytes(ahead)
+
+
+def _read_ahead(connection: Any) -> bytes:
+    return bytes(connection.parser.unreader.buf.getvalue()) if connection.parser else b""
+
+
+def _peek(connection: Any) -> bytes:
+    """Return how the next request begins, and leave it where it is."""
+    try:
+        return _read_ahead(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:  # the thread that answers finds out why
+        return b""
+
+
 def _comes(connection: Any) -> bool:
+    if _read_ahead(connection):
+        return True
     waiting = select.poll()
     waiting.register(connection.sock, select.POLLIN)
     return bool(waiting.poll(0))

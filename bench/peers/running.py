@@ -18,7 +18,7 @@ import requests
 from werkzeug.http import http_date
 
 from bench import servers
-from tests.running import Stack, folder, free_ports, run, running
+from tests.running import ROOT, Stack, folder, free_ports, run_in, running
 from velikiy.coherence.entry import found
 from velikiy.stack.plan import is_free
 
@@ -178,7 +178,9 @@ class Peers:
         """So many users, with the ids from 1 on."""
         there = self.ours.sql("SELECT count(*) FROM users")[0][0]
         if count > there:
-            done = run("velikiy", "--data", str(self.ours.data), "users", "seed", "--count", str(count - there))
+            done = run_in(
+                self.ours.root, "velikiy", "--data", str(self.ours.data), "users", "seed", "--count", str(count - there)
+            )
             assert done.returncode == 0, done.stderr
             self.ours.sql("VACUUM ANALYZE users")
         last, rows = self.ours.sql("SELECT max(id), count(*) FROM users")[0]
@@ -242,8 +244,9 @@ OF_NGINX = ("Date", "Server", "Connection", "Content-Length", "Content-Type", "T
 
 
 @contextmanager
-def peers(edges: int = 2) -> Iterator[Peers]:
+def peers(edges: int = 2, root: Path = ROOT) -> Iterator[Peers]:
+    """`root`: the checkout that our stack is started from."""
     port = free_ports(2 * EDGES)
     options = ("--port", str(port), "--edges", str(edges), "--apps", "1")
-    with running(*options, REDIS_TTL=str(REDIS_TTL)) as ours, folder() as place, ExitStack() as context:
+    with running(*options, root=root, REDIS_TTL=str(REDIS_TTL)) as ours, folder() as place, ExitStack() as context:
         yield Peers(ours, place, context)

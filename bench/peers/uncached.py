@@ -22,7 +22,13 @@ class Uncached(Fence):
         with self.database.autocommit() as connection:
             return Answer(load(connection), False, "none")
 
-    def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
+    def write(
+        self,
+        change: Callable[[Connection], Change[T]],
+        times: float = 1,
+        foreseen: Sequence[Path] = (),
+        until: float | None = None,
+    ) -> T:
         with self.database.transaction(times) as connection:
             return change(connection).outcome
 

@@ -3,7 +3,7 @@
 from velikiy.coherence.caches import Caches
 from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path, found
-from velikiy.coherence.fence import UNASKED, Answer, Change, Fence, Unasked, connect
+from velikiy.coherence.fence import UNASKED, Answer, Change, Fence, TooLate, Unasked, connect
 from velikiy.coherence.redis_tier import Lease, RedisTier
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Lease",
     "Path",
     "RedisTier",
+    "TooLate",
     "Unasked",
     "connect",
     "found",

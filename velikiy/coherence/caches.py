@@ -80,6 +80,11 @@ class Cache(NamedTuple):
         return self.place.startswith(f"{HOST}/") and is_loopback(host)
 
 
+MISSING = Cache(REDIS, "", "", fenced=True, left_out=False)
+"""Redis, while somebody has deleted its row. Nobody may use it, and since processes that asked before may still do so,
+a writer waits as for any fence."""
+
+
 class Caches:
     """Each method is one statement, or a few that commit by themselves: a writer that waits holds no lock here."""
 
@@ -98,18 +103,18 @@ class Caches:
         ]
 
     def all(self, connection: Connection) -> list[Cache]:
-        """Redis first; those that are left out too."""
+        """Redis first, its row missing or not; those that are left out too."""
         rows = connection.execute(
             "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches ORDER BY kind DESC, address"
         )
-        return [Cache(*row) for row in rows.fetchall()]
+        found = [Cache(*row) for row in rows.fetchall()]
+        return found if found and found[0].name == REDIS else [MISSING, *found]
 
     def redis(self, connection: Connection) -> Cache:
         row = connection.execute(
             "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", (REDIS,)
         ).fetchone()
-        assert row is not None, "the migration makes it, and nobody deletes it"
-        return Cache(*row)
+        return Cache(*row) if row else MISSING
 
     def redis_is_fenced(self) -> bool:
         """
@@ -175,16 +180,17 @@ class Caches:
         log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
 
     def renew(self, place: str, epoch: str) -> bool | None:
-        """For an edge that wants to go on: whether Redis is fenced. None: it is itself, or nobody knows of it.
+        """For an edge that wants to go on: whether Redis is fenced, as it is while its row is missing. None: the edge
+        itself is, or nobody knows of it.
 
         By its epoch, which is its alone, and not by the address that it is seen under: of several apps each may see
         another one. One that has moved is found out by the first writer.
         """
-        with self.database.autocommit() as connection:
+        with self.database.reserved() as connection:
             renewed = connection.execute(
                 "UPDATE caches SET renewed_at = clock_timestamp()"
                 " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL"
-                " RETURNING (SELECT r.fenced_at IS NOT NULL FROM caches r WHERE r.kind = 'redis')",
+                " RETURNING coalesce((SELECT r.fenced_at IS NOT NULL FROM caches r WHERE r.kind = 'redis'), true)",
                 (f"{place}@", epoch),
             ).fetchone()
             return renewed[0] if renewed else None
@@ -195,7 +201,7 @@ class Caches:
 
         Somebody else who was at this address may live on elsewhere: he is fenced, and forgotten by the relay.
         """
-        with self.database.autocommit() as connection:
+        with self.database.reserved() as connection:
             connection.execute(
                 "UPDATE caches SET fenced_at = clock_timestamp()"
                 " WHERE address = %s AND name <> %s AND fenced_at IS NULL",
@@ -210,6 +216,18 @@ class Caches:
             fenced = self.redis(connection).fenced
         log.info("edge.registered", place=place, address=address, epoch=epoch)
         return fenced
+
+    def insert_redis(self) -> None:
+        """Insert the row that is missing, as a fenced one: writers have passed Redis by, and so it has to be emptied
+        before it is used again."""
+        with self.database.autocommit() as connection:
+            inserted = connection.execute(
+                "INSERT INTO caches (name, kind, address, epoch, fenced_at)"
+                " VALUES (%s, 'redis', '', gen_random_uuid()::text, clock_timestamp()) ON CONFLICT (name) DO NOTHING",
+                (REDIS,),
+            )
+        if inserted.rowcount:  # else another relay was faster
+            log.warning("redis.row_inserted")
 
     def put_redis_back(self, cache: Cache) -> None:
         """After it was emptied while it was left out. By its epoch: a relay that was slow lifts no later fence."""

@@ -17,7 +17,7 @@ from enum import Enum, auto
 from functools import cache, lru_cache, partial
 from typing import Generic, NamedTuple, TypeVar
 
-from velikiy.coherence.caches import REDIS, Cache, Caches, Trust
+from velikiy.coherence.caches import REDIS, Cache, Caches, Trust, now
 from velikiy.coherence.edge_tier import EdgeTier
 from velikiy.coherence.entry import Entry, Path
 from velikiy.coherence.group import Drop, Group
@@ -69,6 +69,16 @@ class Dropped(NamedTuple):
     """Caches that are fenced, and may be in use still: they have to be waited out before the commit."""
 
 
+class TooLate(Exception):
+    """The write's deadline has passed: its client was already told that it failed. It was not carried out."""
+
+
+def _in_time(until: float | None) -> None:
+    """Raises: TooLate"""
+    if until is not None and now() >= until:
+        raise TooLate
+
+
 TRIES = 3
 """Of a write that PostgreSQL has ended because it and others waited for each other."""
 
@@ -104,26 +114,40 @@ class Fence:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
         return Answer(entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, Lease) else "redis; fwd=bypass")
 
-    def write(self, change: Callable[[Connection], Change[T]], times: float = 1, foreseen: Sequence[Path] = ()) -> T:
+    def write(
+        self,
+        change: Callable[[Connection], Change[T]],
+        times: float = 1,
+        foreseen: Sequence[Path] = (),
+        until: float | None = None,
+    ) -> T:
         """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit. `times`:
         the time that PostgreSQL has for it, in those of one request. `foreseen`: of these paths those that are known
-        before; locked as the transaction begins they cost no exchange of their own.
+        before; locked as the transaction begins they cost no exchange of their own. `until`: the moment after which
+        nothing is committed any more (`caches.now`).
 
         Raises:
+            TooLate: nothing was done.
             DatabaseUnavailable: the outcome is unknown.
         """
         for _ in range(TRIES - 1):
             with suppress(Deadlock):
-                return self._write(change, times, foreseen)
-        return self._write(change, times, foreseen)
+                return self._write(change, times, foreseen, until)
+        return self._write(change, times, foreseen, until)
 
-    def _write(self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path]) -> T:
+    def _write(
+        self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path], until: float | None
+    ) -> T:
         lease = None
+        _in_time(until)
         with self.database.transaction(times, *locks(foreseen)) as connection:
             outcome, touched, own = change(connection)
             if touched is None or touched:
                 lock(connection, touched, besides=foreseen)
                 lease = self.drop(connection, touched, own[0] if own else None)
+            # Last: a process that is stopped from here on holds the row, so that nobody can write over it, until it
+            # goes on or PostgreSQL ends the transaction.
+            _in_time(until)
         if own and lease:
             # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
             # that came meanwhile wait for this, or have gone to PostgreSQL.

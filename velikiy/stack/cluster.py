@@ -8,6 +8,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
+from velikiy.postgres import OURS
 from velikiy.stack import Refusal
 from velikiy.stack.plan import Plan
 
@@ -81,7 +82,7 @@ def _connect(server: str, plan: Plan, within: float) -> psycopg.Connection:
     until = time.monotonic() + within
     while True:
         try:
-            return psycopg.connect(server, autocommit=True, connect_timeout=2)
+            return psycopg.connect(server, **OURS, autocommit=True)
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 log = plan.logs / "postgres.log"

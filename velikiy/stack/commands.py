@@ -20,7 +20,7 @@ from dotenv import dotenv_values
 from velikiy.settings import BadSetting, Knobs, StackSettings, load
 from velikiy.stack import Refusal, account, preflight, tail
 from velikiy.stack.plan import OURS, Plan
-from velikiy.stack.start import ready, say, shown, start, step
+from velikiy.stack.start import ready, say, shown, start, step, warnings
 from velikiy.stack.supervise import Supervisor
 
 NOT_RUNNING = 3
@@ -147,7 +147,7 @@ def status(data: Path | None, as_json: bool) -> None:
 def _state(home: Path) -> dict[str, Any]:
     plan = Plan.load(home)
     state: dict[str, Any] = {"ready": False, "edges": [], "apps": [], "postgres": "", "redis": "", "data": str(home)}
-    state["processes"] = []
+    state["processes"], state["warnings"] = [], []
     if plan is None:
         return state
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
@@ -159,6 +159,8 @@ def _state(home: Path) -> dict[str, Any]:
         for process in Supervisor(plan).processes()
     ]
     state["ready"] = bool(state["processes"]) and ready(plan)
+    if state["ready"]:
+        state["warnings"] = warnings(plan)
     return state
 
 
@@ -166,7 +168,10 @@ def _describe(state: dict[str, Any]) -> None:
     if not state["processes"]:
         click.echo(f"not running (data: {state['data']}); ./run up starts it")
         return
-    click.echo("ready" if state["ready"] else "not ready; ./run logs shows why")
+    ready = "ready, with warnings" if state["warnings"] else "ready"
+    click.echo(ready if state["ready"] else "not ready; ./run logs shows why")
+    for warning in state["warnings"]:
+        click.echo(f"  warning    {warning}")
     for url in state["edges"]:
         click.echo(f"  {shown(url)}")
     for process in state["processes"]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import json
 import shlex
 import signal
 import sys
@@ -170,6 +171,18 @@ def ready(plan: Plan, *, whole: bool = False) -> bool:
         except (OSError, ValueError, HTTPException):
             return False
     return True
+
+
+def warnings(plan: Plan) -> list[str]:
+    """Return what each edge and its apps report at /readyz that makes answers slower or less safe, and not wrong."""
+    found: list[str] = []
+    for url in plan.edge_urls:
+        with (
+            contextlib.suppress(OSError, ValueError, HTTPException),
+            urllib.request.urlopen(url + "/readyz", timeout=3) as answer,  # noqa: S310
+        ):
+            found += [f"{shown(url)}: {warning}" for warning in json.load(answer).get("warnings", [])]
+    return found
 
 
 def shown(url: str) -> str:

@@ -2,12 +2,12 @@
 
 import gzip
 import json
+import signal
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,10 +17,12 @@ from velikiy.coherence import Fence
 from velikiy.problems import SQLSTATES
 from velikiy.resource import Resource
 from velikiy.settings import Settings
+from velikiy.transfer.ending import orderly
 from velikiy.transfer.exporting import export_to
 from velikiy.transfer.importing import Import, seed_with
 from velikiy.transfer.progress import say
 from velikiy.transfer.reading import Unreadable, by_name
+from velikiy.transfer.writing import own_stream
 
 
 def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tuple[Settings, Fence]]]) -> click.Group:
@@ -34,7 +36,12 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
     @group.command("import")
     @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
     @form
-    @click.option("--rejects", metavar="PATH", help="Where rows go that cannot be taken. Default: FILE.rejects.ndjson")
+    @click.option(
+        "--rejects",
+        metavar="PATH",
+        help="Where rows go that cannot be taken; - is stdout. Default: FILE.rejects.ndjson. A file that is there is"
+        " replaced if it holds rejects, and refused if it holds anything else.",
+    )
     @click.option(
         "--restart", is_flag=True, help="Begin at the first line, even if an earlier import of FILE was broken off."
     )
@@ -47,21 +54,23 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
         Exits with 0 if all rows were taken, 1 if some were not, 2 if FILE cannot be read. The same command goes on
         with what was broken off.
         """
-        path = Path(rejects or ("import.rejects.ndjson" if file == "-" else f"{file}.rejects.ndjson"))
-        if file != "-" and path.exists() and path.samefile(file):
-            raise click.UsageError("--rejects names the file that is imported")
+        rejects = rejects or ("import.rejects.ndjson" if file == "-" else f"{file}.rejects.ndjson")
         began = time.monotonic()
-        with _sentences(resource, "import"), opened() as (_, fence):
-            state, after = Import(resource, fence, file, form, path, restart).run()
+        with _sentences(resource, "import"):
+            if as_json and own_stream(rejects) is sys.stdout:
+                raise click.UsageError("--json and --rejects both name stdout: give --rejects another path")
+            with opened() as (_, fence):
+                state, after = Import(resource, fence, file, form, rejects, restart).run()
         if as_json:
             summary: dict[str, Any] = {
                 "imported": state.imported,
                 "rejected": state.rejected,
                 "continued_after": after or None,
             }
-            summary |= {"rejects": str(path) if state.rejected else None, "seconds": round(time.monotonic() - began, 3)}
+            summary |= {"rejects": rejects if state.rejected else None, "seconds": round(time.monotonic() - began, 3)}
             click.echo(json.dumps(summary))
-        say(f"imported {state.imported:,}" + (f", rejected {state.rejected:,} → {path}" if state.rejected else ""))
+        where = "stdout" if rejects == "-" else rejects
+        say(f"imported {state.imported:,}" + (f", rejected {state.rejected:,} → {where}" if state.rejected else ""))
         sys.exit(1 if state.rejected else 0)
 
     @group.command()
@@ -95,10 +104,11 @@ def _sentences(resource: Resource, command: str) -> Iterator[None]:
     """What goes wrong is said in one, and the exit code tells which kind it is."""
     name = f"velikiy {resource.name} {command}"
     try:
-        yield
-    except KeyboardInterrupt:
+        with orderly():
+            yield
+    except KeyboardInterrupt as signalled:
         say(f"{name}: broken off")
-        sys.exit(130)
+        sys.exit(128 + (signalled.args or [signal.SIGINT])[0])
     except Unreadable as error:
         say(f"{name}: {error}")
         sys.exit(2)

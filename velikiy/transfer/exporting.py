@@ -1,15 +1,6 @@
 """All rows of one moment into a file."""
 
-import gzip
-import os
-import shutil
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
 
 from psycopg import sql
 
@@ -19,6 +10,7 @@ from velikiy.resource import Resource
 from velikiy.transfer.importing import CHUNK
 from velikiy.transfer.inserting import PATIENCE
 from velikiy.transfer.progress import shown
+from velikiy.transfer.writing import target
 
 
 def export_to(resource: Resource, fence: Fence, file: str, form: str) -> int:
@@ -40,6 +32,8 @@ def export_to(resource: Resource, fence: Fence, file: str, form: str) -> int:
     written = 0
     with target(file) as out, fence.database.transaction() as connection:
         connection.execute("SET LOCAL statement_timeout = 0")
+        # PostgreSQL may have sent all rows, and be idle, long before the reader of a pipe has taken them.
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         [(about,)] = connection.execute(
             "SELECT reltuples::bigint FROM pg_class WHERE oid = %s::regclass", (resource.name,)
         ).fetchall()
@@ -53,32 +47,3 @@ def export_to(resource: Resource, fence: Fence, file: str, form: str) -> int:
                 if not written % CHUNK:
                     report(written, written)
     return written
-
-
-@contextmanager
-def target(file: str) -> Iterator[IO[bytes]]:
-    """A new file that takes its place when the block ends well; stdout, and what is no file, as it is."""
-    if file == "-":
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends us, as it does cat
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(file).resolve()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part") if path.is_file() or not path.exists() else path
-    try:
-        with beside.open("wb") as out:
-            if file.endswith(".gz"):
-                with gzip.GzipFile(filename="", fileobj=out, mode="wb", compresslevel=6) as compressed:
-                    yield compressed  # type: ignore[misc]
-            else:
-                yield out
-            if beside != path:
-                out.flush()
-                os.fsync(out.fileno())
-        if beside != path:
-            if path.exists():
-                shutil.copymode(path, beside)
-            beside.replace(path)
-    finally:
-        if beside != path:
-            beside.unlink(missing_ok=True)

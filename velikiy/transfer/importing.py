@@ -9,16 +9,13 @@ import io
 import itertools
 import os
 import queue
-import signal
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import orjson
 import psycopg
 from psycopg import sql
 
@@ -27,9 +24,11 @@ from velikiy.coherence import Path as Address
 from velikiy.coherence.fence import number
 from velikiy.postgres import Connection
 from velikiy.resource import Resource
+from velikiy.transfer.ending import to_the_end
 from velikiy.transfer.inserting import BIG, vacuum, write
 from velikiy.transfer.progress import say, shown
 from velikiy.transfer.reading import READERS, Lines, Row, Unreadable, by_content, by_name, checked, content
+from velikiy.transfer.writing import Rejects
 
 T = TypeVar("T")
 
@@ -68,9 +67,10 @@ class State(NamedTuple):
 
 class Import:
     def __init__(
-        self, resource: Resource, fence: Fence, file: str, form: str | None, rejects: Path, restart: bool
+        self, resource: Resource, fence: Fence, file: str, form: str | None, rejects: str, restart: bool
     ) -> None:
-        """`file`: `-` is stdin; `rejects`: where rows go that cannot be taken; `restart`: at the first line."""
+        """`file`: `-` is stdin; `rejects`: where rows go that cannot be taken, `-` is stdout; `restart`: at the first
+        line."""
         self.resource = resource
         self.fence = fence
         self.file = file
@@ -90,9 +90,10 @@ class Import:
             rows = READERS[self.form or by_name(self.file) or by_content(beginning)](self.resource, lines)
             with self._alone(digest) as state:
                 if not state.lines or lines.skip(state.lines) == state.so_far:
+                    rejects = Rejects(self.rejects, state.rejects_size, raw)
                     if state.lines:
                         say(f"continuing after line {state.lines:,}")
-                    return self._go_on(state, digest, ahead(chunks(rows, lines, raw)), raw), state.lines
+                    return self._go_on(state, digest, ahead(chunks(rows, lines, raw)), rejects, raw), state.lines
         if self.file == "-":
             raise Unreadable(
                 f"this was broken off after line {state.lines:,}, and has changed since; what has passed on stdin is"
@@ -112,42 +113,46 @@ class Import:
             if not alone:
                 raise Unreadable("this file is being imported at the moment")
             try:
-                if self.restart:
-                    connection.execute("DELETE FROM imports WHERE (resource, begins_with) = (%s, %s)", which)
                 found = connection.execute(
                     "SELECT lines, so_far, imported, rejected, rejects_size FROM imports"
                     " WHERE (resource, begins_with) = (%s, %s)",
                     which,
                 ).fetchone()
-                yield State(*found) if found else State()
+                yield State(*found) if found and not self.restart else State()
             finally:
                 connection.deadline = None  # of the beginning; this is the end
                 with suppress(psycopg.Error):
                     connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
 
-    def _go_on(self, state: State, digest: bytes, chunks: Iterator[Chunk], raw: io.FileIO) -> State:
+    def _go_on(self, state: State, digest: bytes, chunks: Iterator[Chunk], rejects: Rejects, raw: io.FileIO) -> State:
         file = os.fstat(raw.fileno())
         size = file.st_size if stat.S_ISREG(file.st_mode) else None
         try:
-            with Rejects(self.rejects, state) as rejects, shown(f"importing {self.resource.name}", size) as report:
+            with rejects, shown(f"importing {self.resource.name}", size, beside=rejects.file) as report:
+                if self.restart:
+                    self._forget(digest)
                 for chunk in chunks:
                     with to_the_end():
                         state = self._take(chunk, state, digest, rejects)
+                        rejects.size = state.rejects_size
                     report(chunk.position, state.imported + state.rejected)
         except BaseException:
             if state.lines:
                 say(f"what was imported up to line {state.lines:,} stays; the same command goes on after it")
             raise
+        self._forget(digest)
+        if state.imported >= BIG:
+            vacuum(self.resource, self.fence)
+        return state
+
+    def _forget(self, digest: bytes) -> None:
         with self.fence.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM imports WHERE (resource, begins_with) = (%s, %s) OR updated_at < now() - %s::interval",
                 (self.resource.name, digest, KEPT),
             )
-        if state.imported >= BIG:
-            vacuum(self.resource, self.fence)
-        return state
 
-    def _take(self, chunk: Chunk, state: State, digest: bytes, rejects: "Rejects") -> State:
+    def _take(self, chunk: Chunk, state: State, digest: bytes, rejects: Rejects) -> State:
         def keep(connection: Connection, refused: list[Row]) -> State:
             rejected = sorted([*(row for row in chunk.rows if row.errors), *refused], key=lambda row: row.line)
             new = State(
@@ -171,56 +176,7 @@ class Import:
                 raise Unreadable("an earlier import of this file had not ended yet; the same command goes on after it")
             return new
 
-        new = write(self.resource, self.fence, [row for row in chunk.rows if not row.errors], keep)
-        rejects.size = new.rejects_size
-        return new
-
-
-class Rejects:
-    """The file of rows that could not be taken, one JSON object a line; none is left where there are none."""
-
-    def __init__(self, path: Path, state: State) -> None:
-        """What it has beyond the state is of a chunk that was not committed.
-
-        Raises:
-            Unreadable: it cannot be written.
-        """
-        self.path = path
-        try:
-            self.file = path.open("ab")  # now, and not when half of the rows are in
-        except OSError as error:
-            raise Unreadable(
-                f"{path}: {error.strerror}; --rejects names another place for rows that cannot be taken"
-            ) from None
-        self.regular = stat.S_ISREG(os.fstat(self.file.fileno()).st_mode)
-        self.size = min(state.rejects_size, os.fstat(self.file.fileno()).st_size)
-        if self.regular and self.size < state.rejects_size:
-            say(f"{path} does not have the rows any more that were rejected before")
-
-    def __enter__(self) -> "Rejects":
-        if self.regular:
-            self.file.truncate(self.size)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self.file:
-            empty = self.regular and not os.fstat(self.file.fileno()).st_size
-        if empty:
-            self.path.unlink(missing_ok=True)
-
-    def write(self, rows: Sequence[Row]) -> int:
-        """Behind those of the chunks that are committed; how large the file is then."""
-        if not rows:
-            return self.size
-        if self.regular:
-            self.file.truncate(self.size)
-        size = self.size
-        for row in rows:
-            size += self.file.write(orjson.dumps({"line": row.line, "errors": row.errors, "row": row.given}) + b"\n")
-        self.file.flush()
-        if self.regular:
-            os.fsync(self.file.fileno())  # PostgreSQL is about to promise that they are there
-        return size
+        return write(self.resource, self.fence, [row for row in chunk.rows if not row.errors], keep)
 
 
 def chunks(rows: Iterator[Row], lines: "Lines", raw: io.FileIO) -> Iterator[Chunk]:
@@ -294,23 +250,3 @@ def ahead(made: Iterable[T]) -> Iterator[T]:
             raise one
         yield one
     atexit.unregister(end)
-
-
-@contextmanager
-def to_the_end() -> Iterator[None]:
-    """Ctrl-C waits until the block is through; the second one does not."""
-    asked = False
-
-    def later(*_: object) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-
-    before = signal.signal(signal.SIGINT, later)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked:
-        raise KeyboardInterrupt

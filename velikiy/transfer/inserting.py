@@ -42,7 +42,12 @@ def write(resource: Resource, fence: Fence, rows: list[Row], keep: Callable[[Con
 
     def change(connection: Connection) -> Change[T]:
         connection.deadline = time.monotonic() + PATIENCE
-        connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{PATIENCE:.0f}s",))
+        # Between two statements the transaction is idle while `keep` writes to a disk, which may be slow.
+        connection.execute(
+            "SELECT set_config('statement_timeout', %(time)s, true),"
+            " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
+            {"time": f"{PATIENCE:.0f}s"},
+        )
         made, refused = _insert(connection, resource, rows) if rows else ([], [])
         outcome = keep(connection, refused)
         if len(refused) == len(rows):

@@ -1,0 +1,142 @@
+"""A write whose client was already answered 504 is not carried out later, over newer writes."""
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+from tests.asking import ask
+from tests.running import Stack, children_of, running, wait_until
+from tests.stepped import Steps, Users, stepped_fence
+from tests.told import told_app
+from velikiy.coherence import TooLate
+from velikiy.coherence.caches import now
+from velikiy.coherence.deadline import CLOCK, parse
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Stack]:
+    """Two apps of one worker each. DATABASE_TIMEOUT makes the edge wait for a write as briefly as it ever does: 9 s."""
+    with running("--apps", "2", "--edges", "2", DATABASE_TIMEOUT="0.9", APP_WORKERS="1") as stack:
+        yield stack
+
+
+@contextmanager
+def stopped_worker(stack: Stack, name: str) -> Iterator[None]:
+    (worker,) = children_of(stack.pids()[name])
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def puts(stack: Stack, app: str) -> int:
+    """How many PUTs this app has answered."""
+    return stack.log(app).count('"method":"PUT"')
+
+
+def name_of(url: str) -> str:
+    return str(requests.get(url, timeout=5).json()["name"])
+
+
+def test_write_that_waits_in_a_stopped_worker_is_not_carried_out_over_a_newer_one(slow: Stack) -> None:
+    url = f"{slow.edge}/users/1"
+    before = puts(slow, "app1")
+    with ThreadPoolExecutor(4) as pool:
+        with stopped_worker(slow, "app1"):
+            # Edges send requests to their apps in turn, so some of these wait in the worker that is stopped.
+            late = list(
+                pool.map(lambda n: requests.put(url, json={"name": f"Late {n}"}, timeout=20).status_code, range(4))
+            )
+            assert 504 in late
+            assert requests.put(url, json={"name": "Newer"}, timeout=20).status_code == 200
+        wait_until(lambda: puts(slow, "app1") == before + late.count(504), what="it has gone on with what waited")
+    for base in (*slow.edges, *slow.apps):
+        assert name_of(f"{base}/users/1") == "Newer"
+
+
+def test_app_that_shares_no_clock_with_the_edge_counts_from_the_arrival_of_the_request(slow: Stack) -> None:
+    def put(left_ms: int) -> tuple[int, str]:
+        header = b"Content-Type: application/json\r\nWrite-Deadline: elsewhere 1 %d\r\n" % left_ms
+        answer = ask(slow.app, "PUT", "/users/2", header, b'{"name": "Elsewhere %d"}' % left_ms)
+        return answer.status, answer.body.decode()
+
+    with ThreadPoolExecutor(2) as pool:
+        with stopped_worker(slow, "app1"):
+            hasty, patient = pool.submit(put, 1000), pool.submit(put, 60_000)
+            time.sleep(1.5)  # longer than the one waits, and less than the other
+        assert patient.result()[0] == 200
+        status, body = hasty.result()
+    assert status == 503
+    assert "not carried out" in body
+    assert name_of(f"{slow.app}/users/2") == "Elsewhere 60000"
+
+
+def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
+    steps = Steps()
+    fence = stepped_fence(stack.postgres, stack.redis_url, steps)
+    fence.database.open()
+    try:
+        users = Users(fence)
+        user = users.create("Before", "deadline@example.com")
+        new = users.rows.resource.changes.model_validate({"name": "After"})
+        steps.steps["before the commit"] = lambda: time.sleep(0.4)
+        with pytest.raises(TooLate):
+            fence.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
+        for base in (*stack.edges, *stack.apps):
+            assert name_of(f"{base}/users/{user}") == "Before"
+        users.delete(user)
+    finally:
+        fence.database.close()
+
+
+def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:
+    with told_app(DATABASE_TIMEOUT="1") as app:
+        requests.get(f"{app.edge}/users/1", timeout=5)
+        requests.post(f"{app.edge}/users", json={}, headers={"Write-Deadline": f"{CLOCK} 1 1"}, timeout=5)
+        address = urlsplit(app.edge)
+        with socket.create_connection(("127.0.0.1", address.port or 80), 10) as client:
+            client.sendall(
+                b"PUT /users/1 HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                b"Connection: close\r\nContent-Length: 2\r\n\r\n"
+            )
+            time.sleep(2.5)  # a client that is slow to send its body
+            client.sendall(b"{}")
+            client.makefile("rb").read()
+        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.heard)
+        assert read is None
+        for header in (post, put):
+            given = re.fullmatch(rf"{CLOCK} (\d+) 9000", header or "")  # 10 s, less one for the way back
+            assert given, header
+            assert 9 - 2 < int(given[1]) / 1000 - now() <= 9 or header == post
+
+
+@pytest.mark.parametrize(
+    "header", ["", "x", "x 1", "x 1 2 3", "x -1 1", "x 1 1e9", f"{CLOCK} {'9' * 30} 1", "ü 1 1", "x 1 \uff11"]
+)
+def test_what_is_no_deadline_is_none(header: str) -> None:
+    assert parse(header, None) is None
+
+
+def test_deadline_on_the_same_clock_is_taken_as_it_is() -> None:
+    assert parse(f"{CLOCK} 12345 999999", None) == 12.345
+
+
+def test_time_that_a_request_has_waited_in_the_kernel_counts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        client.sendall(b"PUT")
+        time.sleep(0.5)
+        accepted, _ = server.accept()
+        with accepted:
+            moment = parse("elsewhere 1 1000", accepted)
+            assert moment is not None
+            assert 0.3 < moment - now() < 0.6

@@ -1,0 +1,57 @@
+"""The moment until which a write may be committed: afterwards the edge has told the client that it failed.
+
+A write that waits in a stopped worker, or behind others, would otherwise be committed seconds after its client was
+answered 504, over newer writes that were acknowledged meanwhile. The edge sends with each write how long it waits
+(edge/write.lua), and the app compares right before COMMIT (`velikiy/coherence/fence.py:_in_time`).
+"""
+
+import hashlib
+import re
+import socket
+import struct
+from pathlib import Path
+
+from velikiy.coherence.caches import now
+
+LAST_DATA_RECEIVED = 52
+"""The offset of `tcpi_last_data_recv` in Linux' `struct tcp_info`: a number of 32 bits, in milliseconds (tcp(7))."""
+
+
+def _clock() -> str:
+    """Name the clock that `now` counts with, as edge/start does. Time namespaces can shift it for a container."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    try:
+        namespace = str(Path("/proc/self/ns/time").readlink())
+    except OSError:  # a kernel without time namespaces
+        namespace = ""
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
+
+
+CLOCK = _clock()
+
+
+def parse(header: str, connection: socket.socket | None) -> float | None:
+    """Return the moment (`now`) that the header `Write-Deadline` stands for, or None if it is not one.
+
+    Args:
+        header: `<clock> <moment> <left>`: the name of the sender's clock, the deadline on that clock, and the time that
+            was left when the request was sent; both in milliseconds.
+        connection: What the request arrived on, if that is known.
+    """
+    given = re.fullmatch(r"([0-9a-z]{1,64}) ([0-9]{1,18}) ([0-9]{1,9})", header)
+    if not given:
+        return None
+    clock, moment, left = given.groups()
+    if clock == CLOCK:
+        return int(moment) / 1000
+    return now() - _queued(connection) + int(left) / 1000
+
+
+def _queued(connection: socket.socket | None) -> float:
+    """Return the seconds that the request has waited in this machine's kernel. No clock of another machine is needed
+    for that, and it also counts while this process is stopped."""
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return 0.0
+    information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    (milliseconds,) = struct.unpack_from("I", information, LAST_DATA_RECEIVED)
+    return float(milliseconds) / 1000
