@@ -1,23 +1,18 @@
 """What people see meanwhile."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import IO
 
 import click
 
 
 def say(text: str) -> None:
-    """To the person: stdout is for data. Nobody may be there any more, and the command ends as well without."""
-    try:
+    """To the person: stdout is for data. Where the terminal is gone, the command ends as well without it."""
+    with suppress(OSError):
         click.echo(text, err=True)
-    except OSError:
-        with Path(os.devnull).open("w") as nobody:
-            os.dup2(nobody.fileno(), sys.stderr.fileno())  # Python flushes it once more, and would exit with 120
 
 
 @contextmanager
