@@ -24,4 +24,4 @@ RUN python -m compileall -q velikiy migrations
 
 USER 10001:10001
 EXPOSE 5000
-CMD ["gunicorn", "-c", "velikiy/gunicorn.conf.py", "velikiy:create_app()"]
+CMD ["gunicorn", "-c", "velikiy/server/gunicorn.conf.py", "velikiy:create_app()"]

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from string import Template
 
-from tests.running import ROOT, clean_environment, free_ports, status_of, wait_until
+from testkit.stack import ROOT, clean_environment, free_ports, status_of, wait_until
 
 THREADS = 8
 """Of one worker, as in ours."""
@@ -59,7 +59,7 @@ def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> 
     command = [sys.executable, "-P", "-m", "gunicorn", app, "--bind", listen]
     # A socket for each worker, as of uvicorn below: else one of them may take all connections that wait.
     command += ["--reuse-port"]
-    # As in velikiy/gunicorn.conf.py, where the reasons are.
+    # As in velikiy/server/gunicorn.conf.py, where the reasons are.
     command += ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS), "--keep-alive", "75"]
     command += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket", "--log-level", "warning"]  # noqa: S108
     with answering(command, f"http://{listen}/users/1", ours_for(**environment)) as process:
@@ -69,7 +69,7 @@ def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> 
 @contextmanager
 def gunicorn_as_ours(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
     """With our worker and settings, on the CPUs that ours stay on: what differs from ours is the app alone."""
-    command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "velikiy/gunicorn.conf.py"), app]
+    command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "velikiy/server/gunicorn.conf.py"), app]
     ours = {"APP_LISTEN": listen, "APP_WORKERS": str(workers), "APP_THREADS": str(THREADS), "APP_FIRST_CPU": "0"}
     with answering(command, f"http://{listen}/users/1", ours_for(**ours, **environment)) as process:
         yield process

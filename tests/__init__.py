@@ -1,9 +1,9 @@
 """Tests, on real servers. Where several processes run them each has a loopback of its own, from before anything of ours
-is imported: which host it is on a process takes from there, and only once (velikiy/coherence/caches.py, HOST)."""
+is imported: which host it is on a process takes from there, and only once (velikiy/coherence/membership.py, HOST)."""
 
 import os
 
-from tests.apart import loopback_of_our_own
+from testkit.isolation import loopback_of_our_own
 
 if "PYTEST_XDIST_WORKER" in os.environ and "VELIKIY_APART" not in os.environ:
     os.environ["VELIKIY_APART"] = "yes"  # for those that it starts: they share it, and import this too

@@ -4,8 +4,8 @@ from itertools import count
 import pytest
 import requests
 
-from tests.apart import turn
-from tests.running import Stack, run, running
+from testkit.isolation import turn
+from testkit.stack import Stack, run, running
 from velikiy.postgres import Database
 
 

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 import schemathesis
 
-from velikiy.incoming import KEY
+from velikiy.http.requests import KEY
 
 
 @schemathesis.hook

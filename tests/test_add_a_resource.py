@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import requests
 
+from testkit.stack import ROOT, Stack, folder, run_in, running, wait_until
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
-from tests.running import ROOT, Stack, folder, run_in, running, wait_until
 from tests.test_api import problem
 
 PAGE = (ROOT / "docs/add-a-resource.md").read_text()
-IN_A_COPY = ("run", "edge", "migrations", "postgres", "redis", "velikiy", "pyproject.toml", "requirements.txt")
+IN_A_COPY = ("run", "edge", "migrations", "deploy", "velikiy", "pyproject.toml", "requirements.txt")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 import requests
 
-from tests.running import Stack
+from testkit.stack import Stack
 
 User = dict[str, str]
 

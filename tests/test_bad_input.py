@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import requests
 
-from tests.asking import Nothing, Told, ask, check, raw, told
-from tests.running import Stack, wait_until
+from testkit.raw_http import Nothing, Told, ask, check, raw, told
+from testkit.stack import Stack, wait_until
 
 JSON = b"Content-Type: application/json\r\n"
 LONG = "9" * 5000

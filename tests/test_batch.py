@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import requests
 
-from tests.running import Stack, wait_until
-from tests.stepped import SteppedApp, caching, stepped_app
+from testkit.failpoints import SteppedApp, caching, stepped_app
+from testkit.stack import Stack, wait_until
 from tests.test_api import User, problem
-from velikiy import batch
-from velikiy.resource import registry
+from velikiy.http import batch
+from velikiy.resources.base import registry
 
 _numbers = count(1)
 

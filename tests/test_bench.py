@@ -23,7 +23,7 @@ from bench.peers.running import Peers
 from bench.report import compact
 from bench.rows.edges import slope
 from bench.wrk import Answered
-from tests.running import ROOT, Stack, folder, wait_until
+from testkit.stack import ROOT, Stack, folder, wait_until
 
 needs = pytest.mark.skipif(
     not all(shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin") for program in ("wrk", "varnishd")),
@@ -91,9 +91,9 @@ def test_results_are_json_with_a_line_for_each_sample() -> None:
 
 def test_a_flame_graph_counts_what_works_and_is_well_formed() -> None:
     idle = "run (threading.py:1);worker (psycopg_pool/pool.py:5);get (queue.py:9) 70\n"
-    root = flames.tree(f"a (velikiy/api.py:1);<b> (x.py:2) 20\na (velikiy/api.py:1) 10\n{idle}")
+    root = flames.tree(f"a (velikiy/http/routes.py:1);<b> (x.py:2) 20\na (velikiy/http/routes.py:1) 10\n{idle}")
     assert root.count == 30
-    assert root.callees["a (velikiy/api.py:1)"].count == 30
+    assert root.callees["a (velikiy/http/routes.py:1)"].count == 30
     assert "&lt;b&gt; (x.py:2): 66.7 %" in flames.draw(root, "A read")
 
 

@@ -8,8 +8,8 @@ import psycopg
 import pytest
 import requests
 
-from tests.away import hanging
-from tests.running import Stack, run, wait_until
+from testkit.outages import hanging
+from testkit.stack import Stack, run, wait_until
 from tests.test_api import User
 
 
@@ -61,9 +61,9 @@ def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
 
 
 def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
-    from velikiy.coherence.fence import lock
+    from velikiy.coherence.protocol import lock
     from velikiy.postgres import Connection
-    from velikiy.resource import registry
+    from velikiy.resources.base import registry
 
     with Connection.connect(stack.postgres, autocommit=True) as writer, writer.transaction():
         lock(writer, [registry()["users"].item(2)])

@@ -10,11 +10,11 @@ from itertools import count
 import pytest
 import requests
 
-from tests.away import refusing
-from tests.running import Stack, free_ports, run, wait_until
+from testkit.outages import refusing
+from testkit.stack import Stack, free_ports, run, wait_until
 from tests.test_api import User
 from velikiy.coherence import Caches, EdgeTier, Path, RedisTier
-from velikiy.coherence.caches import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
+from velikiy.coherence.membership import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.postgres import Database, DatabaseUnavailable
 

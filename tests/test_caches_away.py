@@ -9,12 +9,12 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import redis
 import requests
 
-from tests.away import answers, hanging, refusing
-from tests.running import Stack, running, wait_until
-from velikiy.stack.spawn import leftovers
+import redis
+from testkit.outages import answers, hanging, refusing
+from testkit.stack import Stack, running, wait_until
+from velikiy.stack.reaper import leftovers
 
 AT_MOST = 3.3
 """Seconds: what the fence takes, and what a busy machine adds."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.running import ROOT, running
+from testkit.stack import ROOT, running
 
 PAGE = (ROOT / "docs/clients.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 import requests
 
-from tests.asking import ask, check
-from tests.running import Stack, wait_until
+from testkit.raw_http import ask, check
+from testkit.stack import Stack, wait_until
 from tests.test_api import User, problem
 
 JSON = b"Content-Type: application/json\r\n"

@@ -19,21 +19,23 @@ import requests
 from flask import Flask
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.away import readiness
-from tests.running import Stack, folder, free_ports, wait_until
-from tests.stepped import serving
+from testkit.failpoints import serving
+from testkit.outages import readiness
+from testkit.stack import Stack, folder, free_ports, wait_until
 from tests.test_api import problem
 from tests.test_migrations import drop_database, make_database, rows, superuser
-from velikiy import coherence, health, migrate, postgres
+from velikiy import coherence
+from velikiy.bulk import exporter, insert
+from velikiy.bulk.readers import Row
 from velikiy.coherence import Caches, Path
-from velikiy.coherence.fence import locks, writer_in_flight
-from velikiy.postgres import Connection, Database, DatabaseUnavailable
-from velikiy.relay import Relay
-from velikiy.resource import registry
+from velikiy.coherence.protocol import locks, writer_in_flight
+from velikiy.http import health
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
+from velikiy.postgres import database as postgres
+from velikiy.relay.listener import Relay
+from velikiy.resources.base import registry
 from velikiy.settings import Settings
 from velikiy.stack.cluster import binaries
-from velikiy.transfer import exporting, inserting
-from velikiy.transfer.reading import Row
 
 ROLE = "ALTER ROLE velikiy"
 
@@ -268,7 +270,7 @@ def process(target: Callable[..., None], *arguments: object) -> Iterator[Callabl
 class TestAStoppedProcess:
     @pytest.fixture(autouse=True)
     def patient(self, stack: Stack) -> Iterator[None]:
-        """Switch off the timeout that postgres/postgresql.conf has: a PostgreSQL of one's own has none."""
+        """Switch off the timeout that deploy/postgres/postgresql.conf has: a PostgreSQL of one's own has none."""
         as_superuser(stack, f"{ROLE} SET idle_in_transaction_session_timeout = 0")
         yield
         as_superuser(stack, f"{ROLE} RESET ALL")
@@ -331,7 +333,7 @@ class TestAnIdleTransaction:
             time.sleep(1.5)
             return refused
 
-        assert inserting.write(registry()["users"], fence, [], keep) == []
+        assert insert.write(registry()["users"], fence, [], keep) == []
 
     def test_of_an_export_waits_for_a_slow_reader(
         self, stack: Stack, hasty: Database, tmp_path: File, monkeypatch: pytest.MonkeyPatch
@@ -342,8 +344,8 @@ class TestAnIdleTransaction:
         def slow(*_: object, **__: object) -> Iterator[Callable[..., None]]:
             yield lambda *_: time.sleep(1.5)
 
-        monkeypatch.setattr(exporting, "shown", slow)
-        count = exporting.export_to(registry()["users"], fence, str(tmp_path / "users.csv"), "csv")
+        monkeypatch.setattr(exporter, "shown", slow)
+        count = exporter.export_to(registry()["users"], fence, str(tmp_path / "users.csv"), "csv")
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import ROOT
+from testkit.stack import ROOT
 
 DOCUMENTS = ["README.md", "README.ru.md", "ARCHITECTURE.md", "CHANGELOG.md"]
 

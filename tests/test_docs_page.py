@@ -10,7 +10,7 @@ import pytest
 import requests
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from tests.running import Stack
+from testkit.stack import Stack
 from tests.test_api import problem
 
 CHROMIUM = shutil.which("chromium") or ""

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.running import Stack, wait_until
+from testkit.stack import Stack, wait_until
 from tests.test_api import User, problem
 
 

@@ -13,12 +13,12 @@ import pytest
 import requests
 from werkzeug import Request, Response
 
-from tests.asking import ask, check
-from tests.running import wait_until
-from tests.stepped import caching, edge_of
+from testkit.failpoints import caching, edge_of
+from testkit.fake_app import Told, fenced, plain, told_app
+from testkit.raw_http import ask, check
+from testkit.stack import wait_until
 from tests.test_api import problem
 from tests.test_edge import raw
-from tests.told import Told, fenced, plain, told_app
 
 _numbers = count(1)
 

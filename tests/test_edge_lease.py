@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.running import ROOT, Stack, run, running, wait_until
-from tests.stepped import caching, edge_of
+from testkit.failpoints import caching, edge_of
+from testkit.stack import ROOT, Stack, run, running, wait_until
 
 CONNECTIONS = 64
 
@@ -21,8 +21,8 @@ def small_edge(tmp_path: Path) -> Path:
     """The code of an edge whose single worker has few connections."""
     home = tmp_path / "edge"
     shutil.copytree(ROOT / "edge", home)
-    (tmp_path / "velikiy" / "coherence").mkdir(parents=True)
-    shutil.copy(ROOT / "velikiy/coherence/read.lua", tmp_path / "velikiy/coherence/read.lua")
+    (tmp_path / "velikiy/coherence/scripts").mkdir(parents=True)
+    shutil.copy(ROOT / "velikiy/coherence/scripts/read.lua", tmp_path / "velikiy/coherence/scripts/read.lua")
     template = (home / "nginx.conf").read_text()
     assert template.count("worker_connections 4096;") == 1
     (home / "nginx.conf").write_text(template.replace("worker_connections 4096;", f"worker_connections {CONNECTIONS};"))

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.running import ROOT, Stack, children_of, folder, wait_until
-from tests.stepped import SteppedApp, caching, dying_writer, edge_of, stepped_app
+from testkit.failpoints import SteppedApp, caching, dying_writer, edge_of, stepped_app
+from testkit.stack import ROOT, Stack, children_of, folder, wait_until
 from velikiy.coherence import Entry, Path
 from velikiy.coherence.redis_tier import Lease
 

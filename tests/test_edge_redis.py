@@ -11,19 +11,19 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 from flask import Flask
-from redis import Redis
 
-from tests.away import refusing
-from tests.between import Between, Cut, Link, Lost, between, once
-from tests.running import Stack, wait_until
-from tests.stepped import SteppedApp, caching, edge_of, stepped_app
+from redis import Redis
+from testkit.failpoints import SteppedApp, caching, edge_of, stepped_app
+from testkit.fake_app import fenced, told_app
+from testkit.outages import refusing
+from testkit.stack import Stack, wait_until
+from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
 from tests.test_edge_races import edges, get, listed, name, put
-from tests.told import fenced, told_app
-from velikiy import leases
 from velikiy.coherence import Caches
+from velikiy.http import edge_leases
 from velikiy.postgres import Database
-from velikiy.resource import registry
-from velikiy.rows import Missing
+from velikiy.resources.base import registry
+from velikiy.resources.repository import Missing
 
 _numbers = count(1)
 
@@ -194,7 +194,7 @@ class TestWhereItIs:
         """To an edge that renews its lease: one of the stack's."""
         app, database = Flask("in this process"), Database(stack.postgres, size=1, timeout=2)
         lines = replace(registry()["users"], name="order_lines", one="order line")
-        leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
+        edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
         database.open()
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
         asked = {"place": name.partition("@")[0], "epoch": epoch, "port": "1"}

@@ -9,10 +9,10 @@ from itertools import count
 import psycopg
 import pytest
 
-from tests.running import Stack, wait_until
+from testkit.stack import Stack, wait_until
 from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
-from velikiy.coherence.caches import Cache, Trust
-from velikiy.coherence.fence import lock, number, writer_in_flight
+from velikiy.coherence.membership import Cache, Trust
+from velikiy.coherence.protocol import lock, number, writer_in_flight
 from velikiy.coherence.redis_tier import Hit, Lease
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
@@ -245,7 +245,7 @@ def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
 
 
 class TestWritersWhoMeet:
-    """Those who come while the first is at its drop go together (velikiy/coherence/group.py)."""
+    """Those who come while the first is at its drop go together (velikiy/coherence/group_commit.py)."""
 
     @pytest.fixture
     def rows(self, stack: Stack, database: Database) -> list[Row]:

@@ -5,8 +5,8 @@ import random
 import email_validator
 import pytest
 
-from velikiy.fields import PLAIN
-from velikiy.resource import registry
+from velikiy.resources.base import registry
+from velikiy.resources.text import PLAIN
 
 PARTS = (
     "a",

@@ -1,4 +1,4 @@
-"""Writers who meet (velikiy/coherence/group.py): who goes for whom, and what becomes of those whose leader fails."""
+"""Writers who meet (velikiy/coherence/group_commit.py): who goes for whom, and what becomes of those whose leader fails."""
 
 import random
 import threading
@@ -10,9 +10,9 @@ from functools import partial
 
 import pytest
 
-from tests.running import Stack, wait_until
+from testkit.stack import Stack, wait_until
 from velikiy.coherence import Path
-from velikiy.coherence.group import MOST, Drop, Group
+from velikiy.coherence.group_commit import MOST, Drop, Group
 from velikiy.postgres import Database
 
 Told = tuple[Drop, ...]
@@ -162,7 +162,7 @@ def test_who_comes_after_a_round_with_company_lets_others_come_and_who_comes_aft
             came.append(meeting.threads.submit(meeting.join, ready.pop()))
             wait_until(partial(meeting.waiting, 1))
 
-    monkeypatch.setattr("velikiy.coherence.group.os.sched_yield", others_run)
+    monkeypatch.setattr("velikiy.coherence.group_commit.os.sched_yield", others_run)
     told = [meeting.join(one(name)) for name in "cdef"]
     assert told == [(one("c"), one("late")), (one("d"),), (one("e"),), (one("f"),)]
     assert came[0].result(10) == told[0]

@@ -11,13 +11,13 @@ import requests
 from flask import Flask
 from psycopg.conninfo import make_conninfo
 
-from tests.away import hanging, readiness, refusing
-from tests.running import Stack, free_ports, running, status_of, wait_until
+from testkit.outages import hanging, readiness, refusing
+from testkit.stack import Stack, free_ports, running, status_of, wait_until
 from tests.test_api import problem
 from tests.test_migrations import drop_database, execute, make_database
-from velikiy import health
 from velikiy.coherence import RedisTier
-from velikiy.coherence.caches import Trust
+from velikiy.coherence.membership import Trust
+from velikiy.http import health
 from velikiy.postgres import Database
 
 

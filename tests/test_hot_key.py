@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.running import Stack
+from testkit.stack import Stack
 from tests.test_api import User
 
 READERS = 256

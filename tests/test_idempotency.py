@@ -14,9 +14,9 @@ import psycopg
 import pytest
 import requests
 
-from tests.asking import ask, check
-from tests.away import refusing
-from tests.running import Stack, children_of, status_of, wait_until
+from testkit.outages import refusing
+from testkit.raw_http import ask, check
+from testkit.stack import Stack, children_of, status_of, wait_until
 from tests.test_api import problem
 
 

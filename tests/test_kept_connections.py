@@ -12,10 +12,10 @@ import psycopg
 import pytest
 import redis.exceptions
 
-from tests.between import Between, Cut, Link, Lost, between, once
-from tests.running import Stack, wait_until
+from testkit.stack import Stack, wait_until
+from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
 from velikiy.coherence import EdgeTier, Entry, Lease, Path, RedisTier
-from velikiy.coherence.caches import PATIENCE, Cache, Caches, now
+from velikiy.coherence.membership import PATIENCE, Cache, Caches, now
 from velikiy.coherence.redis_tier import DROP, FILL, READ, Connections, DoesNotAnswer
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
 

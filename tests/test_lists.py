@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from tests.asking import ask, check
-from tests.running import Stack, wait_until
-from tests.stepped import SteppedApp, stepped_app
-from velikiy import pages
-from velikiy.pages import Page
+from testkit.failpoints import SteppedApp, stepped_app
+from testkit.raw_http import ask, check
+from testkit.stack import Stack, wait_until
+from velikiy.resources import pagination
+from velikiy.resources.pagination import Page
 
 NAMES = [
     *("Anna", "anna", "ÄNNA", "Ännä", "Bob", "bob", "Çelik", "Zoë", "zoe", "Ирина", "ирина", "Йорк", "Ёлка", "Елка"),
@@ -284,9 +284,9 @@ class TestSearch:
             for sort in SORTS:
                 for limit in (2, 5, 50):
                     usual = walked(sort, limit)
-                    monkeypatch.setattr(pages, "FEW", -1)
+                    monkeypatch.setattr(pagination, "FEW", -1)
                     for near in (1, 2, 1000):
-                        monkeypatch.setattr(pages, "near", lambda page, *_, near=near: near * page.limit)
+                        monkeypatch.setattr(pagination, "near", lambda page, *_, near=near: near * page.limit)
                         assert walked(sort, limit) == usual
                     monkeypatch.undo()
 
@@ -294,8 +294,8 @@ class TestSearch:
     def test_no_search_looks_at_many_rows_for_a_page_if_what_it_finds_lies_evenly(self, limit: int) -> None:
         """Of a million. Those that an order passes until the page is full, or those that are sorted; never both."""
         rows = 1_000_000
-        for expected in range(pages.FEW, rows, 1000):
-            looked_at = pages.near(Page(limit), expected, rows)
+        for expected in range(pagination.FEW, rows, 1000):
+            looked_at = pagination.near(Page(limit), expected, rows)
             if looked_at:
                 assert looked_at * expected / rows >= 2 * limit * 0.9  # it is enough, with room
                 assert limit * rows / expected <= 25_000

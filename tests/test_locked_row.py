@@ -9,7 +9,7 @@ import psycopg
 import pytest
 import requests
 
-from tests.running import Stack, running, wait_until
+from testkit.stack import Stack, running, wait_until
 
 CLIENTS = 100
 LOCKED_S = 6

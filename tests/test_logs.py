@@ -6,7 +6,7 @@ from urllib.parse import quote
 
 import requests
 
-from tests.running import Stack, wait_until
+from testkit.stack import Stack, wait_until
 
 NAME, EMAIL = "Rumpelstilzchen", "rumpel.stilzchen@example.com"
 

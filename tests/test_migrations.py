@@ -9,8 +9,8 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from tests.running import Stack
-from velikiy.migrate import CannotMigrate, upgrade
+from testkit.stack import Stack
+from velikiy.postgres.migrate import CannotMigrate, upgrade
 
 _numbers = count(1)
 

@@ -16,12 +16,12 @@ import requests
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import Field
 
-from tests.running import ROOT, Stack, running, wait_until
+from testkit.stack import ROOT, Stack, running, wait_until
 from velikiy import create_app
-from velikiy.openapi import document
+from velikiy.http.problems import KINDS, SQLSTATES
+from velikiy.openapi.document import document
 from velikiy.postgres import Database
-from velikiy.problems import KINDS, SQLSTATES
-from velikiy.resource import Body, Resource, registry
+from velikiy.resources.base import Body, Resource, registry
 from velikiy.settings import Settings
 
 DOCUMENT = document(registry())

@@ -12,8 +12,8 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
-from tests.asking import Told, ask, check, raw, told
-from tests.running import Stack, wait_until
+from testkit.raw_http import Told, ask, check, raw, told
+from testkit.stack import Stack, wait_until
 
 CHROMIUM = shutil.which("chromium") or ""
 HOST = "localhost:1234"

@@ -7,9 +7,9 @@ import psycopg
 import pytest
 import requests
 
-from tests.asking import ask, check
-from tests.running import ROOT, Stack, wait_until
-from velikiy.problems import KINDS
+from testkit.raw_http import ask, check
+from testkit.stack import ROOT, Stack, wait_until
+from velikiy.http.problems import KINDS
 
 JSON = b"Content-Type: application/json\r\n"
 

@@ -3,7 +3,7 @@
 import pytest
 import requests
 
-from tests.running import Stack
+from testkit.stack import Stack
 from tests.test_api import User
 
 

@@ -12,8 +12,8 @@ import psycopg
 import pytest
 import requests
 
-from tests.away import hanging, refusing
-from tests.running import Stack, running, wait_until
+from testkit.outages import hanging, refusing
+from testkit.stack import Stack, running, wait_until
 from velikiy.stack.cluster import binaries
 
 

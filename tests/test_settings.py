@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.running import QUIET, ROOT, clean_environment, folder, free_ports, run
+from testkit.stack import QUIET, ROOT, clean_environment, folder, free_ports, run
 from velikiy.settings import BadSetting, Settings, StackSettings, load
 
 GOOD = {"database_url": "postgresql://a@b/c", "redis_url": "redis://d"}

@@ -1,4 +1,4 @@
-"""Sockets whose timeout the kernel keeps (velikiy/sockets.py)."""
+"""Sockets whose timeout the kernel keeps (velikiy/kernel_timeouts.py)."""
 
 import random
 import socket
@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from velikiy.sockets import Socket
+from velikiy.kernel_timeouts import Socket
 
 
 @pytest.fixture

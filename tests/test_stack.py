@@ -18,8 +18,8 @@ from typing import NamedTuple
 import pytest
 import requests
 
-from tests.machine import root_only
-from tests.running import (
+from testkit.machine import root_only
+from testkit.stack import (
     ROOT,
     Stack,
     children_of,
@@ -32,7 +32,7 @@ from tests.running import (
     wait_until,
 )
 from velikiy.stack.plan import Plan
-from velikiy.stack.spawn import leftovers
+from velikiy.stack.reaper import leftovers
 from velikiy.stack.start import ready
 
 
@@ -135,7 +135,7 @@ class TestStarting:
         python, *_ = (app / "cmdline").read_text().split("\0")
         environment = dict(pair.split("=", 1) for pair in (app / "environ").read_text().split("\0") if pair)
         told = subprocess.run(
-            [python, "-v", "-P", "-c", "import flask, velikiy.api, velikiy.coherence"],
+            [python, "-v", "-P", "-c", "import flask, velikiy.http.routes, velikiy.coherence"],
             env=environment,
             user=app.stat().st_uid,  # root's services can read our cache, and write nothing there
             capture_output=True,

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import requests
 
-from tests.machine import Disk, root_only, small_disk
-from tests.running import (
+from testkit.machine import Disk, root_only, small_disk
+from testkit.stack import (
     ROOT,
     Stack,
     children_of,
@@ -24,7 +24,7 @@ from tests.running import (
     status_of,
     wait_until,
 )
-from velikiy.stack.spawn import leftovers
+from velikiy.stack.reaper import leftovers
 
 
 @pytest.fixture(scope="module")

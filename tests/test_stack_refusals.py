@@ -4,9 +4,9 @@ import subprocess
 
 import pytest
 
-from tests.machine import listening, root_only, small_disk
-from tests.running import ROOT, Stack, folder, free_ports, refused, run, running, start
-from velikiy.stack.spawn import leftovers
+from testkit.machine import listening, root_only, small_disk
+from testkit.stack import ROOT, Stack, folder, free_ports, refused, run, running, start
+from velikiy.stack.reaper import leftovers
 
 
 def test_a_port_in_use() -> None:

@@ -1,12 +1,12 @@
-"""Statements that go to PostgreSQL together (velikiy/postgres.py:Connection.ask)."""
+"""Statements that go to PostgreSQL together (velikiy/postgres/database.py:Connection.ask)."""
 
 from collections.abc import Iterator
 
 import psycopg
 import pytest
 
-from velikiy import postgres
 from velikiy.postgres import Connection, Database, Statement
+from velikiy.postgres import database as postgres
 
 LOCK = Statement("SELECT pg_advisory_xact_lock($1)", (7,))
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7"

@@ -20,10 +20,10 @@ import psycopg
 import pytest
 import requests
 
-from tests.away import hanging, refusing
-from tests.running import ROOT, Stack, clean_environment, running, wait_until
-from velikiy.transfer.reading import Row, Unreadable
-from velikiy.transfer.writing import Rejects
+from testkit.outages import hanging, refusing
+from testkit.stack import ROOT, Stack, clean_environment, running, wait_until
+from velikiy.bulk.output_files import Rejects
+from velikiy.bulk.readers import Row, Unreadable
 
 
 @pytest.fixture(scope="module")
@@ -766,8 +766,8 @@ def test_a_file_is_not_imported_twice_at_a_time(own: Stack, tmp_path: Path) -> N
 
 READS_AHEAD = """
 import itertools, sys
-from velikiy.resource import registry
-from velikiy.transfer.importing import _samples, ahead
+from velikiy.resources.base import registry
+from velikiy.bulk.importer import _samples, ahead
 for rows in ahead(_samples(registry()["users"], itertools.count(1))):
     sys.exit(130)
 """

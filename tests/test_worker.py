@@ -1,4 +1,4 @@
-"""gunicorn's worker (velikiy/worker.py), with an app that answers when it is told to."""
+"""gunicorn's worker (velikiy/server/epoll_worker.py), with an app that answers when it is told to."""
 
 import http.client
 import os
@@ -19,7 +19,7 @@ import psutil
 import pytest
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
-from tests.running import ROOT, free_ports, wait_until
+from testkit.stack import ROOT, free_ports, wait_until
 
 THREADS = 2
 
@@ -65,7 +65,15 @@ class Server:
 @contextmanager
 def server(folder: Path, *options: str) -> Iterator[Server]:
     port = free_ports(1)
-    command = [sys.executable, "-m", "gunicorn", "-k", "velikiy.worker.Worker", "--bind", f"127.0.0.1:{port}"]
+    command = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-k",
+        "velikiy.server.epoll_worker.Worker",
+        "--bind",
+        f"127.0.0.1:{port}",
+    ]
     command += ["--threads", str(THREADS), "--graceful-timeout", "20", *options, "tests.test_worker:app"]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=ROOT, text=True, stdout=log, stderr=log, env={**os.environ})

@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from tests.asking import ask
-from tests.running import Stack, children_of, running, wait_until
-from tests.stepped import Steps, Users, stepped_fence
-from tests.told import told_app
+from testkit.failpoints import Steps, Users, stepped_fence
+from testkit.fake_app import told_app
+from testkit.raw_http import ask
+from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
-from velikiy.coherence.caches import now
 from velikiy.coherence.deadline import CLOCK, parse
+from velikiy.coherence.membership import now
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 import requests
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from tests.running import Stack, wait_until
-from tests.stepped import serving
-from velikiy import postgres
+from testkit.failpoints import serving
+from testkit.stack import Stack, wait_until
 from velikiy.coherence import connect
 from velikiy.postgres import Database
+from velikiy.postgres import database as postgres
 from velikiy.settings import Settings
 
 Trace = list[tuple[str, str, bytes]]

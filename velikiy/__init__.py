@@ -15,10 +15,13 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Here and not above: whoever imports some part of this package, such as the launcher, would import all of Flask.
     from flask import Flask
 
-    from velikiy import api, docs, health, leases, logs, openapi, problems
+    from velikiy import logs
     from velikiy.coherence import connect
+    from velikiy.console import swagger
+    from velikiy.http import edge_leases, health, problems, routes
+    from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
-    from velikiy.resource import registry
+    from velikiy.resources.base import registry
     from velikiy.settings import Settings, load
 
     settings = settings or load(Settings)
@@ -30,10 +33,10 @@ def create_app(settings: Settings | None = None) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # Flask looks at each call; none is async
     problems.install(app)
-    api.install(app, registry(), fence)
-    leases.install(app, registry(), fence.caches)
+    routes.install(app, registry(), fence)
+    edge_leases.install(app, registry(), fence.caches)
     health.install(app, database, fence.redis_tier)
     openapi.install(app, registry())
-    docs.install(app)
+    swagger.install(app)
     database.open()
     return app

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.servers import addresses, gunicorn, nginx
-from tests.running import folder, running
+from testkit.stack import folder, running
 
 TEMPLATE = Path(__file__).parent / "nginx.conf"
 

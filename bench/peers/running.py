@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
-import redis
 import requests
 from werkzeug.http import http_date
 
+import redis
 from bench import servers
-from tests.running import ROOT, Stack, folder, free_ports, run_in, running
+from testkit.stack import ROOT, Stack, folder, free_ports, run_in, running
 from velikiy.coherence.entry import found
 from velikiy.stack.plan import is_free
 

@@ -6,10 +6,11 @@ from typing import TypeVar
 
 from flask import Flask
 
-from velikiy import api, logs, problems
+from velikiy import logs
 from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, connect
+from velikiy.http import problems, routes
 from velikiy.postgres import Connection, Database
-from velikiy.resource import registry
+from velikiy.resources.base import registry
 from velikiy.settings import Settings, load
 
 T = TypeVar("T")
@@ -40,6 +41,6 @@ def create_app() -> Flask:
     fence = connect(database, settings)
     app = Flask(__name__, static_folder=None)
     problems.install(app)
-    api.install(app, registry(), Uncached(fence.database, fence.caches, fence.redis_tier, fence.edge_tier))
+    routes.install(app, registry(), Uncached(fence.database, fence.caches, fence.redis_tier, fence.edge_tier))
     database.open()
     return app

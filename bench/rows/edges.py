@@ -9,7 +9,7 @@ from bench import wrk
 from bench.measure import Contestant, Line, Ratio, Result, Sample, measured
 from bench.peers.running import REDIS_TTL
 from bench.rows.base import Bench
-from tests.running import run
+from testkit.stack import run
 
 APP = ("app", "postgres", "redis", "relay")
 """What a write keeps busy where the edges are on machines of their own."""

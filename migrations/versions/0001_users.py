@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy import text
 
-from velikiy.migrate import CannotMigrate
+from velikiy.postgres.migrate import CannotMigrate
 
 revision = "0001_users"
 down_revision = None

@@ -9,7 +9,7 @@ down_revision = "0001_users"
 def upgrade() -> None:
     op.execute(
         """
-        -- What each column means to the protocol: velikiy/coherence/caches.py.
+        -- What each column means to the protocol: velikiy/coherence/membership.py.
         CREATE TABLE caches (
             name text PRIMARY KEY,
             kind text NOT NULL CHECK (kind IN ('edge', 'redis')),
@@ -21,8 +21,8 @@ def upgrade() -> None:
         ) WITH (fillfactor = 50);  -- edges renew each second: room for new versions of a row beside the old one
         INSERT INTO caches (name, kind, address, epoch) VALUES ('redis', 'redis', '', gen_random_uuid()::text);
 
-        -- The relay listens (velikiy/relay.py). One notification holds 8000 bytes; above 1000 rows "*" stands for
-        -- everything, which costs the caches more and the queue of notifications nothing.
+        -- The relay listens (velikiy/relay/listener.py). One notification holds 8000 bytes; above 1000 rows "*" stands
+        -- for everything, which costs the caches more and the queue of notifications nothing.
         CREATE FUNCTION users_notify() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
             ids bigint[];

@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy import text
 
-from velikiy.migrate import CannotMigrate
+from velikiy.postgres.migrate import CannotMigrate
 
 revision = "0003_resources"
 down_revision = "0002_caches"
@@ -31,8 +31,8 @@ def upgrade() -> None:
         END
         $$;
 
-        -- The relay listens (velikiy/relay.py). One notification holds 8000 bytes; above 1000 rows "*" stands for
-        -- everything, which costs the caches more and the queue of notifications nothing.
+        -- The relay listens (velikiy/relay/listener.py). One notification holds 8000 bytes; above 1000 rows "*" stands
+        -- for everything, which costs the caches more and the queue of notifications nothing.
         CREATE FUNCTION rows_notify() RETURNS trigger LANGUAGE plpgsql AS $$
         DECLARE
             ids bigint[];

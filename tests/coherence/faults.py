@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable
 
 import redis
-
-from tests.running import Stack
-from velikiy.stack.spawn import leftovers
+from testkit.stack import Stack
+from velikiy.stack.reaper import leftovers
 
 KINDS = ("kill", "kill-postgres", "stop-edge", "stop-redis", "flush", "sql")
 """`sql` is the load's own: tests/coherence/load.py, Outsider."""

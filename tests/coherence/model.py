@@ -8,7 +8,7 @@ bit mask. A read is wrong if its answer lacks a write that was acknowledged, or 
 started. There is no clock: whatever may be delayed may be delayed for ever, a COMMIT as well, and a lease ends at any
 moment; "3 s after a fence" is the moment at which everything promised before that fence has run out.
 
-Writers who go to the caches together (velikiy/coherence/group.py) are in it: as those whose steps happen to fall on the
+Writers who go to the caches together (velikiy/coherence/group_commit.py) are in it: as those whose steps happen to fall on the
 same moments.
 
 Names are kept out of the state: a read does not hold a lease token or a generation but whether its own is still the

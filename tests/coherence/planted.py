@@ -18,11 +18,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from testkit.stack import ROOT, Stack, folder, running
 from tests.coherence.checker import Verdict
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
-from tests.running import ROOT, Stack, folder, running
 
 PATIENCE = 60
 """Seconds in which a bug has to be found."""
@@ -66,12 +66,12 @@ class Moved(Exception):
 
 # ---- the stalls ----
 
-FENCE = "velikiy/coherence/fence.py"
-GROUP = "velikiy/coherence/group.py"
-TIER = "velikiy/coherence/edge_tier.py"
-LEASE = "edge/lease.lua"
-READ = "edge/read.lua"
-REDIS = "edge/redis_tier.lua"
+FENCE = "velikiy/coherence/protocol.py"
+GROUP = "velikiy/coherence/group_commit.py"
+TIER = "velikiy/coherence/edge_client.py"
+LEASE = "edge/lua/lease.lua"
+READ = "edge/lua/read.lua"
+REDIS = "edge/lua/redis.lua"
 
 # Mostly short and sometimes long: a tenth of them is longer than 130 ms.
 # Without a name of its own, which would hide the module's in the function that it is put into.
@@ -99,7 +99,7 @@ RENEWING = after(
     "ngx.sleep(0.3 * math.random())",
 )
 
-HEARD = after(READ, "        entry, more = redis_tier.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
+HEARD = after(READ, "        entry, more = redis.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
 
 # What is done before the drop in Redis, and after it.
 DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None\n"
@@ -116,7 +116,7 @@ ASKING = Replacement(
     "        local found, more = question(key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
-EMPTIED = after("velikiy/relay.py", "            self.fence.redis_tier.drop(None)", TWO_SECONDS)
+EMPTIED = after("velikiy/relay/listener.py", "            self.fence.redis_tier.drop(None)", TWO_SECONDS)
 SLOW_FILL = after(
     FENCE, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
@@ -229,14 +229,16 @@ BUGS = (
         (
             LOADED,
             Replacement(
-                "velikiy/coherence/fill.lua", "if not lease or lease:match('^(%S+) ') ~= ARGV[2] then", "if false then"
+                "velikiy/coherence/scripts/fill.lua",
+                "if not lease or lease:match('^(%S+) ') ~= ARGV[2] then",
+                "if false then",
             ),
         ),
     ),
     Planted(
         "default-generation",
         "A path without a generation gets a default, and with it what was stored under that before.",
-        (Replacement("edge/generations.lua", "local fresh = lease.fresh()", "local fresh = path"),),
+        (Replacement("edge/lua/generations.lua", "local fresh = lease.fresh()", "local fresh = path"),),
     ),
     Planted(
         "generation-after-redis",
@@ -294,7 +296,7 @@ BUGS = (
         "Redis comes back after a fence with what it held.",
         (
             Replacement(
-                "velikiy/relay.py",
+                "velikiy/relay/listener.py",
                 "            self.fence.redis_tier.drop(None)\n",
                 "            if not self.fence.redis_tier.answers():\n                return\n",
             ),
@@ -306,7 +308,7 @@ BUGS = (
     Planted(
         "deaf-relay",
         "What is written past the app is dropped nowhere.",
-        (Replacement("velikiy/relay.py", "self._drop(self.paths(payloads))", "pass"),),
+        (Replacement("velikiy/relay/listener.py", "self._drop(self.paths(payloads))", "pass"),),
         frozenset({"sql"}),
     ),
 )

@@ -22,11 +22,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.classic.stack import classic
+from testkit.stack import Stack, running
 from tests.coherence.checker import Checker, Verdict, check
 from tests.coherence.faults import KINDS, Faults
 from tests.coherence.history import FOREVER, Operation, load, save
 from tests.coherence.load import Load, Running
-from tests.running import Stack, running
 
 WINDOW = 50_000
 """Operations. This many and those of the window before are kept in memory, to be saved if something is wrong."""

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 import pytest
 
 from bench.classic.stack import classic
+from testkit.stack import Stack, running, status_of, wait_until
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak
-from tests.running import Stack, running, status_of, wait_until
 
 pytestmark = pytest.mark.alone
 

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from testkit.stack import Stack, running
 from tests.coherence.faults import Faults
 from tests.coherence.load import Load
 from tests.coherence.soak import Soak, progress
-from tests.running import Stack, running
 
 pytestmark = pytest.mark.alone
 

@@ -1,9 +1,9 @@
 """What keeps the caches and PostgreSQL from contradicting each other. It knows nothing of resources."""
 
-from velikiy.coherence.caches import Caches
-from velikiy.coherence.edge_tier import EdgeTier
+from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import Entry, Path, found
-from velikiy.coherence.fence import UNASKED, Answer, Change, Fence, TooLate, Unasked, connect
+from velikiy.coherence.membership import Caches
+from velikiy.coherence.protocol import UNASKED, Answer, Change, Fence, TooLate, Unasked, connect
 from velikiy.coherence.redis_tier import Lease, RedisTier
 
 __all__ = [

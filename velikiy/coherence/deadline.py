@@ -2,7 +2,7 @@
 
 A write that waits in a stopped worker, or behind others, would otherwise be committed seconds after its client was
 answered 504, over newer writes that were acknowledged meanwhile. The edge sends with each write how long it waits
-(edge/write.lua), and the app compares right before COMMIT (`velikiy/coherence/fence.py:_in_time`).
+(edge/lua/write.lua), and the app compares right before COMMIT (`velikiy/coherence/protocol.py:_in_time`).
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import socket
 import struct
 from pathlib import Path
 
-from velikiy.coherence.caches import now
+from velikiy.coherence.membership import now
 
 LAST_DATA_RECEIVED = 52
 """The offset of `tcpi_last_data_recv` in Linux' `struct tcp_info`: a number of 32 bits, in milliseconds (tcp(7))."""

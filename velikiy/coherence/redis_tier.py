@@ -17,20 +17,20 @@ from pathlib import Path as File
 from typing import Any, NamedTuple
 
 import hiredis
-import redis
 import structlog
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.caches import PATIENCE, Trust, now
+import redis
 from velikiy.coherence.entry import Entry, Path
+from velikiy.coherence.membership import PATIENCE, Trust, now
+from velikiy.kernel_timeouts import Socket
 from velikiy.postgres import DatabaseUnavailable
-from velikiy.sockets import Socket
 
 log = structlog.get_logger()
 
 AWAY = (redis.exceptions.RedisError, OSError)
-HERE = File(__file__).parent
+SCRIPTS = File(__file__).parent / "scripts"
 
 
 class Lease(str):
@@ -64,7 +64,7 @@ class Script:
     """A program for Redis: its file, named by its digest once Redis knows it."""
 
     def __init__(self, name: str) -> None:
-        self.text = (HERE / f"{name}.lua").read_bytes()
+        self.text = (SCRIPTS / f"{name}.lua").read_bytes()
         self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
 
     def run(self, key: str, *words: Word) -> tuple[Word, ...]:
@@ -159,7 +159,7 @@ class RedisTier:
     """Reads and fills skip Redis for a second after it failed to answer (a breaker): a Redis that hangs would
     otherwise cost every read its timeout. And they skip it when it is fenced (`Trust`).
 
-    An edge does so only if it was told nothing else meanwhile (edge/redis_tier.lua): it waits without holding anything,
+    An edge does so only if it was told nothing else meanwhile (edge/lua/redis.lua): it waits without holding anything,
     and behind it are apps, which carry a tenth. A thread that waits here is one of a few, and PostgreSQL carries its
     reads: where a twentieth of all questions is lost, waiting on would cost the app most of its throughput.
     """

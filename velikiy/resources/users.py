@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from velikiy.fields import Email, Line
-from velikiy.resource import Body, Resource, Sort
+from velikiy.resources.base import Body, Resource, Sort
+from velikiy.resources.text import Email, Line
 
 
 class NewUser(Body):

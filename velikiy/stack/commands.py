@@ -18,10 +18,10 @@ import click
 from dotenv import dotenv_values
 
 from velikiy.settings import BadSetting, Knobs, StackSettings, load
-from velikiy.stack import Refusal, account, preflight, tail
+from velikiy.stack import Refusal, log_files, preflight, privileges
 from velikiy.stack.plan import OURS, Plan
 from velikiy.stack.start import ready, say, shown, start, step, warnings
-from velikiy.stack.supervise import Supervisor
+from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3
 """Exit code of `status`, as the Linux Standard Base has it."""
@@ -55,13 +55,13 @@ def up(
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind}
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
-    if not account.handed_over():
+    if not privileges.handed_over():
         load(Knobs, None)  # a bad one is refused before anything is made
         preflight.data_folder(home)
         preflight.room(home)
         preflight.address(wanted.bind)
-        account.make_home(home)
-        account.hand_over(home, live=reload)
+        privileges.make_home(home)
+        privileges.hand_over(home, live=reload)
 
     # Signals come as KeyboardInterrupt wherever we are: a start that is broken off is taken back.
     for number in (signal.SIGTERM, signal.SIGHUP):
@@ -85,7 +85,7 @@ def _stay_with(plan: Plan) -> None:
     say("Ctrl-C stops everything. The logs:")
     try:
         # Ten times a second there is something to show, but to ask supervisord every three is enough.
-        tail.follow(plan.logs, None, lambda: next(look) % 30 == 0 and supervisor.pid() != ours, from_start=True)
+        log_files.follow(plan.logs, None, lambda: next(look) % 30 == 0 and supervisor.pid() != ours, from_start=True)
         say("\nstopped from elsewhere")
     except (KeyboardInterrupt, BrokenPipeError):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the second Ctrl-C of an impatient person
@@ -101,11 +101,11 @@ def _stay_with(plan: Plan) -> None:
 def down(data: Path | None, wipe: bool) -> None:
     """Stop everything; the data stays."""
     home = _home(data)
-    if not account.handed_over():
+    if not privileges.handed_over():
         if not (home / "stack.json").exists():
             say(f"There is no stack in {home}.")
             return
-        account.hand_over(home, wait=wipe)
+        privileges.hand_over(home, wait=wipe)
     plan = Plan.load(home)
     if plan is None:
         return
@@ -134,8 +134,8 @@ def _delete(path: Path) -> None:
 def status(data: Path | None, as_json: bool) -> None:
     """What runs, and where. Exits with 0 when it is ready, else with 3."""
     home = _home(data)
-    if not account.handed_over():
-        account.hand_over(home)
+    if not privileges.handed_over():
+        privileges.hand_over(home)
     state = _state(home)
     if as_json:
         click.echo(json.dumps(state, indent=2))
@@ -187,19 +187,19 @@ def _describe(state: dict[str, Any]) -> None:
 def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     """Show the logs: of all processes, or of those whose names start with NAME (edge, app1, postgres, ...)."""
     home = _home(data)
-    if not account.handed_over():
-        account.hand_over(home)
+    if not privileges.handed_over():
+        privileges.hand_over(home)
     plan = Plan.load(home)
-    found = tail.files(plan.logs, name) if plan else []
+    found = log_files.files(plan.logs, name) if plan else []
     if plan is None or not found:
-        names = ", ".join(file.stem for file in tail.files(plan.logs)) if plan else ""
+        names = ", ".join(file.stem for file in log_files.files(plan.logs)) if plan else ""
         raise Refusal(f"There is no log of '{name or ''}'; there are: {names or 'none, nothing was started yet'}.")
     for file in found:
-        for line in tail.last(file, lines):
-            tail.show(file, line)
+        for line in log_files.last(file, lines):
+            log_files.show(file, line)
     if follow:
         with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-            tail.follow(plan.logs, name, lambda: False)
+            log_files.follow(plan.logs, name, lambda: False)
 
 
 @run.command(
@@ -222,7 +222,7 @@ def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
 def _home(data: Path | None) -> Path:
     """Without links in it: what processes say of where they work has none either."""
     chosen = data or load(StackSettings, None).data
-    return chosen.expanduser().resolve() if chosen else account.default_home()
+    return chosen.expanduser().resolve() if chosen else privileges.default_home()
 
 
 @contextlib.contextmanager
@@ -242,8 +242,8 @@ def main() -> int:
     # A person's settings for psql are none of our servers'; .env is read here, where its owner can.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
-    if not account.handed_over():
-        for name, value in dotenv_values(account.CHECKOUT / ".env").items():
+    if not privileges.handed_over():
+        for name, value in dotenv_values(privileges.CHECKOUT / ".env").items():
             os.environ.setdefault(name, value or "")
     try:
         run(prog_name="./run", standalone_mode=False)

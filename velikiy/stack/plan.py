@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from velikiy.settings import Knobs
-from velikiy.stack import Refusal, account
+from velikiy.stack import Refusal, privileges
 
 OURS = re.compile(r"(run|logs|secrets|postgres|postgres\.new|redis|relay|app\d+|edge\d+|lock|stack\.json(\.new)?)")
 """What a data folder holds; anything else in it is somebody else's."""
@@ -145,7 +145,7 @@ class Plan:
     def programs(self, knobs: Knobs, binaries: Path | None) -> list[Program]:
         """`binaries`: PostgreSQL's, where it is ours to run."""
         # Nothing is compiled into the checkout, which is what runs with --reload; the copy is compiled already.
-        python = {"PYTHONPATH": str(account.code()), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        python = {"PYTHONPATH": str(privileges.code()), "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
         given = {name.upper(): str(value) for name, value in knobs.model_dump(exclude_none=True).items()}
         programs = []
         if binaries:
@@ -154,7 +154,7 @@ class Plan:
                     "postgres",
                     [
                         *[str(binaries / "postgres"), "-D", str(self.cluster), "-p", str(self.postgres_port)],
-                        *["-c", f"config_file={account.code()}/postgres/postgresql.conf"],
+                        *["-c", f"config_file={privileges.code()}/deploy/postgres/postgresql.conf"],
                         *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
                     ],
                     stop_signal="INT",  # fast: disconnect everyone, then stop cleanly
@@ -165,7 +165,7 @@ class Plan:
                 Program(
                     "redis",
                     [
-                        *["redis-server", f"{account.code()}/redis/redis.conf", "--bind", "127.0.0.1"],
+                        *["redis-server", f"{privileges.code()}/deploy/redis/redis.conf", "--bind", "127.0.0.1"],
                         *["--port", str(self.redis_port), "--dir", str(self.home / "redis")],
                         *["--include", str(self.passwords / "redis.conf")],
                     ],
@@ -175,7 +175,7 @@ class Plan:
         ours = {**python, **given, "REDIS_DIRECT": direct, "SECRETS_DIR": str(self.passwords)}
         relay = [sys.executable, "-P", "-m", "velikiy", "relay", "--heartbeat", str(self.heartbeat)]
         programs.append(Program("relay", relay, ours))
-        gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{account.code()}/velikiy/gunicorn.conf.py"]
+        gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{privileges.code()}/velikiy/server/gunicorn.conf.py"]
         cpu = knobs.app_first_cpu or 0
         for n, port in enumerate(self.app_ports, 1):
             programs.append(
@@ -191,7 +191,7 @@ class Plan:
             programs.append(
                 Program(
                     f"edge{n}",
-                    [f"{account.code()}/edge/start"],
+                    [f"{privileges.code()}/edge/start"],
                     {
                         "EDGE_ID": self.identity,
                         "EDGE_DATA": str(self.home / f"edge{n}"),

@@ -4,7 +4,7 @@ import shutil
 import socket
 from pathlib import Path
 
-from velikiy.stack import Refusal, account
+from velikiy.stack import Refusal, privileges
 from velikiy.stack.plan import OURS, bracketed, is_free
 
 ROOM_FIRST = 400
@@ -30,9 +30,9 @@ def data_folder(data: Path) -> None:
     if foreign and not (data / "stack.json").exists():
         raise Refusal(f"{data} holds something else. Choose an empty or a new folder with --data.")
     for parent in reversed(data.parents):
-        if parent.exists() and not account.may_enter(parent):
+        if parent.exists() and not privileges.may_enter(parent):
             raise Refusal(
-                f"{data} cannot hold the data: the user {account.services().pw_name}, under which the services run, "
+                f"{data} cannot hold the data: the user {privileges.services().pw_name}, under which the services run, "
                 f"may not enter {parent}. Choose another folder with --data."
             )
 

@@ -14,11 +14,11 @@ from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 
-from velikiy import passwords
+from velikiy import secret_files
 from velikiy.settings import Knobs, StackSettings, load
-from velikiy.stack import Refusal, account, cluster, preflight, tail
+from velikiy.stack import Refusal, cluster, log_files, preflight, privileges
 from velikiy.stack.plan import Plan
-from velikiy.stack.supervise import FIRST, Supervisor
+from velikiy.stack.supervisor import FIRST, Supervisor
 
 
 def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
@@ -44,7 +44,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
                 setattr(plan, name, getattr(before, name))
     knobs = load(Knobs, None)
     parts = (plan.bind, plan.edges, plan.apps, knobs, wanted.database_url, wanted.redis_url)
-    plan.fingerprint = hashlib.sha256(repr((*parts, account.code(), sys.executable)).encode()).hexdigest()
+    plan.fingerprint = hashlib.sha256(repr((*parts, privileges.code(), sys.executable)).encode()).hexdigest()
     same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
     if before is not None and running and same and ready(before):
         say(f"It is running already: {shown(before.edge_urls[0])}")
@@ -63,7 +63,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     _lay_out(plan, wanted)
 
     # For `_migrate`, while PostgreSQL comes up: with SQLAlchemy it takes half a second.
-    threading.Thread(target=import_module, args=["velikiy.migrate"], daemon=True).start()
+    threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
     supervisor = Supervisor(plan)
     try:
         if binaries and not plan.cluster.exists():
@@ -86,7 +86,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
 
 
 def _hint(plan: Plan) -> None:
-    option = "" if plan.home == account.default_home() else f" --data {shlex.quote(plan.data)}"
+    option = "" if plan.home == privileges.default_home() else f" --data {shlex.quote(plan.data)}"
     say(f"  try     curl -i {shown(plan.edge_urls[0])}/users")
     say(f"  docs    {shown(plan.edge_urls[0])}/docs")
     say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
@@ -107,7 +107,7 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
     for name in ("run", "logs", "secrets", *servers):
         (home / name).mkdir(mode=0o700, exist_ok=True)
     postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
-    passwords.write(
+    secret_files.write(
         plan.passwords,
         postgres=postgres,
         redis=redis,
@@ -134,7 +134,9 @@ def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervi
 
 
 def _migrate(database_url: str) -> None:
-    from velikiy import migrate  # here and not above, where it would be waited for: `start` imports it meanwhile
+    from velikiy.postgres import (
+        migrate,  # here and not above, where it would be waited for: `start` imports it meanwhile
+    )
 
     try:
         migrate.upgrade(database_url, wait=10)
@@ -146,8 +148,8 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
     until = time.monotonic() + within
     while not ready(plan, whole=True):
         if time.monotonic() > until:
-            for file in tail.files(plan.logs):
-                for line in tail.last(file, 5):
+            for file in log_files.files(plan.logs):
+                for line in log_files.last(file, 5):
                     say(f"{file.stem:<10} {line}")
             raise Refusal(
                 f"It is not healthy after {within:g} s. The ends of the logs are above, all of them in {plan.logs}."

@@ -1,0 +1,222 @@
+"""An app in this process whose reads and writes stop where a test wants them to, behind an edge of its own.
+
+The servers are those of a running stack; the edge registers in its database like any other.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.context import SpawnProcess
+from pathlib import Path as File
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import requests
+from flask import Flask
+from werkzeug.serving import make_server
+
+from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
+from velikiy.coherence import UNASKED, Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier, Unasked
+from velikiy.coherence.membership import Cache, Trust
+from velikiy.coherence.redis_tier import Lease
+from velikiy.http import edge_leases, problems, routes
+from velikiy.postgres import Connection, Database
+from velikiy.resources.base import registry
+from velikiy.resources.repository import Rows
+from velikiy.resources.users import NewUser
+
+T = TypeVar("T")
+Step = Callable[[], None]
+
+
+def nothing() -> None:
+    pass
+
+
+@dataclass
+class Steps:
+    """What is done at each place, by whoever comes there first; the next one passes."""
+
+    steps: dict[str, Step] = field(default_factory=dict)
+    passed: list[str] = field(default_factory=list)
+
+    def at(self, place: str) -> None:
+        self.passed.append(place)
+        self.steps.pop(place, nothing)()
+
+
+class SteppedRedis(RedisTier):
+    steps: Steps
+
+    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
+        self.steps.at("before the drops")
+        return super().drop(paths, mine)
+
+
+class SteppedFence(Fence):
+    steps: Steps
+
+    def read(
+        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+    ) -> Answer:
+        def stepped(connection: Connection) -> Entry:
+            connection.ask()  # the check, which else goes with the statement that loads
+            self.steps.at("between check and snapshot")
+            entry = load(connection)
+            self.steps.at("between snapshot and fill")
+            return entry
+
+        answer = super().read(path, variant, stepped, asked)
+        self.steps.at("between fill and answer")
+        return answer
+
+    def write(
+        self,
+        change: Callable[[Connection], Change[T]],
+        times: float = 1,
+        foreseen: Sequence[Path] = (),
+        until: float | None = None,
+    ) -> T:
+        def stepped(connection: Connection) -> Change[T]:
+            done = change(connection)
+            self.steps.at("before the lock")
+            return done
+
+        outcome = super().write(stepped, times, foreseen, until)
+        self.steps.at("after the commit")
+        return outcome
+
+    def _drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None) -> list[Cache]:
+        self.steps.at("between the drops")
+        fenced = super()._drop_at_edges(connection, paths)
+        self.steps.at("before the commit")
+        return fenced
+
+
+class Users:
+    """Users, written in this process and without HTTP."""
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+        self.rows = Rows(registry()["users"], fence)
+
+    def create(self, name: str, email: str) -> int:
+        new = NewUser(name=name, email=email)
+        return self.fence.write(lambda connection: self.rows.create(connection, new))[0]
+
+    def update(self, user: int, name: str) -> None:
+        changes = self.rows.resource.changes.model_validate({"name": name})
+        self.fence.write(lambda connection: self.rows.update(connection, user, changes, None))
+
+    def delete(self, user: int) -> None:
+        self.fence.write(lambda connection: self.rows.delete(connection, user, None))
+
+
+@dataclass
+class SteppedApp:
+    stack: Stack
+    edge: str
+    data: str
+    """The edge's folder."""
+    steps: Steps
+    users: Users
+    url: str
+    """Of the app itself."""
+
+
+def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
+    database = Database(postgres, size=8, timeout=10)
+    caches = Caches(database, threads=8)
+    redis_tier = SteppedRedis(redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
+    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
+    redis_tier.steps = fence.steps = steps
+    return fence
+
+
+@contextmanager
+def stepped_app(stack: Stack, **settings: str) -> Iterator[SteppedApp]:
+    """`settings`: of its edge. With a REDIS_URL the edge reads Redis itself, and without one through the app."""
+    steps = Steps()
+    fence = stepped_fence(stack.postgres, stack.redis_url, steps)
+    with serving(fence) as url, edge_of(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
+        yield SteppedApp(stack, edge, data, steps, Users(fence), url)
+    fence.database.close()
+
+
+@contextmanager
+def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterator[SpawnProcess]:
+    """A process of its own that writes to this user, as an app's worker does, and is killed at this place; without one
+    whoever asked for it may kill it. At the end it is gone in any case."""
+    # Spawned: a fork of this process would have our connections, and would end them as it dies.
+    writer = get_context("spawn").Process(
+        target=_write_and_die, args=(stack.postgres, stack.redis_url, user, name, place)
+    )
+    writer.start()
+    try:
+        yield writer
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def _write_and_die(postgres: str, redis_url: str, user: int, name: str, place: str) -> None:
+    steps = Steps({place: lambda: os.kill(os.getpid(), signal.SIGKILL)})
+    fence = stepped_fence(postgres, redis_url, steps)
+    fence.database.open()
+    Users(fence).update(user, name)
+
+
+@contextmanager
+def serving(fence: Fence) -> Iterator[str]:
+    """The address of an app in this process with this fence."""
+    app = Flask("in this process")
+    problems.install(app)
+    routes.install(app, registry(), fence)
+    edge_leases.install(app, registry(), fence.caches)
+    fence.database.open()
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.port}"
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+def caching(edge: str) -> bool:
+    """It has a lease."""
+    return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
+
+
+@contextmanager
+def edge_of(apps: str, home: File = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
+    """An edge before these apps: its address and its folder. `home` is where its code is."""
+    first = free_ports(2)
+    with folder() as data:
+        settings = {
+            "REDIS_URL": "",
+            "EDGE_DATA": str(data),
+            "EDGE_LISTEN": f"127.0.0.1:{first}",
+            "EDGE_CONTROL": f"127.0.0.1:{first + 1}",
+            "EDGE_APPS": apps,
+            "EDGE_WORKERS": "1",
+            "DATABASE_TIMEOUT": "10",
+            **settings,
+        }
+        with (data / "log").open("w") as log:
+            edge = subprocess.Popen(
+                [str(home / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
+            )
+            try:
+                url = f"http://127.0.0.1:{first}"
+                wait_until(lambda: status_of(f"{url}/.edge") == 200, what=(data / "log").read_text())
+                yield url, str(data)
+            finally:
+                edge.terminate()
+                edge.wait(10)

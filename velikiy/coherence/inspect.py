@@ -1,0 +1,67 @@
+"""`velikiy cache show`: what each tier holds of an address, for people."""
+
+from typing import Any
+
+from velikiy.coherence import Fence, Path
+from velikiy.coherence.protocol import writer_in_flight
+from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.settings import Settings
+
+
+def look(fence: Fence, path: Path, uri: str, settings: Settings) -> list[dict[str, Any]]:
+    """One member for each tier, from the truth to the clients; ages and times in seconds.
+
+    Raises:
+        DatabaseUnavailable
+    """
+    with fence.database.autocommit() as connection:
+        writer = writer_in_flight(connection, path)
+        redis, *edges = fence.caches.all(connection)
+    tiers: list[dict[str, Any]] = [{"tier": "postgres", "writer_in_flight": writer}]
+    tiers.append({"tier": "redis", "fenced": redis.fenced, **_in_redis(fence, path, settings.redis_ttl)})
+    for edge in edges:
+        told = fence.edge_tier.show(edge, uri)
+        tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(told)})
+    return tiers
+
+
+def _in_redis(fence: Fence, path: Path, ttl: int) -> dict[str, Any]:
+    try:
+        held = fence.redis_tier.show(path)
+    except DoesNotAnswer:
+        return {"answers": False}
+    age = round(ttl - held["ttl"], 1) if held["bytes"] else None
+    return {"answers": True, "entries": held["bytes"], "leases": held["leases"], "age": age}
+
+
+def _at_edge(told: dict[str, str] | None) -> dict[str, Any]:
+    if told is None:
+        return {"answers": False}
+    return {
+        "answers": True,
+        "lease": int(told["lease"]) / 1000,
+        "generation": told.get("generation"),
+        "bytes": int(told["size"]) if "size" in told else None,
+        "age": int(told["age"]) if "age" in told else None,
+    }
+
+
+def text(uri: str, tiers: list[dict[str, Any]]) -> str:
+    return "\n".join([uri, *(f"  {tier['tier']:<24} {', '.join(_words(tier))}" for tier in tiers)])
+
+
+def _words(tier: dict[str, Any]) -> list[str]:
+    if tier["tier"] == "postgres":
+        return ["a writer is in flight" if tier["writer_in_flight"] else "no writer in flight"]
+    words = ["fenced: nobody uses it"] if tier["fenced"] else []
+    if not tier["answers"]:
+        return [*words, "does not answer"]
+    if tier["tier"] == "redis":
+        words += [f"{size} bytes{f' of {variant}' if variant else ''}" for variant, size in tier["entries"].items()]
+        words += [f"somebody is filling {variant or 'it'}" for variant in tier["leases"]]
+        return [*words, f"age {tier['age']} s"] if tier["entries"] else words or ["nothing"]
+    words.append(f"lease {tier['lease']} s" if tier["lease"] else "no lease: its cache is not used")
+    if not tier["generation"]:
+        return [*words, "nothing"]
+    words.append(f"generation {tier['generation']}")
+    return [*words, f"{tier['bytes']} bytes, age {tier['age']} s" if tier["bytes"] else "no entry"]

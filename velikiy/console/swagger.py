@@ -1,0 +1,91 @@
+"""A page for people at /docs: Swagger UI, from the package that brings it, showing /openapi.json."""
+
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from flask import Blueprint, Flask, Response, send_file
+from werkzeug.exceptions import NotFound
+
+from velikiy.http import requests
+
+SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
+"""As it was published; of the package we take nothing else: its own page has inline scripts."""
+
+TYPES = {".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
+"""Not left to the system's own table, which differs between machines: with nosniff a wrong one stops the page."""
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",  # icons inside Swagger UI's style sheet
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+PAGE = """\
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Velikiy Flask: the API</title>
+<link rel="icon" href="{icon}">
+<link rel="stylesheet" href="{style}">
+<div id="page"><noscript>Without JavaScript there is <a href="/openapi.json">the document itself</a>.</noscript></div>
+<script src="{swagger_ui}"></script>
+<script src="{start}"></script>
+</html>
+"""
+
+
+def install(app: Flask) -> None:
+    """Adds `GET /docs` and the files that its page loads."""
+    app.register_blueprint(_routes())
+
+
+def _routes() -> Blueprint:
+    routes = Blueprint("docs", __name__)
+    assets: dict[str, Path] = {}
+
+    def address(file: Path) -> str:
+        # Named for what is in it, so that browsers keep it for good and still get the new one after an upgrade.
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        name = f"{file.stem}.{digest}{file.suffix}"
+        assets[name] = file
+        return f"/docs/{name}"
+
+    page = PAGE.format(
+        icon=address(SWAGGER_UI / "favicon-32x32.png"),
+        style=address(SWAGGER_UI / "swagger-ui.css"),
+        swagger_ui=address(SWAGGER_UI / "swagger-ui-bundle.js"),
+        start=address(Path(__file__).with_suffix(".js")),
+    )
+
+    @routes.get("/docs")
+    def show() -> Response:
+        return Response(page, content_type="text/html; charset=utf-8")
+
+    @routes.get("/docs/<name>")
+    def asset(name: str) -> Response:
+        if name not in assets:
+            raise NotFound
+        response = send_file(assets[name], mimetype=TYPES[assets[name].suffix])
+        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        return response
+
+    @routes.before_request
+    def takes_no_parameters() -> None:
+        requests.parameters()
+
+    @routes.after_request
+    def protect(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = POLICY
+        response.headers["Referrer-Policy"] = "no-referrer"
+        return response
+
+    return routes
