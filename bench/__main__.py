@@ -24,25 +24,25 @@ from bench.rows import PICTURES, ROWS, Bench
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="./run bench", description="How fast it is, beside other designs on the same machine."
+        prog="./run bench", description="Compare the speed of the service with other designs on the same machine."
     )
-    parser.add_argument("--quick", action="store_true", help="fewer users, shorter rounds, no report: below 5 minutes")
-    parser.add_argument("--only", default="", metavar="ROW,...", help=f"some of {','.join(ROWS)}")
-    parser.add_argument("--minutes", type=float, default=None, help="of the row memory (1.5; quick: 0.1)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="write docs/benchmarks.md anew from these results")
     parser.add_argument(
-        "--beside", type=Path, metavar="DIR", help="compare with another checkout, and with nothing else"
+        "--quick", action="store_true", help="use fewer users and shorter rounds, and write no report (under 5 minutes)"
     )
-    parser.add_argument("--json", action="store_true", help="for programs: everything, raw samples too")
+    parser.add_argument("--only", default="", metavar="ROW,...", help=f"measure only these rows: {','.join(ROWS)}")
+    parser.add_argument("--minutes", type=float, default=None, help="length of the row memory (1.5; quick: 0.1)")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="regenerate docs/benchmarks.md from these results")
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="compare only with another checkout")
+    parser.add_argument("--json", action="store_true", help="print all results, raw samples included, for programs")
     given = parser.parse_args()
     everything = [name for name in ROWS if not (given.quick and name == PICTURES)]
     given.rows = [name for name in given.only.split(",") if name] or everything
     if unknown := set(given.rows) - set(ROWS):
-        parser.error(f"there is no row {', '.join(sorted(unknown))}; there are {', '.join(ROWS)}")
+        parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     if given.report and not given.report.is_file():
         parser.error(f"there is no file {given.report}")
     if given.beside and not (given.beside / "run").is_file():
-        parser.error(f"{given.beside} is no checkout of this project")
+        parser.error(f"{given.beside} is not a checkout of this project")
     if given.minutes is None:
         given.minutes = 0.1 if given.quick else 1.5
     return given
@@ -81,7 +81,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     progress = Progress()
     progress.begin("start")
-    progress("a stack of ours, with two edges")
+    progress("starting our stack with two edges")
     began = time.monotonic()
     if not given.json:
         print(report.head(), flush=True)
@@ -107,7 +107,7 @@ def main() -> int:
                     report.show(bench.results[name])
     except KeyboardInterrupt:
         progress.clear()
-        print("broken off; nothing is left running", file=sys.stderr)
+        print("interrupted; nothing is left running", file=sys.stderr)
         return 130
     took = time.monotonic() - began
     kept = report.kept(bench.results, given, took)

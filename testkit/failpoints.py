@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
-from pathlib import Path as File
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -21,8 +21,9 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
-from velikiy.coherence import UNASKED, Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier, Unasked
-from velikiy.coherence.membership import Cache, Trust
+from velikiy.coherence import NOT_TRIED, Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, NotTried, RedisTier
+from velikiy.coherence.membership import Cache
+from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import Lease
 from velikiy.http import edge_leases, problems, routes
 from velikiy.postgres import Connection, Database
@@ -53,33 +54,37 @@ class Steps:
 class SteppedRedis(RedisTier):
     steps: Steps
 
-    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, mine: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
         self.steps.at("before the drops")
         return super().drop(paths, mine)
 
 
-class SteppedFence(Fence):
+class SteppedGate(Gate):
     steps: Steps
 
     def read(
-        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+        self,
+        path: CachePath,
+        variant: str,
+        load: Callable[[Connection], Entry],
+        from_edge: Lease | NotTried | None = NOT_TRIED,
     ) -> Answer:
         def stepped(connection: Connection) -> Entry:
-            connection.ask()  # the check, which else goes with the statement that loads
+            connection.query()  # the check, which else goes with the statement that loads
             self.steps.at("between check and snapshot")
             entry = load(connection)
             self.steps.at("between snapshot and fill")
             return entry
 
-        answer = super().read(path, variant, stepped, asked)
+        answer = super().read(path, variant, stepped, from_edge)
         self.steps.at("between fill and answer")
         return answer
 
     def write(
         self,
         change: Callable[[Connection], Change[T]],
-        times: float = 1,
-        foreseen: Sequence[Path] = (),
+        timeout_factor: float = 1,
+        lock_first: Sequence[CachePath] = (),
         until: float | None = None,
     ) -> T:
         def stepped(connection: Connection) -> Change[T]:
@@ -87,11 +92,11 @@ class SteppedFence(Fence):
             self.steps.at("before the lock")
             return done
 
-        outcome = super().write(stepped, times, foreseen, until)
+        outcome = super().write(stepped, timeout_factor, lock_first, until)
         self.steps.at("after the commit")
         return outcome
 
-    def _drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None) -> list[Cache]:
+    def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
         self.steps.at("between the drops")
         fenced = super()._drop_at_edges(connection, paths)
         self.steps.at("before the commit")
@@ -101,20 +106,20 @@ class SteppedFence(Fence):
 class Users:
     """Users, written in this process and without HTTP."""
 
-    def __init__(self, fence: Fence) -> None:
-        self.fence = fence
-        self.rows = Rows(registry()["users"], fence)
+    def __init__(self, gate: Gate) -> None:
+        self.gate = gate
+        self.rows = Rows(registry()["users"], gate)
 
     def create(self, name: str, email: str) -> int:
         new = NewUser(name=name, email=email)
-        return self.fence.write(lambda connection: self.rows.create(connection, new))[0]
+        return self.gate.write(lambda connection: self.rows.create(connection, new))[0]
 
     def update(self, user: int, name: str) -> None:
         changes = self.rows.resource.changes.model_validate({"name": name})
-        self.fence.write(lambda connection: self.rows.update(connection, user, changes, None))
+        self.gate.write(lambda connection: self.rows.update(connection, user, changes, None))
 
     def delete(self, user: int) -> None:
-        self.fence.write(lambda connection: self.rows.delete(connection, user, None))
+        self.gate.write(lambda connection: self.rows.delete(connection, user, None))
 
 
 @dataclass
@@ -129,29 +134,29 @@ class SteppedApp:
     """Of the app itself."""
 
 
-def stepped_fence(postgres: str, redis_url: str, steps: Steps) -> SteppedFence:
+def stepped_gate(postgres: str, redis_url: str, steps: Steps) -> SteppedGate:
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
-    redis_tier = SteppedRedis(redis_url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
-    fence = SteppedFence(database, caches, redis_tier, EdgeTier())
-    redis_tier.steps = fence.steps = steps
-    return fence
+    redis_tier = SteppedRedis(redis_url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
+    gate = SteppedGate(database, caches, redis_tier, EdgeTier())
+    redis_tier.steps = gate.steps = steps
+    return gate
 
 
 @contextmanager
 def stepped_app(stack: Stack, **settings: str) -> Iterator[SteppedApp]:
     """`settings`: of its edge. With a REDIS_URL the edge reads Redis itself, and without one through the app."""
     steps = Steps()
-    fence = stepped_fence(stack.postgres, stack.redis_url, steps)
-    with serving(fence) as url, edge_of(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
-        yield SteppedApp(stack, edge, data, steps, Users(fence), url)
-    fence.database.close()
+    gate = stepped_gate(stack.postgres, stack.redis_url, steps)
+    with serving(gate) as url, edge_of(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
+        yield SteppedApp(stack, edge, data, steps, Users(gate), url)
+    gate.database.close()
 
 
 @contextmanager
 def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterator[SpawnProcess]:
     """A process of its own that writes to this user, as an app's worker does, and is killed at this place; without one
-    whoever asked for it may kill it. At the end it is gone in any case."""
+    whoever from_edge for it may kill it. At the end it is gone in any case."""
     # Spawned: a fork of this process would have our connections, and would end them as it dies.
     writer = get_context("spawn").Process(
         target=_write_and_die, args=(stack.postgres, stack.redis_url, user, name, place)
@@ -166,19 +171,19 @@ def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterato
 
 def _write_and_die(postgres: str, redis_url: str, user: int, name: str, place: str) -> None:
     steps = Steps({place: lambda: os.kill(os.getpid(), signal.SIGKILL)})
-    fence = stepped_fence(postgres, redis_url, steps)
-    fence.database.open()
-    Users(fence).update(user, name)
+    gate = stepped_gate(postgres, redis_url, steps)
+    gate.database.open()
+    Users(gate).update(user, name)
 
 
 @contextmanager
-def serving(fence: Fence) -> Iterator[str]:
+def serving(gate: Gate) -> Iterator[str]:
     """The address of an app in this process with this fence."""
     app = Flask("in this process")
     problems.install(app)
-    routes.install(app, registry(), fence)
-    edge_leases.install(app, registry(), fence.caches)
-    fence.database.open()
+    routes.install(app, registry(), gate)
+    edge_leases.install(app, registry(), gate.caches)
+    gate.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -195,7 +200,7 @@ def caching(edge: str) -> bool:
 
 
 @contextmanager
-def edge_of(apps: str, home: File = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
+def edge_of(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
     """An edge before these apps: its address and its folder. `home` is where its code is."""
     first = free_ports(2)
     with folder() as data:

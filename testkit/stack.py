@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
+import redis
 import requests
 
-import redis
 from velikiy.stack.plan import Plan, is_free
 from velikiy.stack.supervisor import Supervisor
 

@@ -152,17 +152,17 @@ class TestFreshness:
     def test_everything_that_it_touched_is_dropped_and_nothing_else(self, stack: Stack, some: list[int]) -> None:
         for many in (3, 100):
             word = f"fresh{prefix()}"
-            touched = some[:many]
+            invalidates = some[:many]
             looks = ["/users", "/users/count", f"/users?q={word}&sort=-name", f"/users/count?q={word}"]
-            looks += [f"/users/{number}" for number in (touched[0], touched[-1])]
+            looks += [f"/users/{number}" for number in (invalidates[0], invalidates[-1])]
             for edge in stack.edges:
                 for look in [*looks, "/users/3"]:
                     wait_until(lambda url=edge + look: hit(url))  # type: ignore[misc]
-            done(stack.edge, *(update(number, name=word) for number in touched))
+            done(stack.edge, *(update(number, name=word) for number in invalidates))
             for edge in stack.edges:
                 assert hit(f"{edge}/users/3")
                 assert not any(hit(edge + look) for look in looks)
-                for number in touched:
+                for number in invalidates:
                     assert get(edge, number).json()["name"] == word
                 assert requests.get(f"{edge}/users/count?q={word}", timeout=5).json() == {"count": many}
                 assert len(requests.get(f"{edge}/users?q={word}&sort=-name", timeout=5).json()) == many
@@ -198,13 +198,13 @@ def test_what_is_read_while_a_batch_stands_is_not_kept(
 ) -> None:
     edges = [stepped.edge, *stepped.stack.edges]
     word, old = f"stands{prefix()}", f"old{prefix()}"
-    touched = some[:many]
-    done(stepped.stack.app, *(update(number, name=old) for number in touched))
+    invalidates = some[:many]
+    done(stepped.stack.app, *(update(number, name=old) for number in invalidates))
 
     def look() -> list[tuple[str, int]]:
         return [
             (
-                get(edge, touched[0]).json()["name"],
+                get(edge, invalidates[0]).json()["name"],
                 int(requests.get(f"{edge}/users/count?q={word}", timeout=5).json()["count"]),
             )
             for edge in edges
@@ -214,7 +214,7 @@ def test_what_is_read_while_a_batch_stands_is_not_kept(
     seen: list[tuple[str, int]] = []
     stepped.steps.steps[place] = lambda: seen.extend(look())
     model = batch.model(registry()["users"])
-    asked = model.model_validate({"operations": [update(number, name=word) for number in touched]})
+    asked = model.model_validate({"operations": [update(number, name=word) for number in invalidates]})
     assert batch.run(stepped.users.rows, asked, None).status == 200
     assert set(seen) == {(old, 0)}
     assert set(look()) == {(word, many)}

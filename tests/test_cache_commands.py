@@ -61,7 +61,7 @@ def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
 
 
 def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
-    from velikiy.coherence.protocol import lock
+    from velikiy.coherence.locks import lock
     from velikiy.postgres import Connection
     from velikiy.resources.base import registry
 
@@ -87,7 +87,7 @@ def test_a_cache_that_hangs_is_shown_as_such(own_stack: Stack) -> None:
     with hanging(own_stack, "redis"):
         assert "does not answer" in cache(own_stack, "show", "/users/1")
         requests.put(f"{own_stack.edge}/users/1", json={"name": "Alice"}, timeout=10)
-        assert "fenced: nobody uses it" in cache(own_stack, "show", "/users/1")
+        assert "fenced: not in use" in cache(own_stack, "show", "/users/1")
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_a_cache_that_hangs_is_shown_as_such(own_stack: Stack) -> None:
     [
         (("show", "/health"), "'/health' is not cached"),
         (("show", "/users/007"), "'/users/007' is not cached"),
-        (("purge",), "give a PATH or --all"),
-        (("purge", "/users", "--all"), "give a PATH or --all"),
+        (("purge",), "give either a PATH or --all"),
+        (("purge", "/users", "--all"), "give either a PATH or --all"),
     ],
 )
 def test_what_cannot_be_done_is_said(stack: Stack, arguments: tuple[str, ...], said: str) -> None:
@@ -112,7 +112,7 @@ def test_a_command_that_postgresql_cancels_says_so(own_stack: Stack) -> None:
         done = pool.submit(run, "velikiy", "cache", "purge", "--all", DATA=str(own_stack.data))
         wait_until(lambda: own_stack.sql(cancel) is not None and done.done())  # apps and the relay wait for it too
     assert done.result().returncode == 1
-    assert "PostgreSQL has broken it off (QueryCanceled 57014)" in done.result().stderr
+    assert "PostgreSQL cancelled the statement (QueryCanceled 57014)" in done.result().stderr
 
 
 def test_without_a_database_it_says_so(own_stack: Stack) -> None:

@@ -13,9 +13,12 @@ import requests
 from testkit.outages import refusing
 from testkit.stack import Stack, free_ports, run, wait_until
 from tests.test_api import User
-from velikiy.coherence import Caches, EdgeTier, Path, RedisTier
-from velikiy.coherence.membership import HOST, LEASE, PATIENCE, WAIT, Cache, Trust, now
+from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
+from velikiy.coherence import redis_lease as redis_lease_module
+from velikiy.coherence.membership import HOST, Cache
+from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.timing import DROP_TIMEOUT_S, EXCLUSION_S, LEASE_S, now
 from velikiy.postgres import Database, DatabaseUnavailable
 
 
@@ -44,11 +47,11 @@ class TestFences:
             began = time.monotonic()
             caches.fence([cache])
             assert caches.renew("a/b", "1") is None
-            caches.wait_out([cache])
-            assert WAIT <= time.monotonic() - began < WAIT + 1
+            caches.await_exclusion([cache])
+            assert EXCLUSION_S <= time.monotonic() - began < EXCLUSION_S + 1
             assert row(stack, cache.name) == ("1", True, True)
             began = time.monotonic()
-            caches.wait_out([cache])
+            caches.await_exclusion([cache])
             assert time.monotonic() - began < 0.5  # somebody else has waited
             caches.register("a/b", cache.address, "2")
             assert row(stack, cache.name) == ("2", False, False)
@@ -62,8 +65,8 @@ class TestFences:
         late = threading.Timer(0.3, caches.register, ("a/b", cache.address, "1"))
         late.start()
         began = time.monotonic()
-        caches.wait_out([cache])
-        assert time.monotonic() - began >= WAIT
+        caches.await_exclusion([cache])
+        assert time.monotonic() - began >= EXCLUSION_S
         late.join()
         assert row(stack, cache.name) == ("1", False, False)
         assert caches.renew("a/b", "2") is None
@@ -92,7 +95,7 @@ class TestFences:
 
         def wait() -> None:
             try:
-                caches.wait_out([cache])
+                caches.await_exclusion([cache])
             except DatabaseUnavailable as error:
                 refused.append(error)
 
@@ -106,10 +109,10 @@ class TestFences:
     def test_redis_comes_back_by_its_epoch_only(self, stack: Stack, database: Database, caches: Caches) -> None:
         with database.autocommit() as connection:
             redis = caches.redis(connection)
-            caches.put_redis_back(redis)
+            caches.readmit_redis(redis)
             assert caches.redis(connection) == redis  # it was not left out
             caches.fence([redis])
-            caches.put_redis_back(redis._replace(epoch="an earlier one"))
+            caches.readmit_redis(redis._replace(epoch="an earlier one"))
             assert caches.redis(connection).fenced
         wait_until(lambda: not caches.redis_is_fenced())  # the relay empties it and puts it back
 
@@ -132,7 +135,7 @@ class TestRowsThatDisappear:
             shown, purged = (
                 run("velikiy", "cache", *what, DATA=str(stack.data)) for what in (("show", path), ("purge", path))
             )
-            assert "fenced: nobody uses it" in shown.stdout, shown.stderr
+            assert "fenced: not in use" in shown.stdout, shown.stderr
             assert purged.stdout == f"dropped {path} in Redis and at 2 edges\n", purged.stderr
         wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
         written_and_read(stack, stack.app + path, "With")
@@ -186,16 +189,16 @@ class TestTrust:
             time.sleep(0.2)
             return False
 
-        trust = Trust(fenced)
-        until = trust.until()
-        assert until <= asked[0] + LEASE
-        assert trust.until() == until
+        redis_lease = RedisLease(fenced)
+        until = redis_lease.trusted_until()
+        assert until <= asked[0] + LEASE_S
+        assert redis_lease.trusted_until() == until
         assert len(asked) == 1  # not each time
 
     def test_a_fenced_redis_is_not_used(self) -> None:
-        assert Trust(lambda: True).until() == 0
+        assert RedisLease(lambda: True).trusted_until() == 0
 
-    def test_without_an_answer_what_was_promised_runs_out(self) -> None:
+    def test_without_an_answer_what_was_promised_runs_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         answers = [False]
 
         def fenced() -> bool:
@@ -203,13 +206,13 @@ class TestTrust:
                 raise DatabaseUnavailable
             return answers.pop()
 
-        trust = Trust(fenced)
-        until = trust.until()
-        trust.AGAIN = 0
-        assert trust.until() == until
-        trust._until = now()
+        redis_lease = RedisLease(fenced)
+        until = redis_lease.trusted_until()
+        monkeypatch.setattr(redis_lease_module, "RENEWAL_S", 0)
+        assert redis_lease.trusted_until() == until
+        redis_lease._until = now()
         with pytest.raises(DatabaseUnavailable):
-            trust.until()
+            redis_lease.trusted_until()
 
 
 class TestDrops:
@@ -221,10 +224,10 @@ class TestDrops:
 
     def test_a_redis_that_somebody_else_may_refuse_for_is_not_taken_for_dead(self) -> None:
         url = f"redis://127.0.0.1:{free_ports(1)}/0"
-        trust = Trust(lambda: False)
-        RedisTier(url, trust, ttl=60, timeout=1, direct=True).drop([Path("/x", "x")])
+        redis_lease = RedisLease(lambda: False)
+        RedisTier(url, redis_lease, ttl=60, timeout=1, direct=True).drop([CachePath("/x", "x")])
         with pytest.raises(DoesNotAnswer):
-            RedisTier(url, trust, ttl=60, timeout=1).drop([Path("/x", "x")])
+            RedisTier(url, redis_lease, ttl=60, timeout=1).drop([CachePath("/x", "x")])
 
     def test_many_that_are_silent_cost_no_more_than_one(self) -> None:
         with ExitStack() as context:
@@ -232,7 +235,7 @@ class TestDrops:
             edges = [edge(f"{HOST}/x{n}", f"127.0.0.1:{hole.getsockname()[1]}") for n, hole in enumerate(holes)]
             began = time.monotonic()
             assert EdgeTier().drop(edges, None) == edges
-            assert time.monotonic() - began < 3 * PATIENCE
+            assert time.monotonic() - began < 3 * DROP_TIMEOUT_S
 
     def test_an_edge_that_cannot_be_told_gets_no_lease(self, stack: Stack) -> None:
         asked = {"place": f"{HOST}/nobody", "epoch": "1", "port": str(free_ports(1))}

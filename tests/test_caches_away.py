@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import redis
 import requests
 
-import redis
 from testkit.outages import answers, hanging, refusing
 from testkit.stack import Stack, running, wait_until
 from velikiy.stack.reaper import leftovers

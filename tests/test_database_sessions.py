@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
-from pathlib import Path as File
+from pathlib import Path
 from unittest import mock
 
 import psycopg
@@ -27,8 +27,8 @@ from tests.test_migrations import drop_database, make_database, rows, superuser
 from velikiy import coherence
 from velikiy.bulk import exporter, insert
 from velikiy.bulk.readers import Row
-from velikiy.coherence import Caches, Path
-from velikiy.coherence.protocol import locks, writer_in_flight
+from velikiy.coherence import CachePath, Caches
+from velikiy.coherence.locks import locks, writer_in_flight
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
 from velikiy.postgres import database as postgres
@@ -116,7 +116,7 @@ class TestAStandby:
             drop_database(stack, name)
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
-    def test_is_passed_over_by_the_relay(self, stack: Stack, standby: int, first: str, tmp_path: File) -> None:
+    def test_is_passed_over_by_the_relay(self, stack: Stack, standby: int, first: str, tmp_path: Path) -> None:
         dsn, heartbeat = both(stack, standby, first), tmp_path / "heartbeat"
         sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
         before, ended = set(stack.sql(sessions)), threading.Event()
@@ -205,7 +205,7 @@ class TestWhatWasAcknowledged:
         self, stack: Stack, change: Callable[[str], None]
     ) -> None:
         with opened(stack.postgres) as database, database.autocommit() as connection:
-            connection.wait_longer(10)
+            connection.extend_deadline(10)
             change("synchronous_commit = off")
             wait_until(lambda: stack.sql("SHOW synchronous_commit") == [("off",)], within=5)
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
@@ -233,7 +233,7 @@ def _stop_within(postgres: str, user: int, path: str) -> None:
     database = Database(postgres, size=1, timeout=1)
     database.open()
     try:
-        with database.transaction(1, *locks([Path(path, "")])) as connection:
+        with database.transaction(1, *locks([CachePath(path, "")])) as connection:
             connection.execute("UPDATE users SET name = 'Of a writer that was stopped' WHERE id = %s", (user,))
             os.kill(os.getpid(), signal.SIGSTOP)
     except DatabaseUnavailable:
@@ -260,7 +260,7 @@ def process(target: Callable[..., None], *arguments: object) -> Iterator[Callabl
         return stopped.exitcode
 
     try:
-        wait_until(lambda: " T " in File(f"/proc/{stopped.pid}/stat").read_text(), what="it has stopped")
+        wait_until(lambda: " T " in Path(f"/proc/{stopped.pid}/stat").read_text(), what="it has stopped")
         yield go_on
     finally:
         stopped.kill()
@@ -287,7 +287,7 @@ class TestAStoppedProcess:
             wait_until(written, within=1 + postgres.IDLE_S + 2)
             assert time.monotonic() - began > 6  # two fences, which a writer may have to wait for
             with Connection.connect(stack.postgres, autocommit=True) as connection:
-                assert not writer_in_flight(connection, Path(path, ""))
+                assert not writer_in_flight(connection, CachePath(path, ""))
             assert go_on() == 75
         assert requests.get(new_user["url"], timeout=5).json()["name"] == "New"
 
@@ -312,7 +312,7 @@ class TestAnIdleTransaction:
         def write() -> None:
             with hasty.transaction() as connection:
                 connection.execute("SELECT")
-                connection.wait_longer(2)  # it is not our own deadline that we are told of
+                connection.extend_deadline(2)  # it is not our own deadline that we are told of
                 time.sleep(1.5)
                 connection.execute("SELECT")
 
@@ -321,31 +321,31 @@ class TestAnIdleTransaction:
         assert asked(hasty, "SELECT 1") == [1, 1, 1]
 
     def test_has_more_time_where_the_request_has(self, hasty: Database) -> None:
-        with hasty.transaction(times=3) as connection:
+        with hasty.transaction(timeout_factor=3) as connection:
             connection.execute("SELECT")
             time.sleep(1.5)
             connection.execute("SELECT")
 
     def test_of_an_import_waits_for_a_slow_disk(self, stack: Stack, hasty: Database) -> None:
-        fence = coherence.connect(hasty, settings(stack, stack.postgres))
+        gate = coherence.connect(hasty, settings(stack, stack.postgres))
 
         def keep(_: Connection, refused: list[Row]) -> list[Row]:
             time.sleep(1.5)
             return refused
 
-        assert insert.write(registry()["users"], fence, [], keep) == []
+        assert insert.write(registry()["users"], gate, [], keep) == []
 
     def test_of_an_export_waits_for_a_slow_reader(
-        self, stack: Stack, hasty: Database, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+        self, stack: Stack, hasty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fence = coherence.connect(hasty, settings(stack, stack.postgres))
+        gate = coherence.connect(hasty, settings(stack, stack.postgres))
 
         @contextmanager
         def slow(*_: object, **__: object) -> Iterator[Callable[..., None]]:
             yield lambda *_: time.sleep(1.5)
 
         monkeypatch.setattr(exporter, "shown", slow)
-        count = exporter.export_to(registry()["users"], fence, str(tmp_path / "users.csv"), "csv")
+        count = exporter.export_to(registry()["users"], gate, str(tmp_path / "users.csv"), "csv")
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 
 
@@ -355,7 +355,7 @@ class TestAPoolThatIsExhausted:
         with opened(stack.postgres) as database, ExitStack() as held:
             take = database.autocommit if which == "reads" else database.transaction
             for _ in range(2):
-                held.enter_context(take()).wait_longer(60)
+                held.enter_context(take()).extend_deadline(60)
 
             def is_refused() -> None:
                 with pytest.raises(DatabaseUnavailable), take():
@@ -371,15 +371,15 @@ class TestAPoolThatIsExhausted:
 
     def test_leaves_edges_their_leases_and_the_app_its_health(self, stack: Stack) -> None:
         with opened(stack.postgres) as database, ExitStack() as held:
-            fence = coherence.connect(database, settings(stack, stack.postgres))
+            gate = coherence.connect(database, settings(stack, stack.postgres))
             app = Flask("in this process")
-            health.install(app, database, fence.redis_tier)
+            health.install(app, database, gate.redis_tier)
             for take in (database.autocommit, database.transaction):
                 for _ in range(2):
-                    held.enter_context(take()).wait_longer(60)
+                    held.enter_context(take()).extend_deadline(60)
             try:
-                assert fence.caches.register("a/b", "192.0.2.7:1", "1") is False
-                assert fence.caches.renew("a/b", "1") is False
+                assert gate.caches.register("a/b", "192.0.2.7:1", "1") is False
+                assert gate.caches.renew("a/b", "1") is False
             finally:
                 stack.sql("DELETE FROM caches WHERE address = '192.0.2.7:1'")
             assert app.test_client().get("/health").status_code == 200

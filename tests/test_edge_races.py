@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import count
-from pathlib import Path as File
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -18,7 +18,7 @@ import requests
 
 from testkit.failpoints import SteppedApp, caching, dying_writer, edge_of, stepped_app
 from testkit.stack import ROOT, Stack, children_of, folder, wait_until
-from velikiy.coherence import Entry, Path
+from velikiy.coherence import CachePath, Entry
 from velikiy.coherence.redis_tier import Lease
 
 _numbers = count(1)
@@ -275,10 +275,10 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
     assert "redis; hit" in get(app.edge, user).headers["Cache-Status"]
 
     # The first writer's fill comes when the second has committed and dropped: its lease is gone.
-    tier = app.users.fence.redis_tier
+    tier = app.users.gate.redis_tier
     fill = tier.fill
 
-    def late(path: Path, variant: str, lease: Lease, entry: Entry | None) -> None:
+    def late(path: CachePath, variant: str, lease: Lease, entry: Entry | None) -> None:
         tier.fill = fill  # type: ignore[method-assign]
         put(app, user, "second")
         fill(path, variant, lease, entry)
@@ -293,7 +293,7 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
 class TestTheEdgeItself:
     def test_a_reload_keeps_what_is_right_and_what_was_dropped(self, app: SteppedApp, user: int) -> None:
         assert name(app.edge, user) == "old"
-        pid = int((File(app.data) / "nginx.pid").read_text())
+        pid = int((Path(app.data) / "nginx.pid").read_text())
         before = workers(pid)
         os.kill(pid, signal.SIGHUP)
         put(app, user, "new")
@@ -305,7 +305,7 @@ class TestTheEdgeItself:
         assert name(app.edge, user) == "newer"
 
     def test_a_killed_worker_loses_no_drop(self, app: SteppedApp, user: int) -> None:
-        pid = int((File(app.data) / "nginx.pid").read_text())
+        pid = int((Path(app.data) / "nginx.pid").read_text())
         for number in range(3):
             before = workers(pid)
             assert name(app.edge, user) is not None
@@ -323,7 +323,7 @@ class TestTheEdgeItself:
             assert [name(edge, user) for _ in range(2)] == ["old"] * 2
             client.sendall(b"GET /users/%d HTTP/1.1\r\n" % user)  # the rest comes later
             assert name(edge, user) == "old"  # its one worker has seen what came before: a silent client it would leave
-            os.kill(int((File(data) / "nginx.pid").read_text()), signal.SIGQUIT)
+            os.kill(int((Path(data) / "nginx.pid").read_text()), signal.SIGQUIT)
             wait_until(lambda: refuses(edge))
             put(app, user, "new")
             client.sendall(b"Host: x\r\n\r\n")

@@ -11,8 +11,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 from flask import Flask
-
 from redis import Redis
+
 from testkit.failpoints import SteppedApp, caching, edge_of, stepped_app
 from testkit.fake_app import fenced, told_app
 from testkit.outages import refusing
@@ -223,19 +223,19 @@ class TestReplies:
         self, app: SteppedApp, user: int, redis: Between
     ) -> None:
         """The edge is stopped before it asks; it is answered when Redis is out of use, and emptied already."""
-        caches = app.users.fence.caches
+        caches = app.users.gate.caches
 
         def fence() -> None:
             with caches.database.autocommit() as connection:
                 cache = caches.redis(connection)
             caches.fence([cache])
-            caches.wait_out([cache])
+            caches.await_exclusion([cache])
             app.stack.redis().flushdb()
 
         def pass_by() -> None:
             app.users.update(user, "new")
             with caches.database.autocommit() as connection:
-                caches.put_redis_back(caches.redis(connection))
+                caches.readmit_redis(caches.redis(connection))
 
         with refusing(app.stack, "relay"):
             redis.question = once(fence)
@@ -487,9 +487,9 @@ def scripts(stack: Stack) -> int:
 
 def drop(app: SteppedApp, user: int) -> bool:
     """At its edge alone: what it has it has to ask for again."""
-    fence = app.users.fence
-    with fence.database.autocommit() as connection:
-        fence.edge_tier.drop(fence.caches.edges(connection), [app.users.rows.resource.item(user)])
+    gate = app.users.gate
+    with gate.database.autocommit() as connection:
+        gate.edge_tier.drop(gate.caches.edges(connection), [app.users.rows.resource.item(user)])
     return False
 
 

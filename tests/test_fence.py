@@ -10,9 +10,10 @@ import psycopg
 import pytest
 
 from testkit.stack import Stack, wait_until
-from velikiy.coherence import Answer, Caches, Change, EdgeTier, Entry, Fence, Path, RedisTier
-from velikiy.coherence.membership import Cache, Trust
-from velikiy.coherence.protocol import lock, number, writer_in_flight
+from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier, redis_tier
+from velikiy.coherence.locks import lock, lock_id, writer_in_flight
+from velikiy.coherence.membership import Cache
+from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import Hit, Lease
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
@@ -29,7 +30,7 @@ class Stepped(RedisTier):
     before_drop: Callable[[], None] = staticmethod(nothing)
     after_drop: Callable[[], None] = staticmethod(nothing)
 
-    def drop(self, paths: Iterable[Path] | None, mine: Sequence[Path] = ()) -> dict[Path, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, mine: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
         self.before_drop()
         leases = super().drop(paths, mine)
         self.after_drop()
@@ -37,11 +38,11 @@ class Stepped(RedisTier):
 
 
 def stepped(stack: Stack, database: Database) -> Stepped:
-    return Stepped(stack.redis_url, Trust(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
+    return Stepped(stack.redis_url, RedisLease(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
 
 
-def fenced(database: Database, tier: RedisTier) -> Fence:
-    return Fence(database, Caches(database, threads=8), tier, EdgeTier())
+def fenced(database: Database, tier: RedisTier) -> Gate:
+    return Gate(database, Caches(database, threads=8), tier, EdgeTier())
 
 
 class Row:
@@ -49,17 +50,17 @@ class Row:
 
     def __init__(self, stack: Stack, database: Database, tier: Stepped) -> None:
         self.stack, self.database, self.tier = stack, database, tier
-        self.fence = fenced(database, tier)
-        self.number = next(_numbers)
-        self.path = Path(f"/row/{self.number}", f"row:{self.number}")
-        stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.number)
+        self.gate = fenced(database, tier)
+        self.lock_id = next(_numbers)
+        self.path = CachePath(f"/row/{self.lock_id}", f"row:{self.lock_id}")
+        stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.lock_id)
 
     def load(self, connection: Connection) -> Entry:
-        row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.number,)).fetchone()
+        row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.lock_id,)).fetchone()
         return Entry(200, row[0].encode()) if row else Entry(404, b"{}")
 
     def read(self, load: Callable[[Connection], Entry] | None = None) -> Answer:
-        return self.fence.read(self.path, "", load or self.load)
+        return self.gate.read(self.path, "", load or self.load)
 
     def value(self) -> str:
         return self.read().entry.body.decode()
@@ -69,14 +70,14 @@ class Row:
         self.write_through(fenced(self.database, stepped(self.stack, self.database)), value)
 
     def write_stepped(self, value: str) -> None:
-        self.write_through(self.fence, value)
+        self.write_through(self.gate, value)
 
-    def write_through(self, fence: Fence, value: str) -> None:
+    def write_through(self, gate: Gate, value: str) -> None:
         def change(connection: Connection) -> Change[None]:
-            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.number))
+            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.lock_id))
             return Change(None, (self.path,))
 
-        fence.write(change)
+        gate.write(change)
 
     def stored(self) -> bytes | None:
         stored: bytes | None = self.stack.redis().hget(self.path.key, "body:")  # type: ignore[assignment]
@@ -136,12 +137,12 @@ def test_what_is_read_while_a_writer_is_on_its_way_is_stored_nowhere(row: Row, p
 
 
 def test_a_second_writer_of_the_path_that_passes_the_first_hides_nothing(row: Row) -> None:
-    other = row.number + 1_000_000
+    other = row.lock_id + 1_000_000
     row.stack.sql("INSERT INTO rows VALUES (%s, 'old')", other)
 
     def load(connection: Connection) -> Entry:
         rows = connection.execute(
-            "SELECT string_agg(value, ',' ORDER BY id) FROM rows WHERE id IN (%s, %s)", (row.number, other)
+            "SELECT string_agg(value, ',' ORDER BY id) FROM rows WHERE id IN (%s, %s)", (row.lock_id, other)
         ).fetchone()
         assert rows
         return Entry(200, rows[0].encode())
@@ -196,14 +197,14 @@ def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
         raise KeyError("nobody")
 
     with pytest.raises(KeyError):
-        row.fence.write(change)
+        row.gate.write(change)
     assert row.read().cache_status.startswith("redis; hit; ttl=")
     with row.database.autocommit() as connection:
         assert not writer_in_flight(connection, row.path)
 
 
 def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others_after_it(row: Row) -> None:
-    other = Path(f"/other/{row.number}", f"other:{row.number}")
+    other = CachePath(f"/other/{row.lock_id}", f"other:{row.lock_id}")
     seen = []
 
     def locked() -> tuple[bool, bool]:
@@ -211,14 +212,14 @@ def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others
             return writer_in_flight(connection, row.path), writer_in_flight(connection, other)
 
     def change(connection: Connection) -> Change[None]:
-        connection.ask(Statement("SELECT 1"))
+        connection.query(Statement("SELECT 1"))
         seen.append(locked())
         return Change(None, (row.path, other))
 
     row.tier.before_drop = lambda: seen.append(locked())
-    row.fence.write(change, foreseen=[row.path])
+    row.gate.write(change, lock_first=[row.path])
     seen.append(locked())
-    row.fence.write(lambda connection: Change(None, ()), foreseen=[row.path])  # which had not to be written after all
+    row.gate.write(lambda connection: Change(None, ()), lock_first=[row.path])  # which had not to be written after all
     seen.append(locked())
     assert seen == [(True, False), (True, True), (False, False), (False, False)]
 
@@ -231,7 +232,7 @@ def test_a_change_that_asks_for_nothing_is_locked_before_the_drop_all_the_same(r
             seen.append(writer_in_flight(connection, row.path))
 
     row.tier.before_drop = look
-    row.fence.write(lambda connection: Change(None, (row.path,)), foreseen=[row.path])
+    row.gate.write(lambda connection: Change(None, (row.path,)), lock_first=[row.path])
     assert seen == [True]
 
 
@@ -253,20 +254,22 @@ class TestWritersWhoMeet:
         tier = stepped(stack, database)
         rows = [Row(stack, database, tier) for _ in range(3)]
         for row in rows:
-            row.fence = rows[0].fence
+            row.gate = rows[0].gate
         return rows
 
-    def write(self, rows: list[Row], *also: Path, at_the_second: Callable[[], object] = nothing) -> list[Future[None]]:
+    def write(
+        self, rows: list[Row], *also: CachePath, at_the_second: Callable[[], object] = nothing
+    ) -> list[Future[None]]:
         """To each; the second and the third come while the first is at its drop, and the second goes for both. The
         third drops these paths `also`."""
 
         def write(row: Row) -> None:
             def change(connection: Connection) -> Change[None]:
-                connection.execute("UPDATE rows SET value = 'new' WHERE id = %s", (row.number,))
-                touched = (row.path, *(also if row is rows[2] else ()))
-                return Change(None, touched, (row.path, Entry(200, b"new")))
+                connection.execute("UPDATE rows SET value = 'new' WHERE id = %s", (row.lock_id,))
+                invalidates = (row.path, *(also if row is rows[2] else ()))
+                return Change(None, invalidates, (row.path, Entry(200, b"new")))
 
-            row.fence.write(change)
+            row.gate.write(change)
 
         def others_come() -> None:
             tier.before_drop = second_goes
@@ -275,7 +278,7 @@ class TestWritersWhoMeet:
                 wait_until(partial(waiting, len(written)))
 
         def waiting(writers: int) -> bool:
-            return len(rows[0].fence._group._waiting) == writers
+            return len(rows[0].gate._group._waiting) == writers
 
         def second_goes() -> None:
             tier.before_drop = nothing
@@ -305,7 +308,7 @@ class TestWritersWhoMeet:
             stack.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
                 " AND (classid::bigint << 32) | objid::bigint = %s",
-                number(rows[1].path),
+                lock_id(rows[1].path),
             )
 
         first, second, third = self.write(rows, at_the_second=end_it)
@@ -327,21 +330,21 @@ def test_a_redis_that_is_back_before_its_writer_has_noticed_is_not_waited_for_ag
     """The relay, which reaches it, may put it back again and again while this app does not."""
 
     class Slow(Caches):
-        def wait_out(self, caches: Sequence[Cache]) -> None:
-            super().wait_out(caches)
+        def await_exclusion(self, caches: Sequence[Cache]) -> None:
+            super().await_exclusion(caches)
             wait_until(lambda: not self.redis_is_fenced())
 
     caches = Slow(database, threads=8)
     with socket.create_server(("127.0.0.1", 0)) as hole:  # takes connections and never says a word
         url = f"redis://127.0.0.1:{hole.getsockname()[1]}"
-        tier = Stepped(url, Trust(caches.redis_is_fenced), ttl=60, timeout=1)
+        tier = Stepped(url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
         drops: list[None] = []
         tier.before_drop = lambda: drops.append(None)
         row = Row(stack, database, tier)
-        row.fence = Fence(database, caches, tier, EdgeTier())
+        row.gate = Gate(database, caches, tier, EdgeTier())
         row.write_stepped("new")
     assert len(drops) == 1
-    assert stack.sql("SELECT value FROM rows WHERE id = %s", row.number) == [("new",)]
+    assert stack.sql("SELECT value FROM rows WHERE id = %s", row.lock_id) == [("new",)]
 
 
 def kept(row: Row, patience: float = 0) -> Entry:
@@ -385,8 +388,10 @@ class TestLeases:
         row.tier.fill(row.path, "", lease, Entry(200, b"x"))
         assert isinstance(row.tier.read(row.path, ""), Lease)
 
-    def test_a_lease_ends_by_itself_and_its_late_fill_is_refused(self, row: Row) -> None:
-        row.tier.LEASE = 0.05
+    def test_a_lease_ends_by_itself_and_its_late_fill_is_refused(
+        self, row: Row, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(redis_tier, "FILL_LEASE_S", 0.05)
         late = row.tier.read(row.path, "")
         assert isinstance(late, Lease)
         other = wait_until(lambda: row.tier.read(row.path, "", patience=0))
@@ -418,5 +423,5 @@ def test_check_and_read_have_two_snapshots_whatever_the_roles_default(row: Row) 
 
 
 def test_two_paths_have_two_locks() -> None:
-    assert number(Path("/users/1", "user:1")) != number(Path("/users", "all_users"))
-    assert -(2**63) <= number(Path("/users/1", "")) < 2**63
+    assert lock_id(CachePath("/users/1", "user:1")) != lock_id(CachePath("/users", "all_users"))
+    assert -(2**63) <= lock_id(CachePath("/users/1", "")) < 2**63

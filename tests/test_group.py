@@ -11,8 +11,8 @@ from functools import partial
 import pytest
 
 from testkit.stack import Stack, wait_until
-from velikiy.coherence import Path
-from velikiy.coherence.group_commit import MOST, Drop, Group
+from velikiy.coherence import CachePath
+from velikiy.coherence.group_commit import MAX_GROUP_PATHS, Drop, GroupCommit
 from velikiy.postgres import Database
 
 Told = tuple[Drop, ...]
@@ -27,7 +27,7 @@ class Meeting:
 
     def __init__(self, database: Database, threads: ThreadPoolExecutor) -> None:
         self.database, self.threads = database, threads
-        self.group = Group[Told]()
+        self.group = GroupCommit[Told]()
         self.went: list[Told] = []
         self.released = threading.Event()
         self.failing = False
@@ -46,7 +46,7 @@ class Meeting:
         with self.database.autocommit() as connection:
             before = connection.deadline
             try:
-                return self.group.join(connection, drop, self.go)
+                return self.group.submit(connection, drop, self.go)
             finally:
                 assert before is not None
                 assert connection.deadline is not None
@@ -69,11 +69,11 @@ class Meeting:
 
 
 def one(name: str) -> Drop:
-    return Drop([Path(f"/{name}", name)])
+    return Drop([CachePath(f"/{name}", name)])
 
 
 def many(name: str, count: int) -> Drop:
-    return Drop([Path(f"/{name}/{number}", f"{name}:{number}") for number in range(count)])
+    return Drop([CachePath(f"/{name}/{number}", f"{name}:{number}") for number in range(count)])
 
 
 @contextmanager
@@ -117,7 +117,7 @@ def test_where_one_fails_it_alone_is_told_and_the_others_go_each_for_itself(meet
 
 
 def test_one_takes_no_more_along_than_an_edge_can_hear(meeting: Meeting) -> None:
-    come = [many("a", MOST - 1), one("b"), many("c", MOST + 1), one("d")]
+    come = [many("a", MAX_GROUP_PATHS - 1), one("b"), many("c", MAX_GROUP_PATHS + 1), one("d")]
     told = [one.result(10) for one in meeting.after_the_first(*come)]
     assert [len(drops) for drops in told] == [2, 2, 1, 1]
 

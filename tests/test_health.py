@@ -16,7 +16,7 @@ from testkit.stack import Stack, free_ports, running, status_of, wait_until
 from tests.test_api import problem
 from tests.test_migrations import drop_database, execute, make_database
 from velikiy.coherence import RedisTier
-from velikiy.coherence.membership import Trust
+from velikiy.coherence.redis_lease import RedisLease
 from velikiy.http import health
 from velikiy.postgres import Database
 
@@ -180,7 +180,7 @@ def test_readiness_says_what_is_wrong_with_postgresql(fragile: Stack, wrong: str
         with closing(Database(address, size=1, timeout=1)) as database:
             database.open()
             app = Flask("in this process")
-            health.install(app, database, RedisTier(fragile.redis_url, Trust(lambda: False), ttl=60, timeout=1))
+            health.install(app, database, RedisTier(fragile.redis_url, RedisLease(lambda: False), ttl=60, timeout=1))
             answer = app.test_client().get("/readyz")
             checks = {"postgres": said, "redis": "ok"}
             assert (answer.status_code, answer.json) == (503, {"status": "not ready", "checks": checks})

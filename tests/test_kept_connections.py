@@ -14,19 +14,21 @@ import redis.exceptions
 
 from testkit.stack import Stack, wait_until
 from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
-from velikiy.coherence import EdgeTier, Entry, Lease, Path, RedisTier
-from velikiy.coherence.membership import PATIENCE, Cache, Caches, now
-from velikiy.coherence.redis_tier import DROP, FILL, READ, Connections, DoesNotAnswer
+from velikiy.coherence import CachePath, EdgeTier, Entry, Lease, RedisTier
+from velikiy.coherence.membership import Cache, Caches
+from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
+from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.timing import DROP_TIMEOUT_S, now
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
 
-PATH = Path("/kept/1", "kept:1")
-OTHER = Path("/kept/2", "kept:2")
+PATH = CachePath("/kept/1", "kept:1")
+OTHER = CachePath("/kept/2", "kept:2")
 
 
 class Always:
     """Redis is never fenced."""
 
-    def until(self) -> float:
+    def trusted_until(self) -> float:
         return now() + 9
 
 
@@ -57,7 +59,7 @@ class TestToRedis:
 
     def test_one_is_enough_for_questions_that_follow_each_other(self, connections: Connections, way: Between) -> None:
         for number in range(5):
-            assert connections.ask(("SET", "kept:text", number), ("GET", "kept:text")) == [b"OK", b"%d" % number]
+            assert connections.exchange(("SET", "kept:text", number), ("GET", "kept:text")) == [b"OK", b"%d" % number]
         assert len(way.links) == 1
 
     def test_a_reply_that_comes_too_late_is_nobodys(self, connections: Connections, way: Between) -> None:
@@ -67,26 +69,26 @@ class TestToRedis:
             go_on.wait(9)
             return said
 
-        connections.ask(("SET", "kept:text", "mine"))
+        connections.exchange(("SET", "kept:text", "mine"))
         way.reply = hold
         with pytest.raises(redis.exceptions.TimeoutError):
-            connections.ask(("GET", "kept:text"))
+            connections.exchange(("GET", "kept:text"))
         way.let_be()
         go_on.set()
         for number in range(3):
-            assert connections.ask(("ECHO", f"{number}")) == [b"%d" % number]
+            assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
 
     def test_of_several_commands_one_may_fail_and_the_others_are_heard(
         self, connections: Connections, way: Between
     ) -> None:
         with pytest.raises(redis.exceptions.ResponseError):
-            connections.ask(("SET", "kept:text", "1"), ("LPUSH", "kept:text", "x"), ("SET", "kept:text", "2"))
-        assert connections.ask(("GET", "kept:text")) == [b"2"]
+            connections.exchange(("SET", "kept:text", "1"), ("LPUSH", "kept:text", "x"), ("SET", "kept:text", "2"))
+        assert connections.exchange(("GET", "kept:text")) == [b"2"]
         assert len(way.links) == 1
 
     def test_those_that_broke_are_replaced_at_once(self, connections: Connections, way: Between) -> None:
         for number in range(3):
-            assert connections.ask(("ECHO", f"{number}")) == [b"%d" % number]
+            assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
             way.cut()
 
     def test_however_many_broke_there_is_one_more(self, connections: Connections, way: Between) -> None:
@@ -94,9 +96,9 @@ class TestToRedis:
         way.refuse()
         for _ in range(120):
             with pytest.raises(redis.exceptions.ConnectionError):
-                connections.ask(("PING",))
+                connections.exchange(("PING",))
         way.accept()
-        assert connections.ask(("PING",)) == [b"PONG"]
+        assert connections.exchange(("PING",)) == [b"PONG"]
 
     def test_threads_share_them_and_each_gets_its_own_answers(self, connections: Connections, way: Between) -> None:
         wrong: list[object] = []
@@ -105,7 +107,7 @@ class TestToRedis:
             for number in range(200):
                 mine = b"%d %d" % (who, number)
                 try:
-                    answer = connections.ask(("ECHO", mine))
+                    answer = connections.exchange(("ECHO", mine))
                 except redis.exceptions.ConnectionError:
                     continue  # cut once more while it was asked again
                 if answer != [mine]:
@@ -126,30 +128,30 @@ class TestToRedis:
         self, connections: Connections, way: Between
     ) -> None:
         for number in range(3):
-            assert connections.ask(("ECHO", f"unheard {number}"), ("ECHO", "and more"), listen=False) == []
-        assert connections.ask(("ECHO", "heard")) == [b"heard"]
-        assert connections.ask(("LPUSH",), listen=False) == []  # an error too is nobody's
-        assert connections.ask(("ECHO", "heard again"), ("ECHO", "both")) == [b"heard again", b"both"]
+            assert connections.exchange(("ECHO", f"unheard {number}"), ("ECHO", "and more"), await_reply=False) == []
+        assert connections.exchange(("ECHO", "heard")) == [b"heard"]
+        assert connections.exchange(("LPUSH",), await_reply=False) == []  # an error too is nobody's
+        assert connections.exchange(("ECHO", "heard again"), ("ECHO", "both")) == [b"heard again", b"both"]
         assert len(way.links) == 1
 
     def test_nor_does_an_answer_that_never_came_become_anothers(self, connections: Connections, way: Between) -> None:
         go_on = threading.Event()
-        connections.ask(("PING",))  # there is a connection that is kept
+        connections.exchange(("PING",))  # there is a connection that is kept
         way.reply = once(lambda: go_on.wait(9))
-        connections.ask(("ECHO", "held back"), listen=False)
+        connections.exchange(("ECHO", "held back"), await_reply=False)
         with pytest.raises(redis.exceptions.TimeoutError):
-            connections.ask(("ECHO", "too early"))
+            connections.exchange(("ECHO", "too early"))
         go_on.set()
-        assert connections.ask(("ECHO", "heard")) == [b"heard"]
+        assert connections.exchange(("ECHO", "heard")) == [b"heard"]
 
     def test_a_broken_one_is_replaced_for_who_does_not_listen_as_well(
         self, stack: Stack, connections: Connections, way: Between
     ) -> None:
         for number in range(3):
-            connections.ask(("SET", "kept:unheard", f"{number}"), listen=False)
+            connections.exchange(("SET", "kept:unheard", f"{number}"), await_reply=False)
             wait_until(partial(is_kept, stack, b"%d" % number))
             way.cut()
-            assert connections.ask(("ECHO", "heard")) == [b"heard"]
+            assert connections.exchange(("ECHO", "heard")) == [b"heard"]
 
     def test_a_script_that_redis_has_forgotten_is_said_again_after_what_came_before_it(
         self, stack: Stack, connections: Connections
@@ -258,7 +260,7 @@ class TestToEdges:
         way.reply = lambda link, said: answer
         began = time.monotonic()
         assert tier.drop([behind], [PATH]) == [behind]
-        assert time.monotonic() - began < PATIENCE + 0.5
+        assert time.monotonic() - began < DROP_TIMEOUT_S + 0.5
         way.let_be()
         assert tier.drop([behind], [PATH]) == []
         assert len(way.links) == 2

@@ -110,7 +110,7 @@ def test_a_write_that_postgresql_cancels_is_not_said_to_be_without_an_answer(
         answer = pool.submit(ask, door, "PUT", target, JSON, b'{"name": "A"}')
         wait_until(lambda: stack.sql(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {waiting}"))
         check(answer.result(), 503)
-    assert answer.result().json["detail"].startswith("The database has broken the request off. Of a write the outcome")
+    assert answer.result().json["detail"].startswith("The database cancelled the request. The outcome of a write")
     assert answer.result().headers["retry-after"] == "1"
 
 

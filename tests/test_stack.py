@@ -78,7 +78,7 @@ class TestStarting:
         before = stack.pids()
         again = run("up", "--detach", "--data", str(stack.data))
         assert again.returncode == 0
-        assert "running already" in again.stderr
+        assert "already running" in again.stderr
         assert stack.edge in again.stderr
         assert stack.pids() == before
 
@@ -263,7 +263,7 @@ class TestInTheForeground:
         wait_until(foreground.is_up, within=60)
         assert run("down", "--data", str(foreground.data)).returncode == 0
         assert foreground.process.wait(timeout=30) == 0
-        assert foreground.said.read_text().strip().endswith("stopped from elsewhere")
+        assert foreground.said.read_text().strip().endswith("the stack was stopped by another command")
 
     def test_broken_off_twice_in_a_row_it_leaves_nothing(self, foreground: Foreground) -> None:
         wait_until(lambda: (foreground.data / "run" / "supervisor.sock").exists(), within=60, every=0.01)
@@ -335,4 +335,4 @@ def test_test_app_sh_fails_where_there_is_no_stack() -> None:
         [ROOT / "test_app.sh", f"http://127.0.0.1:{free_ports(1)}"], capture_output=True, text=True, check=False
     )
     assert failed.returncode == 1
-    assert "nobody answers there" in failed.stderr
+    assert "no response from" in failed.stderr

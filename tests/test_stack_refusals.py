@@ -28,7 +28,7 @@ def test_an_address_that_this_machine_does_not_have() -> None:
 def test_a_folder_with_something_else_in_it() -> None:
     with folder() as place:
         (place / "thesis.txt").write_text("mine")
-        assert "holds something else" in refused("up", "--detach", "--data", str(place))
+        assert "contains other files" in refused("up", "--detach", "--data", str(place))
         assert [entry.name for entry in place.iterdir()] == ["thesis.txt"]
 
 

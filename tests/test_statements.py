@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import psycopg
 import pytest
 
-from velikiy.postgres import Connection, Database, Statement
-from velikiy.postgres import database as postgres
+from velikiy.postgres import Connection, Database, Statement, pipeline
 
 LOCK = Statement("SELECT pg_advisory_xact_lock($1)", (7,))
 HELD = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 7"
@@ -22,37 +21,39 @@ def connection(database: Database) -> Iterator[Connection]:
 
 
 def count(connection: Connection, statement: Statement) -> int:
-    [[(number,)]] = connection.ask(statement)
+    [[(number,)]] = connection.query(statement)
     return int(number)
 
 
 def test_each_has_its_rows_as_postgresql_spells_them(connection: Connection) -> None:
-    none, some = connection.ask(Statement("SELECT FROM t"), Statement("SELECT $1::int, $2::text, NULL", (1, "ü")))
+    none, some = connection.query(Statement("SELECT FROM t"), Statement("SELECT $1::int, $2::text, NULL", (1, "ü")))
     assert (none, some) == ([], [(b"1", "ü".encode(), None)])
 
 
 def test_after_one_that_fails_none_is_carried_out_and_the_connection_goes_on(connection: Connection) -> None:
     insert = "INSERT INTO t VALUES ($1, $2)"
     with pytest.raises(psycopg.errors.UniqueViolation) as refused:
-        connection.ask(*(Statement(insert, (number, "a")) for number in (1, 1, 2)))
+        connection.query(*(Statement(insert, (number, "a")) for number in (1, 1, 2)))
     assert refused.value.diag.constraint_name == "t_n_key"
     assert count(connection, Statement("SELECT count(*) FROM t")) == 0  # without BEGIN they are one transaction
 
 
 def test_what_fails_again_and_again_is_parsed_once(connection: Connection) -> None:
     insert = Statement("INSERT INTO t VALUES ($1, $2)", (1, "a"))
-    connection.ask(insert)
+    connection.query(insert)
     before = count(connection, KEPT)
     for _ in range(20):
         with pytest.raises(psycopg.errors.UniqueViolation):
-            connection.ask(Statement("SELECT 1 FROM t"), insert)
+            connection.query(Statement("SELECT 1 FROM t"), insert)
     assert count(connection, KEPT) == before + 1
 
 
 def test_a_connection_keeps_no_more_than_some(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "PARSED", 5)
+    monkeypatch.setattr(pipeline, "MAX_PREPARED", 5)
     for number in range(20):
-        assert connection.ask(Statement(f"SELECT {number}"), Statement(f"SELECT {number}")) == 2 * [[(b"%d" % number,)]]
+        assert connection.query(Statement(f"SELECT {number}"), Statement(f"SELECT {number}")) == 2 * [
+            [(b"%d" % number,)]
+        ]
     assert count(connection, KEPT) == 5
 
 
@@ -73,7 +74,7 @@ def test_what_is_ahead_is_done_before_whatever_comes_first(database: Database, w
 def test_a_value_that_cannot_be_sent_leaves_what_is_ahead_to_the_next(database: Database) -> None:
     with database.transaction(1, LOCK) as connection:
         with pytest.raises(psycopg.DataError):
-            connection.ask(Statement("SELECT $1::text", ("a\0",)))
+            connection.query(Statement("SELECT $1::text", ("a\0",)))
         assert count(connection, Statement(HELD)) == 1
 
 

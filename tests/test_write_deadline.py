@@ -13,13 +13,13 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import Steps, Users, stepped_fence
+from testkit.failpoints import Steps, Users, stepped_gate
 from testkit.fake_app import told_app
 from testkit.raw_http import ask
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
 from velikiy.coherence.deadline import CLOCK, parse
-from velikiy.coherence.membership import now
+from velikiy.coherence.timing import now
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +83,20 @@ def test_app_that_shares_no_clock_with_the_edge_counts_from_the_arrival_of_the_r
 
 def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
     steps = Steps()
-    fence = stepped_fence(stack.postgres, stack.redis_url, steps)
-    fence.database.open()
+    gate = stepped_gate(stack.postgres, stack.redis_url, steps)
+    gate.database.open()
     try:
-        users = Users(fence)
+        users = Users(gate)
         user = users.create("Before", "deadline@example.com")
         new = users.rows.resource.changes.model_validate({"name": "After"})
         steps.steps["before the commit"] = lambda: time.sleep(0.4)
         with pytest.raises(TooLate):
-            fence.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
+            gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
         for base in (*stack.edges, *stack.apps):
             assert name_of(f"{base}/users/{user}") == "Before"
         users.delete(user)
     finally:
-        fence.database.close()
+        gate.database.close()
 
 
 def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:

@@ -14,8 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from testkit.failpoints import serving
 from testkit.stack import Stack, wait_until
 from velikiy.coherence import connect
-from velikiy.postgres import Database
-from velikiy.postgres import database as postgres
+from velikiy.postgres import Database, pipeline
 from velikiy.settings import Settings
 
 Trace = list[tuple[str, str, bytes]]
@@ -102,7 +101,7 @@ def test_a_write_goes_through_its_steps_in_order(
     stack: Stack, own_addresses: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert len(own_addresses) == 2
-    monkeypatch.setattr(postgres, "PARSED", 0)  # a statement that was parsed before is a number on the wire
+    monkeypatch.setattr(pipeline, "MAX_PREPARED", 0)  # a statement that was parsed before is a number on the wire
     trace: Trace = []
     dsn, redis = conninfo_to_dict(stack.postgres), urlsplit(stack.redis_url)
     with ExitStack() as context:

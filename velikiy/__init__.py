@@ -28,14 +28,14 @@ def create_app(settings: Settings | None = None) -> Flask:
     logs.configure(settings.log_level)
 
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
-    fence = connect(database, settings)
+    gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
     app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # Flask looks at each call; none is async
     problems.install(app)
-    routes.install(app, registry(), fence)
-    edge_leases.install(app, registry(), fence.caches)
-    health.install(app, database, fence.redis_tier)
+    routes.install(app, registry(), gate)
+    edge_leases.install(app, registry(), gate.caches)
+    health.install(app, database, gate.redis_tier)
     openapi.install(app, registry())
     swagger.install(app)
     database.open()

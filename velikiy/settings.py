@@ -133,7 +133,7 @@ def _sentence(kind: type[BaseSettings], problem: Any) -> str:
     field = str(problem["loc"][0])
     key = field.upper()
     if problem["type"] == "missing":
-        return f"{key} is not set: set it in the environment, in .env or as a file in /run/secrets."
+        return f"{key} is not set. Set it in the environment, in .env or as a file in /run/secrets."
     shown = repr(problem["input"])
     if key.endswith("_URL"):  # may hold a password
         shown = "(not shown)"

@@ -17,9 +17,8 @@ from flask import Flask, Response, abort, request
 from psycopg2.errors import UniqueViolation
 from psycopg2.extras import RealDictCursor
 from pydantic import BaseModel, EmailStr, StringConstraints, ValidationError
-from werkzeug.exceptions import HTTPException
-
 from redis import Redis
+from werkzeug.exceptions import HTTPException
 
 B = TypeVar("B", bound=BaseModel)
 

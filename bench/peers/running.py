@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+import redis
 import requests
 from werkzeug.http import http_date
 
-import redis
 from bench import servers
 from testkit.stack import ROOT, Stack, folder, free_ports, run_in, running
 from velikiy.coherence.entry import found

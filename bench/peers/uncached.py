@@ -7,7 +7,7 @@ from typing import TypeVar
 from flask import Flask
 
 from velikiy import logs
-from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, connect
+from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, Gate, Lease, NotTried, connect
 from velikiy.http import problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
@@ -16,9 +16,13 @@ from velikiy.settings import Settings, load
 T = TypeVar("T")
 
 
-class Uncached(Fence):
+class Uncached(Gate):
     def read(
-        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+        self,
+        path: CachePath,
+        variant: str,
+        load: Callable[[Connection], Entry],
+        from_edge: Lease | NotTried | None = NOT_TRIED,
     ) -> Answer:
         with self.database.autocommit() as connection:
             return Answer(load(connection), False, "none")
@@ -26,11 +30,11 @@ class Uncached(Fence):
     def write(
         self,
         change: Callable[[Connection], Change[T]],
-        times: float = 1,
-        foreseen: Sequence[Path] = (),
+        timeout_factor: float = 1,
+        lock_first: Sequence[CachePath] = (),
         until: float | None = None,
     ) -> T:
-        with self.database.transaction(times) as connection:
+        with self.database.transaction(timeout_factor) as connection:
             return change(connection).outcome
 
 
@@ -38,9 +42,9 @@ def create_app() -> Flask:
     settings = load(Settings)
     logs.configure(settings.log_level)
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
-    fence = connect(database, settings)
+    gate = connect(database, settings)
     app = Flask(__name__, static_folder=None)
     problems.install(app)
-    routes.install(app, registry(), Uncached(fence.database, fence.caches, fence.redis_tier, fence.edge_tier))
+    routes.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
     database.open()
     return app

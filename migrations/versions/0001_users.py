@@ -44,14 +44,14 @@ def refuse_another_kind_of_table() -> None:
         .execute(
             text(
                 """
-                SELECT 'it is a view or something else that is not a plain table'
+                SELECT 'it is not a plain table'
                 FROM pg_class WHERE oid = 'users'::regclass AND relkind <> 'r'
                 UNION ALL
-                SELECT 'it has no column ' || wanted.name
+                SELECT 'it lacks the column ' || wanted.name
                 FROM (VALUES ('id'), ('name'), ('email'), ('created_at')) wanted(name)
                 WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname = wanted.name)
                 UNION ALL
-                SELECT format('its column %s is %s and not %s', attname, format_type(atttypid, NULL), wanted.types[1])
+                SELECT format('column %s has type %s, not %s', attname, format_type(atttypid, NULL), wanted.types[1])
                 FROM pg_attribute JOIN (VALUES
                     ('id', '{bigint,integer,smallint}'::text[]),
                     ('version', '{bigint,integer,smallint}'),
@@ -64,7 +64,7 @@ def refuse_another_kind_of_table() -> None:
                   AND format_type(coalesce(nullif((SELECT typbasetype FROM pg_type WHERE oid = atttypid), 0), atttypid),
                                   NULL) <> ALL (wanted.types)
                 UNION ALL
-                SELECT format('its column %s must be given and is not known here', attname)
+                SELECT format('column %s is unknown to this service and requires a value', attname)
                 FROM pg_attribute
                 WHERE attrelid = 'users'::regclass AND attnum > 0 AND NOT attisdropped AND attnotnull AND NOT atthasdef
                   AND attname NOT IN ('id', 'name', 'email', 'created_at', 'updated_at', 'version')
@@ -76,7 +76,7 @@ def refuse_another_kind_of_table() -> None:
     )
     if rows:
         raise CannotMigrate(
-            f"the existing users cannot be adopted: {'; '.join(rows)}. Rename it or use another database; "
+            f"the existing table users cannot be adopted: {'; '.join(rows)}. Rename the table or use another database; "
             "nothing was changed."
         )
 
@@ -104,9 +104,9 @@ def refuse_what_the_contract_cannot_hold() -> None:
     )
     if bad:
         raise CannotMigrate(
-            f"the existing table users has rows that cannot be adopted, ids {', '.join(map(str, bad))}: each needs an "
-            "id from 1 on, a name of 1 to 100 characters, an e-mail of 1 to 254 that no other row has (compared "
-            "case-insensitively), and a finite created_at. Mend them and start again; nothing was changed."
+            f"the existing table users has rows that cannot be adopted, ids {', '.join(map(str, bad))}. Each row needs "
+            "a unique id of at least 1, a name of 1 to 100 characters, an e-mail of 1 to 254 characters that is unique "
+            "(ignoring case), and a finite created_at. Correct these rows and start again; nothing was changed."
         )
 
 

@@ -131,6 +131,6 @@ def refuse_without_trigrams() -> None:
     there = op.get_bind().execute(text("SELECT count(*) FROM pg_available_extensions WHERE name = 'pg_trgm'")).scalar()
     if not there:
         raise CannotMigrate(
-            "PostgreSQL has no pg_trgm, by which users are searched: install its contrib modules (Debian: package "
-            "postgresql-contrib). Nothing was changed."
+            "PostgreSQL lacks the extension pg_trgm, which the search of users needs. Install its contrib modules "
+            "(Debian: package postgresql-contrib) and start again; nothing was changed."
         )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import redis
+
 from testkit.stack import Stack
 from velikiy.stack.reaper import leftovers
 

@@ -86,12 +86,12 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
     return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
 
 
-LOCK = "                lock(connection, touched, besides=foreseen)"
+LOCK = "                lock(connection, invalidates, already_locked=lock_first)"
 BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
-IN_REDIS = after(FENCE, "                    leases = self.redis_tier.drop(paths, own)")
+IN_REDIS = after(FENCE, "                    leases = self.redis_tier.drop(paths, prefill)")
 AT_EDGE = after(TIER, "        drop.ask(until)")
-DROPPED = after(FENCE, "                lease = self.drop(connection, touched, own[0] if own else None)")
-CHECKED = after(FENCE, "            checked = connection.ahead(check(path))", f"connection.ask(); {STALL}")
+DROPPED = after(FENCE, "                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)")
+CHECKED = after(FENCE, "            checked = connection.enqueue(check(path))", f"connection.query(); {STALL}")
 LOADED = after(FENCE, "            entry = load(connection)")
 RENEWING = after(
     LEASE,
@@ -102,7 +102,7 @@ RENEWING = after(
 HEARD = after(READ, "        entry, more = redis.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
 
 # What is done before the drop in Redis, and after it.
-DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None\n"
+DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None\n"
 LIST = "edges = self.caches.edges(connection)"
 
 STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING, HEARD)
@@ -116,7 +116,7 @@ ASKING = Replacement(
     "        local found, more = question(key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
-EMPTIED = after("velikiy/relay/listener.py", "            self.fence.redis_tier.drop(None)", TWO_SECONDS)
+EMPTIED = after("velikiy/relay/janitor.py", "            self.gate.redis_tier.drop(None)", TWO_SECONDS)
 SLOW_FILL = after(
     FENCE, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
@@ -159,9 +159,10 @@ BUGS = (
         (
             CHECKED,
             DROPPED,
-            Replacement(FENCE, "checked = connection.ahead(check(path))", "loaded = load(connection)"),
+            Replacement(FENCE, "checked = connection.enqueue(check(path))", "loaded = load(connection)"),
             Replacement(FENCE, "entry = load(connection)", "entry = loaded"),
-            Replacement(FENCE, "is_written(checked)", "writer_in_flight(connection, path)"),
+            Replacement(FENCE, "written = is_written(checked)", "written = writer_in_flight(connection, path)"),
+            Replacement(FENCE, "import check, is_written, lock, locks\n", "import lock, locks, writer_in_flight\n"),
         ),
     ),
     Planted(
@@ -170,9 +171,9 @@ BUGS = (
         (
             IN_REDIS,
             DROPPED,
-            Replacement(FENCE, "locks(foreseen)", "()"),
+            Replacement(FENCE, "locks(lock_first)", "()"),
             Replacement(FENCE, f"{LOCK}\n", ""),
-            Replacement(FENCE, DROPPED.new, f"{DROPPED.new}                lock(connection, touched)\n"),
+            Replacement(FENCE, DROPPED.new, f"{DROPPED.new}                lock(connection, invalidates)\n"),
         ),
     ),
     Planted(
@@ -180,14 +181,14 @@ BUGS = (
         "A writer commits first, and drops then.",
         (
             AT_EDGE,
-            Replacement(FENCE, "lease = self.drop(connection, touched, own[0] if own else None)", "pass"),
+            Replacement(FENCE, "lease = self.drop(connection, invalidates, prefill[0] if prefill else None)", "pass"),
             Replacement(
                 FENCE,
-                "        if own and lease:",
-                "        if touched:\n"
+                "        if prefill and lease:",
+                "        if invalidates:\n"
                 "            with self.database.autocommit() as connection:\n"
-                "                lease = self.drop(connection, touched, own[0] if own else None)\n"
-                "        if own and lease:",
+                "                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)\n"
+                "        if prefill and lease:",
             ),
         ),
     ),
@@ -218,8 +219,8 @@ BUGS = (
             IN_REDIS,
             Replacement(
                 GROUP,
-                "            return told\n        finally:",
-                "            taken += self._take(MOST)\n            return told\n        finally:",
+                "            return result\n        finally:",
+                "            included += self._take(MAX_GROUP_PATHS)\n            return result\n        finally:",
             ),
         ),
     ),
@@ -296,9 +297,9 @@ BUGS = (
         "Redis comes back after a fence with what it held.",
         (
             Replacement(
-                "velikiy/relay/listener.py",
-                "            self.fence.redis_tier.drop(None)\n",
-                "            if not self.fence.redis_tier.answers():\n                return\n",
+                "velikiy/relay/janitor.py",
+                "            self.gate.redis_tier.drop(None)\n",
+                "            if not self.gate.redis_tier.answers():\n                return\n",
             ),
         ),
         frozenset({"stop-redis"}),

@@ -142,35 +142,41 @@ def summary(soak: Soak, faults: Faults | None) -> str:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./run soak", description="Random reads and writes, judged as they go.")
-    parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="of the load and the faults")
-    parser.add_argument("--edges", type=int, default=2)
-    parser.add_argument("--writers", type=int, default=2)
-    parser.add_argument("--readers", type=int, default=4)
-    parser.add_argument("--users", type=int, default=8, help="that exist at a time")
+    parser = argparse.ArgumentParser(
+        prog="./run soak", description="Send random reads and writes, and check each response for consistency."
+    )
+    parser.add_argument("--minutes", type=float, default=1.0, help="length of the run (1)")
+    parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="seed of the load and the faults")
+    parser.add_argument("--edges", type=int, default=2, help="number of edges (2)")
+    parser.add_argument("--writers", type=int, default=2, help="number of writers (2)")
+    parser.add_argument("--readers", type=int, default=4, help="number of readers (4)")
+    parser.add_argument("--users", type=int, default=8, help="number of users that exist at a time")
     parser.add_argument("--lists", type=float, default=0.1, help="share of the reads that are lists (0.1)")
-    parser.add_argument("--shared", action="store_true", help="several writers write to one user")
-    parser.add_argument("--pace", type=float, default=0.0, help="seconds that a writer rests after each write (0)")
-    parser.add_argument("--faults", default="", help="some of " + ",".join(KINDS))
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two kills (2)")
-    parser.add_argument("--grace", type=float, default=1.0, help="seconds for a write past the app to be visible (1)")
-    parser.add_argument("--across", action="store_true", help="/users and /users/<id> as if they were one path")
-    parser.add_argument("--url", nargs="+", metavar="EDGE", help="a stack that runs already")
-    parser.add_argument("--peer", choices=PEERS, help="another design instead of ours, for comparison")
-    parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir()) / "velikiy-soak")
-    parser.add_argument("--check", type=Path, metavar="FILE", help="judge a saved history again")
-    parser.add_argument("--planted", nargs="*", metavar="NAME", help="are planted bugs found? These, or all")
+    parser.add_argument("--shared", action="store_true", help="let several writers write to the same user")
+    parser.add_argument("--pace", type=float, default=0.0, help="seconds that a writer pauses after each write (0)")
+    parser.add_argument("--faults", default="", help="faults to inject, from " + ",".join(KINDS))
+    parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults (2)")
+    parser.add_argument(
+        "--grace", type=float, default=1.0, help="seconds until a write that bypasses the app must be visible (1)"
+    )
+    parser.add_argument("--across", action="store_true", help="check /users and /users/<id> as if they were one path")
+    parser.add_argument("--url", nargs="+", metavar="EDGE", help="use a running stack")
+    parser.add_argument("--peer", choices=PEERS, help="check another design instead of ours, for comparison")
+    parser.add_argument(
+        "--out", type=Path, default=Path(tempfile.gettempdir()) / "velikiy-soak", help="folder for histories"
+    )
+    parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history again")
+    parser.add_argument("--planted", nargs="*", metavar="NAME", help="check that planted bugs are found: these, or all")
     given = parser.parse_args()
     given.faults = {fault for fault in given.faults.split(",") if fault}
     if unknown := given.faults - set(KINDS):
-        parser.error(f"there is no fault {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        parser.error(f"there is no fault {', '.join(unknown)}; choose from {', '.join(KINDS)}")
     if given.url and given.faults:
-        parser.error("faults are for a stack of its own, without --url")
+        parser.error("--faults needs a stack of its own: omit --url")
     if given.peer and given.faults:
-        parser.error("faults are for our own stack, without --peer: they know our processes by name")
+        parser.error("--faults needs our own stack, because faults address its processes by name: omit --peer")
     if given.peer and given.url:
-        parser.error("a peer is started here, --url names what runs already: give one of them")
+        parser.error("--peer starts a stack and --url names a running stack: omit one of the two")
     return given
 
 

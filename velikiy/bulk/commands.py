@@ -19,15 +19,17 @@ from velikiy.bulk.output_files import own_stream
 from velikiy.bulk.progress import say
 from velikiy.bulk.readers import Unreadable, by_name
 from velikiy.bulk.signals import orderly
-from velikiy.coherence import Fence
+from velikiy.coherence import Gate
 from velikiy.http.problems import SQLSTATES
 from velikiy.resources.base import Resource
 from velikiy.settings import Settings
 
 
-def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tuple[Settings, Fence]]]) -> click.Group:
+def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tuple[Settings, Gate]]]) -> click.Group:
     """`opened` gives a fence to work with, and says what is wrong where PostgreSQL is away."""
-    form = click.option("--format", "form", type=click.Choice(["csv", "ndjson"]), help="Default: by FILE's name.")
+    form = click.option(
+        "--format", "form", type=click.Choice(["csv", "ndjson"]), help="Default: from the name of FILE."
+    )
 
     @click.group(resource.name, help=f"Import, export and seed {resource.name}.")
     def group() -> None:
@@ -39,28 +41,28 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
     @click.option(
         "--rejects",
         metavar="PATH",
-        help="Where rows go that cannot be taken; - is stdout. Default: FILE.rejects.ndjson. A file that is there is"
-        " replaced if it holds rejects, and refused if it holds anything else.",
+        help="File for rejected rows; - is stdout. Default: FILE.rejects.ndjson. An existing file is replaced if it"
+        " contains rejected rows, and refused if it contains anything else.",
     )
     @click.option(
-        "--restart", is_flag=True, help="Begin at the first line, even if an earlier import of FILE was broken off."
+        "--restart", is_flag=True, help="Start at the first line, even if an earlier import of FILE was interrupted."
     )
-    @click.option("--json", "as_json", is_flag=True, help="A summary for programs, on stdout.")
+    @click.option("--json", "as_json", is_flag=True, help="Print a summary for programs to stdout.")
     def import_(file: str, form: str | None, rejects: str | None, restart: bool, as_json: bool) -> None:
-        """Create what FILE has: CSV or NDJSON, which may be compressed with gzip; - is stdin.
+        """Create the rows in FILE: CSV or NDJSON, optionally compressed with gzip; - is stdin.
 
-        Ids, times and versions are given anew; for a backup use pg_dump.
+        Every row gets a new id, new times and a new version; for a backup use pg_dump.
 
-        Exits with 0 if all rows were taken, 1 if some were not, 2 if FILE cannot be read. The same command goes on
-        with what was broken off.
+        Exits with 0 if all rows were imported, 1 if some were rejected, 2 if FILE cannot be read. To continue after an
+        interruption, run the same command again.
         """
         rejects = rejects or ("import.rejects.ndjson" if file == "-" else f"{file}.rejects.ndjson")
         began = time.monotonic()
         with _sentences(resource, "import"):
             if as_json and own_stream(rejects) is sys.stdout:
-                raise click.UsageError("--json and --rejects both name stdout: give --rejects another path")
-            with opened() as (_, fence):
-                state, after = Import(resource, fence, file, form, rejects, restart).run()
+                raise click.UsageError("--json and --rejects both write to stdout: give --rejects another path")
+            with opened() as (_, gate):
+                state, after = Import(resource, gate, file, form, rejects, restart).run()
         if as_json:
             summary: dict[str, Any] = {
                 "imported": state.imported,
@@ -77,23 +79,24 @@ def commands(resource: Resource, opened: Callable[[], AbstractContextManager[tup
     @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
     @form
     def export(file: str, form: str | None) -> None:
-        """Write all of one moment into FILE, by id: CSV or NDJSON, compressed if it ends in .gz; - is stdout.
+        """Write a snapshot of all rows into FILE, ordered by id; - is stdout.
 
-        A FILE that is there is replaced, at the end and at once.
+        The format is CSV or NDJSON, compressed with gzip if the name of FILE ends in .gz. An existing FILE is replaced
+        atomically, when the export is complete.
         """
         form = form or by_name(file) or ("csv" if file == "-" else None)
         if form is None:
             raise click.UsageError(f"'{file}' does not end in .csv or .ndjson: give --format")
-        with _sentences(resource, "export"), opened() as (_, fence):
-            rows = export_to(resource, fence, file, form)
+        with _sentences(resource, "export"), opened() as (_, gate):
+            rows = export_to(resource, gate, file, form)
         say(f"exported {rows:,}")
 
     @group.command()
-    @click.option("--count", type=click.IntRange(min=1), required=True, help="How many.")
+    @click.option("--count", type=click.IntRange(min=1), required=True, help="Number of rows.")
     def seed(count: int) -> None:
-        """Create some that are made up, all different, and different from those that are there."""
-        with _sentences(resource, "seed"), opened() as (_, fence):
-            seed_with(resource, fence, count)
+        """Create made-up rows. Each differs from all others and from the existing rows."""
+        with _sentences(resource, "seed"), opened() as (_, gate):
+            seed_with(resource, gate, count)
         say(f"created {count:,}")
 
     return group
@@ -107,17 +110,17 @@ def _sentences(resource: Resource, command: str) -> Iterator[None]:
         with orderly():
             yield
     except KeyboardInterrupt as signalled:
-        say(f"{name}: broken off")
+        say(f"{name}: interrupted")
         sys.exit(128 + (signalled.args or [signal.SIGINT])[0])
     except Unreadable as error:
         say(f"{name}: {error}")
         sys.exit(2)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        say(f"{name}: the compressed file is damaged or cut off: {error}")
+        say(f"{name}: the compressed file is damaged or truncated: {error}")
         sys.exit(2)
     except OSError as error:
         say(f"{name}: {': '.join(map(str, filter(None, (error.filename, error.strerror or error))))}")
         sys.exit(2)
     except psycopg.Error as error:
-        _, sentence = SQLSTATES.get(error.sqlstate or "", ("", f"PostgreSQL refuses it ({error.sqlstate})."))
+        _, sentence = SQLSTATES.get(error.sqlstate or "", ("", f"PostgreSQL refused the statement ({error.sqlstate})."))
         sys.exit(f"{name}: {sentence}")

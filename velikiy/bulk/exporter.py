@@ -8,12 +8,12 @@ from velikiy.bulk.importer import CHUNK
 from velikiy.bulk.insert import PATIENCE
 from velikiy.bulk.output_files import target
 from velikiy.bulk.progress import shown
-from velikiy.coherence import Fence
+from velikiy.coherence import Gate
 from velikiy.resources import pagination
 from velikiy.resources.base import Resource
 
 
-def export_to(resource: Resource, fence: Fence, file: str, form: str) -> int:
+def export_to(resource: Resource, gate: Gate, file: str, form: str) -> int:
     """How many rows there were.
 
     Raises:
@@ -30,7 +30,7 @@ def export_to(resource: Resource, fence: Fence, file: str, form: str) -> int:
             r" TO STDOUT (FORMAT csv, QUOTE e'\x01', DELIMITER e'\x02', ENCODING 'UTF8')"
         ).format(rows)
     written = 0
-    with target(file) as out, fence.database.transaction() as connection:
+    with target(file) as out, gate.database.transaction() as connection:
         connection.execute("SET LOCAL statement_timeout = 0")
         # PostgreSQL may have sent all rows, and be idle, long before the reader of a pipe has taken them.
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")

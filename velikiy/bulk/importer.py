@@ -24,9 +24,8 @@ from velikiy.bulk.output_files import Rejects
 from velikiy.bulk.progress import say, shown
 from velikiy.bulk.readers import READERS, Lines, Row, Unreadable, by_content, by_name, checked, content
 from velikiy.bulk.signals import to_the_end
-from velikiy.coherence import Fence
-from velikiy.coherence import Path as Address
-from velikiy.coherence.protocol import number
+from velikiy.coherence import CachePath, Gate
+from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection
 from velikiy.resources.base import Resource
 
@@ -67,12 +66,12 @@ class State(NamedTuple):
 
 class Import:
     def __init__(
-        self, resource: Resource, fence: Fence, file: str, form: str | None, rejects: str, restart: bool
+        self, resource: Resource, gate: Gate, file: str, form: str | None, rejects: str, restart: bool
     ) -> None:
         """`file`: `-` is stdin; `rejects`: where rows go that cannot be taken, `-` is stdout; `restart`: at the first
         line."""
         self.resource = resource
-        self.fence = fence
+        self.gate = gate
         self.file = file
         self.form = form
         self.rejects = rejects
@@ -96,10 +95,10 @@ class Import:
                     return self._go_on(state, digest, ahead(chunks(rows, lines, raw)), rejects, raw), state.lines
         if self.file == "-":
             raise Unreadable(
-                f"this was broken off after line {state.lines:,}, and has changed since; what has passed on stdin is"
-                " gone: give it once more, with --restart"
+                f"an import of this input was interrupted after line {state.lines:,}, and the input has changed since."
+                " stdin cannot be rewound: pipe the input again, with --restart"
             )
-        say(f"{self.file} was broken off after line {state.lines:,}, and has changed since: starting anew")
+        say(f"{self.file} has changed since its import was interrupted after line {state.lines:,}: starting at line 1")
         self.restart = True
         return self.run()
 
@@ -107,11 +106,11 @@ class Import:
     def _alone(self, digest: bytes) -> Iterator[State]:
         """What is known of this file; nobody else imports it meanwhile."""
         which = (self.resource.name, digest)
-        lock = number(Address(f"import {self.resource.name} {digest.hex()}", ""))
-        with self.fence.database.autocommit() as connection:
+        lock = lock_id(CachePath(f"import {self.resource.name} {digest.hex()}", ""))
+        with self.gate.database.autocommit() as connection:
             [(alone,)] = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchall()
             if not alone:
-                raise Unreadable("this file is being imported at the moment")
+                raise Unreadable("another import of this file is running: wait for its end")
             try:
                 found = connection.execute(
                     "SELECT lines, so_far, imported, rejected, rejects_size FROM imports"
@@ -138,15 +137,15 @@ class Import:
                     report(chunk.position, state.imported + state.rejected)
         except BaseException:
             if state.lines:
-                say(f"what was imported up to line {state.lines:,} stays; the same command goes on after it")
+                say(f"lines 1 to {state.lines:,} are done; to continue after them, run the same command again")
             raise
         self._forget(digest)
         if state.imported >= BIG:
-            vacuum(self.resource, self.fence)
+            vacuum(self.resource, self.gate)
         return state
 
     def _forget(self, digest: bytes) -> None:
-        with self.fence.database.autocommit() as connection:
+        with self.gate.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM imports WHERE (resource, begins_with) = (%s, %s) OR updated_at < now() - %s::interval",
                 (self.resource.name, digest, KEPT),
@@ -173,10 +172,10 @@ class Import:
             )
             if not kept.rowcount:
                 # An import that was killed while it committed: its COMMIT came through after we had looked.
-                raise Unreadable("an earlier import of this file had not ended yet; the same command goes on after it")
+                raise Unreadable("an earlier import of this file was still committing: run the same command again")
             return new
 
-        return write(self.resource, self.fence, [row for row in chunk.rows if not row.errors], keep)
+        return write(self.resource, self.gate, [row for row in chunk.rows if not row.errors], keep)
 
 
 def chunks(rows: Iterator[Row], lines: "Lines", raw: io.FileIO) -> Iterator[Chunk]:
@@ -184,9 +183,9 @@ def chunks(rows: Iterator[Row], lines: "Lines", raw: io.FileIO) -> Iterator[Chun
         yield Chunk(some, lines.number, lines.so_far(), raw.tell() if raw.seekable() else 0)
 
 
-def seed_with(resource: Resource, fence: Fence, count: int) -> None:
+def seed_with(resource: Resource, gate: Gate, count: int) -> None:
     """Raises: DatabaseUnavailable"""
-    with fence.database.autocommit() as connection:
+    with gate.database.autocommit() as connection:
         # A row has an id that is no less than its number here, so what comes after the last id is new.
         first_free = sql.SQL("SELECT coalesce(max(id), 0) + 1 FROM {}").format(sql.Identifier(resource.name))
         [(first,)] = connection.execute(first_free).fetchall()
@@ -197,14 +196,14 @@ def seed_with(resource: Resource, fence: Fence, count: int) -> None:
                 numbers = iter(range(first, first := first + count - made))
                 for rows in ahead(_samples(resource, numbers)):
                     with to_the_end():
-                        made += len(rows) - write(resource, fence, rows, lambda _, refused: len(refused))
+                        made += len(rows) - write(resource, gate, rows, lambda _, refused: len(refused))
                     report(made, made)
     except BaseException:
         if made:
-            say(f"{made:,} were created, and stay")
+            say(f"{made:,} rows were created and stay")
         raise
     if made >= BIG:
-        vacuum(resource, fence)
+        vacuum(resource, gate)
 
 
 def _samples(resource: Resource, numbers: Iterator[int]) -> Iterator[list[Row]]:

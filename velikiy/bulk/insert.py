@@ -10,7 +10,7 @@ import psycopg
 from psycopg import sql
 
 from velikiy.bulk.readers import Row
-from velikiy.coherence import Change, Fence
+from velikiy.coherence import Change, Gate
 from velikiy.http import responses
 from velikiy.http.problems import SQLSTATES
 from velikiy.postgres import Connection, DatabaseUnavailable
@@ -32,7 +32,7 @@ BIG = 100_000
 """Rows after which the table is vacuumed at once: until somebody does, a count reads all of it."""
 
 
-def write(resource: Resource, fence: Fence, rows: list[Row], keep: Callable[[Connection, list[Row]], T]) -> T:
+def write(resource: Resource, gate: Gate, rows: list[Row], keep: Callable[[Connection, list[Row]], T]) -> T:
     """Insert these rows in one transaction; `keep` gets those that are refused, with their errors, and may do in the
     same transaction what belongs to it.
 
@@ -53,9 +53,9 @@ def write(resource: Resource, fence: Fence, rows: list[Row], keep: Callable[[Con
         if len(refused) == len(rows):
             return Change(outcome)
         # Lists, counts, and 404s that are stored of the new ids: of so many, edges drop everything anyway.
-        return Change(outcome, resource.touched_by(*made) if len(rows) <= FEW else None)
+        return Change(outcome, resource.invalidated_by(*made) if len(rows) <= FEW else None)
 
-    return fence.write(change)
+    return gate.write(change)
 
 
 def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
@@ -70,7 +70,7 @@ def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tupl
             return _insert_at_once(connection, resource, rows)
     except (psycopg.IntegrityError, psycopg.DataError) as error:
         if len(rows) == 1:
-            _, detail = SQLSTATES.get(error.sqlstate or "22021", ("", "PostgreSQL does not take it."))
+            _, detail = SQLSTATES.get(error.sqlstate or "22021", ("", "PostgreSQL refuses the row."))
             return [], [rows[0].refused("", detail)]
     # PostgreSQL does not say which one it is.
     half = len(rows) // 2
@@ -134,9 +134,9 @@ def _taken(resource: Resource, row: Row) -> Row:
     return row._replace(errors=problem.errors or [])
 
 
-def vacuum(resource: Resource, fence: Fence) -> None:
+def vacuum(resource: Resource, gate: Gate) -> None:
     """Not waiting for its turn: PostgreSQL's own comes some minutes later."""
-    with suppress(DatabaseUnavailable, psycopg.Error, KeyboardInterrupt), fence.database.autocommit() as connection:
+    with suppress(DatabaseUnavailable, psycopg.Error, KeyboardInterrupt), gate.database.autocommit() as connection:
         connection.deadline = math.inf
         connection.execute("SET statement_timeout = 0")
         connection.execute(sql.SQL("VACUUM (ANALYZE, SKIP_LOCKED) {}").format(sql.Identifier(resource.name)))

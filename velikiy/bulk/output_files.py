@@ -120,7 +120,7 @@ class Rejects:
             number, created = (os.dup(stream.fileno()), False) if stream else _opened(path)
         except OSError as error:
             raise Unreadable(
-                f"{path}: {error.strerror or error}; --rejects names another place for rows that cannot be taken"
+                f"{path}: {error.strerror or error}; choose another file for rejected rows with --rejects"
             ) from None
         self.file = io.FileIO(number, "w")
         # All else is read from what is open: by now the path may name another file.
@@ -129,15 +129,15 @@ class Rejects:
         beginning = os.pread(number, LONGEST_REJECT, 0) if self.regular else b""
         self.own = created or _is_reject(beginning.partition(b"\n")[0])
         if stat.S_ISREG(there.st_mode) and os.path.samestat(there, os.fstat(source.fileno())):
-            self._refuse("names the file that is imported:")
+            self._refuse("is the file to import:")
         if beginning and not self.own:
-            self._refuse("does not begin with a rejected row, and is not overwritten: move it away, or")
+            self._refuse("does not begin with a rejected row, so it is not overwritten: move it away, or")
         if self.regular and not _locked(number):
-            self._refuse("is being written by another import at the moment: wait for its end, or")
+            self._refuse("is in use by another import: wait for its end, or")
 
     def _refuse(self, why: str) -> NoReturn:
         self.file.close()
-        raise Unreadable(f"{self.path} {why} name another one with --rejects")
+        raise Unreadable(f"{self.path} {why} choose another file with --rejects")
 
     def __enter__(self) -> "Rejects":
         if self.regular:
@@ -145,7 +145,7 @@ class Rejects:
             while size and os.pread(self.file.fileno(), 1, size - 1) != b"\n":
                 size -= 1  # cut off within a row
             if size < self.size:
-                say(f"{self.path} does not have the rows any more that were rejected before")
+                say(f"{self.path} no longer contains the rows that were rejected before the interruption")
             self.size = self.file.truncate(size)
         return self
 

@@ -63,7 +63,7 @@ def content(file: str) -> Iterator[tuple[io.FileIO, io.BufferedReader, bytes]]:
         magic, whole = _peeked(raw, 2)
         beginning, whole = _peeked(gzip.GzipFile(fileobj=whole) if magic == b"\x1f\x8b" else whole, BEGINNING)
         if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise Unreadable("it is UTF-16, and has to be UTF-8: iconv -f utf-16 -t utf-8")
+            raise Unreadable("the file is UTF-16; convert it to UTF-8: iconv -f utf-16 -t utf-8")
         yield raw, whole, beginning
 
 
@@ -93,7 +93,7 @@ class _Joined(io.RawIOBase):
 def by_content(beginning: bytes) -> str:
     first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"[":
-        raise Unreadable("it is a JSON array; NDJSON has one object on each line: jq -c '.[]'")
+        raise Unreadable("the file is a JSON array; convert it to NDJSON, one object a line: jq -c '.[]'")
     return "ndjson" if first == b"{" else "csv"
 
 
@@ -117,7 +117,7 @@ class Lines:
         if self.number == 1:
             line = line.removeprefix(b"\xef\xbb\xbf")  # Excel marks UTF-8 so
         if b"\0" in line:
-            self.flaw = f"line {self.number} holds a NUL byte"
+            self.flaw = f"line {self.number} contains a NUL byte"
         try:
             return line.decode()
         except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
     if lines.flaw:
         raise Unreadable(lines.flaw)
     if not first:
-        raise Unreadable(f"it is empty; the first line of CSV names the columns: {','.join(resource.fields)}")
+        raise Unreadable(f"the file is empty; the first line of CSV names the columns: {','.join(resource.fields)}")
     # No name of a column has one of these, so the one that is there separates: Excel takes ; in half of Europe.
     taken: list[str] = []
     reader = csv.reader(
@@ -164,13 +164,13 @@ def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
     for name in header:
         if name not in resource.columns:
             raise Unreadable(
-                f"line 1 has to name the columns, and {resource.name} have no {name!r}; they have "
-                f"{', '.join(resource.fields)} (and {', '.join(READ_ONLY)}, which are left aside)"
+                f"line 1 must name the columns, and {resource.name} have no column {name!r}; the columns are "
+                f"{', '.join(resource.fields)} (and {', '.join(READ_ONLY)}, which are ignored)"
             )
         if header.count(name) > 1:
             raise Unreadable(f"line 1 names the column {name} twice")
     if lacking := [name for name in resource.fields if name not in header and name not in optional]:
-        raise Unreadable(f"line 1 has to name the columns, and does not name {', '.join(lacking)}")
+        raise Unreadable(f"line 1 must name the columns, and lacks {', '.join(lacking)}")
     return _csv_rows(resource, lines, taken, reader, header, optional)
 
 
@@ -193,14 +193,16 @@ def _csv_rows(
             return
         except csv.Error as error:
             # All of it, for whoever mends it: a quote that is not closed takes the lines after it along.
-            within = f" (lines {line} to {lines.number}: is a quote open in line {line}?)" if len(taken) > 1 else ""
+            within = (
+                f" (lines {line} to {lines.number}: a quote in line {line} may be unclosed)" if len(taken) > 1 else ""
+            )
             row = Row(line, "".join(taken), [], [], lines=len(taken))
             yield row.refused("", f"is not CSV: {error}{within}")
             continue
         if lines.flaw:
             yield Row(line, values, [], []).refused("", lines.flaw)
         elif values and len(values) != len(header):
-            detail = f"has {len(values)} values, and the columns are {len(header)}"
+            detail = f"has {len(values)} values for {len(header)} columns"
             yield Row(line, values, [], []).refused("", detail)
         elif values:
             given = dict(zip(header, values, strict=True))

@@ -1,24 +1,37 @@
-"""What keeps the caches and PostgreSQL from contradicting each other. It knows nothing of resources."""
+"""The protocol that keeps the caches and PostgreSQL consistent. This package knows no resource.
+
+protocol            the order of a read and of a write, on one page
+locks               advisory locks on paths: is a writer in flight?
+membership          the table `caches`: which caches a writer has to reach, and which are fenced
+timing              the protocol's times and its clock
+redis_lease         may this process use Redis?
+deadline            until when may a write be committed?
+group_commit        writers that contend drop together
+redis_tier, redis_connections, scripts/     tier 2
+edge_client         tier 1 as a writer sees it
+entry               a path, and what a tier stores of it
+inspect             what each tier holds, for people
+"""
 
 from velikiy.coherence.edge_client import EdgeTier
-from velikiy.coherence.entry import Entry, Path, found
+from velikiy.coherence.entry import CachePath, Entry, found
 from velikiy.coherence.membership import Caches
-from velikiy.coherence.protocol import UNASKED, Answer, Change, Fence, TooLate, Unasked, connect
+from velikiy.coherence.protocol import NOT_TRIED, Answer, Change, Gate, NotTried, TooLate, connect
 from velikiy.coherence.redis_tier import Lease, RedisTier
 
 __all__ = [
-    "UNASKED",
+    "NOT_TRIED",
     "Answer",
+    "CachePath",
     "Caches",
     "Change",
     "EdgeTier",
     "Entry",
-    "Fence",
+    "Gate",
     "Lease",
-    "Path",
+    "NotTried",
     "RedisTier",
     "TooLate",
-    "Unasked",
     "connect",
     "found",
 ]

@@ -11,7 +11,7 @@ import socket
 import struct
 from pathlib import Path
 
-from velikiy.coherence.membership import now
+from velikiy.coherence.timing import now
 
 LAST_DATA_RECEIVED = 52
 """The offset of `tcpi_last_data_recv` in Linux' `struct tcp_info`: a number of 32 bits, in milliseconds (tcp(7))."""

@@ -1,4 +1,4 @@
-"""Tier 1 as a writer sees it: edges, each with a control listener that takes drops (edge/lua/control.lua)."""
+"""Drops at the edges, as a writer sends them to each edge's control listener (edge/lua/control.lua)."""
 
 import http.client
 import select
@@ -11,35 +11,38 @@ from urllib.parse import quote
 
 import structlog
 
-from velikiy.coherence.entry import Path
-from velikiy.coherence.membership import PATIENCE, Cache
+from velikiy.coherence.entry import CachePath
+from velikiy.coherence.membership import Cache
+from velikiy.coherence.timing import DROP_TIMEOUT_S
 
 log = structlog.get_logger()
 
-MANY = 60_000
-"""Bytes of paths. More do not fit into an edge's buffer (client_body_buffer_size 64k), and everything is dropped."""
+MAX_DROP_BYTES = 60_000
+"""Bytes of paths in one drop. A longer list does not fit into an edge's buffer (client_body_buffer_size 64k), so a drop
+of everything is sent instead."""
 
-LONG = 4096
-"""Bytes; no edge says as much to a drop."""
+MAX_REPLY_BYTES = 4096
+"""Bytes of a reply to a drop; an edge sends fewer."""
 
 
 class EdgeTier:
-    """Connections are kept, several to an edge where several writers are at work; threads may share this."""
+    """Connections are kept open, several to an edge if several writers work at the same time. Threads may share
+    this."""
 
     def __init__(self) -> None:
         self._idle: defaultdict[str, deque[socket.socket]] = defaultdict(deque)
 
-    def drop(self, edges: Sequence[Cache], paths: Sequence[Path] | None) -> list[Cache]:
-        """Forget these paths, or with None all of them, at each of these edges; those that do not answer.
+    def drop(self, edges: Sequence[Cache], paths: Sequence[CachePath] | None) -> list[Cache]:
+        """Drop these paths, or every path for None, at each of these edges, and return the edges that did not answer.
 
-        In parallel: all are asked before the first is listened to. An edge beside us where nobody listens is dead: it
-        starts again with nothing.
+        The requests are sent in parallel. An edge on our own loopback that refuses the connection is down, and starts
+        again without entries.
         """
         self._let_go_of_others(edges)
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + DROP_TIMEOUT_S
         body = "*" if paths is None else "\n".join(path.path for path in paths)
-        body = body if len(body) <= MANY else "*"
-        # Over kept connections first: to connect to one that is cut off may take all the time that there is.
+        body = body if len(body) <= MAX_DROP_BYTES else "*"
+        # Kept connections first: connecting to an edge that is cut off may take up the whole timeout.
         drops = sorted((_Drop(edge, body, self._kept(edge)) for edge in edges), key=lambda drop: not drop.kept)
         _drop_all(drops, until)
         silent = []
@@ -47,7 +50,7 @@ class EdgeTier:
             if not drop.done:
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.close()
-                # What is behind the others may be the same worker, which is stopped while those beside it answer.
+                # Its other kept connections may lead to the same worker, which may be stopped.
                 self._let_go(drop.edge.address)
                 silent.append(drop.edge)
             elif drop.socket is not None:
@@ -55,17 +58,17 @@ class EdgeTier:
         return silent
 
     def reaches(self, edge: Cache) -> bool:
-        """It has answered, now, at this address and as this edge. Only then may a refusal at this address be taken for
-        its death later."""
+        """Return whether this edge answers at this address now. Only then may a later refusal at this address count as
+        the end of the edge."""
         drop = _Drop(edge, "*", self._kept(edge))
-        _drop_all([drop], time.monotonic() + PATIENCE)
+        _drop_all([drop], time.monotonic() + DROP_TIMEOUT_S)
         reached = drop.socket is not None and drop.done
         drop.close()
         return reached
 
     def show(self, edge: Cache, uri: str) -> dict[str, str] | None:
-        """For people: what the edge says of itself and of this address (edge/lua/control.lua); None: no answer."""
-        connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=PATIENCE)
+        """Return what the edge holds of this address (edge/lua/control.lua), for people; None without an answer."""
+        connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=DROP_TIMEOUT_S)
         try:
             connection.request("GET", f"/show?uri={quote(uri, safe='')}")
             answer = connection.getresponse()
@@ -127,7 +130,7 @@ class _Drop:
                 self.socket.setblocking(False)
         except ConnectionRefusedError:
             self.close()
-            self.done = self.edge.beside_us
+            self.done = self.edge.is_on_our_loopback
         except (OSError, UnicodeError):  # the second: a host that is none, such as a..b
             self.close()
 
@@ -147,7 +150,7 @@ class _Drop:
         # The answer that means a drop has nothing behind its head; of any other the beginning is enough.
         if self.head.startswith(self.DROPPED):
             self.done = self.head.endswith(b"\r\n\r\n")
-            return self.done or len(self.head) > LONG
+            return self.done or len(self.head) > MAX_REPLY_BYTES
         return not self.DROPPED.startswith(self.head)
 
     @property
@@ -199,5 +202,5 @@ def _host_and_port(edge: Cache) -> tuple[str, int]:
 
 
 def _left(until: float) -> float:
-    """All edges together have PATIENCE, however many are silent; each at least a moment, to be heard at all."""
+    """All edges together have DROP_TIMEOUT_S, however many are silent; each at least a moment, to be heard at all."""
     return max(0.1, until - time.monotonic())

@@ -1,4 +1,4 @@
-"""The unit of invalidation, and what a tier stores of it."""
+"""The unit of invalidation, and the form in which a tier stores a response."""
 
 import hashlib
 import re
@@ -7,30 +7,30 @@ from typing import NamedTuple
 _HEAD = re.compile(rb'(200|404)\t("[!#-~]+"|)\t([\x20-\x7e]*)\t([\x20-\x7e]*)\n')
 
 
-class Path(NamedTuple):
-    """A resource's path without its query; all its variants (pages, searches) are dropped together."""
+class CachePath(NamedTuple):
+    """A path without its query. Its variants (pages, searches) are dropped together."""
 
     path: str
-    """As clients spell it: `/users/7`."""
+    """The path as clients spell it: `/users/7`."""
 
     key: str
-    """Of its hash in Redis: `user:7`."""
+    """The key of its hash in Redis: `user:7`."""
 
 
 class Entry(NamedTuple):
-    """An answer as a tier keeps it: the status, the headers that vary, and the body's bytes.
+    """A response as a tier stores it: the status, the headers that vary, and the bytes of the body.
 
-    In Redis it is `<status>\\t<etag>\\t<last-modified>\\t<link>\\n<body>`, so that whoever serves it, in Python or in
-    Lua, cuts once at the first line feed and passes the rest on unparsed. A missing resource is an entry too: what does
-    not exist is asked for as often as what does. Its body is the problem without the id of the request, which whoever
-    serves it puts before the last brace.
+    Both tiers store `<status>\\t<etag>\\t<last-modified>\\t<link>\\n<body>`. Python and Lua cut it once, at the first
+    line feed, and send the rest unparsed. A 404 is an entry as well, because clients request missing rows as often as
+    others. Its body is the problem without the id of the request, which is inserted before the last brace when it is
+    served.
     """
 
     status: int
     body: bytes
     etag: str = ""
     modified: str = ""
-    """As in `Last-Modified`."""
+    """The value of `Last-Modified`."""
 
     link: str = ""
 
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 
     @classmethod
     def unpack(cls, stored: bytes) -> "Entry":
-        """Raises: ValueError, where it is none."""
+        """Raises: ValueError: The bytes are not an entry."""
         head = _HEAD.match(stored)
         if not head or stored.endswith(b"\n"):
             raise ValueError("no entry")
@@ -49,10 +49,10 @@ class Entry(NamedTuple):
 
 
 def found(body: bytes, *, modified: str = "", link: str = "") -> Entry:
-    """With a strong ETag (RFC 9110, 8.8.3): a digest of what is sent.
+    """Return the entry for a body, with a strong ETag (RFC 9110, 8.8.3): a digest of what is sent.
 
-    The row's version and time are in the body, and so in the digest. The version alone would not do: a database that
-    was set back to a backup counts the same numbers again, for other rows.
+    The digest covers the row's version and time, which are in the body. The version alone does not suffice: a database
+    that was restored from a backup counts the same numbers again, for other rows.
     """
     digest = hashlib.blake2b(body + link.encode("ascii"), digest_size=12).hexdigest()
     return Entry(200, body, f'"{digest}"', modified, link)

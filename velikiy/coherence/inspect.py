@@ -2,32 +2,32 @@
 
 from typing import Any
 
-from velikiy.coherence import Fence, Path
-from velikiy.coherence.protocol import writer_in_flight
+from velikiy.coherence import CachePath, Gate
+from velikiy.coherence.locks import writer_in_flight
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.settings import Settings
 
 
-def look(fence: Fence, path: Path, uri: str, settings: Settings) -> list[dict[str, Any]]:
+def look(gate: Gate, path: CachePath, uri: str, settings: Settings) -> list[dict[str, Any]]:
     """One member for each tier, from the truth to the clients; ages and times in seconds.
 
     Raises:
         DatabaseUnavailable
     """
-    with fence.database.autocommit() as connection:
+    with gate.database.autocommit() as connection:
         writer = writer_in_flight(connection, path)
-        redis, *edges = fence.caches.all(connection)
+        redis, *edges = gate.caches.all(connection)
     tiers: list[dict[str, Any]] = [{"tier": "postgres", "writer_in_flight": writer}]
-    tiers.append({"tier": "redis", "fenced": redis.fenced, **_in_redis(fence, path, settings.redis_ttl)})
+    tiers.append({"tier": "redis", "fenced": redis.fenced, **_in_redis(gate, path, settings.redis_ttl)})
     for edge in edges:
-        told = fence.edge_tier.show(edge, uri)
+        told = gate.edge_tier.show(edge, uri)
         tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(told)})
     return tiers
 
 
-def _in_redis(fence: Fence, path: Path, ttl: int) -> dict[str, Any]:
+def _in_redis(gate: Gate, path: CachePath, ttl: int) -> dict[str, Any]:
     try:
-        held = fence.redis_tier.show(path)
+        held = gate.redis_tier.show(path)
     except DoesNotAnswer:
         return {"answers": False}
     age = round(ttl - held["ttl"], 1) if held["bytes"] else None
@@ -53,12 +53,12 @@ def text(uri: str, tiers: list[dict[str, Any]]) -> str:
 def _words(tier: dict[str, Any]) -> list[str]:
     if tier["tier"] == "postgres":
         return ["a writer is in flight" if tier["writer_in_flight"] else "no writer in flight"]
-    words = ["fenced: nobody uses it"] if tier["fenced"] else []
+    words = ["fenced: not in use"] if tier["fenced"] else []
     if not tier["answers"]:
         return [*words, "does not answer"]
     if tier["tier"] == "redis":
         words += [f"{size} bytes{f' of {variant}' if variant else ''}" for variant, size in tier["entries"].items()]
-        words += [f"somebody is filling {variant or 'it'}" for variant in tier["leases"]]
+        words += [f"fill lease for {variant or 'the path'}" for variant in tier["leases"]]
         return [*words, f"age {tier['age']} s"] if tier["entries"] else words or ["nothing"]
     words.append(f"lease {tier['lease']} s" if tier["lease"] else "no lease: its cache is not used")
     if not tier["generation"]:

@@ -1,37 +1,28 @@
-"""The table `caches`: who has to be told of a write, and who is left out because it does not answer.
+"""The table `caches`: which caches a writer has to reach, and which are out of use because they did not answer.
 
-A cache may be used only by somebody who has asked this table, and only for LEASE seconds from before he asked (Gray and
-Cheriton, Leases, 1989). So a cache that cannot be told of a write is put out of use by its row alone: it is *fenced*;
-whoever asks from now on is refused, and after WAIT seconds nobody is left who was not. Then it is *left out*: writers
-pass it by. It comes back as a new *epoch*, with nothing from before.
+A process may use a cache only while it holds a cache lease: it has asked this table, and fewer than LEASE_S seconds
+have passed since before it asked (Gray and Cheriton, Leases, 1989). So the row alone puts a cache out of use. A
+*fenced* cache gets no new lease, and after EXCLUSION_S no lease is left that was granted before. Then the cache is
+*excluded* (the column `left_out`): writers skip it. It is readmitted as a new *epoch*, without entries from before.
 
-No clocks of two machines are compared: a lease is counted by the one who uses it, from before it asked; the wait by
-whoever waits, from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for clearing up.
+Clocks of different machines are never compared: the holder counts its lease from before it asked, and the writer counts
+the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
 """
 
 import hashlib
 import ipaddress
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from velikiy.coherence.timing import EXCLUSION_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 log = structlog.get_logger()
-
-LEASE = 2.4
-"""Seconds."""
-
-WAIT = 2.5
-"""Seconds; longer than LEASE by more than two clocks drift apart meanwhile. With what it takes to notice that a
-cache does not answer (PATIENCE) a write waits 3 s at most."""
-
-PATIENCE = 0.4
-"""Seconds for a cache to answer a drop."""
 
 REDIS = "redis"
 
@@ -41,7 +32,7 @@ EDGES = Statement(
 
 
 def _host() -> str:
-    """Of this boot and this network namespace; edge/start does the same."""
+    """Name this boot and this network namespace, as edge/start does."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return hashlib.sha256(f"{boot} {Path('/proc/self/ns/net').readlink()}".encode()).hexdigest()[:16]
 
@@ -58,11 +49,11 @@ def is_loopback(host: str) -> bool:
 
 class Cache(NamedTuple):
     name: str
-    """Of an edge: `place@address`. At a place (edge/start) there can be no second one at the same time; one that
-    moves to another address is another cache."""
+    """`redis`, or an edge's `place@address`. Two edges cannot have one place at the same time (edge/start). An edge
+    that moves to another address is another cache."""
 
     address: str
-    """Of an edge: host:port of its control listener, as the apps see it."""
+    """An edge's control listener as the apps see it, host:port; empty for Redis."""
 
     epoch: str
     fenced: bool
@@ -73,37 +64,37 @@ class Cache(NamedTuple):
         return self.name.partition("@")[0]
 
     @property
-    def beside_us(self) -> bool:
-        """On a loopback that is also ours. Only there does a refused connection show that nobody is left: elsewhere
-        the address may be another machine's by now, or a firewall or a balancer may refuse for it."""
+    def is_on_our_loopback(self) -> bool:
+        """Whether the edge listens on this host's loopback. Only there does "connection refused" prove that it is down:
+        elsewhere the address may belong to another machine by now, or a firewall or a balancer may refuse for it."""
         host = self.address.rpartition(":")[0].strip("[]")
         return self.place.startswith(f"{HOST}/") and is_loopback(host)
 
 
 MISSING = Cache(REDIS, "", "", fenced=True, left_out=False)
-"""Redis, while somebody has deleted its row. Nobody may use it, and since processes that asked before may still do so,
-a writer waits as for any fence."""
+"""Redis while its row is missing. No process gets a cache lease for it, and a writer waits as for any fenced cache,
+because leases that were granted before may still be valid."""
 
 
 class Caches:
-    """Each method is one statement, or a few that commit by themselves: a writer that waits holds no lock here."""
+    """Each method runs one statement, or a few that commit by themselves: a waiting writer holds no lock here."""
 
     def __init__(self, database: Database, *, threads: int) -> None:
-        """`threads`: that this process has for requests. Not all of them may wait for a fence: reads have to be
-        answered meanwhile, and the leases of other edges to be renewed."""
+        """`threads`: the number of request threads in this process. Three quarters of them may wait for a fence; the
+        rest answers reads and renews the leases of other edges."""
         self.database = database
         self._waiting = threading.BoundedSemaphore(max(1, threads * 3 // 4))
 
     def edges(self, connection: Connection) -> list[Cache]:
-        """Those that have to be told; as of now, whatever the transaction has read before."""
-        (rows,) = connection.ask(EDGES)
+        """Return the edges that a writer has to reach now, whatever its transaction has read before."""
+        (rows,) = connection.query(EDGES)
         return [
             Cache(name.decode(), address.decode(), epoch.decode(), fenced=fenced == b"t", left_out=False)
             for name, address, epoch, fenced in rows
         ]
 
     def all(self, connection: Connection) -> list[Cache]:
-        """Redis first, its row missing or not; those that are left out too."""
+        """Return every cache, Redis first, excluded ones included."""
         rows = connection.execute(
             "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches ORDER BY kind DESC, address"
         )
@@ -125,7 +116,7 @@ class Caches:
             return self.redis(connection).fenced
 
     def fence(self, caches: Sequence[Cache]) -> None:
-        """Refuse them to all who ask from now on. Visible to all when this returns, and not before.
+        """Grant no further leases for these caches. The fence is visible to all once this returns, and not before.
 
         Raises:
             DatabaseUnavailable
@@ -140,27 +131,28 @@ class Caches:
             )
         log.warning("cache.fenced", caches=[cache.address or cache.name for cache in caches])
 
-    def wait_out(self, caches: Sequence[Cache]) -> None:
-        """Until nobody uses these fenced caches any more; not where somebody else has waited already.
+    def await_exclusion(self, caches: Sequence[Cache]) -> None:
+        """Wait until no lease for these fenced caches is left, then exclude them. Return at once for caches that are
+        excluded already.
 
-        A row that is not there any more says nothing: an app that was stopped may carry out an old registration late,
-        while the edge goes on under the lease of a newer one.
+        A row that has disappeared proves nothing: an app that was stopped may execute an old registration late, while
+        the edge continues under the lease of a newer one.
 
         Raises:
-            DatabaseUnavailable: too many wait already, or PostgreSQL does not answer.
+            DatabaseUnavailable: Too many writes wait already, or PostgreSQL does not answer.
         """
         if not caches:
             return
         if not self._waiting.acquire(blocking=False):
             raise DatabaseUnavailable("too many writes wait for a cache that does not answer")
         try:
-            self._wait_out(caches)
+            self._await_exclusion(caches)
         finally:
             self._waiting.release()
 
-    def _wait_out(self, caches: Sequence[Cache]) -> None:
+    def _await_exclusion(self, caches: Sequence[Cache]) -> None:
         which = _which(caches)
-        until = time.monotonic() + WAIT
+        until = time.monotonic() + EXCLUSION_S
         while time.monotonic() < until:
             with self.database.autocommit() as connection:
                 left_out = connection.execute(
@@ -180,11 +172,13 @@ class Caches:
         log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
 
     def renew(self, place: str, epoch: str) -> bool | None:
-        """For an edge that wants to go on: whether Redis is fenced, as it is while its row is missing. None: the edge
-        itself is, or nobody knows of it.
+        """Renew an edge's cache lease.
 
-        By its epoch, which is its alone, and not by the address that it is seen under: of several apps each may see
-        another one. One that has moved is found out by the first writer.
+        The row is found by the epoch, which no other edge has, and not by the address, because each app may see the
+        edge under another one. The first writer notices an edge that has moved.
+
+        Returns:
+            Whether Redis is fenced (also while its row is missing). None if the edge itself is fenced or unknown.
         """
         with self.database.reserved() as connection:
             renewed = connection.execute(
@@ -196,10 +190,11 @@ class Caches:
             return renewed[0] if renewed else None
 
     def register(self, place: str, address: str, epoch: str) -> bool:
-        """An edge that is new, or comes back; it holds nothing from before this epoch, which was never used. Whether
-        Redis is fenced.
+        """Register an edge that is new or returns, with an epoch that was never used, and return whether Redis is
+        fenced.
 
-        Somebody else who was at this address may live on elsewhere: he is fenced, and forgotten by the relay.
+        Another edge that was registered at this address may be running elsewhere: it is fenced, and the relay removes
+        it.
         """
         with self.database.reserved() as connection:
             connection.execute(
@@ -218,8 +213,8 @@ class Caches:
         return fenced
 
     def insert_redis(self) -> None:
-        """Insert the row that is missing, as a fenced one: writers have passed Redis by, and so it has to be emptied
-        before it is used again."""
+        """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before
+        it is used again."""
         with self.database.autocommit() as connection:
             inserted = connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch, fenced_at)"
@@ -229,8 +224,9 @@ class Caches:
         if inserted.rowcount:  # else another relay was faster
             log.warning("redis.row_inserted")
 
-    def put_redis_back(self, cache: Cache) -> None:
-        """After it was emptied while it was left out. By its epoch: a relay that was slow lifts no later fence."""
+    def readmit_redis(self, cache: Cache) -> None:
+        """Put Redis back into use, after it was emptied while it was excluded. The epoch keeps a slow relay from
+        lifting a later fence."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "UPDATE caches SET epoch = gen_random_uuid()::text, fenced_at = NULL, left_out = false"
@@ -238,8 +234,9 @@ class Caches:
                 (REDIS, cache.epoch),
             )
 
-    def lost_edges(self, seconds: float) -> list[Cache]:
-        """Those that are fenced, or have not renewed for so long by PostgreSQL's clock: to be forgotten."""
+    def expired_edges(self, seconds: float) -> list[Cache]:
+        """Return the edges that are fenced or have not renewed their lease for so many seconds of PostgreSQL's
+        clock."""
         with self.database.autocommit() as connection:
             rows = connection.execute(
                 "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
@@ -250,7 +247,7 @@ class Caches:
             return [Cache(*row) for row in rows.fetchall()]
 
     def forget(self, cache: Cache) -> None:
-        """A cache that nobody is told of any more may as well not be there; should it live, it registers anew."""
+        """Delete the row of an excluded cache. If the cache is alive, it registers again."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM caches WHERE name = %s AND epoch = %s AND left_out", (cache.name, cache.epoch)
@@ -259,51 +256,3 @@ class Caches:
 
 def _which(caches: Sequence[Cache]) -> dict[str, list[str]]:
     return {"names": [cache.name for cache in caches], "epochs": [cache.epoch for cache in caches]}
-
-
-class Trust:
-    """What this process believes of Redis: not fenced, for LEASE seconds from before it asked.
-
-    It asks at most once a second, and only when somebody wants to know, so a process that is idle costs nothing.
-    """
-
-    AGAIN = 1.0
-    """Seconds."""
-
-    def __init__(self, redis_is_fenced: Callable[[], bool]) -> None:
-        """`redis_is_fenced` asks PostgreSQL."""
-        self._redis_is_fenced = redis_is_fenced
-        self._asking = threading.Lock()
-        self._asked = -LEASE
-        self._until = 0.0
-
-    def until(self) -> float:
-        """The moment (`now`) until which Redis may be used. Compare with it after Redis has answered: a process may be
-        stopped for any time between question and answer.
-
-        Raises:
-            DatabaseUnavailable: what was promised has run out, and nobody can promise more.
-        """
-        if now() - self._asked >= self.AGAIN and self._asking.acquire(blocking=False):
-            try:
-                self._ask()
-            finally:
-                self._asking.release()
-        return self._until
-
-    def _ask(self) -> None:
-        asked = now()
-        try:
-            fenced = self._redis_is_fenced()
-        except DatabaseUnavailable:
-            if now() >= self._until:
-                raise
-            return
-        finally:
-            self._asked = asked
-        self._until = 0.0 if fenced else asked + LEASE
-
-
-def now() -> float:
-    """Seconds, of a clock that goes on while the machine sleeps, as the leases of others do."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)

@@ -1,45 +1,56 @@
-"""The two orders that matter, each in one place: lock, drop, commit; and check, then read, then fill.
+"""Keep both cache tiers consistent with PostgreSQL.
 
-Why nothing old is ever found in a cache: a reader fills what it read only if no writer was in flight before its
-snapshot was taken. A fill whose snapshot lacks a write passed that check before the writer's lock, and so before its
-drops: its lease in Redis, or its generation at the edge, is gone when it lands. PostgreSQL makes a commit visible
-before it frees the lock. Redis is dropped before the edges, since an edge may store a body that came from Redis. A
-cache that does not answer its drop is put out of use before the commit (`Caches.fence`).
+    Write:  lock the paths -> drop them in Redis -> drop them at every edge -> COMMIT
+    Read:   probe the lock -> load the row       -> fill Redis (and the edge)
 
-No clock decides: a commit may be late, a writer may die, a cache may be emptied or restarted at any moment.
+Invariant: a cache entry that can be found equals the committed row.
+
+Why it holds. A reader fills a cache only if no writer held the path's lock before the reader took its snapshot. If a
+fill misses a write, the reader therefore probed the lock before that writer acquired it, and the writer dropped the
+path afterwards: the reader's fill lease (Redis) or its generation (edge) no longer exists when the fill arrives.
+PostgreSQL makes a commit visible before it releases the lock.
+
+Redis is dropped before the edges, because an edge may copy an entry from Redis.
+
+A cache that does not acknowledge a drop is fenced: its cache lease is not renewed, and the writer waits until every
+lease that was already granted has expired (`timing.EXCLUSION_S`).
+
+No step depends on comparing clocks of different machines. docs/protocol.md explains the whole.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from enum import Enum, auto
-from functools import cache, lru_cache, partial
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 from velikiy.coherence.edge_client import EdgeTier
-from velikiy.coherence.entry import Entry, Path
-from velikiy.coherence.group_commit import Drop, Group
-from velikiy.coherence.membership import REDIS, Cache, Caches, Trust, now
+from velikiy.coherence.entry import CachePath, Entry
+from velikiy.coherence.group_commit import Drop, GroupCommit
+from velikiy.coherence.locks import check, is_written, lock, locks
+from velikiy.coherence.membership import REDIS, Cache, Caches
+from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
-from velikiy.postgres import Connection, Database, Deadlock, Row, Statement
+from velikiy.coherence.timing import now
+from velikiy.postgres import Connection, Database, Deadlock
 from velikiy.settings import Settings
 
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class Unasked(Enum):
-    """Nobody has asked Redis yet."""
+class NotTried(Enum):
+    """Redis has not been read yet."""
 
-    UNASKED = auto()
+    NOT_TRIED = auto()
 
 
-UNASKED = Unasked.UNASKED
+NOT_TRIED = NotTried.NOT_TRIED
 
 
 class Answer(NamedTuple):
-    """An entry, whether caches in front of us may store it, and how the Redis tier took part (an RFC 9211 member)."""
+    """An entry, whether a cache in front may store it, and the part of the Redis tier in it (an RFC 9211 member)."""
 
     entry: Entry
     storable: bool
@@ -47,65 +58,70 @@ class Answer(NamedTuple):
 
 
 class Change(NamedTuple, Generic[T]):
-    """What a write did in its transaction."""
+    """The result of a write inside its transaction."""
 
     outcome: T
-    touched: Sequence[Path] | None = ()
-    """None is everything."""
+    invalidates: Sequence[CachePath] | None = ()
+    """None stands for every path."""
 
-    own: tuple[Path, Entry] | None = None
-    """One of these paths, and its new entry: only where the writer's row lock keeps every other writer of the path
-    waiting until the commit. Of a list a writer knows its own row, and not what others are about to commit."""
+    prefill: tuple[CachePath, Entry] | None = None
+    """One of these paths with its new entry. Set it only if the writer's row lock keeps every other writer of the path
+    waiting until the commit. A writer of a list knows its own row, and not the rows that others are about to commit."""
 
-    def told_as(self, outcome: U) -> "Change[U]":
-        return Change(outcome, self.touched, self.own)
+    def with_outcome(self, outcome: U) -> "Change[U]":
+        return Change(outcome, self.invalidates, self.prefill)
 
 
 class Dropped(NamedTuple):
-    leases: dict[Path, Lease]
-    """To fill what writers have asked for."""
+    leases: dict[CachePath, Lease]
+    """Fill leases for the paths that writers want to prefill."""
 
     fenced: list[Cache]
-    """Caches that are fenced, and may be in use still: they have to be waited out before the commit."""
+    """Caches that are fenced but may still be in use. The writer waits for their exclusion before it commits."""
 
 
 class TooLate(Exception):
     """The write's deadline has passed: its client was already told that it failed. It was not carried out."""
 
 
-def _in_time(until: float | None) -> None:
-    """Raises: TooLate"""
-    if until is not None and now() >= until:
-        raise TooLate
+MAX_ATTEMPTS = 3
+"""Attempts at a write that PostgreSQL aborts to break a deadlock."""
 
 
-TRIES = 3
-"""Of a write that PostgreSQL has ended because it and others waited for each other."""
+class Gate:
+    """Every read and every write of a cached path passes here. This class owns the order of the steps."""
 
-
-class Fence:
     def __init__(self, database: Database, caches: Caches, redis_tier: RedisTier, edge_tier: EdgeTier) -> None:
         self.database = database
         self.caches = caches
         self.redis_tier = redis_tier
         self.edge_tier = edge_tier
-        self._group = Group[Dropped]()
+        self._group = GroupCommit[Dropped]()
 
     def read(
-        self, path: Path, variant: str, load: Callable[[Connection], Entry], asked: Lease | Unasked | None = UNASKED
+        self,
+        path: CachePath,
+        variant: str,
+        load: Callable[[Connection], Entry],
+        from_edge: Lease | NotTried | None = NOT_TRIED,
     ) -> Answer:
-        """From Redis, else from PostgreSQL through `load`, and then into Redis. `asked`: what came of it where an edge
-        has asked Redis already; the lease that it got, or none.
+        """Return the entry from Redis, or else from PostgreSQL; then fill Redis with it.
+
+        Args:
+            load: Reads the entry from PostgreSQL.
+            from_edge: The result of the edge's own read of Redis: the fill lease that it got, None without one, or
+                NOT_TRIED.
 
         Raises:
-            DatabaseUnavailable: where Redis does not have it either, or may not be used any more.
+            DatabaseUnavailable: Redis does not have the entry, or must not be used any longer, and PostgreSQL does not
+                answer.
         """
-        found = self.redis_tier.read(path, variant) if isinstance(asked, Unasked) else asked
+        found = self.redis_tier.read(path, variant) if isinstance(from_edge, NotTried) else from_edge
         if isinstance(found, Hit):
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
         with self.database.autocommit() as connection:
-            # Each statement has a snapshot of its own: the check comes before the one that counts.
-            checked = connection.ahead(check(path))
+            # Each statement has its own snapshot: the lock is probed before the snapshot that counts.
+            checked = connection.enqueue(check(path))
             entry = load(connection)
             written = is_written(checked)
         if isinstance(found, Lease):
@@ -117,73 +133,92 @@ class Fence:
     def write(
         self,
         change: Callable[[Connection], Change[T]],
-        times: float = 1,
-        foreseen: Sequence[Path] = (),
+        timeout_factor: float = 1,
+        lock_first: Sequence[CachePath] = (),
         until: float | None = None,
     ) -> T:
-        """Run `change` in a transaction; then lock the paths that it touched, drop them everywhere, commit. `times`:
-        the time that PostgreSQL has for it, in those of one request. `foreseen`: of these paths those that are known
-        before; locked as the transaction begins they cost no exchange of their own. `until`: the moment after which
-        nothing is committed any more (`caches.now`).
+        """Run `change` in a transaction, lock the paths that it invalidates, drop them in every cache, and commit.
+
+        Args:
+            timeout_factor: The time that PostgreSQL has for the write, in times of one request.
+            lock_first: Those of the paths that are known before. They are locked with BEGIN, which saves an exchange.
+            until: The moment (`timing.now`) after which nothing is committed.
 
         Raises:
-            TooLate: nothing was done.
-            DatabaseUnavailable: the outcome is unknown.
+            TooLate: The deadline has passed; the write had no effect.
+            DatabaseUnavailable: The outcome is unknown.
         """
-        for _ in range(TRIES - 1):
+        for _ in range(MAX_ATTEMPTS - 1):
             with suppress(Deadlock):
-                return self._write(change, times, foreseen, until)
-        return self._write(change, times, foreseen, until)
+                return self._write(change, timeout_factor, lock_first, until)
+        return self._write(change, timeout_factor, lock_first, until)
 
     def _write(
-        self, change: Callable[[Connection], Change[T]], times: float, foreseen: Sequence[Path], until: float | None
+        self,
+        change: Callable[[Connection], Change[T]],
+        timeout_factor: float,
+        lock_first: Sequence[CachePath],
+        until: float | None,
     ) -> T:
         lease = None
-        _in_time(until)
-        with self.database.transaction(times, *locks(foreseen)) as connection:
-            outcome, touched, own = change(connection)
-            if touched is None or touched:
-                lock(connection, touched, besides=foreseen)
-                lease = self.drop(connection, touched, own[0] if own else None)
-            # Last: a process that is stopped from here on holds the row, so that nobody can write over it, until it
-            # goes on or PostgreSQL ends the transaction.
-            _in_time(until)
-        if own and lease:
-            # After the commit only: before it, Redis would show what PostgreSQL does not, or never will. Readers
-            # that came meanwhile wait for this, or have gone to PostgreSQL.
-            self.redis_tier.fill(own[0], "", lease, own[1])
+        _check_deadline(until)
+        with self.database.transaction(timeout_factor, *locks(lock_first)) as connection:
+            outcome, invalidates, prefill = change(connection)
+            if invalidates is None or invalidates:
+                lock(connection, invalidates, already_locked=lock_first)
+                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)
+            # Last: a process that is stopped from here on holds the row lock, so no newer write can be acknowledged
+            # until the process continues or PostgreSQL ends the transaction.
+            _check_deadline(until)
+        if prefill and lease:
+            # Only after the commit: before it, Redis would show a row that PostgreSQL does not show, or never will.
+            # Readers that arrive in between wait for this fill or go to PostgreSQL.
+            self.redis_tier.fill(prefill[0], "", lease, prefill[1])
         return outcome
 
     def drop(
-        self, connection: Connection, paths: Sequence[Path] | None, own: Path | None = None, *, wait: bool = True
+        self,
+        connection: Connection,
+        paths: Sequence[CachePath] | None,
+        prefill: CachePath | None = None,
+        *,
+        wait: bool = True,
     ) -> Lease | None:
-        """These paths, or with None everything, in Redis and then at every edge; fences what does not answer, and
-        waits until it is out of use: a commit has to come after that. What is committed already need not `wait`.
+        """Drop these paths, or every path for None, in Redis and then at every edge.
+
+        A cache that does not acknowledge is fenced, and the call returns only after its exclusion: a commit must come
+        later. A change that is committed already does not need to `wait`.
+
+        Returns:
+            The fill lease for `prefill`, or None.
 
         Raises:
             DatabaseUnavailable
         """
-        dropped = self._group.join(connection, Drop(paths, own), partial(self._drop_all, connection))
+        dropped = self._group.submit(connection, Drop(paths, prefill), partial(self._drop_all, connection))
         if wait:
-            self._wait_out(connection, dropped.fenced)
+            self._await_exclusion(connection, dropped.fenced)
             if any(cache.name == REDIS for cache in dropped.fenced):
-                # As long as Redis was in use an edge could get there what was to be dropped, and keep it.
-                self._wait_out(connection, self._drop_at_edges(connection, paths))
-        return dropped.leases.get(own) if own else None
+                # While Redis was in use, an edge could copy from it an entry that was to be dropped, and keep it.
+                self._await_exclusion(connection, self._drop_at_edges(connection, paths))
+        return dropped.leases.get(prefill) if prefill else None
 
     def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
-        """For all these writers, each of whom has its locks. Nothing here waits for a fence: that is for each alone."""
+        """Drop for all of these writers; each holds its own locks. Each waits by itself for an exclusion."""
         named = Counter(path for drop in drops for path in drop.paths or ())
         paths = None if any(drop.paths is None for drop in drops) else list(named)
-        # A path that two drop here nobody fills: of two drops the later one takes the other's lease, and here is none.
-        own = [drop.own for drop in drops if drop.own and named[drop.own] == 1] if paths is not None else []
-        leases: dict[Path, Lease] = {}
-        # The row is asked for after the locks: whoever uses Redis once it is back finds them held.
-        redis = self.caches.redis(connection) if self.redis_tier.doubtful else None
+        # A path that two of the writers drop is prefilled by neither: the later drop would have taken the lease of the
+        # earlier one, and here no drop is later.
+        prefill = (
+            [drop.prefill for drop in drops if drop.prefill and named[drop.prefill] == 1] if paths is not None else []
+        )
+        leases: dict[CachePath, Lease] = {}
+        # The row is read after the locks were taken: a process that uses Redis again once it is readmitted finds them.
+        redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None
         if redis is None or not redis.fenced:
             try:
-                with connection.elsewhere():
-                    leases = self.redis_tier.drop(paths, own)
+                with connection.deadline_paused():
+                    leases = self.redis_tier.drop(paths, prefill)
                 redis = None
             except DoesNotAnswer:
                 redis = self.caches.redis(connection)
@@ -191,90 +226,34 @@ class Fence:
         fenced = [redis] if redis and not redis.left_out else []
         return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
 
-    def _drop_at_edges(self, connection: Connection, paths: Sequence[Path] | None) -> list[Cache]:
-        """Those that may be in use still: they are fenced. The list is read now, after the drop in Redis: an edge that
-        registers later finds nothing old there."""
+    def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
+        """Return the edges that are fenced but may still be in use. The list of edges is read now, after the drop in
+        Redis: an edge that registers later finds no old entry there."""
         edges = self.caches.edges(connection)
-        with connection.elsewhere():
+        with connection.deadline_paused():
             silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
             self.caches.fence(silent)
         return [*silent, *(edge for edge in edges if edge.fenced)]
 
-    def _wait_out(self, connection: Connection, fenced: Sequence[Cache]) -> None:
-        with connection.elsewhere():
-            self.caches.wait_out(fenced)
+    def _await_exclusion(self, connection: Connection, fenced: Sequence[Cache]) -> None:
+        with connection.deadline_paused():
+            self.caches.await_exclusion(fenced)
 
 
-def connect(database: Database, settings: Settings) -> Fence:
-    """The fence of this database; nothing is asked yet."""
+def _check_deadline(until: float | None) -> None:
+    """Raises: TooLate"""
+    if until is not None and now() >= until:
+        raise TooLate
+
+
+def connect(database: Database, settings: Settings) -> Gate:
+    """Return the gate of this database. Nothing is sent yet."""
     caches = Caches(database, threads=settings.app_threads)
-    trust = Trust(caches.redis_is_fenced)
     redis_tier = RedisTier(
         settings.redis_url,
-        trust,
+        RedisLease(caches.redis_is_fenced),
         ttl=settings.redis_ttl,
         timeout=settings.redis_timeout,
         direct=settings.redis_direct,
     )
-    return Fence(database, caches, redis_tier, EdgeTier())
-
-
-MANY = 64
-"""Paths. Each lock takes a place in a table of some thousands that all sessions share (max_locks_per_transaction)."""
-
-EVERYTHING = Path("*", "")
-"""What a write of many paths locks: readers look at this lock too."""
-
-
-def lock(connection: Connection, paths: Sequence[Path] | None, besides: Sequence[Path] = ()) -> None:
-    """Until the transaction ends; those `besides` are locked already, or to be locked by what is asked next."""
-    connection.ask(*locks(None if paths is None else [path for path in paths if path not in besides]))
-
-
-def locks(paths: Sequence[Path] | None) -> tuple[Statement, ...]:
-    """The statement for it; none, for no paths. Shared: writers of one path do not wait for each other here.
-
-    For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
-    for a writer, and writers of many paths follow one another.
-    """
-    if paths is None or len(paths) > MANY:
-        return (Statement("SELECT pg_advisory_xact_lock($1)", (number(EVERYTHING),)),)
-    if not paths:
-        return ()
-    return (Statement(_each(len(paths)), [number(path) for path in paths]),)
-
-
-@cache
-def _each(count: int) -> str:
-    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${place})' for place in range(1, count + 1))}"
-
-
-CHECK = """
-SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE true END
-    OR CASE WHEN pg_try_advisory_lock_shared($2) THEN NOT pg_advisory_unlock_shared($2) ELSE true END
-"""
-
-
-def check(path: Path) -> Statement:
-    """Whether a transaction that has locked the path, or everything, has not ended.
-
-    By trying to get the lock for ourselves, and giving it back at once. Two readers may meet here and each take the
-    other for a writer: then one fill is left out.
-    """
-    return Statement(CHECK, (number(path), number(EVERYTHING)))
-
-
-def is_written(checked: list[list[Row]]) -> bool:
-    """What came of one check; what was not asked at all passes for a writer."""
-    return checked != [[(b"f",)]]
-
-
-def writer_in_flight(connection: Connection, path: Path) -> bool:
-    """For people, who want to know nothing else."""
-    return is_written(connection.ask(check(path)))
-
-
-@lru_cache(maxsize=4096)
-def number(path: Path) -> int:
-    """Of the path's advisory lock: 64 bits, signed. Two paths with the same number would cost speed only."""
-    return int.from_bytes(hashlib.blake2b(path.path.encode(), digest_size=8).digest(), signed=True)
+    return Gate(database, caches, redis_tier, EdgeTier())

@@ -36,7 +36,9 @@ PAGE = """\
 <title>Velikiy Flask: the API</title>
 <link rel="icon" href="{icon}">
 <link rel="stylesheet" href="{style}">
-<div id="page"><noscript>Without JavaScript there is <a href="/openapi.json">the document itself</a>.</noscript></div>
+<div id="page"><noscript>
+This page needs JavaScript. Without it, read <a href="/openapi.json">the OpenAPI document</a>.
+</noscript></div>
 <script src="{swagger_ui}"></script>
 <script src="{start}"></script>
 </html>

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 import psycopg
 from pydantic import Field, create_model
 
-from velikiy.coherence import Change, Path
+from velikiy.coherence import CachePath, Change
 from velikiy.http import responses
 from velikiy.http.problems import SQLSTATES, Problem
 from velikiy.http.requests import Key
@@ -39,7 +39,7 @@ def _op(name: str) -> Any:
 
 
 def run(rows: Rows, asked: Strict, key: Key | None, until: float | None = None) -> Sent:
-    """`until`: see `Fence.write`.
+    """`until`: see `Gate.write`.
 
     Raises:
         Problem: some of the operations cannot be done; it names each of them.
@@ -47,10 +47,10 @@ def run(rows: Rows, asked: Strict, key: Key | None, until: float | None = None) 
     operations = asked.operations  # type: ignore[attr-defined]
     times = 1 + len(operations) / AT_ONCE
     try:
-        return rows.fence.write(once(key, lambda connection: _all(rows, connection, operations)), times, until=until)
+        return rows.gate.write(once(key, lambda connection: _all(rows, connection, operations)), times, until=until)
     except (Refusal, psycopg.IntegrityError, psycopg.DataError):
         # Once more, to say which: with a savepoint after each, which costs as much as the operation itself.
-        return rows.fence.write(once(key, lambda connection: _each(rows, connection, operations)), times, until=until)
+        return rows.gate.write(once(key, lambda connection: _each(rows, connection, operations)), times, until=until)
 
 
 def _all(rows: Rows, connection: Connection, operations: list[Any]) -> Change[Sent]:
@@ -80,7 +80,7 @@ def _each(rows: Rows, connection: Connection, operations: list[Any]) -> Change[S
             connection.execute("RELEASE SAVEPOINT here; SAVEPOINT here", prepare=False)
     if errors:
         some = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
-        raise Problem("batch-refused", f"Nothing was done. {some}", errors)
+        raise Problem("batch-refused", f"The batch had no effect. {some}", errors)
     return _done(rows, results)
 
 
@@ -106,5 +106,5 @@ def _error(index: int, field: str, detail: str, status: int) -> dict[str, Any]:
 
 
 def _done(rows: Rows, results: list[dict[str, Any]]) -> Change[Sent]:
-    touched: tuple[Path, ...] = rows.resource.touched_by(*{result["id"] for result in results})
-    return Change(Sent(200, {"message": "Done", "results": results}), touched)
+    invalidates: tuple[CachePath, ...] = rows.resource.invalidated_by(*{result["id"] for result in results})
+    return Change(Sent(200, {"message": "Done", "results": results}), invalidates)

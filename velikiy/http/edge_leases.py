@@ -8,7 +8,8 @@ from flask import Flask, Response, request
 from pydantic import BaseModel, Field, ValidationError
 
 from velikiy.coherence import Caches, EdgeTier
-from velikiy.coherence.membership import LEASE, Cache
+from velikiy.coherence.membership import Cache
+from velikiy.coherence.timing import LEASE_S
 from velikiy.http.problems import Problem
 from velikiy.resources.base import Resource
 
@@ -32,7 +33,7 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
     names = " ".join(f"{resource.name}:{quote(resource.one, safe='')}" for resource in resources.values())
 
     def lease(redis_is_fenced: bool) -> Response:
-        return Response(f"{int(LEASE * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")
+        return Response(f"{int(LEASE_S * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")
 
     @app.post("/.lease/renew")
     def renew() -> Response:
@@ -49,7 +50,7 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
         edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, left_out=False)
         if not edge_tier.reaches(edge):
             log.warning("edge.unreachable", address=address)
-            return Response(f"no answer at {address}", 424)
+            return Response(f"the edge does not answer at {address}", 424)
         return lease(caches.register(asked.place, address, asked.epoch))
 
 
@@ -58,7 +59,7 @@ def _asked() -> _Asked:
         return _Asked.model_validate(request.form.to_dict())
     except ValidationError:
         raise Problem(
-            "bad-request", "An edge asks with its place, its epoch and the port of its control listener."
+            "bad-request", "An edge must send its instance id, its epoch and the port of its control listener."
         ) from None
 
 

@@ -31,7 +31,9 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
         if lease := request.headers.get("Edge-Lease"):
             checks["edge"] = OK if lease == "held" else "no lease"
             if lease != "held":
-                warnings.append("This edge has no lease, so it does not use its cache: every read goes to an app.")
+                warnings.append(
+                    "This edge has no cache lease, so it does not use its cache: every read goes to an app."
+                )
         if warnings:
             members["warnings"] = warnings
         return _json(members, 200 if ready else 503)
@@ -48,7 +50,7 @@ def _look_at(database: Database) -> tuple[str, list[str]]:
         with database.reserved() as connection:
             [(readable,)] = connection.execute(READABLE).fetchall()
             warnings = [
-                f"PostgreSQL runs with {setting}: a crash may take writes that were acknowledged, or all data."
+                f"PostgreSQL runs with {setting}: a crash may lose acknowledged writes, or all data."
                 for setting in forgets(connection)
             ]
             return OK if readable else UNREADABLE, warnings

@@ -28,67 +28,85 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "bad-request": Kind(400, "Bad Request", "The request could not be understood. `detail` names what and why."),
-    "not-json": Kind(400, "Not JSON", "The body is not the JSON (RFC 8259) that it should be, or gives a key twice."),
+    "bad-request": Kind(
+        400, "Bad Request", "The request is malformed. `detail` names the part at fault and the reason."
+    ),
+    "not-json": Kind(400, "Not JSON", "The body is not valid JSON (RFC 8259), or it repeats a key."),
     "forbidden": Kind(
         403,
         "Forbidden",
-        "A web page may write only to the origin that it came from (`Sec-Fetch-Site`, `Origin`). Programs send neither"
-        " header.",
+        "A web page may write only to the origin that served it (`Sec-Fetch-Site`, `Origin`). Write from a page of"
+        " this origin, or from a program, which sends neither header.",
     ),
     "not-found": Kind(
-        404, "Not Found", "There is nothing at this address, or not any more. Paths are spelled without %-encoding."
+        404, "Not Found", "Nothing exists at this address, or it was deleted. Write paths without percent-encoding."
     ),
-    "method-not-allowed": Kind(405, "Method Not Allowed", "The header `Allow` names the methods of this address."),
-    "not-acceptable": Kind(406, "Not Acceptable", "Answers are JSON: allow `application/json` in `Accept`."),
+    "method-not-allowed": Kind(
+        405, "Method Not Allowed", "The `Allow` header lists the methods that this address supports."
+    ),
+    "not-acceptable": Kind(406, "Not Acceptable", "Responses are JSON: allow `application/json` in `Accept`."),
     "request-timeout": Kind(408, "Request Timeout", "The request did not arrive in time. Send it again."),
-    "taken": Kind(409, "Taken", "Another one has this value already, and only one can. Choose another value."),
+    "taken": Kind(409, "Taken", "Another row already has this value, which must be unique. Choose another value."),
     "batch-refused": Kind(
-        409, "Batch Refused", "`errors` has each operation that cannot be done. Nothing of the batch was done."
+        409,
+        "Batch Refused",
+        "`errors` lists each operation that cannot be carried out. The batch had no effect. Correct these operations"
+        " and send it again.",
     ),
     "in-flight": Kind(
-        409, "In Flight", "A request with this Idempotency-Key has not ended yet. Ask again after `Retry-After`."
+        409,
+        "In Flight",
+        "A request with this Idempotency-Key is still in progress. Retry after `Retry-After` seconds.",
     ),
     "length-required": Kind(411, "Length Required", "Send `Content-Length`."),
     "precondition-failed": Kind(
         412,
         "Precondition Failed",
-        "What is there is not what the request's condition names: somebody has changed it since. Read it, decide"
-        " again, and send the new ETag.",
+        "The resource has changed since you read it. Fetch it again and retry with its new ETag.",
     ),
-    "content-too-large": Kind(413, "Content Too Large", "A body may have 64 kB, that of a batch 2 MB. Send several."),
-    "uri-too-long": Kind(414, "URI Too Long", "The address is longer than 4 kB."),
+    "content-too-large": Kind(
+        413,
+        "Content Too Large",
+        "A body may have up to 64 kB, and the body of a batch up to 2 MB. Split the request into smaller requests.",
+    ),
+    "uri-too-long": Kind(414, "URI Too Long", "The address is longer than 4 kB. Shorten it."),
     "unsupported-media-type": Kind(
-        415, "Unsupported Media Type", "Send JSON in UTF-8, and say so: `Content-Type: application/json`."
+        415, "Unsupported Media Type", "Send JSON in UTF-8 and declare it: `Content-Type: application/json`."
     ),
-    "range-not-satisfiable": Kind(416, "Range Not Satisfiable", "The answer has no such range."),
-    "expectation-failed": Kind(417, "Expectation Failed", "What the header `Expect` asks for is not known here."),
-    "invalid": Kind(422, "Invalid", "`errors` has each field that cannot be taken as it is, and why."),
+    "range-not-satisfiable": Kind(416, "Range Not Satisfiable", "The response has no such range. Omit `Range`."),
+    "expectation-failed": Kind(
+        417, "Expectation Failed", "The service does not support this value of `Expect`. Omit the header."
+    ),
+    "invalid": Kind(422, "Invalid", "`errors` lists each invalid field and the reason."),
     "key-reused": Kind(
-        422, "Key Reused", "This Idempotency-Key came with another request before. Each request has a key of its own."
+        422, "Key Reused", "This Idempotency-Key was already used for a different request. Use a new key."
     ),
-    "too-many-requests": Kind(429, "Too Many Requests", "Ask again after `Retry-After`."),
+    "too-many-requests": Kind(429, "Too Many Requests", "Retry after `Retry-After` seconds."),
     "header-fields-too-large": Kind(431, "Request Header Fields Too Large", "Send fewer or shorter header fields."),
     "internal-error": Kind(
         500,
         "Internal Server Error",
-        "Something failed inside. The logs have it under `request_id`: report it to whoever runs the service.",
+        "An unexpected error occurred. The logs have the details under `request_id`: report this id to the operator of"
+        " the service.",
     ),
-    "not-implemented": Kind(501, "Not Implemented", "This method is not known here."),
+    "not-implemented": Kind(501, "Not Implemented", "The service does not know this method."),
     "bad-gateway": Kind(
-        502, "Bad Gateway", "No app answered. Of a write the outcome is unknown: read before you try again."
+        502,
+        "Bad Gateway",
+        "No app instance answered. The outcome of a write is unknown: read before you retry.",
     ),
     "unavailable": Kind(
         503,
         "Service Unavailable",
-        "The database does not answer, or not in time, or cannot serve the request at the moment. Ask again after"
-        " `Retry-After`; of a write the outcome is unknown: read before you try again, or send it with an"
-        " Idempotency-Key.",
+        "The database does not answer in time, or cannot serve the request at the moment. Retry after `Retry-After`"
+        " seconds. The outcome of a write is unknown: read before you retry, or send writes with an Idempotency-Key.",
     ),
     "gateway-timeout": Kind(
-        504, "Gateway Timeout", "No app answered in time. Of a write the outcome is unknown: read before you try again."
+        504,
+        "Gateway Timeout",
+        "No app instance answered in time. The outcome of a write is unknown: read before you retry.",
     ),
-    "http-version-not-supported": Kind(505, "HTTP Version Not Supported", "Speak HTTP/1.1."),
+    "http-version-not-supported": Kind(505, "HTTP Version Not Supported", "Use HTTP/1.1."),
 }
 
 BY_STATUS = {kind.status: name for name, kind in reversed(KINDS.items())}
@@ -138,29 +156,29 @@ class Problem(Exception):
 
 # SQLSTATE (PostgreSQL manual, appendix A) of what a statement may run into -> kind and sentence.
 SQLSTATES = {
-    "23505": ("taken", "Another row has this value already."),
-    "23502": ("invalid", "A value is missing."),
-    "23503": ("invalid", "A value names something that does not exist, or that others still name."),
-    "23514": ("invalid", "A value is outside of what is allowed."),
+    "23505": ("taken", "Another row already has this value, which must be unique."),
+    "23502": ("invalid", "A required value is missing."),
+    "23503": ("invalid", "A value refers to a row that does not exist, or other rows still refer to this row."),
+    "23514": ("invalid", "A value violates a constraint of the table."),
     "22001": ("invalid", "A value is too long."),
     "22003": ("invalid", "A number is too large."),
-    "22P02": ("invalid", "A value has the wrong form."),
-    "22021": ("invalid", "A text holds a character that cannot be stored."),
+    "22P02": ("invalid", "A value has the wrong format."),
+    "22021": ("invalid", "A text contains a character that cannot be stored."),
     # Nothing was done: two writers waited for each other.
-    "40001": ("unavailable", "Another write came between. Try again."),
-    "40P01": ("unavailable", "Another write came between. Try again."),
+    "40001": ("unavailable", "A concurrent write conflicted with this request, which had no effect. Retry."),
+    "40P01": ("unavailable", "A concurrent write conflicted with this request, which had no effect. Retry."),
     # The server is there and cannot serve us: a standby, tables not made yet, rights not given, no room for locks. A
     # missing column (42703) is not among them: a statement misspells it, and to ask again does not help.
-    "25006": ("unavailable", "The database takes no writes at the moment."),
-    "42P01": ("unavailable", "The database is not set up yet."),
-    "42501": ("unavailable", "The database does not let the service in."),
-    "53200": ("unavailable", "The database has too much to do at the moment."),
+    "25006": ("unavailable", "The database is read-only at the moment."),
+    "42P01": ("unavailable", "The database is not set up yet: its tables are missing."),
+    "42501": ("unavailable", "The database denies the service access to its tables."),
+    "53200": ("unavailable", "The database has too little memory for this request at the moment."),
 }
 
 # The framework's own sentences speak of URLs that were entered manually.
 SENTENCES = {
-    404: "There is nothing at this address; /docs shows those that there are.",
-    405: "This method is not available here; the Allow header names those that are.",
+    404: "Nothing exists at this address. /docs lists the addresses that exist.",
+    405: "This address does not support the method. The Allow header lists the methods that it supports.",
 }
 
 RETRY = {"Retry-After": "1"}
@@ -188,7 +206,7 @@ def install(app: Flask) -> None:
     @app.errorhandler(TooLate)
     def too_late(_: TooLate) -> Response:
         log.warning("write.too_late")
-        detail = "The write waited for longer than the edge does. It was not carried out and can be retried."
+        detail = "The write missed the deadline of the edge. It was not carried out and can be retried."
         return Problem("unavailable", detail, headers=RETRY).response()
 
     @app.errorhandler(psycopg.Error)
@@ -203,13 +221,13 @@ def install(app: Flask) -> None:
         # message then names the table or the column.
         message = error.diag.message_primary if (error.sqlstate or "").startswith("42") else None
         log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate, message=message)
-        detail = "The database refused a statement; the log has more under this request's id."
+        detail = "The database refused a statement. The logs have the details under `request_id`."
         return Problem("internal-error", detail).response()
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
         log.exception("unexpected", error=type(error).__name__)
-        detail = "Something went wrong; the log has more under this request's id."
+        detail = "An unexpected error occurred. The logs have the details under `request_id`."
         return Problem("internal-error", detail).response()
 
     # ---- what each kind means, for people ----
@@ -220,7 +238,9 @@ def install(app: Flask) -> None:
             f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a>: {escape(kind.advice)}</li>'
             for name, kind in KINDS.items()
         )
-        return _page("Problems", f"<p>What errors of this service mean (their <code>type</code>).</p><ul>{links}</ul>")
+        return _page(
+            "Problems", f"<p>The <code>type</code> of an error links to one of these pages.</p><ul>{links}</ul>"
+        )
 
     @app.get("/problems/<name>")
     def show_problem(name: str) -> Response:
@@ -239,8 +259,8 @@ def _why(error: DatabaseUnavailable) -> str:
     sqlstate = getattr(error.__cause__, "sqlstate", None)
     if sqlstate in SQLSTATES:
         return SQLSTATES[sqlstate][1]
-    said = "The database has broken the request off." if sqlstate else "The database does not answer."
-    return f"{said} Of a write the outcome is unknown: read before you try again."
+    cause = "The database cancelled the request." if sqlstate else "The database does not answer."
+    return f"{cause} The outcome of a write is unknown: read before you retry."
 
 
 def _page(title: str, body: str) -> Response:

@@ -11,7 +11,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 from werkzeug.datastructures import ETags
 
-from velikiy.coherence import UNASKED, Entry, Lease, Unasked, deadline
+from velikiy.coherence import NOT_TRIED, Entry, Lease, NotTried, deadline
 from velikiy.http.problems import Problem
 from velikiy.resources.base import Resource
 from velikiy.resources.pagination import LIMIT, Page
@@ -73,11 +73,11 @@ def parameters(*known: str) -> dict[str, str]:
     try:
         pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=50)
     except ValueError:
-        raise Problem("bad-request", "There are more than 50 parameters.") from None
+        raise Problem("bad-request", "The query has more than 50 parameters.") from None
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in known:
-            expected = "it takes " + ", ".join(known) if known else "it takes none"
+            expected = "its parameters are " + ", ".join(known) if known else "it has no parameters"
             raise bad(
                 _shown(name) or "a parameter without a name",
                 f"is not a parameter of {request.path}; {expected}",
@@ -85,11 +85,11 @@ def parameters(*known: str) -> dict[str, str]:
         if name in given:
             raise bad(name, "is given more than once")
         if _shown(value) != value:
-            raise bad(name, "is not UTF-8 with percent-encoding")
+            raise bad(name, "must be percent-encoded UTF-8")
         given[name] = value
     # Known names have no % in them: what is left to be half an encoding belongs to a value.
     if half := re.search("(?:^|&)([^&=]*)=[^&]*?(?:%(?![0-9A-Fa-f]{2})|[^!-~])", query):
-        raise bad(half[1], "is not UTF-8 with percent-encoding")
+        raise bad(half[1], "must be percent-encoded UTF-8")
     return given
 
 
@@ -107,7 +107,7 @@ def page(resource: Resource) -> Page:
     sort = given.get("sort", "id")
     if sort.removeprefix("-") not in ("id", *resource.sorts):
         names = ", ".join(["id", *resource.sorts])
-        raise bad("sort", f"must be one of {names}, or one of them with - before it for the other direction")
+        raise bad("sort", f"must be one of {names}; a - before the name reverses the order")
     cursor = given.get("cursor", "")
     if "cursor" in given and not cursor:
         raise bad_cursor()
@@ -122,10 +122,10 @@ def words(given: dict[str, str]) -> str:
     if re.search(r"[\x00-\x1f\x7f-\x9f]", q):
         raise bad("q", "must not contain control characters")
     if not q.strip() or len(q) > Q:
-        raise bad("q", f"must have 1 to {Q} characters")
+        raise bad("q", f"must have 1 to {Q} characters and at least one word; yours has {len(q)} characters")
     words = q.split()
     if len(words) > WORDS:
-        raise bad("q", f"must have at most {WORDS} words")
+        raise bad("q", f"must have at most {WORDS} words; yours has {len(words)}")
     return " ".join(sorted(set(words)))
 
 
@@ -134,15 +134,15 @@ def bad(name: str, detail: str) -> Problem:
 
 
 def bad_cursor() -> Problem:
-    return bad("cursor", "is not one that this service made for this order; follow the Link header of a page")
+    return bad("cursor", "is not valid for this order; take the address of the next page from the Link header")
 
 
-def asked() -> Lease | Unasked | None:
+def asked() -> Lease | NotTried | None:
     """What an edge that has asked Redis already says of it (edge/lua/redis.lua); it passes no client's header of this
     name on. A lease that somebody else makes up is none, and fills nothing."""
     said = request.headers.get("Fill-Lease")
     if not said:
-        return UNASKED
+        return NOT_TRIED
     return None if said == "-" else Lease(said)
 
 
@@ -180,7 +180,7 @@ def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) ->
     """Raises: Problem"""
     sent = _sent(limit)
     if not sent.strip():
-        raise Problem("not-json", "The body is empty, and has to be a JSON object.")
+        raise Problem("not-json", "The body is empty. Send a JSON object.")
     _check_type(types)
     try:
         jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
@@ -201,36 +201,38 @@ def _sent(limit: int) -> bytes:
     try:
         sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
     except (ParseException, OSError):  # the second: the connection ended before the body
-        raise Problem("bad-request", "The body's chunks are not as they should be, or were cut off.") from None
+        raise Problem("bad-request", "The chunked body is malformed or was cut off. Send it again.") from None
     if len(sent) > limit or (length or 0) > limit:
-        raise Problem("content-too-large", f"A body has at most {limit} bytes here.")
+        raise Problem(
+            "content-too-large", f"The body is larger than {limit} bytes. Split the request into smaller requests."
+        )
     if length is not None and len(sent) < length:
-        raise Problem("bad-request", f"The body was cut off: {len(sent)} bytes came of {length}.")
+        raise Problem("bad-request", f"The body was cut off: {len(sent)} of {length} bytes arrived. Send it again.")
     return sent
 
 
 def _check_type(types: tuple[str, ...]) -> None:
     """JSON has to say that it is. What says nothing, or that it is a form, any page in a browser can send."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
-        detail = "The body has to come as it is, without Content-Encoding."
+        detail = "The body must not be compressed: send it without Content-Encoding."
         raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype not in types or charset not in ("utf-8", "utf8"):
-        detail = f"The body has to be JSON in UTF-8: send Content-Type: {' or '.join(types)}."
+        detail = f"The body must be JSON in UTF-8: send Content-Type: {' or '.join(types)}."
         headers = {"Accept-Patch": ", ".join(types)} if request.method == "PATCH" else {"Accept": ", ".join(types)}
         raise Problem("unsupported-media-type", detail, headers=headers)
 
 
 SENTENCES = {
     "missing": "is required",
-    "extra_forbidden": "is not a field here",
+    "extra_forbidden": "is not a known field",
     "string_type": "must be a string",
-    "string_unicode": "holds a character that is none (half of a surrogate pair)",
+    "string_unicode": "contains an unpaired surrogate",
     "model_type": "must be a JSON object",
     "model_attributes_type": "must be a JSON object",
     "list_type": "must be an array",
-    "too_short": "must have at least {min_length}, not {actual_length}",
-    "too_long": "must have at most {max_length}",
+    "too_short": "must have at least {min_length} items; yours has {actual_length}",
+    "too_long": "must have at most {max_length} items",
     "int_type": "must be a whole number",
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -275,7 +277,9 @@ def _field(problem: Any) -> dict[str, str]:
 def condition() -> Condition | None:
     """Of a write, by its If-Match or If-None-Match."""
     if "If-Unmodified-Since" in request.headers:
-        raise bad("If-Unmodified-Since", "has whole seconds, in which two writes may fall; send If-Match")
+        raise bad(
+            "If-Unmodified-Since", "is not supported: two writes may fall within one second. Send If-Match instead"
+        )
     match, none_match = _tags("If-Match", request.if_match), _tags("If-None-Match", request.if_none_match)
     if match is None and none_match is None:
         return None
@@ -294,7 +298,7 @@ def _tags(name: str, tags: ETags) -> ETags | None:
         return None
     # The framework takes what has no quotes for an ETag as well.
     if not re.fullmatch(rf"\*|{TAGS}", request.headers[name]):
-        raise bad(name, 'must be * or ETags as answers have them, with their quotes: "..."')
+        raise bad(name, 'must be * or a list of ETags with their quotes: "..."')
     return tags
 
 
@@ -305,7 +309,8 @@ def key(sent: BaseModel) -> Key | None:
         return None
     if not re.fullmatch(KEY, name):
         raise bad(
-            "Idempotency-Key", "must be one, of 1 to 255 visible ASCII characters without a comma, such as a UUID"
+            "Idempotency-Key",
+            "must be a single key of 1 to 255 visible ASCII characters without a comma, such as a UUID",
         )
     content = orjson.dumps(sent.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
     return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

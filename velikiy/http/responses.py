@@ -75,4 +75,10 @@ def refused(resource: Resource, refusal: Refusal) -> Problem:
             detail = f"is taken by another {resource.one}"
             return Problem("taken", f"{field}: {detail}", [{"field": field, "detail": detail}])
         case _:
-            return Problem("precondition-failed", f"The {resource.one} is not the one that the request names.")
+            return Problem(
+                "precondition-failed",
+                (
+                    f"The {resource.one} does not meet the condition in If-Match or If-None-Match."
+                    " Fetch it again and retry with its new ETag."
+                ),
+            )

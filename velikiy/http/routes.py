@@ -12,7 +12,7 @@ from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
 from velikiy import logs
-from velikiy.coherence import Change, Fence
+from velikiy.coherence import Change, Gate
 from velikiy.http import batch, requests, responses
 from velikiy.http.problems import Problem
 from velikiy.http.requests import JSON, MERGE_PATCH
@@ -44,16 +44,16 @@ class IdConverter(BaseConverter):
         return number
 
 
-def install(app: Flask, resources: dict[str, Resource], fence: Fence) -> None:
+def install(app: Flask, resources: dict[str, Resource], gate: Gate) -> None:
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
     app.before_request(_begin)
     app.after_request(_finish)
     for resource in resources.values():
-        app.register_blueprint(_routes(resource, Rows(resource, fence), fence))
+        app.register_blueprint(_routes(resource, Rows(resource, gate), gate))
 
 
-def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
+def _routes(resource: Resource, rows: Rows, gate: Gate) -> Blueprint:
     routes = Blueprint(resource.name, __name__, url_prefix=f"/{resource.name}")
     routes.before_request(_acceptable)
     batch_model = batch.model(resource)
@@ -86,9 +86,9 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
             done = rows.create(connection, new)
             number, entry = done.outcome
             headers = {"Location": resource.item(number).path, "ETag": entry.etag}
-            return done.told_as(Sent(201, {"id": number, "message": "Created"}, headers))
+            return done.with_outcome(Sent(201, {"id": number, "message": "Created"}, headers))
 
-        return fence.write(once(requests.key(new), _told(resource, change)), until=until).response()
+        return gate.write(once(requests.key(new), _told(resource, change)), until=until).response()
 
     def update(types: tuple[str, ...], number: int) -> Response:
         until = requests.until()
@@ -98,9 +98,9 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
 
         def change(connection: Connection) -> Change[Sent]:
             done = rows.update(connection, number, changes, may)
-            return done.told_as(Sent(200, {"message": "Updated"}, {"ETag": done.outcome.etag}))
+            return done.with_outcome(Sent(200, {"message": "Updated"}, {"ETag": done.outcome.etag}))
 
-        return fence.write(_told(resource, change), foreseen=resource.touched_by(number), until=until).response()
+        return gate.write(_told(resource, change), lock_first=resource.invalidated_by(number), until=until).response()
 
     @routes.put("/<id:number>")
     def put_row(number: int) -> Response:
@@ -117,9 +117,9 @@ def _routes(resource: Resource, rows: Rows, fence: Fence) -> Blueprint:
         may = requests.condition()
 
         def change(connection: Connection) -> Change[Sent]:
-            return rows.delete(connection, number, may).told_as(Sent(200, {"message": "Deleted"}))
+            return rows.delete(connection, number, may).with_outcome(Sent(200, {"message": "Deleted"}))
 
-        return fence.write(_told(resource, change), foreseen=resource.touched_by(number), until=until).response()
+        return gate.write(_told(resource, change), lock_first=resource.invalidated_by(number), until=until).response()
 
     @routes.post("/batch")
     def run_batch() -> Response:
@@ -154,13 +154,16 @@ def _begin() -> None:
     structlog.contextvars.clear_contextvars()  # of the request before, on this thread
     structlog.contextvars.bind_contextvars(request_id=request_id)
     if request.method not in READS and _is_of_a_foreign_page(environ):
-        detail = "A web page of another origin may not write here. Programs send neither Origin nor Sec-Fetch-Site."
+        detail = (
+            "A web page of another origin may not write here. Write from a page of this origin, or from a program,"
+            " which sends neither Origin nor Sec-Fetch-Site."
+        )
         raise Problem("forbidden", detail)
     # No route needs percent-encoding, so an encoded path is another spelling of one that has its own.
     path = request.path
     raw = environ.get("RAW_URI") or environ.get("REQUEST_URI") or path
     if raw.partition("?")[0] != path:
-        raise Problem("not-found", "There is nothing at this address. Paths are spelled without percent-encoding.")
+        raise Problem("not-found", "Nothing exists at this address. Write paths without percent-encoding.")
 
 
 def _is_of_a_foreign_page(environ: dict[str, Any]) -> bool:
@@ -182,7 +185,7 @@ def _is_of_a_foreign_page(environ: dict[str, Any]) -> bool:
 def _acceptable() -> None:
     accept = request.environ.get("HTTP_ACCEPT")
     if accept and not requests.takes_json(accept):
-        raise Problem("not-acceptable", "Answers are JSON: allow application/json in the header Accept.")
+        raise Problem("not-acceptable", "Responses are JSON: allow application/json in the Accept header.")
 
 
 def _finish(response: Response) -> Response:

@@ -26,20 +26,28 @@ LICENSE = {"name": "MIT", "identifier": "MIT"}
 ADDRESS = "/openapi.json"
 
 ABOUT = """\
-Every answer carries a request id (`X-Request-Id`) and says which cache it came from (`X-Cache-Status`, `Cache-Status`).
-What is read after a write has been answered is what was written, whichever cache answers.
+Every response carries a request id (`X-Request-Id`) and names the cache that served it (`X-Cache-Status`,
+`Cache-Status`). A read that starts after a write was acknowledged returns the written value or a newer one, whichever
+cache serves it.
 
-Errors are problems (RFC 9457): `type` is the address of a page that says what to do, `detail` a sentence for people,
-`errors` lists each offending field.
+Errors are problems (RFC 9457): `type` is the address of a page that explains what to do, `detail` is a sentence for
+people, and `errors` lists each invalid field.
 
-Answers have an `ETag`. Send it in `If-None-Match` to read only what is new, and in `If-Match` to write only over what
-was read. Send an `Idempotency-Key` with a `POST` that must be done once, however often it is sent.
+Responses have an `ETag`. Send it in `If-None-Match` to receive a body only if the resource has changed, and in
+`If-Match` to write only over the version that you read. Send an `Idempotency-Key` with a `POST`, so that a retry does
+not repeat it.
 
-Parameters and fields of resources that are not described here are refused. HEAD is answered as GET without a body."""
+Parameters and fields of resources that are not described here are refused. HEAD returns the response of GET without the
+body."""
 
 NUMBER = {"type": "integer", "format": "int64", "minimum": 1, "maximum": 2**63 - 1}
 TIME = {"type": "string", "format": "date-time"}
-VERSION_OF_A_ROW = {"type": "integer", "format": "int64", "minimum": 1, "description": "Counts its changes."}
+VERSION_OF_A_ROW = {
+    "type": "integer",
+    "format": "int64",
+    "minimum": 1,
+    "description": "The number of times that the row was written.",
+}
 MOMENT = "2026-01-31T12:00:00.123456+00:00"
 
 ETAG = '"5d3c8a71f0e2b94c6a1d7f38"'
@@ -50,55 +58,60 @@ STRONG = '^"[0-9a-f]+"$'
 
 HEADERS: dict[str, dict[str, Any]] = {
     "X-Request-Id": {
-        "description": "Of this request; the logs have it too.",
+        "description": "The id of this request, which the logs contain too.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,64}$"},
         "example": "0f8fad5bd9cb469f-170-3",
     },
     "X-Cache-Status": {
-        "description": "What the edge did: it had the answer (HIT), or not (MISS), or not any more (EXPIRED), or did"
-        " not look (BYPASS); STALE: nobody else could answer, and this was true some time ago.",
+        "description": "How the edge served the request: from its cache (HIT), not from its cache (MISS), after the"
+        " entry had expired (EXPIRED), or without use of its cache (BYPASS). STALE: no app could answer, so the edge"
+        " served an old entry.",
         "schema": {"type": "string", "enum": ["HIT", "MISS", "EXPIRED", "BYPASS", "STALE"]},
         "example": "HIT",
     },
     "Cache-Status": {
-        "description": "RFC 9211: each cache that the answer passed, the one nearest to the database first.",
+        "description": "RFC 9211: each cache that handled the response, starting nearest to the database.",
         "schema": {"type": "string"},
         "example": "redis; hit, nginx; fwd=uri-miss; stored",
     },
     "Cache-Control": {
-        "description": "Caches that are not ours cannot be told of a write: they must ask each time.",
+        "description": "Caches outside this service cannot be invalidated, so they must revalidate each time.",
         "schema": {"type": "string"},
         "example": "private, no-cache",
     },
     "ETag": {
-        "description": "Of exactly this answer; after a write, of what GET gives now.",
+        "description": "Identifies this version of the response; after a write, the version that GET returns now.",
         "schema": {"type": "string", "pattern": STRONG},
         "example": ETAG,
     },
     "Last-Modified": {
-        "description": "When it was written last, in whole seconds: for people. Conditions take ETags.",
+        "description": "The time of the last write, in whole seconds, for people. Use ETags for conditions.",
         "schema": {"type": "string"},
         "example": "Sat, 31 Jan 2026 12:00:00 GMT",
     },
     "Link": {
-        "description": 'RFC 8288: the next page (`rel="next"`), where there is one, and the first. Follow it as it is.',
+        "description": 'RFC 8288: the next page (`rel="next"`), if any, and the first. Follow links unchanged.',
         "schema": {"type": "string"},
     },
-    "Location": {"description": "The address of the new one.", "schema": {"type": "string", "format": "uri-reference"}},
-    "Age": {"description": "Of a stale answer, in seconds.", "schema": {"type": "integer", "minimum": 0}},
-    "Retry-After": {"description": "In seconds.", "schema": {"type": "integer", "minimum": 0}, "example": 1},
+    "Location": {"description": "The address of the new row.", "schema": {"type": "string", "format": "uri-reference"}},
+    "Age": {"description": "The age of a stale response, in seconds.", "schema": {"type": "integer", "minimum": 0}},
+    "Retry-After": {
+        "description": "Seconds to wait before a retry.",
+        "schema": {"type": "integer", "minimum": 0},
+        "example": 1,
+    },
     "Idempotency-Replayed": {
-        "description": "The request was done before, under this Idempotency-Key; this is the answer of then.",
+        "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},
     },
     "Allow": {
-        "description": "The methods of this address.",
+        "description": "The methods that this address supports.",
         "schema": {"type": "string"},
         "example": "GET, HEAD, OPTIONS",
     },
-    "Accept": {"description": "What a body may be.", "schema": {"type": "string"}, "example": ", ".join(JSON)},
+    "Accept": {"description": "Media types of a body.", "schema": {"type": "string"}, "example": ", ".join(JSON)},
     "Accept-Patch": {
-        "description": "What the body of PATCH may be.",
+        "description": "Media types of the body of PATCH.",
         "schema": {"type": "string"},
         "example": ", ".join(MERGE_PATCH),
     },
@@ -120,12 +133,12 @@ def _parameter(place: str, name: str, description: str, schema: Mapping[str, Any
     return {"name": name, "in": place, "description": description, "schema": schema, **more}
 
 
-ID = _parameter("path", "id", "Of the row, in its one spelling: no zeros before it.", NUMBER, required=True, example=1)
+ID = _parameter("path", "id", "The id of the row, without leading zeros.", NUMBER, required=True, example=1)
 
 UNLESS = _parameter(
     "header",
     "If-None-Match",
-    "ETags that the client has: where it is one of them the answer is 304, without a body.",
+    "ETags that the client has. If the current ETag is among them, the response is 304 without a body.",
     {"type": "string"},
     example=ETAG,
 )
@@ -133,8 +146,8 @@ UNLESS = _parameter(
 KEY = _parameter(
     "header",
     "Idempotency-Key",
-    "A name for this request, such as a UUID. Sent again with the same body within 24 hours, it is not done again: the"
-    " answer is the first one's.",
+    "A unique key for this request, such as a UUID. A repeated request with the same key and body is not carried out"
+    " again within 24 hours: the service returns the first response.",
     {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{requests.KEY}$"},
 )
 
@@ -145,8 +158,8 @@ def _condition(name: str, description: str) -> dict[str, Any]:
 
 
 CONDITIONS = [
-    _condition("If-Match", "Write only over what has one of these ETags; `*`: over whatever is there."),
-    _condition("If-None-Match", "Write only over what has none of these ETags."),
+    _condition("If-Match", "Write only if the current ETag is one of these; `*`: if the row exists."),
+    _condition("If-None-Match", "Write only if the current ETag is none of these."),
 ]
 
 SPACE = r"[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -154,8 +167,8 @@ LETTER = r"[^\s\x00-\x1f\x7f-\x9f]"
 SEARCH = _parameter(
     "query",
     "q",
-    f"Up to {requests.WORDS} words, or how they begin; finds what has each of them, in upper or lower case. Accents"
-    " count.",
+    f"Up to {requests.WORDS} words or beginnings of words. Finds rows that contain all of them, ignoring case. Accents"
+    " matter.",
     {
         "type": "string",
         "minLength": 1,
@@ -170,13 +183,13 @@ def _of_a_list(resource: Resource) -> list[dict[str, Any]]:
     cursor = {"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"}
     limit = {"type": "integer", "minimum": 1, "maximum": pagination.LIMIT, "default": pagination.LIMIT}
     return [
-        _parameter("query", "cursor", "Where the page begins: from the `Link` of the page before it.", cursor),
-        _parameter("query", "limit", "Rows on a page.", limit),
+        _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
+        _parameter("query", "limit", "The largest number of rows on a page.", limit),
         *([SEARCH] if resource.words else []),
         _parameter(
             "query",
             "sort",
-            "The order; with `-` from the last to the first.",
+            "The order of the rows; a `-` before the name reverses it.",
             {"type": "string", "enum": orders, "default": "id"},
         ),
     ]
@@ -193,29 +206,39 @@ PROBLEM = {
             "type": "string",
             "format": "uri-reference",
             "enum": [f"/problems/{name}" for name in KINDS],
-            "description": "What went wrong, for programs; at this address a page for people says what to do:\n\n"
+            "description": "The kind of problem, for programs. A page at this address explains what to do:\n\n"
             + "\n".join(
                 f"- [`/problems/{name}`](/problems/{name}) {kind.status} {kind.title}" for name, kind in KINDS.items()
             ),
         },
-        "title": {"type": "string", "description": "The same for each problem of this type."},
+        "title": {"type": "string", "description": "The title of this type of problem."},
         "status": {"type": "integer", "minimum": 400, "maximum": 599},
-        "detail": {"type": "string", "description": "What it is this time: a sentence for people."},
+        "detail": {"type": "string", "description": "The cause of this occurrence: a sentence for people."},
         "errors": {
             "type": "array",
-            "description": "Each field, parameter or header that is to blame.",
+            "description": "Each field, parameter or header at fault.",
             "items": {
                 "type": "object",
                 "required": ["field", "detail"],
                 "properties": {
-                    "field": {"type": "string", "description": "In a batch with its place: `operations.3.name`."},
+                    "field": {
+                        "type": "string",
+                        "description": "The name; in a batch, the path of the field: `operations.3.name`.",
+                    },
                     "detail": {"type": "string"},
-                    "index": {"type": "integer", "minimum": 0, "description": "Of the operation of a batch."},
-                    "status": {"type": "integer", "description": "What it would have been alone."},
+                    "index": {
+                        "type": "integer",
+                        "minimum": 0,
+                        "description": "The index of the operation in the batch.",
+                    },
+                    "status": {
+                        "type": "integer",
+                        "description": "The status that the operation would have as a request of its own.",
+                    },
                 },
             },
         },
-        "request_id": {"type": "string", "description": "As in `X-Request-Id`."},
+        "request_id": {"type": "string", "description": "The same id as in `X-Request-Id`."},
     },
 }
 
@@ -227,8 +250,12 @@ RESULT = {
     "properties": {
         "op": {"type": "string", "enum": ["create", "update", "delete"]},
         "id": NUMBER,
-        "status": {"type": "integer", "enum": [200, 201], "description": "What it would have been alone."},
-        "etag": {"type": "string", "pattern": STRONG, "description": "Where there is something now."},
+        "status": {
+            "type": "integer",
+            "enum": [200, 201],
+            "description": "The status that the operation would have as a request of its own.",
+        },
+        "etag": {"type": "string", "pattern": STRONG, "description": "The ETag of the row; absent after a delete."},
     },
 }
 
@@ -277,7 +304,7 @@ def _answer(description: str, schema: Any, headers: dict[str, Any], example: Any
 
 
 NOT_MODIFIED = {
-    "description": "The client has it already.",
+    "description": "The client already has this version.",
     "headers": _headers("ETag", maybe=["Last-Modified", "Link"]),
 }
 
@@ -370,8 +397,10 @@ def _paths_of(resource: Resource) -> dict[str, Any]:
         f"{resource.all.path}/batch": {"post": _batch(resource)},
         f"{resource.all.path}/{{id}}": {
             "get": _get(resource),
-            "put": _change(resource, "put", "fields that are not given stay", JSON),
-            "patch": _change(resource, "patch", "RFC 7396, and the same as PUT", MERGE_PATCH),
+            "put": _change(resource, "put", "absent fields keep their values", JSON),
+            "patch": _change(
+                resource, "patch", "JSON Merge Patch (RFC 7396), with the same effect as PUT", MERGE_PATCH
+            ),
             "delete": _delete(resource),
         },
     }
@@ -380,18 +409,18 @@ def _paths_of(resource: Resource) -> dict[str, Any]:
 def _list(resource: Resource) -> dict[str, Any]:
     rows = {"type": "array", "maxItems": pagination.LIMIT, "items": _schema(resource.title)}
     headers = _headers("ETag", "Cache-Control", maybe=["Link", "Age"])
-    page = _answer("A page, and in `Link` the way to the next.", rows, headers, [_row(resource)])
+    page = _answer("A page of rows. `Link` leads to the next page.", rows, headers, [_row(resource)])
     responses = {"200": page, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES)}
-    summary = f"All {_many(resource)}, a page at a time"
+    summary = f"List {_many(resource)}, a page at a time"
     return _operation(f"list{_plural(resource)}", resource.name, summary, responses, [*_of_a_list(resource), UNLESS])
 
 
 def _count(resource: Resource) -> dict[str, Any]:
     headers = _headers("ETag", "Cache-Control", maybe=["Age"])
-    count = _answer("Their number.", _schema("Count"), headers, {"count": 3})
+    count = _answer("The number of rows.", _schema("Count"), headers, {"count": 3})
     responses = {"200": count, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES)}
     parameters = [SEARCH, UNLESS] if resource.words else [UNLESS]
-    summary = f"How many {_many(resource)} there are" + (", or are found" if resource.words else "")
+    summary = f"Count {_many(resource)}" + (", or those that a search finds" if resource.words else "")
     return _operation(f"count{_plural(resource)}", resource.name, summary, responses, parameters)
 
 
@@ -399,12 +428,12 @@ def _get(resource: Resource) -> dict[str, Any]:
     headers = _headers("ETag", "Last-Modified", "Cache-Control", maybe=["Age"])
     row = _answer(f"The {resource.one}.", _schema(resource.title), headers, _row(resource))
     responses = {"200": row, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES, "not-found")}
-    return _operation(f"get{resource.title}", resource.name, f"One {resource.one}", responses, [ID, UNLESS])
+    return _operation(f"get{resource.title}", resource.name, f"Get one {resource.one}", responses, [ID, UNLESS])
 
 
 def _create(resource: Resource) -> dict[str, Any]:
     headers = _headers("Location", "ETag", "Cache-Control", maybe=["Idempotency-Replayed"])
-    created = _answer("It is there.", _schema("Created"), headers, {"id": 4, "message": "Created"})
+    created = _answer(f"The {resource.one} was created.", _schema("Created"), headers, {"id": 4, "message": "Created"})
     operations = [f"{verb}{resource.title}" for verb in ("get", "put", "patch", "delete")]
     created["links"] = {
         operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
@@ -417,16 +446,18 @@ def _create(resource: Resource) -> dict[str, Any]:
 
 def _change(resource: Resource, method: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
     headers = _headers("ETag", "Cache-Control")
-    changed = _answer("It is changed.", _schema("Updated"), headers, {"message": "Updated"})
+    changed = _answer(f"The {resource.one} was changed.", _schema("Updated"), headers, {"message": "Updated"})
     refusals = (*OF_WRITES, *OF_BODIES, *_taken(resource), "not-found", "precondition-failed")
-    body = _body(f"{resource.title}Changes", {"one field": _one_field(resource), "all": resource.example}, types)
+    body = _body(f"{resource.title}Changes", {"one field": _one_field(resource), "all fields": resource.example}, types)
     responses = {"200": changed, **_problems(*refusals)}
     summary = f"Change a {resource.one}: {meaning}"
     return _operation(f"{method}{resource.title}", resource.name, summary, responses, [ID, *CONDITIONS], body)
 
 
 def _delete(resource: Resource) -> dict[str, Any]:
-    deleted = _answer("It is gone.", _schema("Deleted"), _headers("Cache-Control"), {"message": "Deleted"})
+    deleted = _answer(
+        f"The {resource.one} was deleted.", _schema("Deleted"), _headers("Cache-Control"), {"message": "Deleted"}
+    )
     responses = {"200": deleted, **_problems(*OF_WRITES, "not-found", "precondition-failed")}
     summary = f"Delete a {resource.one}"
     return _operation(f"delete{resource.title}", resource.name, summary, responses, [ID, *CONDITIONS])
@@ -439,7 +470,9 @@ def _batch(resource: Resource) -> dict[str, Any]:
         {"op": "delete", "id": 3, "status": 200},
     ]
     headers = _headers("Cache-Control", maybe=["Idempotency-Replayed"])
-    done = _answer("All are done.", _schema("BatchDone"), headers, {"message": "Done", "results": results})
+    done = _answer(
+        "All operations were carried out.", _schema("BatchDone"), headers, {"message": "Done", "results": results}
+    )
     refusals = (*OF_WRITES, *OF_BODIES, "batch-refused", "in-flight", "key-reused")
     operations = [
         {"op": "create", **resource.example},
@@ -448,7 +481,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
     ]
     body = _body(f"{resource.title}Batch", {"one of each": {"operations": operations}})
     responses = {"200": done, **_problems(*refusals)}
-    summary = f"Up to {batch.OPERATIONS} writes at once: all of them or none"
+    summary = f"Carry out up to {batch.OPERATIONS} writes: all of them or none"
     return _operation(f"batch{_plural(resource)}", resource.name, summary, responses, [KEY], body)
 
 
@@ -489,27 +522,41 @@ def _schemas_of(resource: Resource) -> dict[str, Any]:
 def _own() -> dict[str, Any]:
     """Paths that are there without any resource."""
     headers = _headers("Cache-Control")
-    alive = _answer("It is.", _schema("Liveness"), headers, {"status": "alive"})
-    healthy = _answer("It is.", _schema("Health"), headers, {"status": "healthy"})
-    useless = "The database does not answer, or its tables are missing or may not be read."
+    alive = _answer("The process is alive.", _schema("Liveness"), headers, {"status": "alive"})
+    healthy = _answer("The service is healthy.", _schema("Health"), headers, {"status": "healthy"})
+    useless = "The database does not answer, or its tables are missing or not readable."
     unhealthy = _answer(useless, _schema("Health"), headers, {"status": "unhealthy"})
     checks = {"postgres": "ok", "redis": "ok"}
-    ready = _answer("They may.", _schema("Readiness"), headers, {"status": "ready", "checks": checks})
+    ready = _answer(
+        "The service is ready for requests.", _schema("Readiness"), headers, {"status": "ready", "checks": checks}
+    )
     checks = {"postgres": "does not answer", "redis": "ok"}
     not_ready = _answer(useless, _schema("Readiness"), headers, {"status": "not ready", "checks": checks})
     document = _answer(
-        "OpenAPI 3.1.", {"type": "object"}, _headers("ETag", "Cache-Control"), {"openapi": "3.1.0", "paths": {}}
+        "An OpenAPI 3.1 document.",
+        {"type": "object"},
+        _headers("ETag", "Cache-Control"),
+        {"openapi": "3.1.0", "paths": {}},
     )
     failures = _problems(*ANYWHERE)
     return {
-        "/health": {"get": _operation("health", OWN, "Is it healthy?", {"200": healthy, "503": unhealthy, **failures})},
-        "/livez": {"get": _operation("livez", OWN, "Is the process alive?", {"200": alive, **failures})},
+        "/health": {
+            "get": _operation(
+                "health", OWN, "Check the health of the service", {"200": healthy, "503": unhealthy, **failures}
+            )
+        },
+        "/livez": {"get": _operation("livez", OWN, "Check that the process is alive", {"200": alive, **failures})},
         "/readyz": {
-            "get": _operation("readyz", OWN, "May requests be sent here?", {"200": ready, "503": not_ready, **failures})
+            "get": _operation(
+                "readyz",
+                OWN,
+                "Check that the service is ready for requests",
+                {"200": ready, "503": not_ready, **failures},
+            )
         },
         ADDRESS: {
             "get": _operation(
-                "openapi", OWN, "This document", {"200": document, "304": NOT_MODIFIED, **failures}, [UNLESS]
+                "openapi", OWN, "Get this document", {"200": document, "304": NOT_MODIFIED, **failures}, [UNLESS]
             )
         },
     }
@@ -524,17 +571,17 @@ def _head(path: str, get: Mapping[str, Any]) -> dict[str, Any]:
         status: {key: value for key, value in answer.items() if key != "content"}
         for status, answer in get["responses"].items()
     }
-    return _operation(f"head{_name(path)}", OF_HTTP, "As GET, without the body", responses, get["parameters"])
+    return _operation(f"head{_name(path)}", OF_HTTP, "Get the response headers of GET", responses, get["parameters"])
 
 
 def _options(path: str, others: Mapping[str, Any]) -> dict[str, Any]:
     headers = _headers("Allow", "Cache-Control", *(["Accept-Patch"] if "patch" in others else []))
-    allowed = {"description": "`Allow` names them.", "headers": headers}
+    allowed = {"description": "`Allow` lists the supported methods.", "headers": headers}
     of_all = ("404", "406")  # of which the other methods of an address have the same
     same = {status: answer for status, answer in next(iter(others.values()))["responses"].items() if status in of_all}
     responses = {"204": allowed, **_problems(*ANYWHERE), **same}
     parameters = [ID] if "{id}" in path else []
-    return _operation(f"options{_name(path)}", OF_HTTP, "Which methods are there?", responses, parameters)
+    return _operation(f"options{_name(path)}", OF_HTTP, "List the supported methods", responses, parameters)
 
 
 def _name(path: str) -> str:
@@ -563,9 +610,9 @@ def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
         "info": {"title": "Velikiy Flask", "version": VERSION, "description": ABOUT, "license": LICENSE},
         "servers": [{"url": "/"}],
         "tags": [
-            *({"name": name, "description": f"Reading and writing {_many(each)}."} for name, each in resources.items()),
-            {"name": OWN, "description": "About the service itself."},
-            {"name": OF_HTTP, "description": "Of each address."},
+            *({"name": name, "description": f"Read and write {_many(each)}."} for name, each in resources.items()),
+            {"name": OWN, "description": "Health checks and this document."},
+            {"name": OF_HTTP, "description": "The methods that every address supports."},
         ],
         "paths": paths,
         "components": {"schemas": schemas, "responses": responses},

@@ -1,14 +1,6 @@
-"""PostgreSQL, where the truth is: pools with a deadline, statements that travel together, and migrations."""
+"""PostgreSQL, the source of truth: pools with deadlines, statements that travel together, and migrations."""
 
-from velikiy.postgres.database import (
-    OURS,
-    Connection,
-    Database,
-    DatabaseUnavailable,
-    Deadlock,
-    Row,
-    Statement,
-    forgets,
-)
+from velikiy.postgres.database import OURS, Database, DatabaseUnavailable, Deadlock, forgets
+from velikiy.postgres.pipeline import Connection, Row, Statement
 
 __all__ = ["OURS", "Connection", "Database", "DatabaseUnavailable", "Deadlock", "Row", "Statement", "forgets"]

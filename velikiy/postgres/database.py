@@ -1,47 +1,41 @@
-"""PostgreSQL: three pools and a deadline. The truth lives there; SQL stands with the resource it is about."""
+"""Three pools of connections. SQL stands with the resource that it is about."""
 
-import itertools
 import math
 import select
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import psycopg
-from psycopg import generators
-from psycopg.abc import PQGen
-from psycopg.adapt import PyFormat, Transformer
 from psycopg.conninfo import conninfo_to_dict
-from psycopg.pq import ExecStatus, TransactionStatus
-from psycopg.pq.abc import PGresult
+from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
-RV = TypeVar("RV")
+from velikiy.postgres.pipeline import Connection, Statement
 
 OURS: dict[str, Any] = {
-    # A standby answers reads, with a state of some time ago: of several hosts only the primary will do.
+    # A standby answers reads with an older state: of several hosts only the primary is used.
     "target_session_attrs": "read-write",
     "connect_timeout": 2,  # seconds for each host, the least that libpq knows
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 3,
 }
-"""What each of our connections has, whatever its address asks for."""
+"""Settings of every connection that this project opens. They win over those in the DSN."""
 
 KEEP = """
 SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
 """
-"""What was acknowledged has to survive a crash, and so does a fence. What waits for more than the log stays as it is.
-It is set even where it is right already: a session keeps what it has set when the server's settings are read anew."""
+"""An acknowledged write has to survive a crash, and so has a fence. Stronger values (remote_apply) stay as they are.
+The statement sets the value even if it is right already: a later reload of the server's settings does not change it."""
 
 IDLE_S = 9
-"""Seconds that a transaction may be idle beyond the time of a request, in which it may wait for another writer of its
-process: two fences of 3 s each, and 3 s of room. Then PostgreSQL ends it: a process that is stopped would keep its row
-and its paths locked for as long."""
+"""Seconds that a transaction may be idle in addition to the time of a request: two fences of 3 s each, and 3 s of
+room. Then PostgreSQL ends it. Otherwise a stopped process would keep its row and its paths locked for good."""
 
-PATIENCE = """
+SET_TIMEOUTS = """
 SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)
 """
 
@@ -50,153 +44,23 @@ UNAVAILABLE = (
     TooManyRequests,
     psycopg.OperationalError,
     psycopg.InterfaceError,
-    psycopg.errors.IdleInTransactionSessionTimeout,  # the connection is lost, but psycopg counts it among others
+    psycopg.errors.IdleInTransactionSessionTimeout,  # the connection is lost, though psycopg has another class for it
 )
 
-RESERVED = 2
-"""Connections for what must not wait for requests."""
+RESERVED_CONNECTIONS = 2
+"""Connections for leases and health checks, which must not wait for requests."""
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL did not answer in time, or not at all. After a write was sent its outcome is unknown."""
+    """PostgreSQL did not answer in time or at all. The outcome of a write that was sent is unknown."""
 
 
 class Deadlock(DatabaseUnavailable):
-    """Of writers who waited for each other PostgreSQL has ended this one: nothing was done, and it may begin again."""
-
-
-class Statement(NamedTuple):
-    """SQL that is asked again and again: each connection has it parsed once."""
-
-    text: str
-    """With `$1`, `$2` for the values."""
-
-    values: Sequence[Any] = ()
-
-
-PARSED = 200
-"""Statements that a connection keeps, each some 30 kB in PostgreSQL: who may change any of a row's many fields makes as
-many. What is more is parsed each time."""
-
-Row = tuple[Any, ...]
-"""Each value as text, in bytes, as PostgreSQL sent it; or None."""
-
-
-class Connection(psycopg.Connection):
-    """A connection, in autocommit mode, whose every wait ends at a deadline that this process keeps itself.
-
-    A stopped server still acknowledges packets, so neither `statement_timeout` nor `tcp_user_timeout` would
-    ever fire: only the client can notice. Whoever was interrupted has lost its place in the protocol, so the
-    connection is closed and the pool makes a new one.
-    """
-
-    deadline: float | None = None
-    """Of the request that holds the connection, on the monotonic clock; None: it is the pool's own."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._parsed: dict[str, bytes] = {}
-        self._numbers = itertools.count()
-        self._ahead: Sequence[Statement] = ()
-        self._heard: list[list[Row]] = []
-
-    @contextmanager
-    def elsewhere(self) -> Iterator[None]:
-        """What is waited for meanwhile is not PostgreSQL: the deadline moves by as much."""
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.wait_longer(time.monotonic() - began)
-
-    def wait_longer(self, seconds: float) -> None:
-        if self.deadline is not None:
-            self.deadline += seconds
-
-    def ahead(self, *statements: Statement) -> list[list[Row]]:
-        """What is to be done before anything else, sent together with whatever is asked next; the answers are in the
-        list by then. In two exchanges two statements cost nearly twice what they cost in one."""
-        self._ahead, self._heard = statements, []
-        return self._heard
-
-    def ask(self, *statements: Statement) -> list[list[Row]]:
-        """The rows of each, in one exchange (libpq's pipeline mode); none is carried out after one that failed.
-
-        psycopg's own cursors and pipeline do the same in three to four times the CPU time.
-
-        Raises:
-            psycopg.Error
-        """
-        if not self._ahead and not statements:
-            return []
-        # A value that cannot be sent has to be found out while what is ahead is still to be sent with the next one.
-        to_text = Transformer(self)
-        spoken = [
-            (text, to_text.dump_sequence(values, [PyFormat.TEXT] * len(values)))
-            for text, values in (*self._ahead, *statements)
-        ]
-        ahead, self._ahead = len(self._ahead), ()
-        answers = self._in_time(self._exchange(spoken))
-        self._heard += answers[:ahead]
-        return answers[ahead:]
-
-    def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """By which all of psycopg's own ways lead."""
-        self.ask()
-        return self._in_time(gen, interval)
-
-    def _in_time(self, gen: PQGen[RV], interval: float = 0.1) -> RV:
-        deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
-        try:
-            return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
-        except psycopg.OperationalError:
-            if time.monotonic() >= deadline:
-                self.pgconn.finish()
-            raise
-
-    def _exchange(self, spoken: Sequence[tuple[str, Sequence[Any]]]) -> PQGen[list[list[Row]]]:
-        libpq = self.pgconn
-        libpq.enter_pipeline_mode()
-        new: dict[str, bytes] = {}
-        for text, values in spoken:
-            name = self._parsed.get(text) or new.get(text)
-            if name is None and len(self._parsed) + len(new) >= PARSED:
-                libpq.send_query_params(text.encode(), values)
-                continue
-            if name is None:
-                name = new[text] = b"statement_%d" % next(self._numbers)
-                libpq.send_prepare(name, text.encode())
-            libpq.send_query_prepared(name, values)
-        libpq.pipeline_sync()
-        yield from generators.send(libpq)
-        results: list[PGresult] = []
-        while not results or results[-1].status != ExecStatus.PIPELINE_SYNC:
-            more = yield from generators.fetch_many(libpq)
-            if not more:
-                raise psycopg.OperationalError("the connection is lost")
-            results += more
-        libpq.exit_pipeline_mode()
-        said = iter(results)
-        answers = []
-        for text, _ in spoken:
-            if text in new:
-                _good(next(said))
-                self._parsed[text] = new.pop(text)  # whatever fails after it; it outlives a ROLLBACK
-            rows = _good(next(said))
-            columns = range(rows.nfields)
-            answers.append([tuple([rows.get_value(n, column) for column in columns]) for n in range(rows.ntuples)])
-        return answers
-
-
-def _good(result: PGresult) -> PGresult:
-    """Raises: psycopg.Error. Behind the first that failed there are those that were not carried out."""
-    if result.status == ExecStatus.FATAL_ERROR:
-        raise psycopg.errors.error_from_result(result)
-    return result
+    """PostgreSQL aborted this transaction to break a deadlock. It had no effect and can be retried."""
 
 
 def forgets(connection: psycopg.Connection) -> list[str]:
-    """Return the server's settings by which a crash may take what it has acknowledged; no session can change them."""
+    """Return the server's settings with which a crash can lose acknowledged writes. No session can change them."""
     switched_off = connection.execute(
         "SELECT name || '=off' FROM unnest(ARRAY['fsync', 'full_page_writes']) name WHERE current_setting(name) = 'off'"
     )
@@ -204,7 +68,7 @@ def forgets(connection: psycopg.Connection) -> list[str]:
 
 
 class Pool(ConnectionPool[Connection]):
-    """A pool that finds out for itself whether PostgreSQL is away: one that is merely exhausted looks the same."""
+    """A pool that tracks by itself whether PostgreSQL is away: for another pool, exhaustion would look the same."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -213,28 +77,31 @@ class Pool(ConnectionPool[Connection]):
 
 
 class Database:
-    """Reads and writes have pools of their own: writers wait on row locks, and reads must not wait for them. Leases and
-    health have a third: they must not wait for either."""
+    """Reads and writes have separate pools, because writers wait for row locks and reads must not wait for writers.
+    Leases and health checks have a third pool, because they must wait for neither."""
 
     def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
-        """`size`: connections for reads, and as many for writes, one for each thread; `timeout`: seconds for one
-        request."""
+        """
+        Args:
+            size: Connections for reads, and as many for writes: one for each thread.
+            timeout: Seconds for one request.
+        """
         self.timeout = timeout
         self._reads = self._pool(dsn, size, "reads")
         self._writes = self._pool(dsn, size, "writes")
-        self._reserved = self._pool(dsn, RESERVED, "reserved")
+        self._reserved = self._pool(dsn, RESERVED_CONNECTIONS, "reserved")
 
     def _pool(self, dsn: str, size: int, name: str) -> Pool:
         options: list[str] = [
             str(conninfo_to_dict(dsn).get("options") or ""),
             "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
-            # What a check finds must be older than what the next statement reads, whatever the role's default.
+            # Each statement needs a snapshot of its own: a lock is probed before the row is read.
             r"-c default_transaction_isolation=read\ committed",
-            # Our own deadline closes the connection, but a backend that waits for a lock does not look at it:
-            # without this each such request would leave one behind, up to max_connections.
+            # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
+            # each such request would leave a backend behind, up to max_connections.
             f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
             f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
-            "-c velikiy.fenced=on",  # what we write we drop ourselves; the relay need not hear of it
+            "-c velikiy.fenced=on",  # the app invalidates its own writes; the relay need not
         ]
         return Pool(
             dsn,
@@ -242,8 +109,8 @@ class Database:
             kwargs={
                 **OURS,
                 "autocommit": True,
-                # What is worth it is prepared by `ask`; after a rollback psycopg would forget all that it has prepared,
-                # and ours with it (DEALLOCATE ALL).
+                # `query` prepares what is worth it; after a rollback psycopg would run DEALLOCATE ALL, which also
+                # removes ours.
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
@@ -253,16 +120,16 @@ class Database:
             min_size=1,
             max_size=size,
             timeout=self.timeout,
-            max_waiting=10 * size,  # beyond that a 503 at once is kinder than one after the timeout
-            # A pool whose server went away gives up on it after this long and asks again at the next
-            # request; the default backs off up to minutes, in which a server that is back goes unnoticed.
+            max_waiting=10 * size,  # beyond that a 503 at once is kinder than a 503 after the timeout
+            # A pool stops reconnecting after this long and tries again at the next request. The default backs off
+            # for up to minutes, in which a server that is back goes unnoticed.
             reconnect_timeout=1.0,
             open=False,
             name=name,
         )
 
     def open(self) -> None:
-        """Start connecting, in the background; call it after fork, since threads and sockets do not survive it."""
+        """Start connecting in the background. Call it after fork: threads and sockets do not survive a fork."""
         for pool in (self._reads, self._writes, self._reserved):
             pool.open(wait=False)
 
@@ -271,7 +138,7 @@ class Database:
             pool.close()
 
     def autocommit(self) -> AbstractContextManager[Connection]:
-        """A connection in autocommit mode: each statement sees what was committed when it began, and commits.
+        """Lend a connection in autocommit mode: each statement sees what was committed when it began, and commits.
 
         Raises:
             DatabaseUnavailable
@@ -279,7 +146,7 @@ class Database:
         return self._borrow(self._reads)
 
     def reserved(self) -> AbstractContextManager[Connection]:
-        """The same, from a pool that requests cannot exhaust: for leases and health, a statement or a few at a time.
+        """Lend a connection from the pool for leases and health checks, for a few statements at a time.
 
         Raises:
             DatabaseUnavailable
@@ -287,37 +154,40 @@ class Database:
         return self._borrow(self._reserved)
 
     @contextmanager
-    def transaction(self, times: float = 1, *first: Statement) -> Iterator[Connection]:
-        """A transaction that commits when the block ends and rolls back when it raises; `times`: the timeout of one
-        request that it has; `first`: what it begins with. It goes to PostgreSQL with what the block asks first.
+    def transaction(self, timeout_factor: float = 1, *first: Statement) -> Iterator[Connection]:
+        """Commit when the block ends; roll back when it raises.
+
+        Args:
+            timeout_factor: The time of the transaction, in times of one request.
+            first: Statements that the transaction begins with. They are sent with the first statement of the block.
 
         Raises:
-            DatabaseUnavailable: a COMMIT may have happened all the same.
+            DatabaseUnavailable: The COMMIT may have happened all the same.
         """
-        with self._borrow(self._writes, times) as connection:
+        with self._borrow(self._writes, timeout_factor) as connection:
             try:
-                seconds = times * self.timeout
-                patience = Statement(PATIENCE, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
-                connection.ahead(Statement("BEGIN"), *([patience] if times > 1 else []), *first)
+                seconds = timeout_factor * self.timeout
+                set_timeouts = Statement(SET_TIMEOUTS, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
+                connection.enqueue(Statement("BEGIN"), *([set_timeouts] if timeout_factor > 1 else []), *first)
                 yield connection
             except BaseException:
-                connection.ahead()  # what was not sent yet need not be taken back
-                with suppress(psycopg.Error):  # what cannot be rolled back is closed, here or by the pool
+                connection.enqueue()  # statements that were not sent yet need no rollback
+                with suppress(psycopg.Error):  # a connection that cannot roll back is closed, here or by the pool
                     connection.rollback()
                 raise
             _commit(connection)
 
     @contextmanager
-    def _borrow(self, pool: Pool, times: float = 1) -> Iterator[Connection]:
+    def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
-            assert connection.deadline is not None  # a request has it
-            connection.deadline += (times - 1) * self.timeout
+            assert connection.deadline is not None, "a request has a deadline"
+            connection.deadline += (timeout_factor - 1) * self.timeout
             try:
                 yield connection
             finally:
                 connection.deadline = None
-                connection.ahead()
+                connection.enqueue()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error
@@ -325,10 +195,10 @@ class Database:
             raise DatabaseUnavailable(_cause(error)) from error
 
     def _working(self, pool: Pool, deadline: float) -> Connection:
-        """A connection that works, for all that can be told without asking, within the deadline of the request.
+        """Return a connection that works, as far as that shows without a round trip, before the deadline.
 
-        While the server is away one request at a time finds out whether it is back, and the others are told at
-        once: if each waited for itself, all threads would, and what needs no database would wait behind them.
+        While the server is away, one request at a time probes it and the others fail at once. If each request waited,
+        every thread would, and requests that need no database would queue behind them.
         """
         probing = pool.away
         if probing and not pool.probe.acquire(blocking=False):
@@ -338,10 +208,10 @@ class Database:
                 connection = pool.getconn(timeout=max(0.0, deadline - time.monotonic()))
                 connection.deadline = deadline
                 try:
-                    # A restarted server would cost one failed request for each connection of the pool: from one that is
-                    # broken there is its end to be read, and from others nothing, so only those are asked. The pool's
-                    # own check asks all, and rests for a second after the first that failed.
-                    if _has_something_to_say(connection):
+                    # A restarted server would cost one failed request for each connection of the pool. A broken
+                    # connection is readable (its end), an idle one is not, so only readable ones are checked. The
+                    # pool's own check costs a round trip each time, and pauses for a second after a failure.
+                    if _is_readable(connection):
                         pool.check_connection(connection)
                 except psycopg.OperationalError:
                     connection.deadline = None
@@ -352,7 +222,7 @@ class Database:
                 pool.away = False
                 return connection
         except UNAVAILABLE:
-            # A lock that somebody holds cannot lead here: nothing was asked but for a sign of life.
+            # A lock cannot lead here: the check reads no table.
             pool.away = True
             raise
         finally:
@@ -371,19 +241,19 @@ def _configure(connection: Connection) -> None:
 
 def _commit(connection: Connection) -> None:
     if connection.info.transaction_status == TransactionStatus.INERROR:
-        # To COMMIT PostgreSQL would answer ROLLBACK, which is no error: a write that was not done would be one.
+        # PostgreSQL answers ROLLBACK to this COMMIT, and no error: the write would be acknowledged and not done.
         connection.rollback()
-        raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was passed over")
+        raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
     connection.commit()
 
 
-def _has_something_to_say(connection: Connection) -> bool:
+def _is_readable(connection: Connection) -> bool:
     waiting = select.poll()
     waiting.register(connection.fileno(), select.POLLIN)
     return bool(waiting.poll(0))
 
 
 def _cause(error: Exception) -> str:
-    """What happened, without the statement's values: they may be personal data."""
+    """Return the kind of error, without the statement's values: they may be personal data."""
     state = getattr(error, "sqlstate", None)
     return f"{type(error).__name__} {state}" if state else type(error).__name__

@@ -52,7 +52,9 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
             command.upgrade(config, "head")
             return [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
     except CommandError as error:
-        raise CannotMigrate(f"{error}. The database is of a newer version than this code?") from None
+        raise CannotMigrate(
+            f"{error}. A newer version of this code may have migrated the database: run that version"
+        ) from None
     except exc.DBAPIError as error:
         raise CannotMigrate(f"PostgreSQL refused: {str(error.orig).splitlines()[0]}") from error
     finally:
@@ -68,7 +70,7 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 raise CannotMigrate(
-                    f"PostgreSQL did not let us in within {wait:g} s; its last word was: {_first_line(error)}. "
+                    f"PostgreSQL accepted no connection within {wait:g} s. The last error: {_first_line(error)}. "
                     "Check DATABASE_URL and that the server runs."
                 ) from None
             time.sleep(0.05)
@@ -82,10 +84,12 @@ def _suits(connection: psycopg.Connection) -> None:
     """A database in which texts cannot be compared as promised is refused before anything is made in it."""
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
-        raise CannotMigrate(f"the database's encoding is {encoding}; make one with ENCODING 'UTF8' TEMPLATE template0.")
+        raise CannotMigrate(
+            f"the database has the encoding {encoding}; create it with ENCODING 'UTF8' TEMPLATE template0."
+        )
     row = connection.execute("SELECT lower('ГЛЕБ') = 'глеб'").fetchone()
     if not (row and row[0]):
         raise CannotMigrate(
-            "the database's locale knows only ASCII letters, so that 'ГЛЕБ' and 'глеб' would be two names; "
-            "make one with LC_CTYPE 'C.UTF-8' TEMPLATE template0."
+            "the database has a locale that knows only ASCII letters, so 'ГЛЕБ' and 'глеб' would be different names; "
+            "create it with LC_CTYPE 'C.UTF-8' TEMPLATE template0."
         )

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
-from velikiy.coherence import Path
+from velikiy.coherence import CachePath
 
 READ_ONLY = ("id", "created_at", "updated_at", "version")
 """Columns of every resource that the service sets itself (migrations: make_resource)."""
@@ -51,7 +51,9 @@ def _is_whole(value: Any) -> bool:
 def _describe_body(schema: dict[str, Any]) -> None:
     _describe(schema)
     for name in READ_ONLY:
-        schema["properties"].setdefault(name, {"description": "Ignored: what was read can be sent back."})
+        schema["properties"].setdefault(
+            name, {"description": "Ignored, so that a row can be sent back as it was read."}
+        )
 
 
 class Body(Strict):
@@ -102,24 +104,24 @@ class Resource:
 
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_]{0,40}", self.name) or self.name in RESERVED:
-            raise ValueError(f"a resource cannot be called {self.name!r}")
+            raise ValueError(f"{self.name!r} is not allowed as the name of a resource")
         if taken := set(self.new.model_fields) & {*READ_ONLY, *OF_A_BATCH}:
-            raise ValueError(f"{self.name}: fields cannot be called {', '.join(sorted(taken))}")
+            raise ValueError(f"{self.name}: reserved names of fields: {', '.join(sorted(taken))}")
 
     # ---- what a write touches, and what a read depends on ----
 
     @property
-    def all(self) -> Path:
-        return Path(f"/{self.name}", f"all_{self.name}")
+    def all(self) -> CachePath:
+        return CachePath(f"/{self.name}", f"all_{self.name}")
 
     @property
-    def count(self) -> Path:
-        return Path(f"/{self.name}/count", f"count_{self.name}")
+    def count(self) -> CachePath:
+        return CachePath(f"/{self.name}/count", f"count_{self.name}")
 
-    def item(self, number: int) -> Path:
-        return Path(f"/{self.name}/{number}", f"{self.one}:{number}")
+    def item(self, number: int) -> CachePath:
+        return CachePath(f"/{self.name}/{number}", f"{self.one}:{number}")
 
-    def touched_by(self, *numbers: int) -> tuple[Path, ...]:
+    def invalidated_by(self, *numbers: int) -> tuple[CachePath, ...]:
         """What creating, updating and deleting these invalidates; a stored 404 of one counts."""
         return (*map(self.item, numbers), self.all, self.count)
 
@@ -168,7 +170,7 @@ class _Changes(Body):
     def _something_to_change(self) -> "_Changes":
         changeable = [name for name in type(self).model_fields if name not in OF_A_BATCH]
         if not self.model_fields_set.intersection(changeable):
-            raise ValueError(f"nothing to change: give at least one of {', '.join(changeable)}")
+            raise ValueError(f"must contain at least one of {', '.join(changeable)}")
         return self
 
 
@@ -181,11 +183,11 @@ def registry() -> dict[str, Resource]:
     loaded = [importlib.import_module(f"velikiy.resources.{name}") for name in modules]
     found: list[Resource] = [module.resource for module in loaded if hasattr(module, "resource")]
     if twice := {it.one for it in found if [other.one for other in found].count(it.one) > 1}:
-        raise ValueError(f"two resources have rows called {', '.join(twice)}: in Redis they would be each other's")
+        raise ValueError(f"two resources have the singular {', '.join(twice)}, so their keys in Redis would collide")
     return {resource.name: resource for resource in found}
 
 
-def path_of(address: str) -> Path | None:
+def path_of(address: str) -> CachePath | None:
     """Of an address as clients spell it, its parameters left aside; None where nothing is cached."""
     spelled = re.fullmatch("/([a-z][a-z0-9_]*)(?:/(count|[1-9][0-9]{0,18}))?", address.partition("?")[0])
     resource = registry().get(spelled[1]) if spelled else None

@@ -37,7 +37,7 @@ CLEAN_UP = f"""
 
 
 def once(key: Key | None, change: Callable[[Connection], Change[Sent]]) -> Callable[[Connection], Change[Sent]]:
-    """The change, for `Fence.write`; where it was done before, only its answer.
+    """The change, for `Gate.write`; where it was done before, only its answer.
 
     Raises, when it runs: Problem, where the key is in use, or was used for something else.
     """
@@ -48,12 +48,14 @@ def once(key: Key | None, change: Callable[[Connection], Change[Sent]]) -> Calla
         digest = hashlib.sha256(key.request).digest()
         taken = connection.execute(TAKE, (_lock(key),)).fetchone()
         if not taken or not taken[0]:
-            detail = "A request with this Idempotency-Key is being carried out at this moment; ask again."
+            detail = "A request with this Idempotency-Key is still in progress. Retry in a second."
             raise Problem("in-flight", detail, headers=RETRY)
         kept = connection.execute(FIND, (key.name,)).fetchone()
         if kept:
             if bytes(kept[0]) != digest:
-                raise Problem("key-reused", "This Idempotency-Key came before, with another request.")
+                raise Problem(
+                    "key-reused", "This Idempotency-Key was already used for a different request. Use a new key."
+                )
             return Change(Sent.of(kept[1]).again())
         try:
             with connection.transaction():  # a savepoint: what was refused leaves nothing but its answer

@@ -10,8 +10,8 @@ from typing import Any, LiteralString, TypeVar
 import psycopg
 from psycopg import sql
 
-from velikiy.coherence import UNASKED, Answer, Change, Entry, Fence, Lease, Path, Unasked, found
-from velikiy.coherence.protocol import number as lock_number
+from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, Gate, Lease, NotTried, found
+from velikiy.coherence.locks import lock_id
 from velikiy.http.problems import Problem
 from velikiy.postgres import Connection, Row, Statement
 from velikiy.resources import pagination
@@ -52,9 +52,9 @@ class Changed(Refusal):
 
 
 class Rows:
-    def __init__(self, resource: Resource, fence: Fence) -> None:
+    def __init__(self, resource: Resource, gate: Gate) -> None:
         self.resource = resource
-        self.fence = fence
+        self.gate = gate
         names = {
             "table": sql.Identifier(resource.name),
             "columns": pagination.columns(resource),
@@ -81,16 +81,16 @@ class Rows:
 
     # ---- reads ----
 
-    def get(self, number: int, asked: Lease | Unasked | None = UNASKED) -> Answer:
-        """The row as a JSON object, or an entry with status 404. `asked`: see `Fence.read`."""
+    def get(self, number: int, asked: Lease | NotTried | None = NOT_TRIED) -> Answer:
+        """The row as a JSON object, or an entry with status 404. `asked`: see `Gate.read`."""
 
         def load(connection: Connection) -> Entry:
-            (rows,) = connection.ask(Statement(self._select, (number,)))
+            (rows,) = connection.query(Statement(self._select, (number,)))
             return _entry(rows[0]) if rows else self._missing(number)
 
-        return self.fence.read(self.resource.item(number), "", load, asked)
+        return self.gate.read(self.resource.item(number), "", load, asked)
 
-    def page(self, page: Page, asked: Lease | Unasked | None = UNASKED) -> Answer:
+    def page(self, page: Page, asked: Lease | NotTried | None = NOT_TRIED) -> Answer:
         """The page as a JSON array.
 
         Raises:
@@ -108,7 +108,7 @@ class Rows:
             body = f"[{','.join(row[2] for row in rows[: page.limit])}]".encode()
             return found(body, link=pagination.link(self.resource, page, rows))
 
-        return self.fence.read(self.resource.all, page.variant, load, asked)
+        return self.gate.read(self.resource.all, page.variant, load, asked)
 
     def _near(self, connection: Connection, page: Page) -> list[Any]:
         """What a search finds in the next stretch of the order, where it finds too much to sort it all."""
@@ -124,7 +124,7 @@ class Rows:
         near = pagination.near(page, expected, max(rows, expected))
         return _fresh(connection, *pagination.select(self.resource, page, near=near)) if near else []
 
-    def count(self, q: str = "", asked: Lease | Unasked | None = UNASKED) -> Answer:
+    def count(self, q: str = "", asked: Lease | NotTried | None = NOT_TRIED) -> Answer:
         """`{"count": 3}`: of all, or of those that `q` finds. It costs a scan of an index."""
         condition, values = pagination.matching(self.resource, q)
         statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)
@@ -133,7 +133,7 @@ class Rows:
             (row,) = _fresh(connection, statement, values)
             return found(b'{"count":%d}' % row[0])
 
-        return self.fence.read(self.resource.count, Page(q=q).variant, load, asked)
+        return self.gate.read(self.resource.count, Page(q=q).variant, load, asked)
 
     # ---- writes: each within a transaction that the fence has opened ----
 
@@ -160,7 +160,7 @@ class Rows:
     def delete(self, connection: Connection, number: int, may: Condition | None) -> Change[None]:
         """Raises: Missing, Changed"""
         self._check(connection, number, may)
-        if connection.ask(Statement(self._delete, (number,))) == [[]]:
+        if connection.query(Statement(self._delete, (number,))) == [[]]:
             raise Missing(number)
         return self._change(None, number, self._missing(number))
 
@@ -172,7 +172,7 @@ class Rows:
         """Those that only one row can have, for writers of many: in one order, as `lock`, and after it. What is left to
         wait for each other, by values that are freed meanwhile, PostgreSQL ends, and the fence tries again."""
         taken = {
-            lock_number(Path(f"{self.resource.name}.{field} {_bucket(getattr(body, field))}", ""))
+            lock_id(CachePath(f"{self.resource.name}.{field} {_bucket(getattr(body, field))}", ""))
             for field in self.resource.unique.values()
             for body in given
             if field in body.model_fields_set
@@ -185,7 +185,7 @@ class Rows:
         # Twice: of a row that somebody deletes and inserts anew the first finds only what is gone, and waits for it.
         if not (self.lock(connection, [number]) or self.lock(connection, [number])):
             raise Missing(number)
-        (rows,) = connection.ask(Statement(self._select, (number,)))
+        (rows,) = connection.query(Statement(self._select, (number,)))
         if not rows:
             raise Missing(number)
         if not may(_entry(rows[0])):
@@ -193,7 +193,7 @@ class Rows:
 
     def _written(self, connection: Connection, statement: str, values: list[Any]) -> tuple[int, Entry] | None:
         try:
-            (rows,) = connection.ask(Statement(statement, values))
+            (rows,) = connection.query(Statement(statement, values))
         except psycopg.errors.UniqueViolation as error:
             field = self.resource.unique.get(error.diag.constraint_name or "")
             if field is None:
@@ -205,7 +205,7 @@ class Rows:
         return Entry(404, missing(self.resource, number).body())
 
     def _change(self, outcome: T, number: int, entry: Entry) -> Change[T]:
-        return Change(outcome, self.resource.touched_by(number), (self.resource.item(number), entry))
+        return Change(outcome, self.resource.invalidated_by(number), (self.resource.item(number), entry))
 
 
 def missing(resource: Resource, number: int) -> Problem:

@@ -45,10 +45,10 @@ class Line:
     def check(self, text: str) -> str:
         """Raises: ValueError"""
         if not 1 <= len(text) <= self.most:
-            raise ValueError(f"must have 1 to {self.most} characters")
+            raise ValueError(f"must have 1 to {self.most} characters; yours has {len(text)}")
         text = _printable(text.strip())
         if not re.search(f"[^{INVISIBLE}]", text):
-            raise ValueError("must have a character that can be seen")
+            raise ValueError("must contain a visible character")
         return text
 
     @property
@@ -72,7 +72,7 @@ class Email(Line):
     def check(self, text: str) -> str:
         """Raises: ValueError"""
         if len(text) > self.most:
-            raise ValueError(f"must have at most {self.most} characters")
+            raise ValueError(f"must have at most {self.most} characters; yours has {len(text)}")
         text = _printable(text.strip())
         if PLAIN.fullmatch(text):
             return text
@@ -84,7 +84,8 @@ class Email(Line):
             return text
         # Beyond ASCII one mailbox has many spellings (composed or not, full width, Punycode): one of them is kept.
         if len(address.normalized) > self.most:
-            raise ValueError(f"must have at most {self.most} characters")
+            length = len(address.normalized)
+            raise ValueError(f"must have at most {self.most} characters; its normalized form has {length}")
         for part in address.normalized.replace("@", ".").split("."):
             _of_one_script(part)
         return address.normalized
@@ -105,4 +106,7 @@ def _of_one_script(part: str) -> None:
     letters = [character for character in part if character.isalpha()]
     scripts = {unicodedata.name(letter, "").split(" ")[0] for letter in letters}
     if len(scripts) > 1 and not scripts <= MIXED:
-        raise ValueError(f"mixes letters of several scripts in {part!r}: {', '.join(sorted(map(str.lower, scripts)))}")
+        raise ValueError(
+            f"mixes letters of several scripts in {part!r}, which can imitate another address: "
+            + ", ".join(sorted(map(str.lower, scripts)))
+        )

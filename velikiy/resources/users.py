@@ -12,13 +12,13 @@ class NewUser(Body):
     name: Annotated[
         str,
         Line(100),
-        Field(description="1 to 100 characters, trimmed, at least one that can be seen.", examples=["Alice"]),
+        Field(description="1 to 100 characters, trimmed, with at least one visible character.", examples=["Alice"]),
     ]
     email: Annotated[
         str,
         Email(),
         Field(
-            description="An address of at most 254 characters, trimmed; unique whatever the case of its letters.",
+            description="An e-mail address of at most 254 characters, trimmed. It must be unique; case is ignored.",
             examples=["alice@example.com"],
         ),
     ]

@@ -30,8 +30,8 @@ def binaries(cluster: Path) -> Path:
     if not version.isdigit() or int(version) not in installed:
         have = ", ".join(map(str, sorted(installed)))
         raise Refusal(
-            f"The data in {cluster} was made by PostgreSQL {version}, and this machine has {have}. Install "
-            f"postgresql-{version}, or move the data with its pg_dump into a new folder (--data); it is untouched."
+            f"The data in {cluster} was made by PostgreSQL {version}, but this machine has {have}. Install "
+            f"postgresql-{version}, or move the data with its pg_dump to a new folder (--data). Nothing was changed."
         )
     return installed[int(version)]
 

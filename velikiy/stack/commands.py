@@ -26,20 +26,24 @@ from velikiy.stack.supervisor import Supervisor
 NOT_RUNNING = 3
 """Exit code of `status`, as the Linux Standard Base has it."""
 
-DATA = click.option("--data", type=click.Path(path_type=Path), help="The stack's folder.")
+DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder of the stack.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 def run() -> None:
-    """Velikiy Flask without Docker."""
+    """Run Velikiy Flask without Docker."""
 
 
 @run.command()
-@click.option("--detach", "-d", is_flag=True, help="Return when it is ready, instead of showing the logs.")
-@click.option("--port", type=int, help="Of the first edge; the others follow. Default: 80 where possible, else 8080.")
-@click.option("--edges", type=int, help="How many Nginx edges. Default: 1.")
-@click.option("--apps", type=int, help="How many app instances. Default: 2.")
-@click.option("--bind", help="Address the edges listen on. Default: 127.0.0.1, this machine alone.")
+@click.option("--detach", "-d", is_flag=True, help="Return when the stack is ready, instead of showing the logs.")
+@click.option(
+    "--port",
+    type=int,
+    help="Port of the first edge; the other edges use the next ports. Default: 80 if possible, else 8080.",
+)
+@click.option("--edges", type=int, help="Number of Nginx edges. Default: 1.")
+@click.option("--apps", type=int, help="Number of app instances. Default: 2.")
+@click.option("--bind", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only).")
 @click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
 @DATA
 def up(
@@ -51,7 +55,7 @@ def up(
     reload: bool,
     data: Path | None,
 ) -> None:
-    """Start everything, and say where it is."""
+    """Start the stack and print its addresses."""
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind}
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
@@ -70,7 +74,7 @@ def up(
         with _alone(home):
             started = start(home, wanted, reload)
     except KeyboardInterrupt:
-        say("\nbroken off; nothing is left running")
+        say("\ninterrupted; nothing is left running")
         sys.exit(130)
     if detach or not started:
         return
@@ -82,11 +86,11 @@ def _stay_with(plan: Plan) -> None:
     supervisor = Supervisor(plan)
     ours = supervisor.pid()
     look = itertools.count(1)
-    say("Ctrl-C stops everything. The logs:")
+    say("Ctrl-C stops the stack. Logs:")
     try:
         # Ten times a second there is something to show, but to ask supervisord every three is enough.
         log_files.follow(plan.logs, None, lambda: next(look) % 30 == 0 and supervisor.pid() != ours, from_start=True)
-        say("\nstopped from elsewhere")
+        say("\nthe stack was stopped by another command")
     except (KeyboardInterrupt, BrokenPipeError):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the second Ctrl-C of an impatient person
             signal.signal(number, signal.SIG_IGN)
@@ -97,9 +101,9 @@ def _stay_with(plan: Plan) -> None:
 
 @run.command()
 @DATA
-@click.option("--wipe", is_flag=True, help="Delete the data folder too: every user in it is lost.")
+@click.option("--wipe", is_flag=True, help="Also delete the data folder, with every row in it.")
 def down(data: Path | None, wipe: bool) -> None:
-    """Stop everything; the data stays."""
+    """Stop the stack and keep its data."""
     home = _home(data)
     if not privileges.handed_over():
         if not (home / "stack.json").exists():
@@ -118,7 +122,11 @@ def down(data: Path | None, wipe: bool) -> None:
                 _delete(entry)
         with contextlib.suppress(OSError):  # something of others is in it
             home.rmdir()
-        say(f"deleted {home}" if not home.exists() or not any(home.iterdir()) else f"deleted what is ours in {home}")
+        say(
+            f"deleted {home}"
+            if not home.exists() or not any(home.iterdir())
+            else f"deleted the stack's files in {home}; other files stay"
+        )
 
 
 def _delete(path: Path) -> None:
@@ -130,9 +138,9 @@ def _delete(path: Path) -> None:
 
 @run.command()
 @DATA
-@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(data: Path | None, as_json: bool) -> None:
-    """What runs, and where. Exits with 0 when it is ready, else with 3."""
+    """Show the processes of the stack and its addresses. Exits with 0 if the stack is ready, else with 3."""
     home = _home(data)
     if not privileges.handed_over():
         privileges.hand_over(home)
@@ -166,10 +174,10 @@ def _state(home: Path) -> dict[str, Any]:
 
 def _describe(state: dict[str, Any]) -> None:
     if not state["processes"]:
-        click.echo(f"not running (data: {state['data']}); ./run up starts it")
+        click.echo(f"not running (data: {state['data']}); start it with ./run up")
         return
     ready = "ready, with warnings" if state["warnings"] else "ready"
-    click.echo(ready if state["ready"] else "not ready; ./run logs shows why")
+    click.echo(ready if state["ready"] else "not ready; see ./run logs for the reason")
     for warning in state["warnings"]:
         click.echo(f"  warning    {warning}")
     for url in state["edges"]:
@@ -181,11 +189,13 @@ def _describe(state: dict[str, Any]) -> None:
 
 @run.command()
 @click.argument("name", required=False)
-@click.option("--follow", "-f", is_flag=True, help="Go on with what is written from now on.")
-@click.option("--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True, help="Of each log.")
+@click.option("--follow", "-f", is_flag=True, help="Keep printing new lines.")
+@click.option(
+    "--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True, help="Number of lines from each log."
+)
 @DATA
 def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
-    """Show the logs: of all processes, or of those whose names start with NAME (edge, app1, postgres, ...)."""
+    """Show the logs of all processes, or of the processes whose names start with NAME (edge, app1, postgres, ...)."""
     home = _home(data)
     if not privileges.handed_over():
         privileges.hand_over(home)
@@ -193,7 +203,11 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     found = log_files.files(plan.logs, name) if plan else []
     if plan is None or not found:
         names = ", ".join(file.stem for file in log_files.files(plan.logs)) if plan else ""
-        raise Refusal(f"There is no log of '{name or ''}'; there are: {names or 'none, nothing was started yet'}.")
+        raise Refusal(
+            f"There is no log of '{name}'. Choose from: {names}."
+            if names
+            else "There are no logs yet. Start the stack with ./run up."
+        )
     for file in found:
         for line in log_files.last(file, lines):
             log_files.show(file, line)
@@ -209,7 +223,7 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
 @DATA
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
-    """The project's own commands, with the settings of the stack in the data folder."""
+    """Run the project's commands with the settings of the stack in the data folder."""
     plan = Plan.load(_home(data))
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.passwords))
@@ -232,7 +246,7 @@ def _alone(home: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"another ./run is at work on {home}; waiting for it")
+            say(f"waiting for another ./run that uses {home}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -255,9 +269,9 @@ def main() -> int:
         return 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            say(f"./run: the disk is full ({error.filename}). Make room and start again; the data is untouched.")
+            say(f"./run: the disk is full ({error.filename}). Free some space and start again; the data is untouched.")
         elif isinstance(error, PermissionError):
-            say(f"./run: {error.filename} belongs to somebody else. Run it as that user, or choose another --data.")
+            say(f"./run: {error.filename} belongs to another user. Run ./run as that user, or choose another --data.")
         else:
             raise
         return 1

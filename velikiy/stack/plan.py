@@ -120,7 +120,7 @@ class Plan:
             return None
         except (ValueError, TypeError):
             raise Refusal(
-                f"{file} cannot be read as what it should be. Delete it and start again; the data stays."
+                f"{file} cannot be read: its content is damaged. Delete it and start again; the data stays."
             ) from None
 
     # ---- made ----

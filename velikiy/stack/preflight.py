@@ -19,20 +19,22 @@ def data_folder(data: Path) -> None:
         Refusal
     """
     if len(str(data)) > 80:
-        raise Refusal(f"{data} is too long for the sockets in it (80 characters). Choose another folder with --data.")
+        raise Refusal(
+            f"The path {data} is too long for sockets (over 80 characters). Choose another folder with --data."
+        )
     if odd := set('"%;$\\{}') & set(str(data)):
         raise Refusal(
-            f"{data} has {' '.join(sorted(odd))} in it, which Nginx would misread. Choose another with --data."
+            f"The path {data} contains {' '.join(sorted(odd))}, which Nginx would misread. Choose another with --data."
         )
     if data.exists() and not data.is_dir():
-        raise Refusal(f"{data} is not a folder. Choose another one with --data.")
+        raise Refusal(f"{data} is not a folder. Choose a folder with --data.")
     foreign = [entry for entry in data.iterdir() if not OURS.fullmatch(entry.name)] if data.is_dir() else []
     if foreign and not (data / "stack.json").exists():
-        raise Refusal(f"{data} holds something else. Choose an empty or a new folder with --data.")
+        raise Refusal(f"{data} contains other files. Choose an empty or a new folder with --data.")
     for parent in reversed(data.parents):
         if parent.exists() and not privileges.may_enter(parent):
             raise Refusal(
-                f"{data} cannot hold the data: the user {privileges.services().pw_name}, under which the services run, "
+                f"{data} cannot hold the data: the services run as the user {privileges.services().pw_name}, which "
                 f"may not enter {parent}. Choose another folder with --data."
             )
 
@@ -44,8 +46,8 @@ def room(data: Path) -> None:
     free = shutil.disk_usage(existing).free // 1_000_000
     if free < needed:
         raise Refusal(
-            f"The disk of {data} has {free} MB left, and {needed} MB are needed. "
-            "Make room there or choose another folder with --data; the data is untouched."
+            f"The disk of {data} has {free} MB left, but {needed} MB are needed. "
+            "Free some space or choose another folder with --data; the data is untouched."
         )
 
 
@@ -59,8 +61,8 @@ def address(bind: str) -> None:
         pass
     if not there:
         raise Refusal(
-            f"This machine has no address {bind}. Use --bind 127.0.0.1 for this machine alone, "
-            "--bind 0.0.0.0 for every network it is in."
+            f"This machine has no address {bind}. Use --bind 127.0.0.1 for this machine only, "
+            "or --bind 0.0.0.0 for all of its networks."
         )
 
 
@@ -72,10 +74,10 @@ def port(wanted: int | None, bind: str, edges: int, ours: list[int]) -> int:
     """
     if wanted is not None:
         if wanted + edges - 1 > 65_535:
-            raise Refusal(f"Edge {edges} would need port {wanted + edges - 1}. Choose a lower one with --port.")
+            raise Refusal(f"Edge {edges} would need port {wanted + edges - 1}. Choose a lower port with --port.")
         why = _obstacle(wanted, bind, edges, ours)
         if why:
-            raise Refusal(f"{why} Choose another one with --port.")
+            raise Refusal(f"{why} Choose another port with --port.")
         return wanted
     obstacles = []
     for candidate in (80, 8080):
@@ -83,7 +85,7 @@ def port(wanted: int | None, bind: str, edges: int, ours: list[int]) -> int:
         if not why:
             return candidate
         obstacles.append(why)
-    raise Refusal(f"{' '.join(obstacles)} Choose another one with --port.")
+    raise Refusal(f"{' '.join(obstacles)} Choose another port with --port.")
 
 
 def _obstacle(first: int, bind: str, edges: int, ours: list[int]) -> str:
@@ -92,5 +94,5 @@ def _obstacle(first: int, bind: str, edges: int, ours: list[int]) -> str:
             if not is_free(bind, number):
                 return f"Port {number} on {bracketed(bind)} is in use by another program."
         except PermissionError:
-            return f"Port {number} may not be opened by this user."
+            return f"This user may not open port {number}."
     return ""

@@ -66,8 +66,8 @@ def hand_over(home: Path, *, live: bool = False, wait: bool = False) -> NoReturn
     place = CHECKOUT if live else _copy()
     if live and is_root() and not may_enter(CHECKOUT):
         raise Refusal(
-            f"--reload runs the code where it is, and the user {NAME} may not enter {CHECKOUT}. "
-            "Clone it somewhere else, for example into /srv."
+            f"--reload runs the code from the checkout, but the user {NAME} may not enter {CHECKOUT}. "
+            "Clone the project into another folder, for example /srv."
         )
     command = [sys.executable, "-P", "-m", "velikiy.stack", *sys.argv[1:], "--data", str(home)]
     if is_root():

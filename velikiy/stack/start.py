@@ -47,7 +47,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     plan.fingerprint = hashlib.sha256(repr((*parts, privileges.code(), sys.executable)).encode()).hexdigest()
     same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
     if before is not None and running and same and ready(before):
-        say(f"It is running already: {shown(before.edge_urls[0])}")
+        say(f"Velikiy Flask is already running: {shown(before.edge_urls[0])}")
         _hint(before)
         return None
 
@@ -57,7 +57,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     ours = before.edge_ports if before is not None and running and before.bind == plan.bind else []
     plan.port = preflight.port(plan.port or None, plan.bind, plan.edges, ours)
     if before is not None and running:
-        with step("stopping what runs with other settings"):
+        with step("stopping the stack, which runs with other settings"):
             Supervisor(before).stop()
     plan.choose_ports(before)
     _lay_out(plan, wanted)
@@ -80,7 +80,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     for n, url in enumerate(plan.edge_urls[1:], 2):
         say(f"  edge {n}  {shown(url)}")
     if plan.port != 80 and wanted.port is None:
-        say("  (port 80 is taken, or this user may not open it)")
+        say("  (port 80 is in use, or this user may not open it)")
     _hint(plan)
     return plan
 
@@ -152,7 +152,8 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
                 for line in log_files.last(file, 5):
                     say(f"{file.stem:<10} {line}")
             raise Refusal(
-                f"It is not healthy after {within:g} s. The ends of the logs are above, all of them in {plan.logs}."
+                f"The stack is not healthy after {within:g} s. The last lines of each log are above; "
+                f"the full logs are in {plan.logs}."
             )
         time.sleep(0.05)
 

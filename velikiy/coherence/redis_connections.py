@@ -1,0 +1,129 @@
+"""Connections to Redis for scripts, and no more of a client than that.
+
+Gains: redis-py's own client takes several times longer for a command than Redis does.
+Relies on: redis-py's connections, which keep addresses, passwords and TLS, and hiredis for the wire format.
+Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run bench --only redis`).
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import hiredis
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from velikiy.kernel_timeouts import Socket
+
+SCRIPTS = Path(__file__).parent / "scripts"
+
+Argument = str | bytes | int | Callable[[], str]
+"""A callable is called anew for each attempt."""
+
+
+class Script:
+    """A program for Redis: a file, named by its digest once Redis has loaded it."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (SCRIPTS / f"{name}.lua").read_bytes()
+        self.digest = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    def run(self, key: str, *arguments: Argument) -> tuple[Argument, ...]:
+        return ("EVALSHA", self.digest, 1, key, *arguments)
+
+    def load(self, key: str, *arguments: Argument) -> tuple[Argument, ...]:
+        return ("EVAL", self.text, 1, key, *arguments)
+
+
+READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
+
+
+class TcpConnection(redis.Connection):
+    """redis-py's class for plain TCP, with a socket whose timeout the kernel keeps."""
+
+    def _connect(self) -> Socket:
+        return Socket(super()._connect())  # type: ignore[no-untyped-call]
+
+
+class Connections:
+    """A pool of kept connections that threads share."""
+
+    def __init__(self, url: str, timeout: float) -> None:
+        """`timeout`: seconds to connect, and seconds to wait for a reply."""
+        self.client = redis.Redis.from_url(
+            url,
+            socket_connect_timeout=timeout,
+            socket_timeout=timeout,
+            retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
+        )
+        self._idle: deque[tuple[Any, int]] = deque()
+        """Each connection with the number of its replies that were not read yet."""
+
+    def exchange(self, *commands: tuple[Argument, ...], await_reply: bool = True) -> list[Any]:
+        """Send the commands together and return their replies.
+
+        Without `await_reply` the call returns nothing and does not wait: the next user of the connection reads the
+        replies and discards them.
+
+        Raises:
+            redis.exceptions.RedisError: also for an error reply, after all replies were read.
+        """
+        try:
+            (connection, unread), kept = self._idle.pop(), True
+        except IndexError:
+            # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
+            pool = self.client.connection_pool
+            kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
+            connection, unread, kept = kind(**pool.connection_kwargs), 0, False
+        try:
+            _send(connection, commands)
+            replies = _receive(connection, unread + (len(commands) if await_reply else 0))[unread:]
+        except redis.exceptions.ConnectionError:
+            if not kept:
+                raise
+            # A kept connection to a Redis that was restarted is broken; a new connection shows the present state. A
+            # command that runs twice for this reason is a drop, or finds its fill lease gone.
+            self._idle.clear()
+            return self.exchange(*commands, await_reply=await_reply)
+        self._idle.append((connection, 0 if await_reply else len(commands)))
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+    def run(self, script: Script, *calls: tuple[Any, ...], after: Sequence[tuple[Argument, ...]] = ()) -> list[Any]:
+        """Run the script once for each call (a key, arguments) and return the results. The commands in `after` are sent
+        first, in the same exchange."""
+        try:
+            return self.exchange(*after, *(script.run(*call) for call in calls))[len(after) :]
+        except redis.exceptions.NoScriptError:
+            return self.exchange(*(script.load(*call) for call in calls))
+
+
+def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:
+    plain = [tuple(it() if callable(it) else it for it in command) for command in commands]
+    encoded = [hiredis.pack_command(command) for command in plain]  # type: ignore[arg-type]  # its stub is too narrow
+    connection.send_packed_command([b"".join(encoded)])
+
+
+def _receive(connection: Any, count: int) -> list[Any]:
+    replies: list[Any] = []
+    for _ in range(count):
+        try:
+            replies.append(connection.read_response(disconnect_on_error=True))
+        except redis.exceptions.ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+def refused(error: BaseException | None) -> bool:
+    """Return whether the connection was refused, so that no server listens there. No other error proves that a server
+    holds nothing: a server that resets a connection, or has no room for it, may hold anything."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,34 @@
+"""The protocol's times, and the clock that they are counted with.
+
+A cache may be used for LEASE_S from before its last question to PostgreSQL. A writer that has fenced a cache waits for
+EXCLUSION_S from when the fence is visible; then no lease from before it is left. Each party counts with its own clock,
+so the second has to be longer than the first by more than two clocks drift apart meanwhile.
+"""
+
+import time
+
+LEASE_S = 2.4
+"""Seconds for which a cache lease is valid, counted by its holder from before it asked."""
+
+EXCLUSION_S = 2.5
+"""Seconds that a writer waits after it has fenced a cache."""
+
+DROP_TIMEOUT_S = 0.4
+"""Seconds that a cache has to acknowledge a drop. Together with EXCLUSION_S a write waits for 3 s at most."""
+
+RENEWAL_S = 1.0
+"""Seconds between two renewals by an app process. An edge renews as often (edge/lua/lease.lua)."""
+
+FILL_LEASE_S = 3.0
+"""Seconds after which a fill lease is void and another reader may fill the entry. Only speed depends on it."""
+
+CLOCK_DRIFT = 0.01
+"""The share by which two clocks may run apart; quartz clocks stay far below a thousandth."""
+
+assert LEASE_S * (1 + CLOCK_DRIFT) < EXCLUSION_S * (1 - CLOCK_DRIFT), "a lease could outlive the wait for its end"
+assert RENEWAL_S + DROP_TIMEOUT_S < LEASE_S, "a cache that works could lose its lease"
+
+
+def now() -> float:
+    """Return the seconds since the machine was booted. The clock goes on while the machine sleeps (CLOCK_BOOTTIME)."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
