@@ -85,7 +85,7 @@ check() {
     else
         failed=$((failed + 1))
         echo "FAILED  $what"
-        echo "        last answer: ${status:-none} $(printf '%.300s' "${body:-}")"
+        echo "        last response: ${status:-none} $(printf '%.300s' "${body:-}")"
     fi
 }
 
@@ -101,16 +101,16 @@ deleted() { request -X DELETE "$base/users/$id" && [ "$status" = 200 ]; }
 echo "$base"
 request "$base/users"
 if [ "$status" = 000 ]; then
-    echo "nobody answers there; ./run up or docker compose up starts a stack" >&2
+    echo "no response from $base. Start a stack with ./run up or docker compose up." >&2
     exit 1
 fi
-check "the list contains Alice, as in a new database"  list_contains Alice
+check "the list contains Alice, who is in every new database"  list_contains Alice
 check "POST creates a user and returns its id"         created
-check "GET reads it back"                              reads "test-$unique"
-check "PUT changes it, and the next read shows it"     updated
-check "after a write Nginx has a MISS, then a HIT"     is_cached
-check "a new user is in the list at once"              listed
-check "DELETE deletes it"                              deleted
+check "GET returns the new user"                              reads "test-$unique"
+check "PUT changes the user, and the next read shows the change"     updated
+check "after a write, Nginx reports MISS, then HIT"     is_cached
+check "a new user is in the list immediately"              listed
+check "DELETE deletes the user"                              deleted
 check "the next read is a 404"                         is_gone
 
 echo "$passed of $((passed + failed)) checks passed"

@@ -8,7 +8,14 @@ import pytest
 
 from testkit.stack import ROOT
 
-DOCUMENTS = ["README.md", "README.ru.md", "ARCHITECTURE.md", "CHANGELOG.md"]
+DOCUMENTS = [
+    name
+    for name in (
+        *("README.md", "README.ru.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"),
+        *sorted(str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")),
+    )
+    if (ROOT / name).exists()
+]
 
 
 def blocks(document: str, *languages: str) -> list[str]:
@@ -51,10 +58,22 @@ def test_every_command_of_run_in_the_readme_is_one_that_it_knows() -> None:
 def test_every_file_and_function_that_is_named_exists(document: str) -> None:
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#:]+)", text):
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / document).parent / target).exists(), target
     for file, name in re.findall(r"`([\w./-]+\.(?:py|lua|conf|sh)|run|edge/start):(\w+)`", text):
         assert (ROOT / file).exists(), file
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+def test_every_race_names_a_test_file_that_exists() -> None:
+    rows = re.findall(r"^\|(.*)\|$", (ROOT / "docs/races.md").read_text(), re.MULTILINE)
+    races = [row.split(" | ") for row in rows if not re.match(r" interleaving |-", row)]
+    assert races
+    for race in races:
+        assert len(race) == 3, race
+        files = re.findall(r"`(tests/[\w./-]+)`", race[2])
+        assert files, f"no test file: {race[0].strip()}"
+        for file in files:
+            assert (ROOT / file).is_file(), file
 
 
 def test_no_address_of_a_registry_and_no_path_of_a_machine_is_in_the_repository() -> None:

@@ -103,7 +103,7 @@ def test_status_repeats_the_warnings_of_each_edge() -> None:
         state = stack.refresh()
         assert state["ready"]
         assert len(state["warnings"]) == 1
-        assert state["warnings"][0].startswith(f"{stack.edges[1]}: This edge has no lease")
+        assert state["warnings"][0].startswith(f"{stack.edges[1]}: This edge has no cache lease")
         said = run("status", "--data", str(stack.data))
         assert said.returncode == 0
         assert said.stdout.startswith("ready, with warnings\n")

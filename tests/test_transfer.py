@@ -331,8 +331,8 @@ def test_a_file_that_holds_anything_else_is_refused_and_stays_as_it_is(
     before = untouched(notes)
     done = imported(own, file, code=2)
     assert said(done) == (
-        f"velikiy users import: {notes} does not begin with a rejected row, and is not overwritten: move it away, or"
-        " name another one with --rejects\n"
+        f"velikiy users import: {notes} does not begin with a rejected row, so it is not overwritten: move it away, or"
+        " choose another file with --rejects\n"
     )
     assert untouched(notes) == before
     assert count(own) == 0
@@ -455,8 +455,8 @@ def test_two_imports_do_not_write_into_one_file_of_rejects(own: Stack, tmp_path:
     for name in ("aside", "link"):
         done = imported(own, tmp_path / "b.csv", "--rejects", tmp_path / name, code=2)
         assert said(done) == (
-            f"velikiy users import: {tmp_path / name} is being written by another import at the moment: wait for its"
-            " end, or name another one with --rejects\n"
+            f"velikiy users import: {tmp_path / name} is in use by another import: wait for its end, or choose"
+            " another file with --rejects\n"
         )
     assert process.stdin is not None
     process.stdin.write(content[2_400_000:])
@@ -706,7 +706,7 @@ def test_a_signal_ends_it_after_the_chunk_and_it_says_how_to_go_on(
         other.rollback()
     _, error = process.communicate(timeout=60)
     assert process.returncode == ENDS[number]
-    assert b"up to line 10,001 stays; the same command goes on after it" in error
+    assert b"lines 1 to 10,001 are done; to continue after them, run the same command again" in error
     assert error.endswith(b"interrupted\n")
     assert b"Traceback" not in error
     assert count(own) == 10_000

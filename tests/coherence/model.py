@@ -55,7 +55,7 @@ class Protocol:
     edge_lease: bool = True  # else an edge that nobody can reach serves for ever
     no_store_without_lease_at_start: bool = True  # else a read older than the registration stores after it, unlisted
     # a cache that does not answer
-    gate: bool = True  # else a write goes on while the cache still serves
+    fence: bool = True  # else a write goes on while the cache still serves
     fence_waits: bool = True  # else the cache serves on what it was promised before the fence
     wait_counts_from_visible: bool = True  # a fence may take long to commit: promises are given until it is visible
     wait_outlasts_registrations: bool = True  # an old one, carried out late, unfences the row while the lease goes on
@@ -116,8 +116,8 @@ class Cache(NamedTuple):
     lease: bool = False  # Redis: somebody may fill
     gen: int = 0  # an edge: 0 the first name it ever gave, 1 a later one; matters only where names can come back
     first: int = -1  # an edge: what lies on its disk under name 0 while it is at name 1
-    gate: int = NO_FENCE
-    redis_lease: int = TRUSTED
+    fence: int = NO_FENCE
+    trust: int = TRUSTED
 
 
 class Writer(NamedTuple):
@@ -210,9 +210,9 @@ class Model:
         for body in (-1, 0):
             caches = [Cache(body=body) for _ in range(1 + self.s.edges)]
             if self.s.fenced is not None:
-                caches[self.s.fenced] = Cache(body=body, gate=FENCED, redis_lease=TRUSTED_BEFORE_FENCE)
+                caches[self.s.fenced] = Cache(body=body, fence=FENCED, trust=TRUSTED_BEFORE_FENCE)
             if self.s.unlisted:  # a writer passes by it as it does by a fenced one
-                caches[self.s.unlisted] = Cache(gate=FENCED, redis_lease=NOT_TRUSTED)
+                caches[self.s.unlisted] = Cache(fence=FENCED, trust=NOT_TRUSTED)
             writers, reads = (Writer(),) * len(self.s.rows), (Read(),) * self.s.reads
             yield World(0, 0, writers, reads, tuple(caches), self.s.faults)
 
@@ -252,7 +252,7 @@ class Model:
             for label, after, gone in self.face(w, i, 0):
                 yield label, after.put("writers", i, step=me.step + 1) if gone else after
         elif what == "list":
-            fenced = sum(1 << k for k, c in enumerate(w.caches) if k and c.gate >= FENCED)
+            fenced = sum(1 << k for k, c in enumerate(w.caches) if k and c.fence >= FENCED)
             yield f"{name} reads the list of edges", on(w, todo=(1 << len(w.caches)) - 2, waits=me.waits | fenced)
         elif what == "edges":
             for k in range(1, len(w.caches)):
@@ -274,12 +274,12 @@ class Model:
         p, me, c, name = self.p, w.writers[i], w.caches[k], f"W{i + 1}"
         cache = f"E{k}" if k else "Redis"
         if me.waits >> k & 1:
-            ended = c.gate == OVERWRITTEN and not p.wait_outlasts_registrations
-            if c.redis_lease != TRUSTED_BEFORE_FENCE or not p.fence_waits or ended:
+            ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
+            if c.trust != TRUSTED_BEFORE_FENCE or not p.fence_waits or ended:
                 yield f"{name} goes on without {cache}: 3 s after its fence", w, True
         elif c.state == DEAD or (c.state == MOVED and not p.refusal_beside_us_only):
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
-        elif c.gate in (FENCED, EMPTIED):
+        elif c.fence in (FENCED, EMPTIED):
             yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
         elif c.state == UP and k:
             yield f"{name} drops at {cache}", self.rename(w, k) if p.drop_changes_generation else w, True
@@ -288,13 +288,13 @@ class Model:
             if p.drop_takes_leases:
                 w = self.lose_leases(w).put("writers", i, lease=2 * own).put("caches", 0, lease=own)
             yield f"{name} drops in Redis", w.put("caches", 0, body=-1), True
-        elif not p.gate:
+        elif not p.fence:
             yield f"{name}: {cache} does not answer, goes on", w, True
-        elif c.gate in (NO_FENCE, OVERWRITTEN):
-            redis_lease = c.redis_lease if p.wait_counts_from_visible or not c.redis_lease else TRUSTED_BEFORE_FENCE
+        elif c.fence in (NO_FENCE, OVERWRITTEN):
+            trust = c.trust if p.wait_counts_from_visible or not c.trust else TRUSTED_BEFORE_FENCE
             yield (
                 f"{name}: {cache} does not answer, a fence is written",
-                w.put("caches", k, gate=STAMPED if c.gate == NO_FENCE else FENCED, redis_lease=redis_lease),
+                w.put("caches", k, fence=STAMPED if c.fence == NO_FENCE else FENCED, trust=trust),
                 False,
             )
 
@@ -310,7 +310,7 @@ class Model:
         if what == "start":
             for e in range(1, len(w.caches)) if all(x.step for x in w.reads[:i]) else ():
                 edge = w.caches[e]
-                leased = bool(edge.redis_lease) or not p.edge_lease
+                leased = bool(edge.trust) or not p.edge_lease
                 if edge.state == DEAD:
                     continue
                 if leased and edge.body >= 0:
@@ -319,12 +319,12 @@ class Model:
                     continue
                 step = self.read.index("ask")  # without a lease too: whether Redis may be used is the app's to know
                 store = leased or not p.no_store_without_lease_at_start
-                trusts = redis.redis_lease > 0 and not p.redis_trust_covers_reply
+                trusts = redis.trust > 0 and not p.redis_trust_covers_reply
                 start = Read(step, w.floor, e, edge.gen, store=store, trusts=trusts)
                 label = "miss" if leased else "no lease, leaves its cache alone"
                 yield f"{name} starts at E{e}: {label}", w.put("reads", i, **start._asdict())
         elif what == "ask":
-            if redis.state != UP or not (redis.redis_lease or me.trusts or not p.redis_trust_ends):
+            if redis.state != UP or not (redis.trust or me.trusts or not p.redis_trust_ends):
                 yield f"{name} goes without Redis", on(w)
             elif redis.body >= 0:
                 yield self.answer(f"{name} finds a body in Redis", w, i, redis.body, "store")
@@ -345,7 +345,7 @@ class Model:
             yield from self.fill(on(w, lease=0), name, me)
         elif what == "store":
             edge = w.caches[me.edge]
-            if not (edge.redis_lease or p.no_store_without_lease_at_start):
+            if not (edge.trust or p.no_store_without_lease_at_start):
                 return
             field = "body" if me.gen == edge.gen or not p.key_fixed_at_start else "first"
             yield (
@@ -390,10 +390,10 @@ class Model:
         if c.state == DEAD:
             if k:  # what its memory held is gone, its files are not
                 w = self.rename(w, k) if p.new_epoch_at_start else self.first_name(w, k)
-            yield f"{name} starts", to(w, state=UP, gate=min(c.gate, FENCED))
+            yield f"{name} starts", to(w, state=UP, fence=min(c.fence, FENCED))
             return
         if f"{kind} dies" in w.faults:
-            after = to(w.spend(f"{kind} dies"), state=DEAD, redis_lease=c.redis_lease if not k else NOT_TRUSTED)
+            after = to(w.spend(f"{kind} dies"), state=DEAD, trust=c.trust if not k else NOT_TRUSTED)
             yield f"*** {name} dies", self.orphan(after, k) if k else self.wipe(after)
         if k == 0 and "redis wiped" in w.faults:
             yield "*** Redis loses its keys", self.wipe(w.spend("redis wiped"))
@@ -410,26 +410,26 @@ class Model:
         elif f"{kind} hangs" in w.faults:
             yield f"*** {name} does not answer the app any more", to(w.spend(f"{kind} hangs"), state=HUNG)
         who = f"{name}'s lease" if k else "the trust in Redis"
-        if c.gate == STAMPED:
-            redis_lease = TRUSTED_BEFORE_FENCE if c.redis_lease and p.wait_counts_from_visible else c.redis_lease
-            yield f"the fence of {name} is visible", to(w, gate=FENCED, redis_lease=redis_lease)
-        if k and c.gate == FENCED and "registration is late" in w.faults:
+        if c.fence == STAMPED:
+            trust = TRUSTED_BEFORE_FENCE if c.trust and p.wait_counts_from_visible else c.trust
+            yield f"the fence of {name} is visible", to(w, fence=FENCED, trust=trust)
+        if k and c.fence == FENCED and "registration is late" in w.faults:
             yield (
                 f"*** an old registration of {name} is carried out",
-                to(w.spend("registration is late"), gate=OVERWRITTEN),
+                to(w.spend("registration is late"), fence=OVERWRITTEN),
             )
-        if c.redis_lease and (c.gate or c.state != UP):
-            yield f"{who} runs out", to(w, redis_lease=NOT_TRUSTED)
-        if c.redis_lease != TRUSTED and c.gate < FENCED:
-            yield f"{who} is renewed", to(w, redis_lease=TRUSTED)
-        if c.gate in (FENCED, OVERWRITTEN) and k:
+        if c.trust and (c.fence or c.state != UP):
+            yield f"{who} runs out", to(w, trust=NOT_TRUSTED)
+        if c.trust != TRUSTED and c.fence < FENCED:
+            yield f"{who} is renewed", to(w, trust=TRUSTED)
+        if c.fence in (FENCED, OVERWRITTEN) and k:
             after = self.rename(w, k) if p.emptied_on_return else w
-            redis_lease = NOT_TRUSTED if p.lease_ends_before_emptied else c.redis_lease
-            yield f"{name} hears that it is fenced, empties itself", to(after, gate=EMPTIED, redis_lease=redis_lease)
-        if c.gate == FENCED and not k and c.state == UP and not (c.redis_lease and p.flush_after_wait):
-            yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, gate=EMPTIED)
-        if c.gate == EMPTIED:
-            yield f"{name} is back: not fenced", to(w, gate=NO_FENCE, redis_lease=TRUSTED if k else c.redis_lease)
+            trust = NOT_TRUSTED if p.lease_ends_before_emptied else c.trust
+            yield f"{name} hears that it is fenced, empties itself", to(after, fence=EMPTIED, trust=trust)
+        if c.fence == FENCED and not k and c.state == UP and not (c.trust and p.flush_after_wait):
+            yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, fence=EMPTIED)
+        if c.fence == EMPTIED:
+            yield f"{name} is back: not fenced", to(w, fence=NO_FENCE, trust=TRUSTED if k else c.trust)
 
     def leases(self, w: World, old: int, new: int) -> World:
         def changed(actors: tuple[Actor, ...]) -> tuple[Actor, ...]:

@@ -159,7 +159,7 @@ def _condition(name: str, description: str) -> dict[str, Any]:
 
 CONDITIONS = [
     _condition("If-Match", "Write only if the current ETag is one of these; `*`: if the row exists."),
-    _condition("If-None-Match", "Write only if the current ETag is none of these."),
+    _condition("If-None-Match", "Write only if the current ETag is not in this list."),
 ]
 
 SPACE = r"[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
@@ -420,7 +420,7 @@ def _count(resource: Resource) -> dict[str, Any]:
     count = _answer("The number of rows.", _schema("Count"), headers, {"count": 3})
     responses = {"200": count, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES)}
     parameters = [SEARCH, UNLESS] if resource.words else [UNLESS]
-    summary = f"Count {_many(resource)}" + (", or those that a search finds" if resource.words else "")
+    summary = f"Count {_many(resource)}" + (", or the rows that a search finds" if resource.words else "")
     return _operation(f"count{_plural(resource)}", resource.name, summary, responses, parameters)
 
 
