@@ -344,7 +344,7 @@ class TestWhatTheAppHears:
     def test_of_two_conditions_or_keys_none_is_passed_over(self, told: Told, line: str, header: str) -> None:
         many = [f"X-{n}: 1" for n in range(150)]
         answer = send(told, line, f"{header}: {TAG}", *many, f'{header}: "other"')
-        assert "twice" in problem(answer, 400)
+        assert "repeated" in problem(answer, 400)
         assert not told.heard
 
     @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS, *PAGE])

@@ -119,7 +119,7 @@ class TestStarting:
             try:
                 stack = Stack(place / "data")
                 assert requests.get(f"{stack.app}/livez", timeout=5).json() == {"status": "alive"}
-                health = checkout / "velikiy" / "health.py"
+                health = checkout / "velikiy" / "http" / "health.py"
                 health.write_text(health.read_text().replace('"alive"', '"changed"'))
                 wait_until(
                     lambda: (
