@@ -178,6 +178,12 @@ class TestStarting:
             assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
             assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
 
+    def test_an_app_takes_as_many_connections_as_writes_may_wait(self, stack: Stack) -> None:
+        """And raises the limit of descriptors for it, which most systems set to 1024 at first."""
+        for worker in children_of(stack.pids()["app1"]):
+            [limit] = re.findall(r"Max open files +(\d+)", Path(f"/proc/{worker}/limits").read_text())
+            assert int(limit) >= 4096
+
     def test_each_process_of_the_apps_stays_on_one_cpu_and_they_share_them_out(self, stack: Stack) -> None:
         def taken() -> list[list[int]]:
             """The CPUs that each worker may use: more than one only until it has started."""

@@ -342,3 +342,18 @@ def test_leases_and_health_are_served_while_every_thread_is_busy(tmp_path: Path,
                 assert known.getresponse().read() == path.encode()
             known.close()
         (tmp_path / "end").touch()
+
+
+def test_a_write_whose_client_hangs_up_in_the_queue_is_not_carried_out(tmp_path: Path) -> None:
+    with server(tmp_path, "--threads", "1") as one:
+        done = [tmp_path / f"done-{n}" for n in range(3)]
+        connections = [one.connect() for _ in done]
+        with held(one, 1, "PUT"):
+            for file, connection in zip(done, connections, strict=True):
+                # As an edge sends it; a client of another kind may close its sending side and wait for the answer.
+                deadline = {} if file == done[1] else {"Write-Deadline": "clock 1 1"}
+                connection.request("PUT", f"/?begun={file}", b"x", deadline)
+            connections[0].close()
+            connections[1].sock.shutdown(socket.SHUT_WR)
+        assert [it.getresponse().status for it in connections[1:]] == [200, 200]
+        assert [file.exists() for file in done] == [False, True, True]

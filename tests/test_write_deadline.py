@@ -40,8 +40,8 @@ def stopped_worker(stack: Stack, name: str) -> Iterator[None]:
 
 
 def puts(stack: Stack, app: str) -> int:
-    """How many PUTs this app has answered."""
-    return stack.log(app).count('"method":"PUT"')
+    """How many PUTs this app has answered, or discarded because the edge had hung up."""
+    return stack.log(app).count('"method":"PUT"') + stack.log(app).count("write.abandoned")
 
 
 def name_of(url: str) -> str:

@@ -16,6 +16,7 @@ local CLOCK_BOOTTIME = 7  -- ngx.now is wall time, which is set; this one goes o
 local RENEW = 1        -- seconds between two questions
 local AGAIN = 0.1      -- seconds after one that failed
 local HANG = 5         -- seconds after which a renewal that has not ended no longer holds up the next
+local MOST = 4096      -- bytes of an answer
 local CONNECT = 200    -- milliseconds
 local PATIENCE = 800   -- milliseconds for the answer: of two that fail, the second is still in time
 
@@ -121,6 +122,20 @@ local function say(what)
 end
 
 
+-- Returns everything until the other side closes; nil if that takes until `limit`, or is too long. With a timeout for
+-- each piece alone, an app that sends byte by byte could hold up the renewal for ever.
+local function receive_all(socket, limit)
+    local answer = ""
+    while now() < limit and #answer < MOST do
+        local piece, err = socket:receiveany(MOST)
+        if not piece then
+            return err == "closed" and answer or nil
+        end
+        answer = answer .. piece
+    end
+end
+
+
 -- What an app says (velikiy/http/edge_leases.py), `<milliseconds> <redis> <rows>`: of the lease, whether Redis may be
 -- used as long, and `users:user` for each resource, percent-encoded. Or nil and the status, 0 where nobody answered.
 local function ask(what, epoch)
@@ -135,7 +150,7 @@ local function ask(what, epoch)
     if socket:connect(peer.address, peer.port)
         and socket:send("POST /.lease/" .. what .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                         .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then
-        local answer = socket:receive("*a")
+        local answer = receive_all(socket, now() + PATIENCE)
         status = answer and answer:match("^HTTP/1%.%d (%d%d%d) ")
         if status == "200" then
             milliseconds, redis, names = answer:match("\r\n\r\n(%d+) ?(%d?) ?([!-~ ]*)$")

@@ -87,11 +87,11 @@ class Database:
             timeout: Seconds for one request.
         """
         self.timeout = timeout
-        self._reads = self._pool(dsn, size, "reads")
-        self._writes = self._pool(dsn, size, "writes")
-        self._reserved = self._pool(dsn, RESERVED_CONNECTIONS, "reserved")
+        self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
+        self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
+        self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
 
-    def _pool(self, dsn: str, size: int, name: str) -> Pool:
+    def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
         options: list[str] = [
             str(conninfo_to_dict(dsn).get("options") or ""),
             "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
@@ -120,7 +120,7 @@ class Database:
             min_size=1,
             max_size=size,
             timeout=self.timeout,
-            max_waiting=10 * size,  # beyond that a 503 at once is kinder than a 503 after the timeout
+            max_waiting=waiting,  # beyond that a 503 at once is kinder than a 503 after the timeout
             # A pool stops reconnecting after this long and tries again at the next request. The default backs off
             # for up to minutes, in which a server that is back goes unnoticed.
             reconnect_timeout=1.0,
@@ -221,6 +221,8 @@ class Database:
                     continue
                 pool.away = False
                 return connection
+        except TooManyRequests:  # which says nothing about the server
+            raise
         except UNAVAILABLE:
             # A lock cannot lead here: the check reads no table.
             pool.away = True

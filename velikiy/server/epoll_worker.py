@@ -32,6 +32,9 @@ LEASES = b"POST /.lease/"
 RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
 """How the requests begin that are answered also while all other threads are busy."""
 
+DEADLINE = b"\r\nWrite-Deadline: "
+"""The header field that every edge sends with a write, and no other client."""
+
 LOOK_S = 0.05
 """Seconds that such a request waits at most. Each look while all threads are busy costs some microseconds for each
 connection that waits."""
@@ -167,14 +170,17 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             if self._free:
                 continue
             self._all_busy.set()  # it still holds
+            reserved = []
             for number, _ in self._arrivals.poll(0):
                 connection = self._idle.pop(number, None)
                 if connection is None:
                     continue
                 if _peek(connection).startswith(RESERVED):
-                    self._answer(connection)
+                    reserved.append(connection)
                 else:
                     self._wait_for(connection, self._arrivals.modify)
+            for connection in reserved:  # after the others are available to all threads again
+                self._answer(connection)
 
     def _answer(self, connection: Any) -> None:
         """Answer the request that has arrived. A write may have to wait for the end of another one; the thread that
@@ -188,7 +194,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             self._handle(connection)
         elif self._writes.enter(connection):
             while connection is not None:
-                self._handle(connection)
+                if _is_abandoned(connection):
+                    self.log.info("write.abandoned")
+                    self._give_up(connection)
+                else:
+                    self._handle(connection)
                 connection = self._writes.leave()
 
     def _handle(self, connection: Any) -> None:
@@ -258,6 +268,16 @@ def _peek(connection: Any) -> bytes:
         return _read_ahead(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:  # the thread that answers finds out why
         return b""
+
+
+def _is_abandoned(connection: Any) -> bool:
+    """Return whether an edge has closed the connection while its write was waiting: the client has hung up, and may
+    have written again through another app. An edge never closes only its sending side; other clients do."""
+    if DEADLINE not in _read_ahead(connection):
+        return False
+    ended = select.poll()
+    ended.register(connection.sock, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
+    return bool(ended.poll(0))
 
 
 def _comes(connection: Any) -> bool:

@@ -2,12 +2,17 @@
 
 import gc
 import os
+import resource
 import sys
 from contextlib import suppress
 from typing import Any
 
 from velikiy import logs
 from velikiy.settings import BadSetting, Settings, load
+
+MAX_DESCRIPTORS = 8192 + 512
+OWN_DESCRIPTORS = 512
+"""Of one process: connections to PostgreSQL, Redis and edges, logs, libraries."""
 
 try:
     settings = load(Settings)
@@ -24,6 +29,14 @@ threads = settings.app_threads
 # Longer than Nginx keeps its end (edge/nginx.conf, keepalive_timeout 30s): the side that reuses a connection
 # must be the one that closes it, or a PUT may meet a connection that is just being closed.
 keepalive = 75
+
+# Connections of one process. Writes in the queue keep theirs open, and an edge renews its lease over a new connection,
+# which must still be accepted. Each connection takes a file descriptor and a few kB. The limit of descriptors is raised
+# as far as it may be: above it, accept(2) fails.
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+most = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MAX_DESCRIPTORS)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+worker_connections = max(threads + 1, most - OWN_DESCRIPTORS)
 
 # Recycling workers by count resets connections under load; a leak is to be found, not to be hidden.
 max_requests = 0
