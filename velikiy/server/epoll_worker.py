@@ -35,7 +35,7 @@ RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
 DEADLINE = b"\r\nWrite-Deadline: "
 """The header field that every edge sends with a write, and no other client."""
 
-LOOK_S = 0.05
+LOOK_S = 0.1
 """Seconds that such a request waits at most. Each look while all threads are busy costs some microseconds for each
 connection that waits."""
 
