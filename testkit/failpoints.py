@@ -155,8 +155,8 @@ def stepped_app(stack: Stack, **settings: str) -> Iterator[SteppedApp]:
 
 @contextmanager
 def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterator[SpawnProcess]:
-    """A process of its own that writes to this user, as an app's worker does, and is killed at this place; without one
-    whoever from_edge for it may kill it. At the end it is gone in any case."""
+    """Start a process that writes to this user, as an app's worker does, and is killed at this place. Without a place
+    the test may kill the process. When the block ends the process is gone in any case."""
     # Spawned: a fork of this process would have our connections, and would end them as it dies.
     writer = get_context("spawn").Process(
         target=_write_and_die, args=(stack.postgres, stack.redis_url, user, name, place)

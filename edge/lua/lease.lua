@@ -136,8 +136,9 @@ local function receive_all(socket, limit)
 end
 
 
--- What an app says (velikiy/http/edge_leases.py), `<milliseconds> <redis> <rows>`: of the lease, whether Redis may be
--- used as long, and `users:user` for each resource, percent-encoded. Or nil and the status, 0 where nobody answered.
+-- Returns an app's response (velikiy/http/edge_leases.py), `<milliseconds> <redis> <rows>`: the time of the lease,
+-- whether Redis may be used as long, and `users:user` for each resource, percent-encoded. Or nil and the status, 0
+-- without a response.
 local function ask(what, epoch)
     local peer = balancer.choose()
     if not peer then

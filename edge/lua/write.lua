@@ -10,9 +10,9 @@ local _M = {}
 
 local clock, wait_ms
 
--- What the app would not hear as it was said: Nginx passes on the first of two, and none that is empty. A write whose
--- condition is lost on the way overwrites what it was to spare; of two keys each order would be another request. A page
--- whose origin is lost would pass for a program.
+-- Headers that Nginx would not pass on unchanged: it passes on the first of two, and no empty one. A write that loses
+-- its condition would overwrite a newer row; two keys in another order would be another request; a page without its
+-- origin would pass for a program.
 local ONCE = { "Content-Type", "If-Match", "If-None-Match", "If-Unmodified-Since", "Idempotency-Key", "Origin",
                "Sec-Fetch-Site" }
 

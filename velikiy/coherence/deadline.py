@@ -2,32 +2,22 @@
 
 A write that waits in a stopped worker, or behind others, would otherwise be committed seconds after its client was
 answered 504, over newer writes that were acknowledged meanwhile. The edge sends with each write how long it waits
-(edge/lua/write.lua), and the app compares right before COMMIT (`velikiy/coherence/protocol.py:_in_time`).
+(edge/lua/write.lua), and the app compares right before COMMIT (`velikiy/coherence/protocol.py:_check_deadline`).
 """
 
-import hashlib
 import re
 import socket
 import struct
-from pathlib import Path
 
+from velikiy.coherence.membership import name_in_this_boot
 from velikiy.coherence.timing import now
 
 LAST_DATA_RECEIVED = 52
 """The offset of `tcpi_last_data_recv` in Linux' `struct tcp_info`: a number of 32 bits, in milliseconds (tcp(7))."""
 
 
-def _clock() -> str:
-    """Name the clock that `now` counts with, as edge/start does. Time namespaces can shift it for a container."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    try:
-        namespace = str(Path("/proc/self/ns/time").readlink())
-    except OSError:  # a kernel without time namespaces
-        namespace = ""
-    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:16]
-
-
-CLOCK = _clock()
+CLOCK = name_in_this_boot("time")
+"""The name of the clock that `now` counts with. A time namespace can shift that clock for a container."""
 
 
 def parse(header: str, connection: socket.socket | None) -> float | None:

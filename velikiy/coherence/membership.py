@@ -31,13 +31,17 @@ EDGES = Statement(
 )
 
 
-def _host() -> str:
-    """Name this boot and this network namespace, as edge/start does."""
+def name_in_this_boot(namespace: str) -> str:
+    """Name this boot and this process's namespace of that kind (`net`, `time`), as edge/start does."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return hashlib.sha256(f"{boot} {Path('/proc/self/ns/net').readlink()}".encode()).hexdigest()[:16]
+    try:
+        inode = str(Path(f"/proc/self/ns/{namespace}").readlink())
+    except OSError:  # a kernel without namespaces of this kind
+        inode = ""
+    return hashlib.sha256(f"{boot} {inode}".encode()).hexdigest()[:16]
 
 
-HOST = _host()
+HOST = name_in_this_boot("net")
 
 
 def is_loopback(host: str) -> bool:

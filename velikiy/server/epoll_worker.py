@@ -228,8 +228,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
                 # No thread had time for it yet; one that was told meanwhile has not found it, so it is told again.
                 self._wait_for(connection, self._arrivals.modify)
             else:
-                connection.close()
-                self._open.discard(connection)
+                self._give_up(connection)
 
     def _stop(self) -> None:
         """What has begun or has come is answered, and so is what comes to a connection that is idle for no longer than
@@ -275,14 +274,15 @@ def _is_abandoned(connection: Any) -> bool:
     have written again through another app. An edge never closes only its sending side; other clients do."""
     if DEADLINE not in _read_ahead(connection):
         return False
-    ended = select.poll()
-    ended.register(connection.sock, select.POLLRDHUP)  # POLLHUP and POLLERR are always reported
-    return bool(ended.poll(0))
+    return _reports(connection, select.POLLRDHUP)
 
 
 def _comes(connection: Any) -> bool:
-    if _read_ahead(connection):
-        return True
-    waiting = select.poll()
-    waiting.register(connection.sock, select.POLLIN)
-    return bool(waiting.poll(0))
+    return bool(_read_ahead(connection)) or _reports(connection, select.POLLIN)
+
+
+def _reports(connection: Any, event: int) -> bool:
+    """Return whether the kernel reports the event now; it always reports POLLHUP and POLLERR too."""
+    poll = select.poll()
+    poll.register(connection.sock, event)
+    return bool(poll.poll(0))

@@ -21,7 +21,7 @@ except BadSetting as bad:
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
 
-# Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open; see worker.py.
+# Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open (epoll_worker.py).
 worker_class = "velikiy.server.epoll_worker.Worker"
 workers = settings.app_workers
 threads = settings.app_threads
