@@ -1,0 +1,19 @@
+"""What tests share that speak to the API with requests."""
+
+import requests
+
+User = dict[str, str]
+"""A user that a fixture created: `id`, `name`, `email`, `url`."""
+
+
+def problem(response: requests.Response, status: int, field: str | None = None) -> str:
+    """Check that the response is a problem with this status, about this field; return its detail."""
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    body = response.json()
+    assert body["status"] == status
+    assert body["title"]
+    if field:
+        assert field in [error["field"] for error in body["errors"]]
+    assert body["detail"]
+    return str(body["detail"])

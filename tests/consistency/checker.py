@@ -1,0 +1,467 @@
+"""Whether the reads of a history are explained by its writes: linearizable, for each path.
+
+A user's life is a row of states: absent, version 1, version 2, ..., gone. The service numbers them, and each write
+leaves a name of its own, so a read says where in that row it stands. What is left to check is time. While the history
+is replayed in the order of its invocations and returns, a **floor** is kept for each user (floors.py): the lowest
+version that may still be current. It rises when a write is acknowledged and when a read returns. A read is wrong if it
+shows less than what the floor was when it was invoked:
+
+stale       less than what acknowledged writes had made
+backwards   less than what another read had shown before, through whichever edge
+impossible  what nobody wrote, what was refused, what was written only later, a write that took effect twice or that
+            changed somebody who had been gone before
+mixed       a list whose rows were never current at the same moment
+
+Each operation is looked at when it is invoked and when it returns; a list costs what it shows. So the time is that of
+sorting, n log n. Memory is bounded: a long run is checked as it goes (`add`, `advance`), and what is too old to explain
+anything is forgotten.
+"""
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from tests.consistency.floors import ABSENT, GONE, Floor, Shown, User
+from tests.consistency.history import FOREVER, OUTSIDE, Operation, Row
+
+LONG_AGO = 60 * 10**9
+"""No operation takes that long; what was over before can be neither before nor after it."""
+
+EXAMPLES = 4
+"""In words, of each kind."""
+
+
+@dataclass
+class Verdict:
+    reads: int = 0
+    """Judged; lists among them."""
+    lists: int = 0
+    stale: int = 0
+    backwards: int = 0
+    impossible: int = 0
+    mixed: int = 0
+    marked: int = 0
+    """Reads that the edge itself marked STALE: not judged."""
+    unsettled: int = 0
+    """Reads of what had just been written past the app: not judged."""
+    unanswered: int = 0
+    """Reads that ended in an error or without an answer: they show nothing."""
+    writes: Counter[str] = field(default_factory=Counter)
+    tiers: Counter[str] = field(default_factory=Counter)
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def wrong(self) -> int:
+        return self.stale + self.backwards + self.impossible + self.mixed
+
+    def __str__(self) -> str:
+        counts = f"{self.reads} reads ({self.lists} lists): {self.stale} stale, {self.backwards} backwards, "
+        counts += f"{self.impossible} impossible, {self.mixed} mixed"
+        return "\n".join([counts, *self.examples])
+
+
+class Checker:
+    """Operations go in with `add`, in any order; `advance` judges those of which all that can matter is known."""
+
+    def __init__(self, *, grace: float = 1.0, across: bool = False) -> None:
+        """`grace`: seconds after which a write past the app has to be visible; until then reads of that user are not
+        judged. `across`: hold `/users` and `/users/<id>` against each other too, as if they were one path."""
+        self.verdict = Verdict()
+        self.now = 0
+        self._grace = int(grace * 1e9)
+        self._across = across
+        self._users: dict[int, User] = {}
+        self._creates: dict[str, Operation] = {}
+        """Unknown ones: their ids come to light when somebody reads them."""
+        self._events: list[tuple[int, int, int, Operation]] = []
+        self._number = 0
+        self._at_invoke: dict[int, dict[int, tuple[Shown, Shown]]] = {}
+        self._live: dict[int, User] = {}
+        """Those that a list has to show, unless they are deleted."""
+        self._births: deque[tuple[int, User]] = deque()
+        self._deaths: deque[tuple[int, User]] = deque()
+        self._lists: deque[tuple[Operation, dict[int, int]]] = deque()
+        self._began: int | None = None
+
+    # ---- what goes in ----
+
+    def add(self, operation: Operation) -> None:
+        kind = operation.kind
+        if self._began is None or operation.invoke < self._began:
+            self._began = operation.invoke
+        if kind in ("read", "list"):
+            if operation.outcome != "ok":
+                self.verdict.unanswered += 1
+                return
+            self.verdict.tiers[operation.tier] += 1
+            if operation.tier == "STALE":
+                self.verdict.marked += 1
+                return
+            for row in operation.rows:
+                self._learn(row)
+        elif kind == "initial":
+            for row in operation.rows:
+                user = self._user(row.user)
+                user.writes.setdefault(row.name, operation)
+                self._learn(row)
+        else:
+            self.verdict.writes[operation.outcome] += 1
+            self._add_write(operation)
+        self._number += 1
+        heapq.heappush(self._events, (operation.invoke, 0, self._number, operation))
+
+    def _add_write(self, operation: Operation) -> None:
+        if operation.user is None:
+            self._creates[operation.name] = operation
+            return
+        user = self._user(operation.user)
+        if operation.kind == "delete":
+            return
+        user.writes[operation.name] = operation
+        if operation.kind == "create" and operation.happened:
+            self._learn(Row(operation.user, 1, operation.name))
+
+    def _learn(self, row: Row) -> None:
+        """Which number a write took. Known before the replay gets there: it holds at all times."""
+        user = self._user(row.user)
+        user.version_of.setdefault(row.name, row.version)
+        user.name_of.setdefault(row.version, row.name)
+        if row.name not in user.counted:
+            user.taken.add(row.version)
+
+    def _user(self, number: int) -> User:
+        user = self._users.get(number)
+        if user is None:
+            user = self._users[number] = User(number, across=self._across)
+        return user
+
+    # ---- the replay ----
+
+    def advance(self, until: int) -> None:
+        """Judge what returned by then. All operations that were invoked by then must have been added."""
+        events = self._events
+        while events and events[0][0] <= until:
+            at, phase, number, operation = heapq.heappop(events)
+            if phase == 0:
+                self._invoked(number, operation)
+                if operation.outcome != "unknown":
+                    # Returns after the invocations of the same nanosecond: intervals are closed.
+                    heapq.heappush(events, (operation.returned, 1, number, operation))
+            else:
+                self._returned(at, number, operation)
+        self.now = max(self.now, min(until, FOREVER))
+        while self._births and self._births[0][0] < self.now - LONG_AGO:
+            self._births.popleft()
+        while self._deaths and self._deaths[0][0] < self.now - LONG_AGO:
+            self._deaths.popleft()[1].bury()
+
+    def _invoked(self, number: int, operation: Operation) -> None:
+        kind = operation.kind
+        if kind == "list":
+            self._at_invoke[number] = {
+                user.number: (user.acknowledged.now, user.listed.now) for user in self._live.values()
+            }
+            return
+        if kind == "initial":
+            return
+        if operation.user is None:
+            return
+        user = self._user(operation.user)
+        if kind == "read" or operation.status == 404:
+            self._at_invoke[number] = {user.number: (user.acknowledged.now, user.read.now)}
+            return
+        if not operation.happened:
+            return
+        if operation.edge == OUTSIDE:
+            user.unsettled_until = max(user.unsettled_until, operation.returned + self._grace)
+        reached = max(user.read.now, user.listed.now, key=lambda shown: shown.version)
+        if operation.outcome == "ok" and reached.version == GONE:
+            self._wrong("impossible", operation, None, None, reached, "it wrote to somebody who was gone")
+        if kind == "delete":
+            user.deletion = operation.invoke if user.deletion is None else min(user.deletion, operation.invoke)
+            user.deletions.append(operation)
+        elif kind == "update":
+            user.possible += 1
+            user.before[operation.name] = reached.version
+            if operation.outcome == "ok":
+                for floor in user.floors:
+                    floor.invoked(operation.name)
+
+    def _returned(self, at: int, number: int, operation: Operation) -> None:
+        kind = operation.kind
+        if kind == "list":
+            self._judge_list(operation, self._at_invoke.pop(number))
+        elif kind == "read":
+            self._judge_read(operation, self._at_invoke.pop(number))
+        elif kind == "initial":
+            for row in operation.rows:
+                user = self._user(row.user)
+                user.possible = max(user.possible, row.version + user.possible - 1)
+                user.forgot = row.version > 1  # what it was before, this history does not tell
+                if row.version == GONE:
+                    user.deletion = operation.invoke
+                self._rise(user, user.floors, row.version, operation, at)
+        elif operation.status == 404 and operation.user is not None:
+            # What a write found is as good as a read: it asked PostgreSQL.
+            self._judge_absence(self._user(operation.user), operation, *self._at_invoke.pop(number)[operation.user])
+        elif operation.outcome == "ok" and operation.user is not None:
+            self._acknowledged(self._user(operation.user), operation, at)
+        if kind == "update" and operation.user is not None:
+            user = self._user(operation.user)
+            user.over.append(operation)
+            user.forget(at - LONG_AGO)
+
+    def _acknowledged(self, user: User, operation: Operation, at: int) -> None:
+        if operation.kind != "update":
+            self._rise(user, user.floors, GONE if operation.kind == "delete" else 1, operation, at)
+        else:
+            version = user.version_of.get(operation.name)
+            if version is None:
+                user.counted.add(operation.name)
+            for floor in user.floors:
+                reached = floor.returned(operation.name, user.taken, version is not None)
+                self._rise(user, (floor,), max(reached, version or ABSENT), operation, at)
+
+    def _rise(self, user: User, floors: Iterable[Floor], version: int, because: Operation, at: int) -> None:
+        for floor in floors:
+            before = floor.now.version
+            if not floor.rise(version, because, at):
+                continue
+            if floor is user.listed:
+                user.rise_times.append(at)
+                user.rise_versions.append(version)
+                if before == ABSENT:
+                    self._births.append((at, user))
+            if user.listed.now.version > ABSENT:
+                self._live[user.number] = user
+        if user.acknowledged.now.version == GONE:
+            self._live.pop(user.number, None)
+            if because.kind == "delete":
+                self._deaths.append((at, user))
+
+    # ---- one user ----
+
+    def _judge_read(self, operation: Operation, floors: dict[int, tuple[Shown, Shown]]) -> None:
+        assert operation.user is not None
+        self.verdict.reads += 1
+        user = self._user(operation.user)
+        if user.unsettled_until > operation.invoke:
+            self.verdict.unsettled += 1
+            return
+        acknowledged, shown = floors[user.number]
+        if not operation.rows:
+            self._judge_absence(user, operation, acknowledged, shown)
+        elif self._judge_row(user, operation.rows[0], operation, acknowledged, shown):
+            self._rise(user, (user.read,), operation.rows[0].version, operation, operation.returned)
+
+    def _judge_absence(self, user: User, operation: Operation, acknowledged: Shown, shown: Shown) -> None:
+        if shown.version == ABSENT:
+            return  # not yet there, or gone already: nobody can tell
+        if not user.may_be_gone(operation.returned):
+            self._wrong("stale" if acknowledged.version > ABSENT else "backwards", operation, None, user, shown)
+            return
+        self._rise(user, (user.read,), GONE, operation, operation.returned)
+
+    def _judge_row(self, user: User, row: Row, operation: Operation, acknowledged: Shown, shown: Shown) -> bool:
+        write = user.writes.get(row.name)
+        if write is None and row.version == 1 and row.name in self._creates:
+            write = self._creates[row.name]
+        if row.version < acknowledged.version and (write or user.forgot):
+            self._wrong("stale", operation, row, user, acknowledged)
+            return False
+        if row.version < shown.version and (write or user.forgot):
+            self._wrong("backwards", operation, row, user, shown)
+            return False
+        why = self._why_impossible(user, row, operation, write)
+        if why:
+            self._wrong("impossible", operation, row, user, None, why)
+            return False
+        return True
+
+    def _why_impossible(self, user: User, row: Row, operation: Operation, write: Operation | None) -> str:
+        if write is None:
+            return "nobody wrote that"
+        if not write.happened:
+            return f"that write was refused ({write.status})"
+        if write.invoke > operation.returned:
+            return "that was written only later"
+        if user.version_of[row.name] != row.version:
+            return f"that write was seen as version {user.version_of[row.name]} too: it took effect twice"
+        if user.name_of[row.version] != row.name:
+            return f"another write was seen as that version: {user.name_of[row.version]!r}"
+        if row.version > user.possible:
+            return f"so far there can be {user.possible} versions at most"
+        if row.version <= user.before.get(row.name, ABSENT):
+            return f"version {user.before[row.name]} had been reached before that write was invoked"
+        return ""
+
+    # ---- a list ----
+
+    def _judge_list(self, operation: Operation, floors: dict[int, tuple[Shown, Shown]]) -> None:
+        """Each row by itself, and then all together: there must be one moment at which all were current."""
+        self.verdict.reads += 1
+        self.verdict.lists += 1
+        until = FOREVER if operation.until is None else operation.until
+        rows = {row.user: row for row in operation.rows}
+        wrong_before = self.verdict.wrong
+        # Closed interval of the moments at which it can have been taken, and what lies within and cannot be.
+        first, last = operation.invoke, operation.returned
+        holes: list[tuple[int, int]] = []
+        seen: dict[int, int] = {}
+        skipped = False
+
+        for number, row in rows.items():
+            user = self._user(number)
+            if user.unsettled_until > operation.invoke:
+                skipped = True
+                continue
+            acknowledged, shown = floors.get(number) or self._not_live(user, operation)
+            if not self._judge_row(user, row, operation, acknowledged, shown):
+                break  # one wrong read, however many of its rows are
+            write = user.writes.get(row.name) or self._creates.get(row.name)
+            first = max(first, write.invoke if write else first)
+            last = min(last, user.ended(row.version))
+            seen[number] = row.version
+        else:
+            for number, (acknowledged, shown) in floors.items():
+                if number in rows or not operation.after < number <= until or shown.version == ABSENT:
+                    continue
+                user = self._users[number]
+                if user.unsettled_until > operation.invoke:
+                    skipped = True
+                    continue
+                if not user.may_be_gone(operation.returned):
+                    kind = "stale" if acknowledged.version > ABSENT else "backwards"
+                    self._wrong(kind, operation, None, user, acknowledged if kind == "stale" else shown)
+                    break
+                assert user.deletion is not None
+                first = max(first, user.deletion)
+                seen[number] = GONE
+            for at, user in reversed(self._births):
+                if at <= operation.invoke:
+                    break
+                covered = operation.after < user.number <= until and user.number not in rows
+                if not covered or at > operation.returned or user.unsettled_until > operation.invoke:
+                    continue
+                if user.number in floors:
+                    continue
+                if user.may_be_gone(operation.returned):
+                    assert user.deletion is not None
+                    holes.append((at, user.deletion))
+                else:
+                    last = min(last, at)
+
+        self.verdict.unsettled += skipped
+        if self.verdict.wrong != wrong_before:
+            return
+        if not _room(first, last, holes):
+            self._wrong("mixed", operation, None, None, None, "its rows were never current at the same moment")
+            return
+        if self._forked(operation, seen):
+            return
+        for number, version in seen.items():
+            user = self._users[number]
+            self._rise(user, (user.listed,), version, operation, operation.returned)
+        self._lists.append((operation, seen))
+
+    def _not_live(self, user: User, operation: Operation) -> tuple[Shown, Shown]:
+        """The floors of a user that was not expected in a list: deleted before, or not yet there."""
+        floor = user.acknowledged
+        if floor.now.version == GONE and floor.at < operation.invoke:
+            return floor.now, floor.now
+        return Shown(ABSENT, None), Shown(ABSENT, None)
+
+    def _forked(self, operation: Operation, seen: dict[int, int]) -> bool:
+        """Two lists at the same time may come in either order, but not one first in one row and second in another."""
+        while self._lists and self._lists[0][0].returned < operation.invoke - LONG_AGO:
+            self._lists.popleft()
+        for other, others in reversed(self._lists):
+            if other.returned < operation.invoke:
+                break  # they were judged in the order of their returns
+            newer = older = False
+            for number in seen.keys() | others.keys():
+                here = seen[number] if number in seen else self._not_shown(number, operation)
+                there = others[number] if number in others else self._not_shown(number, other)
+                if here is not None and there is not None:
+                    newer |= here > there
+                    older |= here < there
+            if newer and older:
+                why = f"{self._say(other)}, at the same time, shows some rows newer and some older than it"
+                self._wrong("mixed", operation, None, None, None, why)
+                return True
+        return False
+
+    def _not_shown(self, number: int, operation: Operation) -> int | None:
+        """What it means that a list does not show a user; None where it means nothing."""
+        user = self._users[number]
+        covered = operation.after < number <= (FOREVER if operation.until is None else operation.until)
+        if not covered or user.may_be_gone(operation.returned) or user.unsettled_until > operation.invoke:
+            return None
+        return ABSENT
+
+    # ---- in words ----
+
+    def _wrong(
+        self, kind: str, operation: Operation, row: Row | None, user: User | None, floor: Shown | None, why: str = ""
+    ) -> None:
+        setattr(self.verdict, kind, getattr(self.verdict, kind) + 1)
+        if getattr(self.verdict, kind) > EXAMPLES:
+            return
+        said = f"{kind}: {self._say(operation)}"
+        if row:
+            said += f" showed version {row.version} {row.name!r} of user {row.user}"
+        elif user:
+            said += f" showed no user {user.number}"
+        if floor and floor.because:
+            what = "it was gone" if floor.version == GONE else f"version {floor.version} or later was current"
+            said += f", but {what}, by {self._say(floor.because)}"
+        self.verdict.examples.append(f"{said}{': ' + why if why else ''}")
+
+    def _say(self, operation: Operation) -> str:
+        began = self._began or 0
+        first, last = ((t - began) / 1e9 for t in (operation.invoke, operation.returned))
+        method = {"create": "POST", "update": "PUT", "delete": "DELETE"}.get(operation.kind, "GET")
+        via = " ".join(part for part in (operation.edge, operation.tier) if part)
+        wrote = f" {operation.name!r}" if operation.name else ""
+        return f"{method} {operation.path}{wrote} ({via or '-'}, {first:.6f} to {last:.6f} s)"
+
+    # ---- windows ----
+
+    def carry(self) -> Iterator[Operation]:
+        """What the rest of the history has to be judged by: with it, a part can be checked without what came before."""
+        for user in self._users.values():
+            if user.forgot and not user.writes:
+                continue  # gone long ago
+            version = min(user.read.now.version, user.listed.now.version)
+            recent = [] if version == GONE else list(user.writes.values())[-50:]
+            late = [write for write in user.writes.values() if write.outcome == "unknown"]
+            yield from {id(write): write for write in [*late, *recent] if write.kind != "initial"}.values()
+            if version < GONE:
+                yield from user.deletions
+            if version > ABSENT:
+                row = Row(user.number, version, user.name_of.get(version, ""))
+                path = f"/users/{user.number}"
+                yield Operation(self.now, self.now, "initial", path, "ok", user=user.number, rows=(row,))
+        yield from self._creates.values()
+
+    def waiting(self) -> list[Operation]:
+        """Added, and not yet judged."""
+        return [operation for _, _, _, operation in self._events]
+
+
+def _room(first: int, last: int, holes: list[tuple[int, int]]) -> bool:
+    """Whether the closed interval has a moment that is in none of the open holes."""
+    for begin, end in sorted(holes):
+        if begin < first < end:
+            first = end
+    return first <= last
+
+
+def check(history: Iterable[Operation], *, grace: float = 1.0, across: bool = False) -> Verdict:
+    """A whole history at once."""
+    checker = Checker(grace=grace, across=across)
+    for operation in history:
+        checker.add(operation)
+    checker.advance(FOREVER)
+    return checker.verdict

@@ -1,0 +1,606 @@
+"""A model of "lock, drop, commit", explored exhaustively: every interleaving of a few writers, reads, caches and faults.
+
+    python -m tests.consistency.model                      the whole protocol, then each element left out
+    python -m tests.consistency.model --without check      the shortest history that goes wrong without it
+
+One path is modelled: linearizability is local. What a cache holds is the set of writes that its body contains, as a
+bit mask. A read is wrong if its answer lacks a write that was acknowledged, or shown by a finished read, before it
+started. There is no clock: whatever may be delayed may be delayed for ever, a COMMIT as well, and a lease ends at any
+moment; "3 s after a fence" is the moment at which everything promised before that fence has run out.
+
+Writers who go to the caches together (velikiy/coherence/group_commit.py) are in it: as those whose steps happen to fall on the
+same moments.
+
+Names are kept out of the state: a read does not hold a lease token or a generation but whether its own is still the
+current one. A read answers as soon as it knows its value, before it fills or stores: that is the harshest order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypeVar
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """The elements. Each names what goes wrong without it; the tests show that it does."""
+
+    # a write
+    lock_before_drop: bool = True  # else a read starts after the drop, finds no lock, and keeps the old row
+    drop_before_commit: bool = True  # else the new row is readable in one place and the old one in another
+    redis_before_edges: bool = True  # else an edge that was dropped takes the old body from Redis once more
+    list_after_redis: bool = True  # else an edge that registers in between takes the old body from Redis, unlisted
+    drop_changes_generation: bool = True  # else what an edge holds, and what is on its way to it, is found after COMMIT
+    drop_takes_leases: bool = True  # else a fill that the write overtook lands after the drop
+    visible_before_unlock: bool = True  # PostgreSQL's promise; else a check passes while the snapshot lacks the write
+    own_fill_of_own_row: bool = True  # a writer knows its row, not the list: another row's write may be missing there
+    own_fill_after_commit: bool = True  # else Redis shows what PostgreSQL does not show yet, or never will
+    lock_ends_with_transaction: bool = True  # else a killed writer leaves its path uncached for ever
+    # a read
+    check: bool = True  # else a read between drop and COMMIT stores the old row under the new lease and generation
+    check_before_snapshot: bool = True  # else COMMIT fits between snapshot and check (also: REPEATABLE READ)
+    lease_before_check: bool = True  # else lock and drop fit between the two and the lease survives them
+    fill_needs_lease: bool = True  # else a fill that a write overtook lands after the drop
+    leases_are_random: bool = True  # counted in Redis they start again after a wipe, and an old one fits
+    leases_end: bool = True  # else a reader that dies keeps its path out of Redis for ever
+    key_fixed_at_start: bool = True  # else a late answer is stored under the generation that outdated it
+    # an edge
+    fresh_generation: bool = True  # absent reads as new; a default brings back what was stored under it before
+    new_epoch_at_start: bool = True  # else a restarted edge gives old names again and finds its old files
+    edge_lease: bool = True  # else an edge that nobody can reach serves for ever
+    no_store_without_lease_at_start: bool = True  # else a read older than the registration stores after it, unlisted
+    # a cache that does not answer
+    fence: bool = True  # else a write goes on while the cache still serves
+    fence_waits: bool = True  # else the cache serves on what it was promised before the fence
+    wait_counts_from_visible: bool = True  # a fence may take long to commit: promises are given until it is visible
+    wait_outlasts_registrations: bool = True  # an old one, carried out late, unfences the row while the lease goes on
+    refusal_beside_us_only: bool = True  # elsewhere another machine may refuse for an edge that lives
+    redis_trust_ends: bool = True  # else a process that has not heard of the fence reads a Redis that writers skip
+    redis_trust_covers_reply: bool = True  # else a process paused before it asks Redis gets a lease that writers skip
+    emptied_on_return: bool = True  # else what writers could not drop is served again
+    lease_ends_before_emptied: bool = True  # else the edge stores, between emptying and returning, what writers skip
+    flush_after_wait: bool = True  # else a lease is given between FLUSHDB and the end of the fence: writers skip it
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """How many of each, and what may go wrong: each fault happens at most once, at any moment."""
+
+    rows: tuple[int, ...] = (7,)  # a writer each; the same row serialises them, different rows share only the path
+    reads: int = 2
+    edges: int = 1
+    faults: tuple[str, ...] = ()
+    fenced: int | None = None  # this cache was fenced a moment ago (0: Redis) and answers again
+    unlisted: int | None = None  # this edge has not registered yet
+
+
+SCENARIOS = {
+    "one row, three reads": Scenario(reads=3),
+    "one row written twice": Scenario(rows=(7, 7)),
+    "two rows of one list": Scenario(rows=(7, 8)),
+    "two edges": Scenario(edges=2),
+    "an edge registers": Scenario(edges=2, unlisted=2),
+    "writers are killed": Scenario(rows=(7, 7), faults=("killed",)),
+    "Redis loses keys": Scenario(reads=3, faults=("redis wiped",)),
+    "Redis dies, a writer too": Scenario(faults=("redis dies", "killed")),
+    "an edge dies, its files stay": Scenario(faults=("edge dies", "redis wiped")),
+    "a generation is evicted": Scenario(faults=("generation evicted", "edge dies")),
+    "a read is retried": Scenario(reads=3, faults=("retry",)),
+    "an edge hangs": Scenario(faults=("edge hangs",)),
+    "an edge hangs, two writers": Scenario(rows=(7, 8), faults=("edge hangs",)),
+    "an edge comes back": Scenario(fenced=1),
+    "an edge hangs, a registration is late": Scenario(faults=("edge hangs", "registration is late")),
+    "an edge moves": Scenario(faults=("edge moves",)),
+    "Redis hangs": Scenario(faults=("redis hangs",)),
+    "Redis hangs, two writers": Scenario(rows=(7, 8), faults=("redis hangs",)),
+    "Redis comes back": Scenario(fenced=0),
+}
+
+UP, HUNG, DEAD, MOVED = range(4)  # a cache answers; does not answer the app (its clients it may); refuses; MOVED:
+# answers its clients, and at the address that writers know another machine refuses
+NO_FENCE, STAMPED, FENCED, EMPTIED, OVERWRITTEN = range(5)  # STAMPED: the fence is written but not yet committed;
+# OVERWRITTEN: by a registration from before, so the row is not fenced and no renewal fits it
+NOT_TRUSTED, TRUSTED, TRUSTED_BEFORE_FENCE = range(3)
+
+
+class Cache(NamedTuple):
+    """Redis, or an edge. An edge's lease and what processes believe of Redis are one thing: trust, with an end."""
+
+    state: int = UP
+    body: int = -1  # what a read finds now; -1: nothing
+    lease: bool = False  # Redis: somebody may fill
+    gen: int = 0  # an edge: 0 the first name it ever gave, 1 a later one; matters only where names can come back
+    first: int = -1  # an edge: what lies on its disk under name 0 while it is at name 1
+    fence: int = NO_FENCE
+    trust: int = TRUSTED
+
+
+class Writer(NamedTuple):
+    step: int = 0
+    alive: bool = True
+    open: bool = False  # its transaction, row lock included
+    lock: bool = False
+    todo: int = 0  # bits of the edges that it still has to drop at
+    waits: int = 0  # bits of the caches that it saw fenced
+    lease: int = 0  # 2 its lease is the current one, 1 it had one, 0 none
+    body: int = 0  # its path's body, as far as it knows
+
+
+class Read(NamedTuple):
+    step: int = 0
+    floor: int = 0  # what its answer must contain
+    edge: int = 0  # -1: nobody waits for it any more
+    gen: int = -1  # the name its key was made of; -1: one that never comes back
+    lease: int = 0
+    body: int = 0
+    store: bool = True
+    trusts: bool = False  # only without redis_trust_covers_reply: it looked when it started
+
+
+class World(NamedTuple):
+    committed: int
+    floor: int  # acknowledged, or shown
+    writers: tuple[Writer, ...]
+    reads: tuple[Read, ...]
+    caches: tuple[Cache, ...]  # Redis, then the edges
+    faults: tuple[str, ...]
+    wrong: str = ""
+
+    def put(self, kind: str, index: int, **changes: Any) -> World:
+        """The same world with one writer, read or cache changed."""
+        actors = getattr(self, kind)
+        changed = (*actors[:index], actors[index]._replace(**changes), *actors[index + 1 :])
+        one: dict[str, Any] = {kind: changed}
+        return self._replace(**one)
+
+    def spend(self, fault: str) -> World:
+        return self._replace(faults=tuple(f for f in self.faults if f != fault))
+
+
+Steps = Iterator[tuple[str, World]]
+Actor = TypeVar("Actor", Writer, Read)
+
+
+def names(mask: int) -> str:
+    return " and ".join(f"W{i + 1}" for i in range(mask.bit_length()) if mask >> i & 1) or "no write"
+
+
+class Model:
+    def __init__(self, protocol: Protocol, scenario: Scenario) -> None:
+        self.p, self.s = protocol, scenario
+        p = protocol
+        write = ["sql", "lock", "redis", "list", "edges", "commit", "unlock", "answer", "fill"]
+        read = ["start", "ask", "check", "snapshot", "fill", "store"]
+
+        def move(steps: list[str], what: str, before: str) -> None:
+            steps.remove(what)
+            steps.insert(steps.index(before), what)
+
+        if not p.lock_before_drop:
+            move(write, "lock", "commit")
+        if not p.redis_before_edges:
+            move(write, "redis", "commit")
+        if not p.list_after_redis:
+            move(write, "list", "redis")
+        if not p.drop_before_commit:
+            move(write, "commit", "redis")
+            move(write, "unlock", "redis")
+        if not p.visible_before_unlock:
+            move(write, "unlock", "commit")
+        if not p.own_fill_after_commit:
+            move(write, "fill", "commit")
+        if not p.check_before_snapshot:
+            move(read, "check", "fill")
+        if not p.lease_before_check:
+            move(read, "check", "ask")
+        if not p.check:
+            read.remove("check")
+        self.write, self.read = (*write, "done"), (*read, "done")
+        self.names_return = not (p.fresh_generation and p.new_epoch_at_start)
+        self.lost = 0 if p.fill_needs_lease and p.leases_are_random else 1
+        self.cacheable: dict[tuple[Cache, Cache, bool], bool] = {}
+
+    def roots(self) -> Iterator[World]:
+        """Everything cold, and everything warm."""
+        for body in (-1, 0):
+            caches = [Cache(body=body) for _ in range(1 + self.s.edges)]
+            if self.s.fenced is not None:
+                caches[self.s.fenced] = Cache(body=body, fence=FENCED, trust=TRUSTED_BEFORE_FENCE)
+            if self.s.unlisted:  # a writer passes by it as it does by a fenced one
+                caches[self.s.unlisted] = Cache(fence=FENCED, trust=NOT_TRUSTED)
+            writers, reads = (Writer(),) * len(self.s.rows), (Read(),) * self.s.reads
+            yield World(0, 0, writers, reads, tuple(caches), self.s.faults)
+
+    def steps(self, w: World) -> Steps:
+        for i in range(len(w.writers)):
+            yield from self.writer_steps(w, i)
+        for i in range(len(w.reads)):
+            yield from self.read_steps(w, i)
+        for i in range(len(w.caches)):
+            yield from self.cache_steps(w, i)
+
+    # a write
+
+    def writer_steps(self, w: World, i: int) -> Steps:
+        p, me, name, bit = self.p, w.writers[i], f"W{i + 1}", 1 << i
+        what = self.write[me.step]
+
+        def on(w: World, **changes: Any) -> World:
+            return w.put("writers", i, step=me.step + 1, **changes)
+
+        if me.open and me.alive and "killed" in w.faults:
+            yield f"{name} is killed, PostgreSQL has not noticed", w.put("writers", i, alive=False).spend("killed")
+        if not me.alive:
+            if me.open and not w.committed & bit:
+                leak = me.lock and not p.lock_ends_with_transaction
+                ended = Writer(step=len(self.write) - 1, alive=False, lock=leak)
+                yield f"PostgreSQL rolls {name} back", w.put("writers", i, **ended._asdict())
+            if what not in ("commit", "unlock"):
+                return  # what it had sent may still take effect, nothing else
+        if what == "sql":
+            same_row = [x for x, row in zip(w.writers, self.s.rows, strict=True) if row == self.s.rows[i]]
+            if not any(x.open for x in same_row) and all(x.step for x in w.writers[:i]):
+                yield f"{name} runs its SQL (row lock)", on(w, open=True, body=w.committed | bit)
+        elif what == "lock":
+            yield f"{name} locks the path", on(w, lock=True)
+        elif what == "redis":
+            for label, after, gone in self.face(w, i, 0):
+                yield label, after.put("writers", i, step=me.step + 1) if gone else after
+        elif what == "list":
+            fenced = sum(1 << k for k, c in enumerate(w.caches) if k and c.fence >= FENCED)
+            yield f"{name} reads the list of edges", on(w, todo=(1 << len(w.caches)) - 2, waits=me.waits | fenced)
+        elif what == "edges":
+            for k in range(1, len(w.caches)):
+                for label, after, gone in self.face(w, i, k) if me.todo >> k & 1 else ():
+                    todo = me.todo & ~(1 << k) if gone else me.todo
+                    yield label, after.put("writers", i, todo=todo, step=me.step + (not todo))
+        elif what == "commit":
+            ends = self.write[me.step + 1] != "unlock"
+            yield f"{name}: COMMIT is visible", on(w, open=not ends)._replace(committed=w.committed | bit)
+        elif what == "unlock":
+            yield f"{name}: its locks are freed", on(w, lock=False, open=not w.committed & bit)
+        elif what == "answer":
+            yield f"{name} is acknowledged", on(w)._replace(floor=w.floor | bit)
+        elif what == "fill" and me.lease:
+            yield from self.fill(on(w, lease=0), name, me)
+
+    def face(self, w: World, i: int, k: int) -> Iterator[tuple[str, World, bool]]:
+        """Writer i drops at cache k, or finds out why it need not; True: it is through with it."""
+        p, me, c, name = self.p, w.writers[i], w.caches[k], f"W{i + 1}"
+        cache = f"E{k}" if k else "Redis"
+        if me.waits >> k & 1:
+            ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
+            if c.trust != TRUSTED_BEFORE_FENCE or not p.fence_waits or ended:
+                yield f"{name} goes on without {cache}: 3 s after its fence", w, True
+        elif c.state == DEAD or (c.state == MOVED and not p.refusal_beside_us_only):
+            yield f"{name}: {cache} refuses, so it holds nothing", w, True
+        elif c.fence in (FENCED, EMPTIED):
+            yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
+        elif c.state == UP and k:
+            yield f"{name} drops at {cache}", self.rename(w, k) if p.drop_changes_generation else w, True
+        elif c.state == UP:
+            own = len(set(self.s.rows)) == 1 or not p.own_fill_of_own_row
+            if p.drop_takes_leases:
+                w = self.lose_leases(w).put("writers", i, lease=2 * own).put("caches", 0, lease=own)
+            yield f"{name} drops in Redis", w.put("caches", 0, body=-1), True
+        elif not p.fence:
+            yield f"{name}: {cache} does not answer, goes on", w, True
+        elif c.fence in (NO_FENCE, OVERWRITTEN):
+            trust = c.trust if p.wait_counts_from_visible or not c.trust else TRUSTED_BEFORE_FENCE
+            yield (
+                f"{name}: {cache} does not answer, a fence is written",
+                w.put("caches", k, fence=STAMPED if c.fence == NO_FENCE else FENCED, trust=trust),
+                False,
+            )
+
+    # a read
+
+    def read_steps(self, w: World, i: int) -> Steps:
+        p, me, name = self.p, w.reads[i], f"r{i + 1}"
+        what, redis = self.read[me.step], w.caches[0]
+
+        def on(w: World, **changes: Any) -> World:
+            return w.put("reads", i, step=me.step + 1, **changes)
+
+        if what == "start":
+            for e in range(1, len(w.caches)) if all(x.step for x in w.reads[:i]) else ():
+                edge = w.caches[e]
+                leased = bool(edge.trust) or not p.edge_lease
+                if edge.state == DEAD:
+                    continue
+                if leased and edge.body >= 0:
+                    done = w.put("reads", i, floor=w.floor, edge=e, store=False)
+                    yield self.answer(f"{name} starts at E{e}: HIT", done, i, edge.body, "done")
+                    continue
+                step = self.read.index("ask")  # without a lease too: whether Redis may be used is the app's to know
+                store = leased or not p.no_store_without_lease_at_start
+                trusts = redis.trust > 0 and not p.redis_trust_covers_reply
+                start = Read(step, w.floor, e, edge.gen, store=store, trusts=trusts)
+                label = "miss" if leased else "no lease, leaves its cache alone"
+                yield f"{name} starts at E{e}: {label}", w.put("reads", i, **start._asdict())
+        elif what == "ask":
+            if redis.state != UP or not (redis.trust or me.trusts or not p.redis_trust_ends):
+                yield f"{name} goes without Redis", on(w)
+            elif redis.body >= 0:
+                yield self.answer(f"{name} finds a body in Redis", w, i, redis.body, "store")
+            else:
+                if redis.lease:
+                    yield f"{name}: somebody else fills Redis", on(w)
+                if not redis.lease or p.leases_end:
+                    after = self.lose_leases(w) if redis.lease else w
+                    yield f"{name} gets the lease in Redis", on(after.put("caches", 0, lease=True), lease=2)
+        elif what == "check":
+            if any(x.lock for x in w.writers):
+                yield f"{name} checks: a writer is in flight, nothing will be stored", on(w, store=False, lease=0)
+            else:
+                yield f"{name} checks: no writer in flight", on(w)
+        elif what == "snapshot":
+            yield self.answer(f"{name} reads PostgreSQL", w, i, w.committed, self.read[me.step + 1])
+        elif what == "fill":
+            yield from self.fill(on(w, lease=0), name, me)
+        elif what == "store":
+            edge = w.caches[me.edge]
+            if not (edge.trust or p.no_store_without_lease_at_start):
+                return
+            field = "body" if me.gen == edge.gen or not p.key_fixed_at_start else "first"
+            yield (
+                f"E{me.edge} stores what {name} got: {names(me.body)}",
+                on(w.put("caches", me.edge, **{field: me.body})),
+            )
+        if "retry" in w.faults and what in self.read[2:-2] and me.edge > 0 and Read() in w.reads:
+            again = Read(self.read.index("ask"), me.floor, me.edge, me.gen)
+            after = w.put("reads", w.reads.index(Read()), **again._asdict())
+            yield (
+                f"{name} is too slow, E{me.edge} asks again for it",
+                after.put("reads", i, edge=-1, store=False).spend("retry"),
+            )
+
+    def answer(self, label: str, w: World, i: int, body: int, then: str) -> tuple[str, World]:
+        me = w.reads[i]
+        after = w.put("reads", i, step=self.read.index(then), body=body, floor=0)
+        if me.edge < 0:
+            return label, after
+        wrong = f"r{i + 1} got {names(body)}, {names(me.floor)} had to be in it" if me.floor & ~body else ""
+        return f"{label}, answers {names(body)}", after._replace(floor=w.floor | body, wrong=wrong)
+
+    def fill(self, w: World, name: str, who: Writer | Read) -> Steps:
+        redis = w.caches[0]
+        if redis.state == UP:  # else its fill is on its way, or lost
+            if (who.lease == 2 and redis.lease) or not self.p.fill_needs_lease:
+                yield (
+                    f"{name} fills Redis: {names(who.body)}",
+                    self.lose_leases(w).put("caches", 0, body=who.body, lease=False),
+                )
+            else:
+                yield f"{name} may not fill Redis: its lease is gone", w
+
+    # the caches
+
+    def cache_steps(self, w: World, k: int) -> Steps:
+        p, c, name, kind = self.p, w.caches[k], f"E{k}" if k else "Redis", "edge" if k else "redis"
+
+        def to(w: World, **changes: Any) -> World:
+            return w.put("caches", k, **changes)
+
+        if c.state == DEAD:
+            if k:  # what its memory held is gone, its files are not
+                w = self.rename(w, k) if p.new_epoch_at_start else self.first_name(w, k)
+            yield f"{name} starts", to(w, state=UP, fence=min(c.fence, FENCED))
+            return
+        if f"{kind} dies" in w.faults:
+            after = to(w.spend(f"{kind} dies"), state=DEAD, trust=c.trust if not k else NOT_TRUSTED)
+            yield f"*** {name} dies", self.orphan(after, k) if k else self.wipe(after)
+        if k == 0 and "redis wiped" in w.faults:
+            yield "*** Redis loses its keys", self.wipe(w.spend("redis wiped"))
+        if k and "generation evicted" in w.faults:
+            after = w.spend("generation evicted")
+            yield (
+                f"*** {name} evicts the generation",
+                self.rename(after, k) if p.fresh_generation else self.first_name(after, k),
+            )
+        if c.state in (HUNG, MOVED):
+            yield f"{name} answers again", to(w, state=UP)
+        elif k and "edge moves" in w.faults:
+            yield f"*** {name} moves, its old address is another's", to(w.spend("edge moves"), state=MOVED)
+        elif f"{kind} hangs" in w.faults:
+            yield f"*** {name} does not answer the app any more", to(w.spend(f"{kind} hangs"), state=HUNG)
+        who = f"{name}'s lease" if k else "the trust in Redis"
+        if c.fence == STAMPED:
+            trust = TRUSTED_BEFORE_FENCE if c.trust and p.wait_counts_from_visible else c.trust
+            yield f"the fence of {name} is visible", to(w, fence=FENCED, trust=trust)
+        if k and c.fence == FENCED and "registration is late" in w.faults:
+            yield (
+                f"*** an old registration of {name} is carried out",
+                to(w.spend("registration is late"), fence=OVERWRITTEN),
+            )
+        if c.trust and (c.fence or c.state != UP):
+            yield f"{who} runs out", to(w, trust=NOT_TRUSTED)
+        if c.trust != TRUSTED and c.fence < FENCED:
+            yield f"{who} is renewed", to(w, trust=TRUSTED)
+        if c.fence in (FENCED, OVERWRITTEN) and k:
+            after = self.rename(w, k) if p.emptied_on_return else w
+            trust = NOT_TRUSTED if p.lease_ends_before_emptied else c.trust
+            yield f"{name} hears that it is fenced, empties itself", to(after, fence=EMPTIED, trust=trust)
+        if c.fence == FENCED and not k and c.state == UP and not (c.trust and p.flush_after_wait):
+            yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, fence=EMPTIED)
+        if c.fence == EMPTIED:
+            yield f"{name} is back: not fenced", to(w, fence=NO_FENCE, trust=TRUSTED if k else c.trust)
+
+    def leases(self, w: World, old: int, new: int) -> World:
+        def changed(actors: tuple[Actor, ...]) -> tuple[Actor, ...]:
+            return tuple(x._replace(lease=new) if x.lease == old else x for x in actors)
+
+        return w._replace(writers=changed(w.writers), reads=changed(w.reads))
+
+    def lose_leases(self, w: World) -> World:
+        return self.leases(w, 2, self.lost)
+
+    def wipe(self, w: World) -> World:
+        w = self.lose_leases(w) if self.p.leases_are_random else self.leases(w, 1, 2)  # old numbers are given again
+        return w.put("caches", 0, body=-1, lease=False)
+
+    def rename(self, w: World, k: int) -> World:
+        """A fresh generation: nothing stored so far, or on its way, is found under it."""
+        c = w.caches[k]
+        reads = tuple(x._replace(gen=-1) if x.edge == k and (x.gen or not self.names_return) else x for x in w.reads)
+        first = c.first if c.gen or not self.names_return else c.body
+        return w._replace(reads=reads).put("caches", k, body=-1, gen=int(self.names_return), first=first)
+
+    def first_name(self, w: World, k: int) -> World:
+        c = w.caches[k]
+        reads = tuple(x._replace(gen=-1) if x.edge == k and x.gen == 1 else x for x in w.reads)
+        return w._replace(reads=reads).put("caches", k, gen=0, body=c.first, first=-1) if c.gen else w
+
+    def orphan(self, w: World, k: int) -> World:
+        return w._replace(reads=tuple(x._replace(edge=-1, store=False) if x.edge == k else x for x in w.reads))
+
+    # exploring
+
+    def tidy(self, w: World) -> World:
+        """Ends what can have no effect any more, so that fewer states are told apart."""
+        done, fill, store = len(self.read) - 1, self.read.index("fill"), self.read.index("store")
+
+        def settled(r: Read) -> Read:
+            if not r.step:
+                return r
+            if r.gen < 0 and self.p.key_fixed_at_start and r.store:
+                r = r._replace(store=False)
+            if r.step == fill and not r.lease:
+                r = r._replace(step=store)
+            if (r.step == store and not r.store) or (r.edge < 0 and not r.lease):
+                r = r._replace(step=done)
+            return Read(done) if r.step == done else r
+
+        return w._replace(reads=tuple(map(settled, w.reads)))
+
+    def uncached_for_ever(self, w: World) -> bool:
+        """No transaction is open and all else stands still for ever: can one more read not fill both tiers?"""
+        if any(x.open for x in w.writers):
+            return False
+        locked = any(x.lock for x in w.writers)
+        for edge in w.caches[1:]:
+            key = (w.caches[0], edge._replace(body=-1), locked)
+            if key not in self.cacheable:
+                standing = (Writer(step=len(self.write) - 1, lock=locked),)
+                queue = [World(w.committed, 0, standing, (Read(),), key[:2], ())]
+                seen = set(queue)
+                while queue and not all(c.body >= 0 for c in queue[-1].caches):
+                    fresh = {self.tidy(after) for _, after in self.steps(queue.pop())} - seen
+                    seen |= fresh
+                    queue.extend(fresh)
+                self.cacheable[key] = bool(queue)
+            if not self.cacheable[key]:
+                return True
+        return False
+
+
+@dataclass(frozen=True)
+class Result:
+    wrong: str  # empty: nothing found
+    trace: tuple[str, ...]  # the shortest that leads there
+    states: int
+    complete: bool
+    seconds: float
+
+    def __str__(self) -> str:
+        size = f"{self.states} states, {self.seconds:.1f} s"
+        if not self.wrong:
+            return f"right ({size}, {'all there are' if self.complete else 'bounded'})"
+        return f"WRONG after {len(self.trace)} steps ({size})\n" + "\n".join(
+            f"    {s}" for s in (*self.trace, "=> " + self.wrong)
+        )
+
+
+def explore(protocol: Protocol, scenario: Scenario, limit: int) -> Result:
+    """Breadth first, so that what is found first is shortest."""
+    model, began = Model(protocol, scenario), time.monotonic()
+    queue: deque[tuple[World, int]] = deque()
+    parents: list[tuple[int, str]] = []  # by number of the state
+    seen: set[int] = set()
+
+    def result(wrong: str, complete: bool) -> Result:
+        trace, at = [], len(parents) - 1
+        while wrong and at >= 0:
+            at, label = parents[at]
+            trace.append(label)
+        return Result(wrong, tuple(reversed(trace)), len(parents), complete, time.monotonic() - began)
+
+    def visit(label: str, w: World, parent: int) -> str:
+        w = model.tidy(w)
+        key = hash(w._replace(reads=tuple(sorted(w.reads))))  # reads are alike; the world itself keeps their names
+        if key in seen:
+            return ""
+        seen.add(key)
+        parents.append((parent, label))
+        queue.append((w, len(parents) - 1))
+        return w.wrong or (
+            "no transaction is open, and no read can fill both tiers" if model.uncached_for_ever(w) else ""
+        )
+
+    for root in model.roots():
+        visit("at first nothing is cached" if root.caches[0].body < 0 else "at first both tiers are warm", root, -1)
+    while queue and len(parents) < limit:
+        w, number = queue.popleft()
+        for label, after in model.steps(w):
+            if wrong := visit(label, after, number):
+                return result(wrong, complete=False)
+    return result("", complete=not queue)
+
+
+ELEMENTS = tuple(f.name for f in fields(Protocol))
+SHOWN_BY = {  # the scenario that needs the element; where none is named, the plainest one does
+    "list_after_redis": "an edge registers",
+    "own_fill_of_own_row": "two rows of one list",
+    "own_fill_after_commit": "Redis dies, a writer too",
+    "lock_ends_with_transaction": "writers are killed",
+    "leases_are_random": "Redis loses keys",
+    "fresh_generation": "a generation is evicted",
+    "new_epoch_at_start": "an edge dies, its files stay",
+    "edge_lease": "an edge hangs",
+    "wait_outlasts_registrations": "an edge hangs, a registration is late",
+    "refusal_beside_us_only": "an edge moves",
+    "no_store_without_lease_at_start": "an edge registers",
+    "fence": "an edge hangs",
+    "fence_waits": "an edge hangs",
+    "wait_counts_from_visible": "an edge hangs",
+    "redis_trust_ends": "Redis hangs",
+    "redis_trust_covers_reply": "Redis comes back",
+    "emptied_on_return": "an edge hangs",
+    "lease_ends_before_emptied": "an edge comes back",
+    "flush_after_wait": "Redis comes back",
+}
+
+
+def without(element: str, limit: int) -> tuple[str, Result]:
+    scenario = SHOWN_BY.get(element, "one row written twice")
+    return scenario, explore(Protocol(**{element: False}), SCENARIOS[scenario], limit)
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.consistency.model")
+    parser.add_argument("--without", choices=ELEMENTS, metavar="ELEMENT", help=f"one of: {', '.join(ELEMENTS)}")
+    parser.add_argument("--limit", type=int, default=1_000_000, help="states to look at per scenario")
+    options = parser.parse_args(arguments)
+    if options.without:
+        scenario, result = without(options.without, options.limit)
+        print(f"without {options.without}, {scenario}: {result}")
+        return 0 if result.wrong else 1
+    unexpected = 0
+    for name, scenario_ in SCENARIOS.items():
+        result = explore(Protocol(), scenario_, options.limit)
+        unexpected += bool(result.wrong)
+        print(f"{name}: {result}", flush=True)
+    for element in ELEMENTS:
+        name, result = without(element, options.limit)
+        unexpected += not result.wrong
+        print(f"without {element}, {name}: {str(result).splitlines()[0]}", flush=True)
+    return 1 if unexpected else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

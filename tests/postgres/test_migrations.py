@@ -1,0 +1,167 @@
+"""The first migration: a new database, an existing table with its rows, and what cannot be adopted."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import psycopg
+import pytest
+
+from testkit.databases import drop_database, execute, make_database, rows
+from testkit.stack import Stack
+from velikiy.postgres.migrate import CannotMigrate, upgrade
+
+
+@pytest.fixture
+def empty(stack: Stack) -> Iterator[str]:
+    """Address of an empty database, owned by the app's role."""
+    name, address = make_database(stack)
+    yield address
+    drop_database(stack, name)
+
+
+def test_a_new_database_holds_alice_bob_and_charlie_and_goes_on_with_4(empty: str) -> None:
+    assert upgrade(empty, wait=5) == ["0001_users", "0002_caches", "0003_resources"]
+    assert rows(empty, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
+    assert rows(empty, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
+
+
+def test_a_second_run_has_nothing_to_do(empty: str) -> None:
+    upgrade(empty, wait=5)
+    assert upgrade(empty, wait=5) == []
+
+
+def test_of_many_at_once_one_does_it(empty: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        applied = list(pool.map(lambda _: upgrade(empty, wait=5), range(4)))
+    assert sorted(applied) == [[], [], [], ["0001_users", "0002_caches", "0003_resources"]]
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "id serial PRIMARY KEY, name varchar(100) NOT NULL, email varchar(120) UNIQUE NOT NULL,"
+        " created_at timestamp DEFAULT CURRENT_TIMESTAMP",
+        "id integer, name text, email text, created_at timestamptz",
+        "id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, name text, email varchar, created_at timestamp(0)",
+        "id smallserial, name char varying, email text, created_at date",
+        "id int UNIQUE, name text, email text PRIMARY KEY, created_at timestamptz,"
+        " updated_at timestamp, version int, note text, flag bool NOT NULL DEFAULT true",
+        "id int DEFAULT nextval('elsewhere'), name varchar(120), email text, created_at timestamp",
+    ],
+)
+def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> None:
+    execute(
+        empty,
+        f"""
+        CREATE SEQUENCE elsewhere;
+        CREATE TABLE alembic_version (version_num varchar(32));
+        INSERT INTO alembic_version VALUES ('of another program');
+        CREATE TABLE users ({table});
+        INSERT INTO users (id, name, email, created_at) OVERRIDING SYSTEM VALUE
+        VALUES (7, 'Глеб', 'Gleb@Example.com', '2020-02-02'), (30, ' Old ', 'old@example.com', NULL);
+        """,
+    )
+    upgrade(empty, wait=5)
+    adopted = rows(empty, "SELECT id, name, email, version FROM users ORDER BY id")
+    assert adopted == [(7, "Глеб", "Gleb@Example.com", 1), (30, " Old ", "old@example.com", 1)]
+    assert rows(empty, "SELECT created_at::date::text FROM users WHERE id = 7") == [("2020-02-02",)]
+    assert rows(empty, "SELECT count(*) FROM users WHERE created_at IS NULL OR updated_at IS NULL") == [(0,)]
+    # The next id is beyond those that are there, and updates count versions up.
+    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id, version") == [
+        (31, 1)
+    ]
+    assert rows(empty, "UPDATE users SET name = 'M' WHERE id = 7 RETURNING version") == [(2,)]
+    assert rows(
+        empty,
+        "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
+        " WHERE attrelid = 'users'::regclass AND attname IN ('id', 'created_at') ORDER BY attname",
+    ) == [("timestamp with time zone",), ("bigint",)]
+
+
+def test_an_adopted_empty_table_starts_with_1(empty: str) -> None:
+    execute(empty, "CREATE TABLE users (id serial PRIMARY KEY, name text, email text, created_at timestamp)")
+    upgrade(empty, wait=5)
+    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("table", "reason"),
+    [
+        ("TABLE users (id uuid, name text, email text, created_at timestamp)", "column id has type uuid"),
+        ("TABLE users (id int, name text, email text)", "it lacks the column created_at"),
+        (
+            "TABLE users (id int, name text, email text, created_at date, password text NOT NULL)",
+            "password is unknown to this service",
+        ),
+        ("TABLE users (id int, name text, email text, created_at date, version text)", "version has type text"),
+        ("VIEW users AS SELECT 1 AS id, 'a' AS name, 'b' AS email, now() AS created_at", "not a plain table"),
+    ],
+)
+def test_another_kind_of_table_is_refused_with_the_reason(empty: str, table: str, reason: str) -> None:
+    execute(empty, f"CREATE {table}")
+    with pytest.raises(CannotMigrate, match=reason):
+        upgrade(empty, wait=5)
+    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+
+
+@pytest.mark.parametrize(
+    ("values", "ids"),
+    [
+        ("(3, 'A', 'same@example.com'), (5, 'B', 'SAME@example.com')", "3, 5"),
+        ("(3, NULL, 'a@example.com')", "3"),
+        ("(3, '', 'a@example.com')", "3"),
+        ("(3, repeat('x', 101), 'a@example.com')", "3"),
+        ("(3, 'A', NULL)", "3"),
+        ("(0, 'A', 'a@example.com')", "0"),
+    ],
+)
+def test_rows_that_cannot_be_adopted_are_named_and_nothing_changes(empty: str, values: str, ids: str) -> None:
+    execute(
+        empty,
+        f"CREATE TABLE users (id int, name text, email text, created_at timestamp);"
+        f"INSERT INTO users (id, name, email) VALUES {values}",
+    )
+    before = rows(empty, "SELECT * FROM users ORDER BY id")
+    with pytest.raises(CannotMigrate, match=rf"ids {ids}\."):
+        upgrade(empty, wait=5)
+    assert rows(empty, "SELECT * FROM users ORDER BY id") == before
+    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+
+
+def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> None:
+    upgrade(empty, wait=5)
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        execute(empty, "INSERT INTO users (name, email) VALUES ('A', 'ALICE@Example.COM')")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("ENCODING 'SQL_ASCII' LOCALE 'C' TEMPLATE template0", "encoding SQL_ASCII"),
+        ("ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0", "knows only ASCII letters"),
+    ],
+)
+def test_a_database_that_cannot_compare_names_is_refused(stack: Stack, options: str, reason: str) -> None:
+    name, address = make_database(stack, options)
+    try:
+        with pytest.raises(CannotMigrate, match=reason):
+            upgrade(address, wait=5)
+        assert rows(address, "SELECT to_regclass('users')") == [(None,)]
+    finally:
+        drop_database(stack, name)
+
+
+def test_a_server_that_is_not_there_is_named_as_the_cause() -> None:
+    with pytest.raises(CannotMigrate, match="DATABASE_URL"):
+        upgrade("postgresql://nobody@127.0.0.1:1/nothing", wait=0.2)
+
+
+def test_the_stacks_database_knows_all_letters(stack: Stack) -> None:
+    assert stack.sql("SHOW server_encoding") == [("UTF8",)]
+    assert stack.sql("SELECT lower('ГЛЕБ') = 'глеб', 'ГЛЕБ' ILIKE 'глеб'") == [(True, True)]
+
+
+def test_the_apps_role_is_no_superuser(stack: Stack) -> None:
+    assert stack.sql("SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user") == [
+        (False, False, False)
+    ]
