@@ -25,10 +25,10 @@ from velikiy.coherence import NOT_TRIED, Answer, CachePath, Caches, Change, Edge
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import Lease
-from velikiy.http import edge_leases, problems, routes
+from velikiy.http import edge_leases, middleware, problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
-from velikiy.resources.repository import Rows
+from velikiy.resources.repository import Repository
 from velikiy.resources.users import NewUser
 
 T = TypeVar("T")
@@ -108,14 +108,14 @@ class Users:
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
-        self.rows = Rows(registry()["users"], gate)
+        self.rows = Repository(registry()["users"], gate)
 
     def create(self, name: str, email: str) -> int:
         new = NewUser(name=name, email=email)
         return self.gate.write(lambda connection: self.rows.create(connection, new))[0]
 
     def update(self, user: int, name: str) -> None:
-        changes = self.rows.resource.changes.model_validate({"name": name})
+        changes = self.rows.resource.update_model.model_validate({"name": name})
         self.gate.write(lambda connection: self.rows.update(connection, user, changes, None))
 
     def delete(self, user: int) -> None:
@@ -180,6 +180,7 @@ def _write_and_die(postgres: str, redis_url: str, user: int, name: str, place: s
 def serving(gate: Gate) -> Iterator[str]:
     """The address of an app in this process with this fence."""
     app = Flask("in this process")
+    middleware.install(app)
     problems.install(app)
     routes.install(app, registry(), gate)
     edge_leases.install(app, registry(), gate.caches)

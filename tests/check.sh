@@ -24,6 +24,7 @@ mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs
 check "ruff"        "$tools/ruff" check .
 check "ruff format" "$tools/ruff" format --check .
 check "mypy"        "$tools/python" -m mypy
+check "import-linter" "$tools/lint-imports" --no-cache
 check "shellcheck"  "$tools/shellcheck" -x "${scripts[@]}"
 check "hadolint"    "$tools/hadolint" "${images[@]}"
 check "nginx -t"    edge/start -t

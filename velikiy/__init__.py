@@ -18,7 +18,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from velikiy import logs
     from velikiy.coherence import connect
     from velikiy.console import swagger
-    from velikiy.http import edge_leases, health, problems, routes
+    from velikiy.http import edge_leases, health, middleware, problem_pages, problems, routes
     from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
     from velikiy.resources.base import registry
@@ -32,7 +32,9 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     app = Flask(__name__, static_folder=None)
     app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # Flask looks at each call; none is async
+    middleware.install(app)
     problems.install(app)
+    problem_pages.install(app)
     routes.install(app, registry(), gate)
     edge_leases.install(app, registry(), gate.caches)
     health.install(app, database, gate.redis_tier)

@@ -8,7 +8,7 @@ from flask import Flask
 
 from velikiy import logs
 from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, Gate, Lease, NotTried, connect
-from velikiy.http import problems, routes
+from velikiy.http import middleware, problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
 from velikiy.settings import Settings, load
@@ -44,6 +44,7 @@ def create_app() -> Flask:
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
     gate = connect(database, settings)
     app = Flask(__name__, static_folder=None)
+    middleware.install(app)
     problems.install(app)
     routes.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
     database.open()

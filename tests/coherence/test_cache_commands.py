@@ -66,7 +66,7 @@ def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
     from velikiy.resources.base import registry
 
     with Connection.connect(stack.postgres, autocommit=True) as writer, writer.transaction():
-        lock(writer, [registry()["users"].item(2)])
+        lock(writer, [registry()["users"].row_path(2)])
         assert "a writer is in flight" in cache(stack, "show", "/users/2")
 
 

@@ -9,10 +9,11 @@ import pytest
 
 from testkit.stack import ROOT
 from velikiy.cli import velikiy
-from velikiy.http.problems import KINDS, SENTENCES, SQLSTATES
-from velikiy.http.requests import SENTENCES as FIELDS
+from velikiy.http.problems import DETAILS
 from velikiy.openapi.document import document
 from velikiy.resources.base import registry
+from velikiy.resources.problems import KINDS, SQLSTATES
+from velikiy.resources.validation import SENTENCES as FIELDS
 from velikiy.stack.commands import run
 
 OPENERS = ("Of", "By", "Under which", "What", "Whether", "Who", "As of")
@@ -80,7 +81,7 @@ def sentences(text: str) -> Iterator[str]:
 def problems() -> Iterator[Text]:
     for name, kind in KINDS.items():
         yield f"problem {name}", kind.advice
-    for status, sentence in SENTENCES.items():
+    for status, sentence in DETAILS.items():
         yield f"status {status}", sentence
     for sqlstate, (_, sentence) in SQLSTATES.items():
         yield f"SQLSTATE {sqlstate}", sentence

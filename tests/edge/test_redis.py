@@ -23,7 +23,7 @@ from velikiy.coherence import Caches
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
-from velikiy.resources.repository import Missing
+from velikiy.resources.repository import NotFound
 
 _numbers = count(1)
 
@@ -68,7 +68,7 @@ def user(app: SteppedApp) -> Iterator[int]:
     app.users.update(user, "old")
     app.steps.passed.clear()
     yield user
-    with suppress(Missing):
+    with suppress(NotFound):
         app.users.delete(user)
 
 
@@ -193,7 +193,7 @@ class TestWhereItIs:
     def test_apps_say_of_them_what_is_one_word(self, stack: Stack) -> None:
         """To an edge that renews its lease: one of the stack's."""
         app, database = Flask("in this process"), Database(stack.postgres, size=1, timeout=2)
-        lines = replace(registry()["users"], name="order_lines", one="order line")
+        lines = replace(registry()["users"], name="order_lines", singular="order line")
         edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
         database.open()
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
@@ -489,7 +489,7 @@ def drop(app: SteppedApp, user: int) -> bool:
     """At its edge alone: what it has it has to ask for again."""
     gate = app.users.gate
     with gate.database.autocommit() as connection:
-        gate.edge_tier.drop(gate.caches.edges(connection), [app.users.rows.resource.item(user)])
+        gate.edge_tier.drop(gate.caches.edges(connection), [app.users.rows.resource.row_path(user)])
     return False
 
 

@@ -9,7 +9,7 @@ import requests
 
 from testkit.raw_http import ask, check
 from testkit.stack import ROOT, Stack, wait_until
-from velikiy.http.problems import KINDS
+from velikiy.resources.problems import KINDS
 
 JSON = b"Content-Type: application/json\r\n"
 

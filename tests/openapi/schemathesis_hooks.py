@@ -8,7 +8,7 @@ from urllib.parse import parse_qs, urlsplit
 import requests
 import schemathesis
 
-from velikiy.http.requests import KEY
+from velikiy.http.requests import IDEMPOTENCY_KEY
 
 
 @schemathesis.hook
@@ -16,7 +16,7 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     """Each request has a key of its own, and a cursor is one that the service made for this order. Keys and cursors of a
     wrong form stay as they are."""
     key = case.headers.get("Idempotency-Key")
-    if isinstance(key, str) and re.fullmatch(KEY, key):
+    if isinstance(key, str) and re.fullmatch(IDEMPOTENCY_KEY, key):
         case.headers["Idempotency-Key"] = str(uuid.uuid4())
     cursor = case.query.get("cursor")
     if isinstance(cursor, str) and re.fullmatch("[A-Za-z0-9_-]+", cursor):

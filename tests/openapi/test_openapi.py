@@ -18,10 +18,10 @@ from pydantic import Field
 
 from testkit.stack import ROOT, Stack, running, wait_until
 from velikiy import create_app
-from velikiy.http.problems import KINDS, SQLSTATES
 from velikiy.openapi.document import document
 from velikiy.postgres import Database
 from velikiy.resources.base import Body, Resource, registry
+from velikiy.resources.problems import KINDS, SQLSTATES
 from velikiy.settings import Settings
 
 DOCUMENT = document(registry())
@@ -75,7 +75,7 @@ class TestTheDocument:
         monkeypatch.setattr(Database, "open", lambda _: None)
         app = create_app(Settings(database_url="postgresql://127.0.0.1:1/none", redis_url="redis://127.0.0.1:1"))
         there = {
-            (re.sub("<(?:[a-z]+:)?[a-z]+>", "{id}", rule.rule), method.lower())
+            (re.sub("<(?:[a-z]+:)?[a-z_]+>", "{id}", rule.rule), method.lower())
             for rule in app.url_map.iter_rules()
             if not rule.rule.startswith(NOT_FOR_PROGRAMS)
             for method in rule.methods or ()
@@ -119,7 +119,7 @@ class TestTheDocument:
         class NewPart(Body):
             weight: Annotated[int, Field(ge=0, examples=[3])] = 0
 
-        parts = Resource("spare_parts", "part", NewPart, sample=lambda number: {"weight": number})
+        parts = Resource("spare_parts", "part", NewPart, seed_row=lambda number: {"weight": number})
         both = document({**registry(), "spare_parts": parts})
         OpenAPIV31SpecValidator(both).validate()
         [post, get] = [both["paths"]["/spare_parts"][method] for method in ("post", "get")]

@@ -97,8 +97,8 @@ def test_what_is_less_usual_is_left_to_the_library(address: str) -> None:
 
 def test_samples_follow_the_rules_and_are_all_different() -> None:
     for resource in registry().values():
-        samples = [resource.sample(n) for n in range(1, 3000)]
+        samples = [resource.seed_row(n) for n in range(1, 3000)]
         for sample in samples:
-            assert resource.new.model_validate(sample).model_dump() == sample
+            assert resource.create_model.model_validate(sample).model_dump() == sample
         for field in resource.unique.values():
             assert len({sample[field].lower() for sample in samples}) == len(samples)

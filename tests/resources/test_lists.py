@@ -284,9 +284,9 @@ class TestSearch:
             for sort in SORTS:
                 for limit in (2, 5, 50):
                     usual = walked(sort, limit)
-                    monkeypatch.setattr(pagination, "FEW", -1)
+                    monkeypatch.setattr(pagination, "SORTABLE_ROWS", -1)
                     for near in (1, 2, 1000):
-                        monkeypatch.setattr(pagination, "near", lambda page, *_, near=near: near * page.limit)
+                        monkeypatch.setattr(pagination, "scan_window", lambda page, *_, near=near: near * page.limit)
                         assert walked(sort, limit) == usual
                     monkeypatch.undo()
 
@@ -294,8 +294,8 @@ class TestSearch:
     def test_no_search_looks_at_many_rows_for_a_page_if_what_it_finds_lies_evenly(self, limit: int) -> None:
         """Of a million. Those that an order passes until the page is full, or those that are sorted; never both."""
         rows = 1_000_000
-        for expected in range(pagination.FEW, rows, 1000):
-            looked_at = pagination.near(Page(limit), expected, rows)
+        for expected in range(pagination.SORTABLE_ROWS, rows, 1000):
+            looked_at = pagination.scan_window(Page(limit), expected, rows)
             if looked_at:
                 assert looked_at * expected / rows >= 2 * limit * 0.9  # it is enough, with room
                 assert limit * rows / expected <= 25_000

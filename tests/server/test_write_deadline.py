@@ -88,7 +88,7 @@ def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack
     try:
         users = Users(gate)
         user = users.create("Before", "deadline@example.com")
-        new = users.rows.resource.changes.model_validate({"name": "After"})
+        new = users.rows.resource.update_model.model_validate({"name": "After"})
         steps.steps["before the commit"] = lambda: time.sleep(0.4)
         with pytest.raises(TooLate):
             gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)

@@ -20,8 +20,8 @@ from velikiy.bulk.progress import say
 from velikiy.bulk.readers import Unreadable, by_name
 from velikiy.bulk.signals import orderly
 from velikiy.coherence import Gate
-from velikiy.http.problems import SQLSTATES
 from velikiy.resources.base import Resource
+from velikiy.resources.problems import SQLSTATES
 from velikiy.settings import Settings
 
 

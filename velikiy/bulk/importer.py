@@ -208,8 +208,8 @@ def seed_with(resource: Resource, gate: Gate, count: int) -> None:
 
 def _samples(resource: Resource, numbers: Iterator[int]) -> Iterator[list[Row]]:
     def row(n: int) -> Row:
-        given = resource.sample(n)
-        return checked(resource, n, given, partial(resource.new.model_validate, given))
+        given = resource.seed_row(n)
+        return checked(resource, n, given, partial(resource.create_model.model_validate, given))
 
     while some := [row(n) for n in itertools.islice(numbers, CHUNK)]:
         yield some

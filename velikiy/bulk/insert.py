@@ -11,11 +11,10 @@ from psycopg import sql
 
 from velikiy.bulk.readers import Row
 from velikiy.coherence import Change, Gate
-from velikiy.http import responses
-from velikiy.http.problems import SQLSTATES
 from velikiy.postgres import Connection, DatabaseUnavailable
 from velikiy.resources.base import Resource
-from velikiy.resources.repository import Taken
+from velikiy.resources.problems import SQLSTATES
+from velikiy.resources.repository import Conflict
 
 T = TypeVar("T")
 
@@ -130,7 +129,7 @@ def _copy(connection: Connection, table: str, columns: Sequence[str], rows: Iter
 
 def _taken(resource: Resource, row: Row) -> Row:
     """ON CONFLICT does not say which index it was."""
-    problem = responses.refused(resource, Taken(" or ".join(resource.unique.values())))
+    problem = Conflict(resource, " or ".join(resource.unique.values()))
     return row._replace(errors=problem.errors or [])
 
 

@@ -15,8 +15,8 @@ import jiter
 import orjson
 from pydantic import ValidationError
 
-from velikiy.http.requests import errors_of
 from velikiy.resources.base import READ_ONLY, Body, Resource
+from velikiy.resources.validation import errors_of
 
 LONGEST = 1 << 20
 """Bytes of one line: what has longer ones is no table, and would have to fit into memory."""
@@ -160,7 +160,7 @@ def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise Unreadable(f"line 1 is not CSV: {error}") from None
-    optional = {name for name, field in resource.new.model_fields.items() if not field.is_required()}
+    optional = {name for name, field in resource.create_model.model_fields.items() if not field.is_required()}
     for name in header:
         if name not in resource.columns:
             raise Unreadable(
@@ -207,7 +207,9 @@ def _csv_rows(
         elif values:
             given = dict(zip(header, values, strict=True))
             sent = {name: value for name, value in given.items() if value or name not in optional}
-            yield checked(resource, line, given, partial(resource.new.model_validate_strings, sent, strict=False))
+            yield checked(
+                resource, line, given, partial(resource.create_model.model_validate_strings, sent, strict=False)
+            )
 
 
 def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
@@ -224,7 +226,10 @@ def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
             yield Row(lines.number, text, [], []).refused("", flaw)
             continue
         yield checked(
-            resource, lines.number, orjson.Fragment(sent.strip()), partial(resource.new.model_validate_json, sent)
+            resource,
+            lines.number,
+            orjson.Fragment(sent.strip()),
+            partial(resource.create_model.model_validate_json, sent),
         )
 
 

@@ -1,36 +1,33 @@
-"""Many writes as one: all of them or none, in one transaction and behind one fence."""
+"""Many writes in one request: all of them or none, in one transaction that passes the gate once."""
 
 from typing import Annotated, Any, Literal
 
 import psycopg
 from pydantic import Field, create_model
 
-from velikiy.coherence import CachePath, Change
-from velikiy.http import responses
-from velikiy.http.problems import SQLSTATES, Problem
-from velikiy.http.requests import Key
-from velikiy.http.responses import Sent
+from velikiy.coherence import Change
 from velikiy.postgres import Connection
-from velikiy.resources.base import Resource, Strict
-from velikiy.resources.idempotency import once
-from velikiy.resources.repository import Refusal, Rows
+from velikiy.resources.base import MAX_ID, Resource, Strict
+from velikiy.resources.idempotency import Key, StoredResponse, once
+from velikiy.resources.problems import SQLSTATES, Problem
+from velikiy.resources.repository import Refusal, Repository
 
-OPERATIONS = 1000
+MAX_OPERATIONS = 1000
 
-AT_ONCE = 500
-"""Operations for which a batch has as much time again as one request."""
+OPERATIONS_PER_TIMEOUT = 500
+"""A batch has the time of one request, and as much again for each of so many operations."""
 
-Id = Annotated[int, Field(ge=1, le=2**63 - 1, json_schema_extra={"format": "int64"})]
+Id = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra={"format": "int64"})]
 
 
 def model(resource: Resource) -> type[Strict]:
-    """`{"operations": [{"op": "create", ...}, {"op": "update", "id": 7, ...}, {"op": "delete", "id": 8}]}`"""
-    number: Any = (Id, ...)
-    create: Any = create_model(f"Create{resource.title}", __base__=resource.new, op=_op("create"))
-    update: Any = create_model(f"Update{resource.title}", __base__=resource.changes, op=_op("update"), id=number)
-    delete: Any = create_model(f"Delete{resource.title}", __base__=Strict, op=_op("delete"), id=number)
+    """Return the model of a body: `{"operations": [{"op": "update", "id": 7, ...}, {"op": "delete", "id": 8}]}`."""
+    row_id: Any = (Id, ...)
+    create: Any = create_model(f"Create{resource.title}", __base__=resource.create_model, op=_op("create"))
+    update: Any = create_model(f"Update{resource.title}", __base__=resource.update_model, op=_op("update"), id=row_id)
+    delete: Any = create_model(f"Delete{resource.title}", __base__=Strict, op=_op("delete"), id=row_id)
     operation: Any = Annotated[create | update | delete, Field(discriminator="op")]
-    operations: Any = Annotated[list[operation], Field(min_length=1, max_length=OPERATIONS)]
+    operations: Any = Annotated[list[operation], Field(min_length=1, max_length=MAX_OPERATIONS)]
     return create_model(f"{resource.title}Batch", __base__=Strict, operations=(operations, ...))
 
 
@@ -38,73 +35,85 @@ def _op(name: str) -> Any:
     return (Literal[name], ...)
 
 
-def run(rows: Rows, asked: Strict, key: Key | None, until: float | None = None) -> Sent:
-    """`until`: see `Gate.write`.
+class _Refused(Exception):
+    """The batch cannot be carried out. Unlike a Problem, `once` does not store it as the response."""
+
+
+def run(repository: Repository, body: Strict, key: Key | None, until: float | None = None) -> StoredResponse:
+    """Carry out the batch. `until`: see `Gate.write`.
 
     Raises:
-        Problem: some of the operations cannot be done; it names each of them.
+        Problem: Some operations cannot be carried out. The problem names each of them, and the batch has no effect.
     """
-    operations = asked.operations  # type: ignore[attr-defined]
-    times = 1 + len(operations) / AT_ONCE
+    operations = body.operations  # type: ignore[attr-defined]
+    timeout_factor = 1 + len(operations) / OPERATIONS_PER_TIMEOUT
+
+    def write_all(connection: Connection) -> Change[StoredResponse]:
+        _lock(repository, connection, operations)
+        try:
+            return _change(repository, [_carry_out(repository, connection, operation) for operation in operations])
+        except Refusal:
+            raise _Refused from None
+
+    def find_errors(connection: Connection) -> Change[StoredResponse]:
+        _lock(repository, connection, operations)
+        return _carry_out_each(repository, connection, operations)
+
     try:
-        return rows.gate.write(once(key, lambda connection: _all(rows, connection, operations)), times, until=until)
-    except (Refusal, psycopg.IntegrityError, psycopg.DataError):
-        # Once more, to say which: with a savepoint after each, which costs as much as the operation itself.
-        return rows.gate.write(once(key, lambda connection: _each(rows, connection, operations)), times, until=until)
+        return repository.gate.write(once(key, write_all), timeout_factor, until=until)
+    except (_Refused, psycopg.IntegrityError, psycopg.DataError):
+        # Again, with a savepoint after each operation, to name the ones at fault. A savepoint costs as much as an
+        # operation.
+        return repository.gate.write(once(key, find_errors), timeout_factor, until=until)
 
 
-def _all(rows: Rows, connection: Connection, operations: list[Any]) -> Change[Sent]:
-    _lock(rows, connection, operations)
-    return _done(rows, [_one(rows, connection, operation) for operation in operations])
+def _lock(repository: Repository, connection: Connection, operations: list[Any]) -> None:
+    repository.lock(connection, [operation.id for operation in operations if operation.op != "create"])
+    repository.lock_unique_values(connection, [operation for operation in operations if operation.op != "delete"])
 
 
-def _each(rows: Rows, connection: Connection, operations: list[Any]) -> Change[Sent]:
-    _lock(rows, connection, operations)
+def _carry_out_each(repository: Repository, connection: Connection, operations: list[Any]) -> Change[StoredResponse]:
+    """Raises: Problem"""
     results, errors = [], []
-    connection.execute("SAVEPOINT here")
+    connection.execute("SAVEPOINT operation")
     for index, operation in enumerate(operations):
         try:
-            results.append(_one(rows, connection, operation))
+            results.append(_carry_out(repository, connection, operation))
         except Refusal as refusal:
-            problem = responses.refused(rows.resource, refusal)
-            [named] = problem.errors or [{"field": "id", "detail": problem.detail}]
-            errors.append(_error(index, named["field"], named["detail"], problem.status))
-            connection.execute("ROLLBACK TO SAVEPOINT here")
+            [error] = refusal.errors or [{"field": "id", "detail": refusal.detail}]
+            errors.append(_error(index, error["field"], error["detail"], refusal.status))
+            connection.execute("ROLLBACK TO SAVEPOINT operation")
         except (psycopg.IntegrityError, psycopg.DataError) as error:
             if error.sqlstate not in SQLSTATES:
                 raise
             errors.append(_error(index, "", SQLSTATES[error.sqlstate][1], 422))
-            connection.execute("ROLLBACK TO SAVEPOINT here")
+            connection.execute("ROLLBACK TO SAVEPOINT operation")
         else:
-            # At one stroke: each way to PostgreSQL is as long as an operation's. Two statements cannot be prepared.
-            connection.execute("RELEASE SAVEPOINT here; SAVEPOINT here", prepare=False)
+            # Both in one exchange, which takes as long as an operation. Two statements in one cannot be prepared.
+            connection.execute("RELEASE SAVEPOINT operation; SAVEPOINT operation", prepare=False)
     if errors:
-        some = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
-        raise Problem("batch-refused", f"The batch had no effect. {some}", errors)
-    return _done(rows, results)
+        first = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
+        raise Problem("batch-refused", f"The batch had no effect. {first}", errors)
+    return _change(repository, results)
 
 
-def _lock(rows: Rows, connection: Connection, operations: list[Any]) -> None:
-    rows.lock(connection, [operation.id for operation in operations if operation.op != "create"])
-    rows.lock_values(connection, [operation for operation in operations if operation.op != "delete"])
-
-
-def _one(rows: Rows, connection: Connection, operation: Any) -> dict[str, Any]:
+def _carry_out(repository: Repository, connection: Connection, operation: Any) -> dict[str, Any]:
+    """Raises: Refusal"""
     if operation.op == "create":
-        number, entry = rows.create(connection, operation).outcome
-        return {"op": "create", "id": number, "status": 201, "etag": entry.etag}
+        row_id, entry = repository.create(connection, operation).outcome
+        return {"op": "create", "id": row_id, "status": 201, "etag": entry.etag}
     if operation.op == "update":
-        entry = rows.update(connection, operation.id, operation, None).outcome
+        entry = repository.update(connection, operation.id, operation, None).outcome
         return {"op": "update", "id": operation.id, "status": 200, "etag": entry.etag}
-    rows.delete(connection, operation.id, None)
+    repository.delete(connection, operation.id, None)
     return {"op": "delete", "id": operation.id, "status": 200}
 
 
 def _error(index: int, field: str, detail: str, status: int) -> dict[str, Any]:
-    place = f"operations.{index}.{field}".rstrip(".")
-    return {"field": place, "detail": detail, "index": index, "status": status}
+    name = f"operations.{index}.{field}".rstrip(".")
+    return {"field": name, "detail": detail, "index": index, "status": status}
 
 
-def _done(rows: Rows, results: list[dict[str, Any]]) -> Change[Sent]:
-    invalidates: tuple[CachePath, ...] = rows.resource.invalidated_by(*{result["id"] for result in results})
-    return Change(Sent(200, {"message": "Done", "results": results}), invalidates)
+def _change(repository: Repository, results: list[dict[str, Any]]) -> Change[StoredResponse]:
+    paths = repository.resource.invalidated_by(*{result["id"] for result in results})
+    return Change(StoredResponse(200, {"message": "Done", "results": results}), paths)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, Field, ValidationError
 from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.timing import LEASE_S
-from velikiy.http.problems import Problem
 from velikiy.resources.base import Resource
+from velikiy.resources.problems import Problem
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
     it may use Redis as long, else 0; and `users:user` for each resource, by which keys in Redis are made. Of
     `order line` an edge would take the first word, and with it another resource's keys: it is `order%20line`."""
     edge_tier = EdgeTier()
-    names = " ".join(f"{resource.name}:{quote(resource.one, safe='')}" for resource in resources.values())
+    names = " ".join(f"{resource.name}:{quote(resource.singular, safe='')}" for resource in resources.values())
 
     def lease(redis_is_fenced: bool) -> Response:
         return Response(f"{int(LEASE_S * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")

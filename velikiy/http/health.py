@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, is it healthy: three questions with three answers."""
+"""The health of this process: /livez, /readyz and /health."""
 
 import orjson
 from flask import Flask, Response, request
@@ -6,28 +6,28 @@ from flask import Flask, Response, request
 from velikiy.coherence import RedisTier
 from velikiy.postgres import Database, DatabaseUnavailable, forgets
 
-OK, SILENT, UNREADABLE = "ok", "does not answer", "the tables are missing or may not be read"
+OK, NO_ANSWER, UNREADABLE = "ok", "does not answer", "the tables are missing or may not be read"
 
-# Asked of the catalog: to ask the table would wait for whoever has locked it.
+# The catalog answers at once. A query of the table would wait while another session has locked it.
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
 
 
 def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
     @app.get("/livez")
     def livez() -> Response:
-        """This process answers. It touches nothing: a restart would not bring PostgreSQL back."""
+        """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back."""
         return _json({"status": "alive"})
 
     @app.get("/readyz")
     def readyz() -> Response:
-        """May traffic be sent here? Not without PostgreSQL; without Redis it is only slower."""
-        (postgres, warnings), redis = _look_at(database), redis_tier.answers()
+        """Report whether this process can serve requests. It needs PostgreSQL; without Redis it is only slower."""
+        (postgres, warnings), redis = _check(database), redis_tier.answers()
         ready = postgres == OK
-        checks = {"postgres": postgres, "redis": OK if redis else SILENT}
+        checks = {"postgres": postgres, "redis": OK if redis else NO_ANSWER}
         members: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
         if ready and not redis:
             warnings.append("Redis does not answer: reads that miss at the edge go to PostgreSQL.")
-        # The edge that passes the question on says whether it has a lease (edge/nginx.conf); a client cannot.
+        # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/nginx.conf).
         if lease := request.headers.get("Edge-Lease"):
             checks["edge"] = OK if lease == "held" else "no lease"
             if lease != "held":
@@ -40,12 +40,12 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
 
     @app.get("/health")
     def health() -> Response:
-        healthy = _look_at(database)[0] == OK
+        healthy = _check(database)[0] == OK
         return _json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
 
 
-def _look_at(database: Database) -> tuple[str, list[str]]:
-    """Return what is wrong with PostgreSQL, and warnings. Before the first migration there is nothing to serve."""
+def _check(database: Database) -> tuple[str, list[str]]:
+    """Return the state of PostgreSQL, and warnings. Before the first migration there is nothing to serve."""
     try:
         with database.reserved() as connection:
             [(readable,)] = connection.execute(READABLE).fetchall()
@@ -55,7 +55,7 @@ def _look_at(database: Database) -> tuple[str, list[str]]:
             ]
             return OK if readable else UNREADABLE, warnings
     except DatabaseUnavailable:
-        return SILENT, []
+        return NO_ANSWER, []
 
 
 def _json(members: dict[str, object], status: int = 200) -> Response:

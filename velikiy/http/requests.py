@@ -1,7 +1,7 @@
-"""What a client sends, read strictly: each refusal says which field or header it is about, and why."""
+"""Parse requests strictly: each refusal names the field, parameter or header, and the reason."""
 
 import re
-from typing import Any, NamedTuple, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 import jiter
@@ -9,64 +9,47 @@ import orjson
 from flask import request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
-from werkzeug.datastructures import ETags
 
-from velikiy.coherence import NOT_TRIED, Entry, Lease, NotTried, deadline
-from velikiy.http.problems import Problem
+from velikiy.coherence import NOT_TRIED, Lease, NotTried, deadline
 from velikiy.resources.base import Resource
-from velikiy.resources.pagination import LIMIT, Page
-from velikiy.resources.repository import Condition
+from velikiy.resources.idempotency import Key
+from velikiy.resources.pagination import MAX_PAGE_ROWS, Page
+from velikiy.resources.problems import Problem
+from velikiy.resources.validation import errors_of
 
 B = TypeVar("B", bound=BaseModel)
 
-MAX_BODY = 64 * 1024
-"""Bytes; the largest valid user has under 2 kB. The edge refuses the same, earlier (client_max_body_size)."""
+MAX_BODY_BYTES = 64 * 1024
+"""The largest valid user has less than 2 kB. The edge refuses larger bodies earlier (client_max_body_size)."""
 
-MAX_BATCH = 2 * 1024 * 1024
-"""Bytes of the body of a batch."""
+MAX_BATCH_BYTES = 2 * 1024 * 1024
 
 JSON = ("application/json",)
 MERGE_PATCH = ("application/json", "application/merge-patch+json")
-"""RFC 7396. PUT means the same here: what is absent stays."""
+"""RFC 7396. PUT means the same here: an absent field keeps its value."""
 
-Q = 100
-"""Characters of a search."""
+MAX_SEARCH_CHARACTERS = 100
 
-WORDS = 8
-"""Of a search: each costs PostgreSQL a look at each row."""
+MAX_SEARCH_WORDS = 8
+"""PostgreSQL compares each word with each candidate row."""
 
-MOST = 1000
-"""Errors that one answer names."""
-
-KEY = r"[!-+\--~]{1,255}"
-"""An Idempotency-Key; without a comma: of two such headers servers make one."""
-
-TAG = '(W/)?"[!#-~]*"'
-TAGS = rf"[ \t,]*{TAG}([ \t]*,[ \t,]*{TAG})*[ \t,]*"
-"""If-Match and If-None-Match of a write (RFC 9110, 8.8.3), besides `*`. Anything else is refused: a condition that
-nobody understands must pass neither for one that holds nor for one that does not."""
-
+IDEMPOTENCY_KEY = r"[!-+\--~]{1,255}"
+"""The characters of an Idempotency-Key. A comma is refused, because servers join two headers of one name with it."""
 
 QUOTED = re.compile(r'"(?:\\.|[^"\\])*+("|\\?$)')
-REFUSED = re.compile(r"q[ \t]*=[ \t]*(0+(\.0*)?|\.0+)")
-"""A parameter of Accept that refuses its range. A weight that cannot be read refuses nothing."""
+ZERO_WEIGHT = re.compile(r"q[ \t]*=[ \t]*(0+(\.0*)?|\.0+)")
+"""A parameter of Accept that refuses its media range. A malformed weight refuses nothing."""
 
 
-class Key(NamedTuple):
-    """A request that may be sent more than once, and is to be done once."""
-
-    name: str
-    """As the client chose it: the header `Idempotency-Key`."""
-
-    request: bytes
-    """What came with it: method, path and body, where spaces and the order of keys make no difference."""
-
-
-# ---- the address ----
+# ---- the query ----
 
 
 def parameters(*known: str) -> dict[str, str]:
-    """The query's parameters, each known and given once."""
+    """Return the parameters of the query.
+
+    Raises:
+        Problem: A parameter is unknown, repeated or malformed.
+    """
     query = request.query_string.decode("latin-1")
     if not query:
         return {}
@@ -79,53 +62,56 @@ def parameters(*known: str) -> dict[str, str]:
         if name not in known:
             expected = "its parameters are " + ", ".join(known) if known else "it has no parameters"
             raise bad(
-                _shown(name) or "a parameter without a name",
+                _printable(name) or "a parameter without a name",
                 f"is not a parameter of {request.path}; {expected}",
             )
         if name in given:
             raise bad(name, "is given more than once")
-        if _shown(value) != value:
+        if _printable(value) != value:
             raise bad(name, "must be percent-encoded UTF-8")
         given[name] = value
-    # Known names have no % in them: what is left to be half an encoding belongs to a value.
+    # Known names contain no %, so a malformed encoding belongs to a value.
     if half := re.search("(?:^|&)([^&=]*)=[^&]*?(?:%(?![0-9A-Fa-f]{2})|[^!-~])", query):
         raise bad(half[1], "must be percent-encoded UTF-8")
     return given
 
 
-def _shown(text: str) -> str:
-    """Bytes that are no UTF-8 have become halves of surrogate pairs, which no answer can hold."""
+def _printable(text: str) -> str:
+    """Replace lone surrogates, which stand for bytes that are not UTF-8 and cannot be sent."""
     return text.encode("utf-8", "replace").decode()
 
 
 def page(resource: Resource) -> Page:
-    searched = ("q",) if resource.words else ()
+    searched = ("q",) if resource.search_column else ()
     given = parameters("cursor", "limit", *searched, "sort")
-    limit = given.get("limit", str(LIMIT))
-    if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= LIMIT):
-        raise bad("limit", f"must be a whole number from 1 to {LIMIT}")
+    limit = given.get("limit", str(MAX_PAGE_ROWS))
+    if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= MAX_PAGE_ROWS):
+        raise bad("limit", f"must be a whole number from 1 to {MAX_PAGE_ROWS}")
     sort = given.get("sort", "id")
-    if sort.removeprefix("-") not in ("id", *resource.sorts):
-        names = ", ".join(["id", *resource.sorts])
+    if sort.removeprefix("-") not in ("id", *resource.sort_keys):
+        names = ", ".join(["id", *resource.sort_keys])
         raise bad("sort", f"must be one of {names}; a - before the name reverses the order")
     cursor = given.get("cursor", "")
     if "cursor" in given and not cursor:
         raise bad_cursor()
-    return Page(int(limit), sort, words(given), cursor)
+    return Page(int(limit), sort, search(given), cursor)
 
 
-def words(given: dict[str, str]) -> str:
-    """The parameter `q`, in one spelling: the order of words makes no difference."""
+def search(given: dict[str, str]) -> str:
+    """Return the parameter `q` in one spelling: the order of words makes no difference."""
     if "q" not in given:
         return ""
     q = given["q"]
     if re.search(r"[\x00-\x1f\x7f-\x9f]", q):
         raise bad("q", "must not contain control characters")
-    if not q.strip() or len(q) > Q:
-        raise bad("q", f"must have 1 to {Q} characters and at least one word; yours has {len(q)} characters")
+    if not q.strip() or len(q) > MAX_SEARCH_CHARACTERS:
+        raise bad(
+            "q",
+            f"must have 1 to {MAX_SEARCH_CHARACTERS} characters and at least one word; yours has {len(q)} characters",
+        )
     words = q.split()
-    if len(words) > WORDS:
-        raise bad("q", f"must have at most {WORDS} words; yours has {len(words)}")
+    if len(words) > MAX_SEARCH_WORDS:
+        raise bad("q", f"must have at most {MAX_SEARCH_WORDS} words; yours has {len(words)}")
     return " ".join(sorted(set(words)))
 
 
@@ -137,37 +123,41 @@ def bad_cursor() -> Problem:
     return bad("cursor", "is not valid for this order; take the address of the next page from the Link header")
 
 
-def asked() -> Lease | NotTried | None:
-    """What an edge that has asked Redis already says of it (edge/lua/redis.lua); it passes no client's header of this
-    name on. A lease that somebody else makes up is none, and fills nothing."""
-    said = request.headers.get("Fill-Lease")
-    if not said:
+def from_edge() -> Lease | NotTried | None:
+    """Return the result of the edge's own read of Redis (edge/lua/redis.lua), for `Gate.read`.
+
+    The edge passes on no client's header of this name. A made-up fill lease fills nothing.
+    """
+    header = request.headers.get("Fill-Lease")
+    if not header:
         return NOT_TRIED
-    return None if said == "-" else Lease(said)
+    return None if header == "-" else Lease(header)
 
 
 def until() -> float | None:
-    """Return the moment after which this write must not be committed, None where the sender waits for ever."""
+    """Return the moment after which this write must not be committed, None if the sender sets no deadline."""
     header = request.headers.get("Write-Deadline")
     return deadline.parse(header, request.environ.get("gunicorn.socket")) if header else None
 
 
-# ---- what it takes ----
+# ---- Accept ----
 
 
 def takes_json(accept: str) -> bool:
-    """Tell whether an answer in JSON will do (RFC 9110, 12.5.1): the most specific of the ranges that fit decides. A
-    client that takes problems alone gets other answers too, unless it refuses application/json by name. The edge says
-    yes to fewer headers (edge/nginx.conf, $takes_json)."""
+    """Return whether the client accepts JSON (RFC 9110, 12.5.1): the most specific media range that matches decides.
+
+    A client that accepts only problems receives other JSON too, unless it refuses application/json by name. The edge
+    serves its cache to a plainer set of headers (edge/nginx.conf, $takes_json).
+    """
     ranges: dict[str, bool] = {}
     for member in QUOTED.sub('""', accept).lower().split(","):
         name, *parameters = (part.strip(" \t") for part in member.split(";"))
-        wanted = not any(REFUSED.fullmatch(parameter) for parameter in parameters)
+        wanted = not any(ZERO_WEIGHT.fullmatch(parameter) for parameter in parameters)
         if name:
             ranges[name] = wanted or ranges.get(name, False)
 
     def takes(kind: str) -> bool:
-        # Java's own client has "*" among others, and means all.
+        # Java's own client sends "*" among other ranges, and means all.
         return next((ranges[name] for name in (kind, "application/*", "*/*", "*") if name in ranges), not ranges)
 
     return takes("application/json") or ("application/json" not in ranges and takes("application/problem+json"))
@@ -176,43 +166,47 @@ def takes_json(accept: str) -> bool:
 # ---- the body ----
 
 
-def body(kind: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY) -> B:
-    """Raises: Problem"""
-    sent = _sent(limit)
-    if not sent.strip():
+def body(model: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY_BYTES) -> B:
+    """Parse the body as this model.
+
+    Raises:
+        Problem
+    """
+    content = _read(limit)
+    if not content.strip():
         raise Problem("not-json", "The body is empty. Send a JSON object.")
     _check_type(types)
     try:
-        jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
+        jiter.from_json(content, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("not-json", f"The body is not JSON: {error}.") from None
     try:
-        return kind.model_validate_json(sent)
+        return model.model_validate_json(content)
     except ValidationError as error:
-        problems = errors_of(error)
-        detail = "; ".join(f"{problem['field']}: {problem['detail']}" for problem in problems[:10])
-        raise Problem("invalid", detail, problems) from None
+        errors = errors_of(error)
+        detail = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
+        raise Problem("invalid", detail, errors) from None
 
 
-def _sent(limit: int) -> bytes:
-    """All of it or nothing: a server hands over what came of a body that was cut off, and the framework what fits of
-    one in chunks that is too large."""
+def _read(limit: int) -> bytes:
+    """Read the whole body or raise. gunicorn returns the beginning of a body that was cut off, and Flask the beginning
+    of a chunked body that is too large."""
     length = request.content_length
     try:
-        sent = request.stream.read(limit + 1) if length is None or length <= limit else b""
+        content = request.stream.read(limit + 1) if length is None or length <= limit else b""
     except (ParseException, OSError):  # the second: the connection ended before the body
         raise Problem("bad-request", "The chunked body is malformed or was cut off. Send it again.") from None
-    if len(sent) > limit or (length or 0) > limit:
+    if len(content) > limit or (length or 0) > limit:
         raise Problem(
             "content-too-large", f"The body is larger than {limit} bytes. Split the request into smaller requests."
         )
-    if length is not None and len(sent) < length:
-        raise Problem("bad-request", f"The body was cut off: {len(sent)} of {length} bytes arrived. Send it again.")
-    return sent
+    if length is not None and len(content) < length:
+        raise Problem("bad-request", f"The body was cut off: {len(content)} of {length} bytes arrived. Send it again.")
+    return content
 
 
 def _check_type(types: tuple[str, ...]) -> None:
-    """JSON has to say that it is. What says nothing, or that it is a form, any page in a browser can send."""
+    """Require a JSON media type: any web page can send a body that has no type or is a form."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         detail = "The body must not be compressed: send it without Content-Encoding."
         raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
@@ -223,94 +217,18 @@ def _check_type(types: tuple[str, ...]) -> None:
         raise Problem("unsupported-media-type", detail, headers=headers)
 
 
-SENTENCES = {
-    "missing": "is required",
-    "extra_forbidden": "is not a known field",
-    "string_type": "must be a string",
-    "string_unicode": "contains an unpaired surrogate",
-    "model_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-    "list_type": "must be an array",
-    "too_short": "must have at least {min_length} items; yours has {actual_length}",
-    "too_long": "must have at most {max_length} items",
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_from_float": "must be a whole number",
-    "float_type": "must be a number",
-    "float_parsing": "must be a number",
-    "decimal_type": "must be a number",
-    "decimal_parsing": "must be a number",
-    "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
-    "union_tag_not_found": "is required: create, update or delete",
-    "union_tag_invalid": "must be create, update or delete",
-}
-"""By pydantic's name of what is wrong. Its own sentences speak of its inner life."""
+# ---- idempotency ----
 
 
-def errors_of(error: ValidationError) -> list[dict[str, str]]:
-    """`{"field": "email", "detail": "is required"}` for each field that cannot be taken."""
-    problems = error.errors(include_url=False, include_input=False)[:MOST]
-    return [_field(problem) for problem in problems]
-
-
-def _field(problem: Any) -> dict[str, str]:
-    place = [str(part) for part in problem["loc"]]
-    if place[:1] == ["operations"]:
-        del place[2:3]  # the name of the kind of operation, which is not in the body
-    context = problem.get("ctx", {})
-    if problem["type"].startswith("union_tag_"):
-        place.append(context["discriminator"].strip("'"))
-    field = ".".join(place) or "body"
-    if problem["type"] == "value_error":
-        return {"field": field, "detail": str(context["error"])}
-    sentence = SENTENCES.get(problem["type"])
-    return {"field": field, "detail": sentence.format_map(context) if sentence else problem["msg"]}
-
-
-# ---- conditions (RFC 9110, section 13) ----
-
-
-def condition() -> Condition | None:
-    """Of a write, by its If-Match or If-None-Match."""
-    if "If-Unmodified-Since" in request.headers:
-        raise bad(
-            "If-Unmodified-Since", "is not supported: two writes may fall within one second. Send If-Match instead"
-        )
-    match, none_match = _tags("If-Match", request.if_match), _tags("If-None-Match", request.if_none_match)
-    if match is None and none_match is None:
-        return None
-
-    def may(entry: Entry) -> bool:
-        tag = entry.etag.strip('"')
-        if match is not None and not (match.star_tag or tag in match):
-            return False
-        return none_match is None or not (none_match.star_tag or none_match.contains_weak(tag))
-
-    return may
-
-
-def _tags(name: str, tags: ETags) -> ETags | None:
-    if name not in request.headers:
-        return None
-    # The framework takes what has no quotes for an ETag as well.
-    if not re.fullmatch(rf"\*|{TAGS}", request.headers[name]):
-        raise bad(name, 'must be * or a list of ETags with their quotes: "..."')
-    return tags
-
-
-def key(sent: BaseModel) -> Key | None:
-    """The header `Idempotency-Key` (IETF draft of that name), with what it belongs to."""
+def idempotency_key(body: BaseModel) -> Key | None:
+    """Return the header `Idempotency-Key` (IETF draft of that name) with the request that it belongs to."""
     name = request.headers.get("Idempotency-Key")
     if name is None:
         return None
-    if not re.fullmatch(KEY, name):
+    if not re.fullmatch(IDEMPOTENCY_KEY, name):
         raise bad(
             "Idempotency-Key",
             "must be a single key of 1 to 255 visible ASCII characters without a comma, such as a UUID",
         )
-    content = orjson.dumps(sent.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
+    content = orjson.dumps(body.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
     return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

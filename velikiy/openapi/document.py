@@ -11,12 +11,12 @@ import orjson
 from flask import Flask, Response, request
 from pydantic.json_schema import models_json_schema
 
-from velikiy.http import batch, requests
-from velikiy.http.health import OK, SILENT, UNREADABLE
-from velikiy.http.problems import KINDS
+from velikiy.http import batch, preconditions, requests
+from velikiy.http.health import NO_ANSWER, OK, UNREADABLE
 from velikiy.http.requests import JSON, MERGE_PATCH
 from velikiy.resources import pagination
 from velikiy.resources.base import Resource
+from velikiy.resources.problems import KINDS
 
 VERSION = "1.0.0"
 """Of what clients see; that of the software changes more often."""
@@ -148,12 +148,12 @@ KEY = _parameter(
     "Idempotency-Key",
     "A unique key for this request, such as a UUID. A repeated request with the same key and body is not carried out"
     " again within 24 hours: the service returns the first response.",
-    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{requests.KEY}$"},
+    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{requests.IDEMPOTENCY_KEY}$"},
 )
 
 
 def _condition(name: str, description: str) -> dict[str, Any]:
-    schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{requests.TAGS}$"}]}
+    schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{preconditions.TAGS}$"}]}
     return _parameter("header", name, description, schema)
 
 
@@ -167,25 +167,25 @@ LETTER = r"[^\s\x00-\x1f\x7f-\x9f]"
 SEARCH = _parameter(
     "query",
     "q",
-    f"Up to {requests.WORDS} words or beginnings of words. Finds rows that contain all of them, ignoring case. Accents"
-    " matter.",
+    f"Up to {requests.MAX_SEARCH_WORDS} words or beginnings of words. Finds rows that contain all of them, ignoring"
+    " case. Accents matter.",
     {
         "type": "string",
         "minLength": 1,
-        "maxLength": requests.Q,
-        "pattern": f"^{SPACE}*{LETTER}+({SPACE}+{LETTER}+){{0,{requests.WORDS - 1}}}{SPACE}*$",
+        "maxLength": requests.MAX_SEARCH_CHARACTERS,
+        "pattern": f"^{SPACE}*{LETTER}+({SPACE}+{LETTER}+){{0,{requests.MAX_SEARCH_WORDS - 1}}}{SPACE}*$",
     },
 )
 
 
 def _of_a_list(resource: Resource) -> list[dict[str, Any]]:
-    orders = [way + name for name in ("id", *resource.sorts) for way in ("", "-")]
+    orders = [way + name for name in ("id", *resource.sort_keys) for way in ("", "-")]
     cursor = {"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"}
-    limit = {"type": "integer", "minimum": 1, "maximum": pagination.LIMIT, "default": pagination.LIMIT}
+    limit = {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS}
     return [
         _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
         _parameter("query", "limit", "The largest number of rows on a page.", limit),
-        *([SEARCH] if resource.words else []),
+        *([SEARCH] if resource.search_column else []),
         _parameter(
             "query",
             "sort",
@@ -272,11 +272,11 @@ def _status(*words: str, **properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": [*properties], "properties": properties}
 
 
-REACHED = {"type": "string", "enum": [OK, SILENT]}
+REACHED = {"type": "string", "enum": [OK, NO_ANSWER]}
 CHECKS = {
     "type": "object",
     "required": ["postgres", "redis"],
-    "properties": {"postgres": {"type": "string", "enum": [OK, SILENT, UNREADABLE]}, "redis": REACHED},
+    "properties": {"postgres": {"type": "string", "enum": [OK, NO_ANSWER, UNREADABLE]}, "redis": REACHED},
 }
 READY = _status("ready", "not ready", checks=CHECKS)
 READY["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}
@@ -392,10 +392,10 @@ def _body(schema: str, examples: Mapping[str, Any], types: Iterable[str] = JSON)
 
 def _paths_of(resource: Resource) -> dict[str, Any]:
     return {
-        resource.all.path: {"get": _list(resource), "post": _create(resource)},
-        resource.count.path: {"get": _count(resource)},
-        f"{resource.all.path}/batch": {"post": _batch(resource)},
-        f"{resource.all.path}/{{id}}": {
+        resource.list_path.path: {"get": _list(resource), "post": _create(resource)},
+        resource.count_path.path: {"get": _count(resource)},
+        f"{resource.list_path.path}/batch": {"post": _batch(resource)},
+        f"{resource.list_path.path}/{{id}}": {
             "get": _get(resource),
             "put": _change(resource, "put", "absent fields keep their values", JSON),
             "patch": _change(
@@ -407,7 +407,7 @@ def _paths_of(resource: Resource) -> dict[str, Any]:
 
 
 def _list(resource: Resource) -> dict[str, Any]:
-    rows = {"type": "array", "maxItems": pagination.LIMIT, "items": _schema(resource.title)}
+    rows = {"type": "array", "maxItems": pagination.MAX_PAGE_ROWS, "items": _schema(resource.title)}
     headers = _headers("ETag", "Cache-Control", maybe=["Link", "Age"])
     page = _answer("A page of rows. `Link` leads to the next page.", rows, headers, [_row(resource)])
     responses = {"200": page, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES)}
@@ -419,47 +419,49 @@ def _count(resource: Resource) -> dict[str, Any]:
     headers = _headers("ETag", "Cache-Control", maybe=["Age"])
     count = _answer("The number of rows.", _schema("Count"), headers, {"count": 3})
     responses = {"200": count, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES)}
-    parameters = [SEARCH, UNLESS] if resource.words else [UNLESS]
-    summary = f"Count {_many(resource)}" + (", or the rows that a search finds" if resource.words else "")
+    parameters = [SEARCH, UNLESS] if resource.search_column else [UNLESS]
+    summary = f"Count {_many(resource)}" + (", or the rows that a search finds" if resource.search_column else "")
     return _operation(f"count{_plural(resource)}", resource.name, summary, responses, parameters)
 
 
 def _get(resource: Resource) -> dict[str, Any]:
     headers = _headers("ETag", "Last-Modified", "Cache-Control", maybe=["Age"])
-    row = _answer(f"The {resource.one}.", _schema(resource.title), headers, _row(resource))
+    row = _answer(f"The {resource.singular}.", _schema(resource.title), headers, _row(resource))
     responses = {"200": row, "304": NOT_MODIFIED, **_problems(*OF_RESOURCES, "not-found")}
-    return _operation(f"get{resource.title}", resource.name, f"Get one {resource.one}", responses, [ID, UNLESS])
+    return _operation(f"get{resource.title}", resource.name, f"Get one {resource.singular}", responses, [ID, UNLESS])
 
 
 def _create(resource: Resource) -> dict[str, Any]:
     headers = _headers("Location", "ETag", "Cache-Control", maybe=["Idempotency-Replayed"])
-    created = _answer(f"The {resource.one} was created.", _schema("Created"), headers, {"id": 4, "message": "Created"})
+    created = _answer(
+        f"The {resource.singular} was created.", _schema("Created"), headers, {"id": 4, "message": "Created"}
+    )
     operations = [f"{verb}{resource.title}" for verb in ("get", "put", "patch", "delete")]
     created["links"] = {
         operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
     }
     refusals = (*OF_WRITES, *OF_BODIES, *_taken(resource), "in-flight", "key-reused")
-    body = _body(f"New{resource.title}", {resource.one: resource.example})
+    body = _body(f"New{resource.title}", {resource.singular: resource.example})
     responses = {"201": created, **_problems(*refusals)}
-    return _operation(f"create{resource.title}", resource.name, f"Create a {resource.one}", responses, [KEY], body)
+    return _operation(f"create{resource.title}", resource.name, f"Create a {resource.singular}", responses, [KEY], body)
 
 
 def _change(resource: Resource, method: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
     headers = _headers("ETag", "Cache-Control")
-    changed = _answer(f"The {resource.one} was changed.", _schema("Updated"), headers, {"message": "Updated"})
+    changed = _answer(f"The {resource.singular} was changed.", _schema("Updated"), headers, {"message": "Updated"})
     refusals = (*OF_WRITES, *OF_BODIES, *_taken(resource), "not-found", "precondition-failed")
     body = _body(f"{resource.title}Changes", {"one field": _one_field(resource), "all fields": resource.example}, types)
     responses = {"200": changed, **_problems(*refusals)}
-    summary = f"Change a {resource.one}: {meaning}"
+    summary = f"Change a {resource.singular}: {meaning}"
     return _operation(f"{method}{resource.title}", resource.name, summary, responses, [ID, *CONDITIONS], body)
 
 
 def _delete(resource: Resource) -> dict[str, Any]:
     deleted = _answer(
-        f"The {resource.one} was deleted.", _schema("Deleted"), _headers("Cache-Control"), {"message": "Deleted"}
+        f"The {resource.singular} was deleted.", _schema("Deleted"), _headers("Cache-Control"), {"message": "Deleted"}
     )
     responses = {"200": deleted, **_problems(*OF_WRITES, "not-found", "precondition-failed")}
-    summary = f"Delete a {resource.one}"
+    summary = f"Delete a {resource.singular}"
     return _operation(f"delete{resource.title}", resource.name, summary, responses, [ID, *CONDITIONS])
 
 
@@ -481,7 +483,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
     ]
     body = _body(f"{resource.title}Batch", {"one of each": {"operations": operations}})
     responses = {"200": done, **_problems(*refusals)}
-    summary = f"Carry out up to {batch.OPERATIONS} writes: all of them or none"
+    summary = f"Carry out up to {batch.MAX_OPERATIONS} writes: all of them or none"
     return _operation(f"batch{_plural(resource)}", resource.name, summary, responses, [KEY], body)
 
 
@@ -507,10 +509,10 @@ def _row(resource: Resource) -> dict[str, Any]:
 
 
 def _schemas_of(resource: Resource) -> dict[str, Any]:
-    sent: list[Any] = [resource.new, resource.changes, batch.model(resource)]
+    sent: list[Any] = [resource.create_model, resource.update_model, batch.model(resource)]
     _, made = models_json_schema([(model, "validation") for model in sent], ref_template="#/components/schemas/{model}")
     schemas: dict[str, Any] = made["$defs"]
-    fields = schemas[resource.new.__name__]["properties"]
+    fields = schemas[resource.create_model.__name__]["properties"]
     given = {"id": NUMBER, "created_at": TIME, "updated_at": TIME, "version": VERSION_OF_A_ROW}
     row = {name: given.get(name) or fields[name] for name in resource.columns}
     return {**schemas, resource.title: {"type": "object", "required": [*row], "properties": row}}

@@ -1,1 +1,1 @@
-"""One module for each resource (docs/add-a-resource.md)."""
+"""The resources: one module for each, and the rooms that all of them share (docs/add-a-resource.md)."""

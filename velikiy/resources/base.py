@@ -1,5 +1,8 @@
-"""What a resource is: a table, an address, and what may be asked of it. Each module in velikiy/resources holds one;
-what is true of all of them stands here and in rows.py, api.py, transfer.py and openapi.py."""
+"""The definition of a resource: a table, an address, its fields, and the paths that a write of a row invalidates.
+
+Each resource is one module in velikiy/resources. Everything else (routes, pages, imports, the OpenAPI document) follows
+from its `Resource`.
+"""
 
 import importlib
 import pkgutil
@@ -14,31 +17,33 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from velikiy.coherence import CachePath
 
 READ_ONLY = ("id", "created_at", "updated_at", "version")
-"""Columns of every resource that the service sets itself (migrations: make_resource)."""
+"""Columns of every resource that the service sets itself (the SQL procedure make_resource)."""
 
-OF_A_BATCH = ("op", "id")
-"""What an operation of a batch has besides the fields."""
+BATCH_FIELDS = ("op", "id")
+"""Members of an operation in a batch, besides the fields of the resource."""
 
 RESERVED = frozenset({"health", "livez", "readyz", "docs", "problems"})
-"""Addresses of the service's own; edge/nginx.conf leaves them uncached."""
+"""First segments of the service's own addresses, which no resource may have and no edge caches."""
+
+MAX_ID = 2**63 - 1
 
 
 def _describe(schema: dict[str, Any]) -> None:
-    """JSON schemas without pydantic's titles, which only repeat the names."""
+    """Remove pydantic's titles from a JSON schema: they only repeat the names."""
     schema.pop("title", None)
-    for described in schema["properties"].values():
-        described.pop("title", None)
+    for property_ in schema["properties"].values():
+        property_.pop("title", None)
 
 
 class Strict(BaseModel):
-    """What a client sends."""
+    """A body that a client sends. Unknown members are refused, and no type is converted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_describe)
 
     @model_validator(mode="before")
     @classmethod
-    def _whole_numbers(cls, data: Any) -> Any:
-        """7.0 is one, and to JSON schema the same as 7."""
+    def _accept_whole_floats(cls, data: Any) -> Any:
+        """Accept 7.0 as 7: JSON schema does not tell them apart."""
         if isinstance(data, dict):
             return {key: int(value) if _is_whole(value) else value for key, value in data.items()}
         return data
@@ -57,47 +62,47 @@ def _describe_body(schema: dict[str, Any]) -> None:
 
 
 class Body(Strict):
-    """A row, or some of it. Read-only fields are accepted and ignored, so that what was read can be sent back."""
+    """Fields of a row. Read-only fields are ignored, so that a client can send back a row as it read it."""
 
     model_config = ConfigDict(json_schema_extra=_describe_body)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_read_only_fields(cls, data: Any) -> Any:
+    def _ignore_read_only_fields(cls, data: Any) -> Any:
         if isinstance(data, dict):
             return {key: value for key, value in data.items() if key not in READ_ONLY or key in cls.model_fields}
         return data
 
 
 class Sort(NamedTuple):
-    """What a list may be sorted by. It needs an index on `(expression, id)`, or each page costs a whole table."""
+    """An order of a list. It needs an index on `(expression, id)`, or each page costs a scan of the table."""
 
     expression: str
-    """SQL, of the table's columns; never null."""
+    """SQL over the table's columns; never null."""
 
     type: str
-    """Of the expression, in SQL."""
+    """The SQL type of the expression."""
 
 
 @dataclass(frozen=True)
 class Resource:
     name: str
-    """Of the address and of the table: `users` is /users."""
+    """The name of the table and the first segment of the address: `users` is /users."""
 
-    one: str
-    """As sentences call one of them: `user`."""
+    singular: str
+    """The name of one row in sentences, and a part of its key in Redis: `user`."""
 
-    new: type[Body]
-    """The fields that clients set, with their rules; they are columns of the same names."""
+    create_model: type[Body]
+    """The fields that clients set, with their rules. The columns have the same names."""
 
-    sample: Callable[[int], dict[str, Any]]
-    """The n-th new one of any number that are all different (`velikiy ... seed`)."""
+    seed_row: Callable[[int], dict[str, Any]]
+    """Returns the fields of the n-th made-up row. No two rows are equal (`velikiy ... seed`)."""
 
-    sorts: Mapping[str, Sort] = field(default_factory=dict)
-    """By parameter, besides `id`."""
+    sort_keys: Mapping[str, Sort] = field(default_factory=dict)
+    """The orders of the list by the value of the parameter `sort`, besides `id`."""
 
-    words: str | None = None
-    """The column that `q` searches; its words are as the SQL function `words()` makes them."""
+    search_column: str | None = None
+    """The column that the parameter `q` searches; it contains the result of the SQL function `words()`."""
 
     unique: Mapping[str, str] = field(default_factory=dict)
     """Field by the name of its unique index."""
@@ -105,59 +110,59 @@ class Resource:
     def __post_init__(self) -> None:
         if not re.fullmatch("[a-z][a-z0-9_]{0,40}", self.name) or self.name in RESERVED:
             raise ValueError(f"{self.name!r} is not allowed as the name of a resource")
-        if taken := set(self.new.model_fields) & {*READ_ONLY, *OF_A_BATCH}:
+        if taken := set(self.create_model.model_fields) & {*READ_ONLY, *BATCH_FIELDS}:
             raise ValueError(f"{self.name}: reserved names of fields: {', '.join(sorted(taken))}")
 
-    # ---- what a write touches, and what a read depends on ----
+    # ---- its paths ----
 
     @property
-    def all(self) -> CachePath:
+    def list_path(self) -> CachePath:
         return CachePath(f"/{self.name}", f"all_{self.name}")
 
     @property
-    def count(self) -> CachePath:
+    def count_path(self) -> CachePath:
         return CachePath(f"/{self.name}/count", f"count_{self.name}")
 
-    def item(self, number: int) -> CachePath:
-        return CachePath(f"/{self.name}/{number}", f"{self.one}:{number}")
+    def row_path(self, row_id: int) -> CachePath:
+        return CachePath(f"/{self.name}/{row_id}", f"{self.singular}:{row_id}")
 
-    def invalidated_by(self, *numbers: int) -> tuple[CachePath, ...]:
-        """What creating, updating and deleting these invalidates; a stored 404 of one counts."""
-        return (*map(self.item, numbers), self.all, self.count)
+    def invalidated_by(self, *row_ids: int) -> tuple[CachePath, ...]:
+        """Return the paths that creating, updating or deleting these rows invalidates. A row's path may hold a 404."""
+        return (*map(self.row_path, row_ids), self.list_path, self.count_path)
 
     # ---- its shapes ----
 
     @property
     def fields(self) -> tuple[str, ...]:
-        return tuple(self.new.model_fields)
+        return tuple(self.create_model.model_fields)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """As clients see them, in this order."""
+        """The members of a row that clients see, in this order."""
         return ("id", *self.fields, "created_at", "updated_at", "version")
 
     @cached_property
-    def changes(self) -> type[Body]:
-        """Any of the fields, at least one; what is absent stays."""
+    def update_model(self) -> type[Body]:
+        """The same fields, each optional and at least one given. An absent field keeps its value."""
         fields: dict[str, Any] = {}
-        for name, information in self.new.model_fields.items():
+        for name, information in self.create_model.model_fields.items():
             kind: Any = Annotated[(information.annotation, *information.metadata)]
             fields[name] = (kind, Field(None, description=information.description, examples=information.examples))
         return create_model(f"{self.title}Changes", __base__=_Changes, **fields)
 
     @property
     def example(self) -> dict[str, Any]:
-        """Of a new one: the first example of each field."""
-        return {name: field.examples[0] for name, field in self.new.model_fields.items() if field.examples}
+        """The first example of each field."""
+        return {name: field.examples[0] for name, field in self.create_model.model_fields.items() if field.examples}
 
     @property
     def title(self) -> str:
-        return self.one.capitalize()
+        return self.singular.capitalize()
 
 
 def _describe_changes(schema: dict[str, Any]) -> None:
     _describe_body(schema)
-    changeable = [name for name in schema["properties"] if name not in (*READ_ONLY, *OF_A_BATCH)]
+    changeable = [name for name in schema["properties"] if name not in (*READ_ONLY, *BATCH_FIELDS)]
     for name in changeable:
         del schema["properties"][name]["default"]  # absent is not null
     schema["anyOf"] = [{"required": [name]} for name in changeable]
@@ -167,8 +172,8 @@ class _Changes(Body):
     model_config = ConfigDict(json_schema_extra=_describe_changes)
 
     @model_validator(mode="after")
-    def _something_to_change(self) -> "_Changes":
-        changeable = [name for name in type(self).model_fields if name not in OF_A_BATCH]
+    def _require_a_change(self) -> "_Changes":
+        changeable = [name for name in type(self).model_fields if name not in BATCH_FIELDS]
         if not self.model_fields_set.intersection(changeable):
             raise ValueError(f"must contain at least one of {', '.join(changeable)}")
         return self
@@ -176,23 +181,24 @@ class _Changes(Body):
 
 @cache
 def registry() -> dict[str, Resource]:
-    """Those that there are, by name: each module in velikiy/resources has one, called `resource`."""
+    """Return every resource by its name: the attribute `resource` of each module in velikiy/resources that has one."""
     import velikiy.resources
 
     modules = sorted(module.name for module in pkgutil.iter_modules(velikiy.resources.__path__))
     loaded = [importlib.import_module(f"velikiy.resources.{name}") for name in modules]
-    found: list[Resource] = [module.resource for module in loaded if hasattr(module, "resource")]
-    if twice := {it.one for it in found if [other.one for other in found].count(it.one) > 1}:
+    resources: list[Resource] = [module.resource for module in loaded if hasattr(module, "resource")]
+    singulars = [resource.singular for resource in resources]
+    if twice := {singular for singular in singulars if singulars.count(singular) > 1}:
         raise ValueError(f"two resources have the singular {', '.join(twice)}, so their keys in Redis would collide")
-    return {resource.name: resource for resource in found}
+    return {resource.name: resource for resource in resources}
 
 
 def path_of(address: str) -> CachePath | None:
-    """Of an address as clients spell it, its parameters left aside; None where nothing is cached."""
+    """Return the path of an address as clients spell it, without its query; None if nothing is cached there."""
     spelled = re.fullmatch("/([a-z][a-z0-9_]*)(?:/(count|[1-9][0-9]{0,18}))?", address.partition("?")[0])
     resource = registry().get(spelled[1]) if spelled else None
     if not spelled or not resource:
         return None
     if not spelled[2]:
-        return resource.all
-    return resource.count if spelled[2] == "count" else resource.item(int(spelled[2]))
+        return resource.list_path
+    return resource.count_path if spelled[2] == "count" else resource.row_path(int(spelled[2]))

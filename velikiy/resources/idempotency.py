@@ -1,77 +1,118 @@
-"""A request with an Idempotency-Key is done once: what came of it is kept, in the transaction that did it.
+"""Carry out a request with an Idempotency-Key once: the transaction that carries it out also stores its response.
 
-A crash can come before the COMMIT, and nothing was done, or after it, and the answer is there. Refusals that the data
-gave ("taken") are kept too: whoever asks again with the same key asks what has come of it, and not for another try.
+After a crash before the COMMIT nothing was done; after a crash behind it the response is stored. A refusal by the data
+("taken") is stored as well: a client that repeats a key wants to know the outcome, and does not try again.
 """
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import orjson
 from psycopg.types.json import Json
 
 from velikiy.coherence import Change
-from velikiy.http.problems import RETRY, Problem
-from velikiy.http.requests import Key
-from velikiy.http.responses import Sent
 from velikiy.postgres import Connection
+from velikiy.resources.problems import RETRY_LATER, Problem
 
-KEPT = "24 hours"
+RETENTION = "24 hours"
 
-TAKE = "SELECT pg_try_advisory_xact_lock(%s)"
-FIND = f"SELECT request, answer FROM idempotency_keys WHERE key = %s AND created_at > now() - interval '{KEPT}'"  # noqa: S608
-KEEP = """
+CLEAN_UP_BATCH = 5000
+"""Keys that one statement deletes, in far less than DATABASE_TIMEOUT."""
+
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
+FIND = f"SELECT request, answer FROM idempotency_keys WHERE key = %s AND created_at > now() - interval '{RETENTION}'"  # noqa: S608
+STORE = """
     INSERT INTO idempotency_keys (key, request, answer) VALUES (%s, %s, %s)
     ON CONFLICT (key) DO UPDATE SET request = excluded.request, answer = excluded.answer, created_at = now()
 """
-SOME = 5000
-"""Keys that are forgotten at once: in far less than DATABASE_TIMEOUT."""
 
-# By their places, which needs no statistics: a table that has just grown has none, and a join might take minutes.
-# Locked, since a key that is used again in between has a new time.
+# Rows are deleted by ctid, which needs no statistics: a table that has just grown has none, and a join could take
+# minutes. The rows are locked, because a key that is used again meanwhile gets a new time.
 CLEAN_UP = f"""
     DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
-        SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '{KEPT}'
-        ORDER BY created_at LIMIT {SOME} FOR UPDATE SKIP LOCKED))
+        SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '{RETENTION}'
+        ORDER BY created_at LIMIT {CLEAN_UP_BATCH} FOR UPDATE SKIP LOCKED))
 """  # noqa: S608
 
 
-def once(key: Key | None, change: Callable[[Connection], Change[Sent]]) -> Callable[[Connection], Change[Sent]]:
-    """The change, for `Gate.write`; where it was done before, only its answer.
+class Key(NamedTuple):
+    """The identity of a request that may arrive more than once."""
 
-    Raises, when it runs: Problem, where the key is in use, or was used for something else.
+    name: str
+    """The value of the header `Idempotency-Key`."""
+
+    request: bytes
+    """Method, path and body, normalised: whitespace and the order of members make no difference."""
+
+
+@dataclass(frozen=True)
+class StoredResponse:
+    """The response to a write, in a form that can be stored."""
+
+    status: int
+    members: dict[str, Any]
+    headers: dict[str, str] = field(default_factory=dict)
+    problem: str = ""
+    """The kind of problem, or empty for a success."""
+
+    @classmethod
+    def of_problem(cls, problem: Problem) -> "StoredResponse":
+        members = {"detail": problem.detail, "errors": problem.errors}
+        return cls(problem.status, members, problem.headers, problem.kind)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> "StoredResponse":
+        return cls(**stored)
+
+    def to_json(self) -> dict[str, Any]:
+        return {"status": self.status, "members": self.members, "headers": self.headers, "problem": self.problem}
+
+    def as_replay(self) -> "StoredResponse":
+        return replace(self, headers={**self.headers, "Idempotency-Replayed": "true"})
+
+
+Write = Callable[[Connection], Change[StoredResponse]]
+"""A change for `Gate.write` with the response to it."""
+
+
+def once(key: Key | None, write: Write) -> Write:
+    """Return a write that is carried out at most once for this key, and replays its response afterwards.
+
+    The write raises Problem if a request with this key is in progress, or if the key belongs to another request.
     """
     if key is None:
-        return change
+        return write
 
-    def keyed(connection: Connection) -> Change[Sent]:
+    def keyed(connection: Connection) -> Change[StoredResponse]:
         digest = hashlib.sha256(key.request).digest()
-        taken = connection.execute(TAKE, (_lock(key),)).fetchone()
-        if not taken or not taken[0]:
+        locked = connection.execute(TRY_LOCK, (_lock_id(key),)).fetchone()
+        if not locked or not locked[0]:
             detail = "A request with this Idempotency-Key is still in progress. Retry in a second."
-            raise Problem("in-flight", detail, headers=RETRY)
-        kept = connection.execute(FIND, (key.name,)).fetchone()
-        if kept:
-            if bytes(kept[0]) != digest:
+            raise Problem("in-flight", detail, headers=RETRY_LATER)
+        stored = connection.execute(FIND, (key.name,)).fetchone()
+        if stored:
+            if bytes(stored[0]) != digest:
                 raise Problem(
                     "key-reused", "This Idempotency-Key was already used for a different request. Use a new key."
                 )
-            return Change(Sent.of(kept[1]).again())
+            return Change(StoredResponse.from_json(stored[1]).as_replay())
         try:
-            with connection.transaction():  # a savepoint: what was refused leaves nothing but its answer
-                done = change(connection)
-        except Problem as refusal:
-            done = Change(Sent.refused(refusal))
-        connection.execute(KEEP, (key.name, digest, Json(done.outcome.kept(), dumps=orjson.dumps)))
-        return done
+            with connection.transaction():  # a savepoint: a refused write leaves nothing but its response
+                change = write(connection)
+        except Problem as problem:
+            change = Change(StoredResponse.of_problem(problem))
+        connection.execute(STORE, (key.name, digest, Json(change.outcome.to_json(), dumps=orjson.dumps)))
+        return change
 
     return keyed
 
 
 def clean_up(connection: Connection) -> bool:
-    """Forget what nobody can ask for any more; whether there may be more of it."""
-    return connection.execute(CLEAN_UP).rowcount == SOME
+    """Delete keys that have expired. Return whether more of them may be left."""
+    return connection.execute(CLEAN_UP).rowcount == CLEAN_UP_BATCH
 
 
-def _lock(key: Key) -> int:
+def _lock_id(key: Key) -> int:
     return int.from_bytes(hashlib.blake2b(b"idempotency " + key.name.encode(), digest_size=8).digest(), signed=True)

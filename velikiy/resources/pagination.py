@@ -1,7 +1,8 @@
-"""Lists: which rows are on a page, and how the next one is asked for.
+"""Pages of a list: which rows a page shows, and the address of the next page.
 
-By keyset: a cursor holds the last row's place in the order, and the next page begins after it. It costs the same at any
-depth, and rows that come or go meanwhile neither repeat nor hide others, unlike with OFFSET.
+The pages follow the keyset method: a cursor contains the sort value and the id of a page's last row, and the next page
+starts behind it. A page costs the same at any depth. Rows that are written meanwhile neither repeat nor hide other
+rows, unlike with OFFSET.
 """
 
 import base64
@@ -14,66 +15,66 @@ from urllib.parse import quote
 import orjson
 from psycopg import sql
 
-from velikiy.resources.base import Resource, Sort
+from velikiy.resources.base import MAX_ID, Resource, Sort
 
-LIMIT = 1000
-"""Rows on one page, at most and where nobody asks for less."""
+MAX_PAGE_ROWS = 1000
+"""The largest number of rows on a page, and the default."""
 
-FEW = 10_000
-"""Rows, as PostgreSQL estimates: what a search finds is sorted at once if it is no more than that."""
+SORTABLE_ROWS = 10_000
+"""Rows, as PostgreSQL estimates: the matches of a search are sorted at once if there are no more."""
 
-NEAR = 20
-"""Rows of an order that are looked at for each of a page's, at least, before more than FEW are sorted."""
+MIN_SCAN_FACTOR = 20
+"""Rows of an order that are scanned for each row of a page, at least, before more than SORTABLE_ROWS are sorted."""
 
-AMONG_THE_NEXT: LiteralString = (
-    "SELECT {columns} FROM (SELECT * FROM {table} WHERE {after} ORDER BY {key} {way}, id {way} LIMIT %s) n"
-    " WHERE {found} LIMIT %s"
+SCAN_THE_NEXT_ROWS: LiteralString = (
+    "SELECT {columns} FROM (SELECT * FROM {table} WHERE {after} ORDER BY {key} {direction}, id {direction} LIMIT %s) n"
+    " WHERE {matches} LIMIT %s"
 )
-AMONG_ALL: LiteralString = (
-    "SELECT {columns} FROM {table} WHERE {after} AND {found} ORDER BY {order} {way}, id {way} LIMIT %s"
+SORT_ALL_MATCHES: LiteralString = (
+    "SELECT {columns} FROM {table} WHERE {after} AND {matches} ORDER BY {order} {direction}, id {direction} LIMIT %s"
 )
-"""Of what a search finds `order` hides the key from its index, by coalesce(): PostgreSQL takes words to be spread
-evenly, and would follow the index through the whole table to those that stand at its end."""
+"""For a search, `order` wraps the key into coalesce() to hide it from its index. PostgreSQL assumes that matches are
+spread evenly, and would follow the index through the whole table to matches that stand at its end."""
 
 BY_ID = Sort("id", "bigint")
 
-
-SPELLED = {
+SORT_VALUES = {
     "bigint": "-?[0-9]{1,19}",
     "timestamptz": r"[0-9]{4,}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9.]{2,}\+00( BC)?",
 }
-"""Places as PostgreSQL writes them. It reads more: `now` would be another place each time, in one entry of a cache."""
+"""Sort values as PostgreSQL prints them, by type. PostgreSQL reads more: `now` would be another value each time, in one
+entry of a cache."""
 
 
 class BadCursor(ValueError):
-    """A cursor that this service did not make, or made for another order."""
+    """The cursor is not from this service, or belongs to another order."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a client asks of a list."""
+    """A page of a list, as a client requests it."""
 
-    limit: int = LIMIT
+    limit: int = MAX_PAGE_ROWS
     sort: str = "id"
-    """A key of the resource's `sorts`, with `-` before it from the last to the first."""
+    """A key of `Resource.sort_keys`. A `-` before it reverses the order."""
 
     q: str = ""
-    """Words, each of which a row has, or one that begins with it."""
+    """Words. A row matches if it contains each of them, or words that begin with them."""
 
     cursor: str = ""
 
     @property
     def variant(self) -> str:
-        """One spelling for one page: the parameters that are not what they are without being given, sorted."""
+        """The query in its one spelling: the parameters that differ from their defaults, sorted by name."""
         return "&".join(
             f"{name}={quote(str(value), safe='')}"
-            for name, value, usual in (
+            for name, value, default in (
                 ("cursor", self.cursor, ""),
-                ("limit", self.limit, LIMIT),
+                ("limit", self.limit, MAX_PAGE_ROWS),
                 ("q", self.q, ""),
                 ("sort", self.sort, "id"),
             )
-            if value != usual
+            if value != default
         )
 
 
@@ -81,96 +82,108 @@ def columns(resource: Resource) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, resource.columns))
 
 
-def select(resource: Resource, page: Page, *, near: int = 0) -> tuple[sql.Composed, list[Any]]:
-    """Rows of `id, place in the order, JSON`: one more than the page has, where there is a next page. `near`: only of
-    so many that follow next in the order.
+def select(resource: Resource, page: Page, *, scan_window: int = 0) -> tuple[sql.Composed, list[Any]]:
+    """Return the statement of a page and its values.
+
+    The statement returns rows of `id, sort value, JSON`, one more than the page has if there is a next page.
+
+    Args:
+        scan_window: Search only so many rows that follow next in the order; 0 searches all.
 
     Raises:
         BadCursor
     """
-    by = resource.sorts.get(page.sort.removeprefix("-"), BY_ID)
-    key, falling = sql.SQL(by.expression), page.sort.startswith("-")
-    after, places = sql.Composed([sql.SQL("true")]), list[Any]()
+    sort = resource.sort_keys.get(page.sort.removeprefix("-"), BY_ID)
+    key, descending = sql.SQL(sort.expression), page.sort.startswith("-")
+    after, position = sql.Composed([sql.SQL("true")]), list[Any]()
     if page.cursor:
-        places = [*_read(page.cursor, page.sort, by)]
-        after = sql.SQL("({key}, id) {after} (%s::{type}, %s)").format(
-            key=key, after=sql.SQL("<" if falling else ">"), type=sql.SQL(by.type)
+        position = [*_decode(page.cursor, page.sort, sort)]
+        after = sql.SQL("({key}, id) {beyond} (%s::{type}, %s)").format(
+            key=key, beyond=sql.SQL("<" if descending else ">"), type=sql.SQL(sort.type)
         )
-    found, words = matching(resource, page.q)
-    if near:
-        rows, values = AMONG_THE_NEXT, [*places, near, *words, page.limit + 1]
+    matches, words = matching(resource, page.q)
+    if scan_window:
+        rows, values = SCAN_THE_NEXT_ROWS, [*position, scan_window, *words, page.limit + 1]
     else:
-        rows, values = AMONG_ALL, [*places, *words, page.limit + 1]
+        rows, values = SORT_ALL_MATCHES, [*position, *words, page.limit + 1]
     statement = sql.SQL("SELECT id, ({key})::text, row_to_json(r)::text FROM ({rows}) r").format(
         key=key,
         rows=sql.SQL(rows).format(
             columns=columns(resource),
             table=sql.Identifier(resource.name),
             after=after,
-            found=found,
+            matches=matches,
             key=key,
             order=sql.SQL("coalesce({key}, {key})").format(key=key) if words else key,
-            way=sql.SQL("DESC" if falling else "ASC"),
+            direction=sql.SQL("DESC" if descending else "ASC"),
         ),
     )
     return statement, values
 
 
 def estimate(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
-    """A statement that tells what PostgreSQL expects a search to find; it costs nothing but planning."""
-    found, words = matching(resource, page.q)
-    statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}").format(sql.Identifier(resource.name), found)
+    """Return a statement that reports how many matches PostgreSQL expects. It only plans the search."""
+    matches, words = matching(resource, page.q)
+    statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}").format(sql.Identifier(resource.name), matches)
     return statement, words
 
 
-def near(page: Page, expected: int, rows: int) -> int:
-    """How many rows of the order to look at for a page of a search that finds `expected` of all; none where it is
-    cheaper to sort what it finds. Twice what would do if it were spread evenly: to have looked in vain costs both."""
-    looked_at = max(NEAR, 2 * rows // expected) * page.limit
-    return looked_at if looked_at <= expected else 0
+def scan_window(page: Page, expected: int, rows: int) -> int:
+    """Return how many rows of the order to scan for a page of a search that has `expected` matches among `rows`.
+
+    0 means that sorting all matches is cheaper. The window is twice what evenly spread matches need, because a scan
+    that finds too few is followed by the sort.
+    """
+    window = max(MIN_SCAN_FACTOR, 2 * rows // expected) * page.limit
+    return window if window <= expected else 0
 
 
 def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:
-    """A condition and its values. What has no letter and no digit is found nowhere (words() of it is null), and is left
-    out where there is something else."""
+    """Return the condition of a search and its values.
+
+    A word without a letter or digit matches nothing (SQL's words() of it is null). It is ignored beside other words.
+    """
     words = [word for word in q.split() if any(map(str.isalnum, word))] or q.split()
     condition = sql.Composed([sql.SQL("true")])
     for _ in words:
-        condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(sql.Identifier(resource.words or ""))
+        column = sql.Identifier(resource.search_column or "")
+        condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(column)
     return condition, [*words]
 
 
 def link(resource: Resource, page: Page, rows: list[Any]) -> str:
-    """The `Link` header (RFC 8288) of a page; `rows` are those of `select`. Empty where it is the whole list."""
+    """Return the `Link` header (RFC 8288) of a page, empty if the page is the whole list. `rows`: the result of
+    `select`."""
     links = []
     if len(rows) > page.limit:
-        number, place, _ = rows[page.limit - 1]
-        links.append(_link(resource, Page(page.limit, page.sort, page.q, _write(page.sort, place, number)), "next"))
+        last_id, sort_value, _ = rows[page.limit - 1]
+        cursor = _encode(page.sort, sort_value, last_id)
+        links.append(_link(resource, Page(page.limit, page.sort, page.q, cursor), "next"))
     if links or page.cursor:
         links.append(_link(resource, Page(page.limit, page.sort, page.q), "first"))
     return ", ".join(links)
 
 
 def _link(resource: Resource, page: Page, relation: str) -> str:
-    return f'<{resource.all.path}{"?" if page.variant else ""}{page.variant}>; rel="{relation}"'
+    return f'<{resource.list_path.path}{"?" if page.variant else ""}{page.variant}>; rel="{relation}"'
 
 
-# ---- cursors: opaque to clients, so that what they hold can change ----
+# ---- cursors: opaque to clients, so that their content can change ----
 
 
-def _write(sort: str, place: str, number: int) -> str:
-    return base64.urlsafe_b64encode(orjson.dumps([sort, place, number])).rstrip(b"=").decode()
+def _encode(sort: str, sort_value: str, row_id: int) -> str:
+    return base64.urlsafe_b64encode(orjson.dumps([sort, sort_value, row_id])).rstrip(b"=").decode()
 
 
-def _read(cursor: str, sort: str, by: Sort) -> tuple[str, int]:
+def _decode(cursor: str, sort: str, key: Sort) -> tuple[str, int]:
     try:
-        made_for, place, number = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        encoded_sort, sort_value, row_id = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, binascii.Error):
         raise BadCursor from None
-    # type(): true is an int as well, and PostgreSQL would not compare it with an id.
-    sound = made_for == sort and isinstance(place, str) and type(number) is int and 0 < number < 2**63
-    sound = sound and bool(re.fullmatch(SPELLED.get(by.type, ".*"), place, re.DOTALL))
-    # The spelling that we make and no other: base64 and JSON have many for one cursor.
-    if not sound or _write(sort, place, number) != cursor:
+    # type(): True is an int as well, and PostgreSQL would not compare it with an id.
+    valid = encoded_sort == sort and isinstance(sort_value, str) and type(row_id) is int and 0 < row_id <= MAX_ID
+    valid = valid and bool(re.fullmatch(SORT_VALUES.get(key.type, ".*"), sort_value, re.DOTALL))
+    # Base64 and JSON have many spellings for one cursor. Only the spelling of `_encode` is accepted.
+    if not valid or _encode(sort, sort_value, row_id) != cursor:
         raise BadCursor
-    return place, number
+    return sort_value, row_id

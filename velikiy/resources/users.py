@@ -1,4 +1,4 @@
-"""Users: a name, and an e-mail that no other user has."""
+"""Users: a name, and an e-mail address that is unique."""
 
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ class NewUser(Body):
     ]
 
 
-def _sample(number: int) -> dict[str, Any]:
+def _seed_row(number: int) -> dict[str, Any]:
     first = ("Alice", "Bob", "Charlie", "Dora", "Emil", "Фёдор", "Gita", "Hugo", "Ines", "Jürgen", "Kim")[number % 11]
     last = ("Adams", "Brown", "Cohen", "Диков", "Evans", "Fischer", "García", "Hill", "Ivanov")[number % 9]
     return {"name": f"{first} {last} {number}", "email": f"user{number}@example.com"}
@@ -32,14 +32,14 @@ def _sample(number: int) -> dict[str, Any]:
 
 resource = Resource(
     name="users",
-    one="user",
-    new=NewUser,
-    sample=_sample,
-    sorts={
+    singular="user",
+    create_model=NewUser,
+    seed_row=_seed_row,
+    sort_keys={
         "name": Sort('name COLLATE "und-x-icu"', "text"),
         "email": Sort("lower(email)", "text"),
         "created_at": Sort("created_at", "timestamptz"),
     },
-    words="words",
+    search_column="words",
     unique={"users_email_caseless": "email"},
 )

@@ -1,0 +1,46 @@
+"""Pages for people below /problems/: the meaning of each kind of problem, and what to do about it."""
+
+from html import escape
+
+from flask import Blueprint, Flask, Response
+
+from velikiy.http.problems import DETAILS
+from velikiy.resources.problems import KINDS, Problem
+
+POLICY = {"Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"}
+
+pages = Blueprint("problems", __name__, url_prefix="/problems")
+
+
+def install(app: Flask) -> None:
+    app.register_blueprint(pages)
+
+
+@pages.get("/", strict_slashes=False)
+def list_problems() -> Response:
+    items = "".join(
+        f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a>: {escape(kind.advice)}</li>'
+        for name, kind in KINDS.items()
+    )
+    introduction = "<p>The <code>type</code> of an error links to one of these pages.</p>"
+    return _page("Problems", f"{introduction}<ul>{items}</ul>")
+
+
+@pages.get("/<name>")
+def show_problem(name: str) -> Response:
+    if name not in KINDS:
+        raise Problem("not-found", DETAILS[404])
+    kind = KINDS[name]
+    return _page(
+        f"{kind.status} {kind.title}",
+        f"<p>{escape(kind.advice)}</p><p><code>/problems/{name}</code></p>"
+        '<p><a href="/problems/">All problems</a>, <a href="/docs">the API</a></p>',
+    )
+
+
+def _page(title: str, body: str) -> Response:
+    html = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><h1>{escape(title)}</h1>{body}</html>'
+    )
+    return Response(html, headers=POLICY, content_type="text/html; charset=utf-8")
