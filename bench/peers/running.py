@@ -85,7 +85,7 @@ class Peers:
     @property
     def database(self) -> str:
         """As peers see it: SQL of theirs is not to be told to our relay, which no peer has to pay for."""
-        return f"{self.ours.postgres}?options={quote('-c velikiy.fenced=on')}"
+        return f"{self.ours.postgres}?options={quote('-c velikiy.passes_gate=on')}"
 
     def redis_url(self, number: int) -> str:
         return urlsplit(self.ours.redis_url)._replace(path=f"/{number}").geturl()

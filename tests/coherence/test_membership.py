@@ -30,16 +30,16 @@ def caches(stack: Stack, database: Database) -> Iterator[Caches]:
 
 def row(stack: Stack, name: str) -> tuple[str, bool, bool] | None:
     """Epoch, fenced, left out."""
-    rows = stack.sql("SELECT epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", name)
+    rows = stack.sql("SELECT epoch, fenced_at IS NOT NULL, excluded FROM caches WHERE name = %s", name)
     return (str(rows[0][0]), bool(rows[0][1]), bool(rows[0][2])) if rows else None
 
 
 def edge(place: str, address: str, epoch: str = "1") -> Cache:
-    return Cache(f"{place}@{address}", address, epoch, fenced=False, left_out=False)
+    return Cache(f"{place}@{address}", address, epoch, fenced=False, excluded=False)
 
 
 class TestFences:
-    def test_a_fenced_edge_is_refused_and_after_the_wait_left_out(self, stack: Stack, caches: Caches) -> None:
+    def test_a_fenced_edge_is_refused_and_after_the_wait_excluded(self, stack: Stack, caches: Caches) -> None:
         with refusing(stack, "relay"):  # which forgets an edge as soon as it is left out
             cache = edge("a/b", "192.0.2.1:1")
             caches.register("a/b", cache.address, "1")
@@ -128,7 +128,7 @@ class TestRowsThatDisappear:
             stack.sql("DELETE FROM caches WHERE name = 'redis'")
             assert caches.redis_is_fenced()
             with database.autocommit() as connection:
-                assert not caches.redis(connection).left_out  # a writer waits until nobody uses it any more
+                assert not caches.redis(connection).excluded  # a writer waits until nobody uses it any more
             wait_until(lambda: [app for app in stack.apps if uses_redis(app + path)] == [])
             for number, app in enumerate(stack.apps):
                 written_and_read(stack, app + path, f"Without {number}")

@@ -286,7 +286,7 @@ def test_an_edge_that_hangs_is_fenced_and_comes_back_with_nothing_old(stack: Sta
     try:
         assert stack.rename(user, "Passed by", first).status_code == 200
         # Left out, or forgotten already: nobody is told of writes there.
-        assert stack.sql(f"SELECT count(*) FROM caches WHERE address = '{address}' AND NOT left_out") == "0"
+        assert stack.sql(f"SELECT count(*) FROM caches WHERE address = '{address}' AND NOT excluded") == "0"
         # They have been sent when the edge awakes, which does not know that time has passed.
         reads = [http.client.HTTPConnection(second.removeprefix("http://"), timeout=5) for _ in range(8)]
         for read in reads:

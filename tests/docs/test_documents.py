@@ -57,7 +57,7 @@ def test_every_file_and_function_that_is_named_exists(document: str) -> None:
     text = (ROOT / document).read_text()
     for target in re.findall(r"\]\(([^)#:]+)", text):
         assert ((ROOT / document).parent / target).exists(), target
-    for file, name in re.findall(r"`([\w./-]+\.(?:py|lua|conf|sh)|run|edge/start):(\w+)`", text):
+    for file, name in re.findall(r"`([\w./-]+\.(?:py|lua|conf|sh|sql)|run|edge/start):(\w+)`", text):
         assert (ROOT / file).exists(), file
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
 

@@ -231,7 +231,7 @@ class TestExpiry:
     def test_the_relay_forgets_what_nobody_can_ask_for(self, stack: Stack, key: str) -> None:
         """More than it forgets at once, too."""
         stack.sql(
-            "INSERT INTO idempotency_keys (key, request, answer, created_at)"
+            "INSERT INTO idempotency_keys (key, request, response, created_at)"
             " SELECT %s || n, '', '{}', now() - interval '25 hours' FROM generate_series(1, 12000) n",
             key,
         )

@@ -153,7 +153,7 @@ def test_what_was_written_while_the_relay_was_away_is_seen_once_it_is_back(stack
 def test_after_a_cut_connection_everything_is_dropped(stack: Stack) -> None:
     warm(stack, 3)
     # What it would have heard it never hears: as if the cut had come before the notification.
-    with psycopg.connect(stack.postgres, autocommit=True, options="-c velikiy.fenced=on") as connection:
+    with psycopg.connect(stack.postgres, autocommit=True, options="-c velikiy.passes_gate=on") as connection:
         connection.execute("UPDATE users SET name = 'Unheard' WHERE id = 3")
     assert name(stack.edge, 3) != "Unheard"
     stack.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'velikiy relay'")
@@ -354,7 +354,7 @@ class TestTables:
             (
                 "DROP TRIGGER row_changed ON users; DROP TRIGGER rows_inserted ON users; DROP TRIGGER rows_updated ON users;"
                 " DROP TRIGGER rows_deleted ON users; DROP TRIGGER rows_truncated ON users",
-                "CALL make_resource('users')",
+                "CALL add_triggers('users')",
             ),
         ],
         ids=["disabled", "dropped"],

@@ -22,7 +22,7 @@ IN_A_COPY = ("run", "edge", "migrations", "deploy", "velikiy", "pyproject.toml",
 def stack() -> Iterator[Stack]:
     """A copy of the code with the two files of the page, and with nothing else."""
     files = re.findall(r"`((?:velikiy/resources|migrations/versions)/\w+\.py)`.*?```python\n(.*?)```", PAGE, re.DOTALL)
-    assert [name for name, _ in files] == ["migrations/versions/0004_products.py", "velikiy/resources/products.py"]
+    assert [name for name, _ in files] == ["migrations/versions/0002_products.py", "velikiy/resources/products.py"]
     with folder() as place:
         for name in IN_A_COPY:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2

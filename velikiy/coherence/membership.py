@@ -3,7 +3,7 @@
 A process may use a cache only while it holds a cache lease: it has asked this table, and fewer than LEASE_S seconds
 have passed since before it asked (Gray and Cheriton, Leases, 1989). So the row alone puts a cache out of use. A
 *fenced* cache gets no new lease, and after EXCLUSION_S no lease is left that was granted before. Then the cache is
-*excluded* (the column `left_out`): writers skip it. It is readmitted as a new *epoch*, without entries from before.
+*excluded*: writers skip it. It is readmitted as a new *epoch*, without entries from before.
 
 Clocks of different machines are never compared: the holder counts its lease from before it asked, and the writer counts
 the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 REDIS = "redis"
 
 EDGES = Statement(
-    "SELECT name, address, epoch, fenced_at IS NOT NULL FROM caches WHERE kind = 'edge' AND NOT left_out ORDER BY name"
+    "SELECT name, address, epoch, fenced_at IS NOT NULL FROM caches WHERE kind = 'edge' AND NOT excluded ORDER BY name"
 )
 
 
@@ -61,7 +61,7 @@ class Cache(NamedTuple):
 
     epoch: str
     fenced: bool
-    left_out: bool
+    excluded: bool
 
     @property
     def place(self) -> str:
@@ -75,7 +75,7 @@ class Cache(NamedTuple):
         return self.place.startswith(f"{HOST}/") and is_loopback(host)
 
 
-MISSING = Cache(REDIS, "", "", fenced=True, left_out=False)
+MISSING = Cache(REDIS, "", "", fenced=True, excluded=False)
 """Redis while its row is missing. No process gets a cache lease for it, and a writer waits as for any fenced cache,
 because leases that were granted before may still be valid."""
 
@@ -93,21 +93,21 @@ class Caches:
         """Return the edges that a writer has to reach now, whatever its transaction has read before."""
         (rows,) = connection.query(EDGES)
         return [
-            Cache(name.decode(), address.decode(), epoch.decode(), fenced=fenced == b"t", left_out=False)
+            Cache(name.decode(), address.decode(), epoch.decode(), fenced=fenced == b"t", excluded=False)
             for name, address, epoch, fenced in rows
         ]
 
     def all(self, connection: Connection) -> list[Cache]:
         """Return every cache, Redis first, excluded ones included."""
         rows = connection.execute(
-            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches ORDER BY kind DESC, address"
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches ORDER BY kind DESC, address"
         )
         found = [Cache(*row) for row in rows.fetchall()]
         return found if found and found[0].name == REDIS else [MISSING, *found]
 
     def redis(self, connection: Connection) -> Cache:
         row = connection.execute(
-            "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches WHERE name = %s", (REDIS,)
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches WHERE name = %s", (REDIS,)
         ).fetchone()
         return Cache(*row) if row else MISSING
 
@@ -159,21 +159,21 @@ class Caches:
         until = time.monotonic() + EXCLUSION_S
         while time.monotonic() < until:
             with self.database.autocommit() as connection:
-                left_out = connection.execute(
-                    "SELECT FROM caches WHERE left_out"
+                done = connection.execute(
+                    "SELECT FROM caches WHERE excluded"
                     " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                     which,
                 )
-                if left_out.rowcount == len(caches):
+                if done.rowcount == len(caches):
                     return
             time.sleep(0.02)
         with self.database.autocommit() as connection:
             connection.execute(
-                "UPDATE caches SET left_out = true WHERE fenced_at IS NOT NULL"
+                "UPDATE caches SET excluded = true WHERE fenced_at IS NOT NULL"
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 which,
             )
-        log.warning("cache.left_out", caches=[cache.address or cache.name for cache in caches])
+        log.warning("cache.excluded", caches=[cache.address or cache.name for cache in caches])
 
     def renew(self, place: str, epoch: str) -> bool | None:
         """Renew an edge's cache lease.
@@ -209,7 +209,7 @@ class Caches:
             connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)"
                 " ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,"
-                " renewed_at = excluded.renewed_at, fenced_at = NULL, left_out = false",
+                " renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false",
                 (f"{place}@{address}", address, epoch),
             )
             fenced = self.redis(connection).fenced
@@ -233,8 +233,8 @@ class Caches:
         lifting a later fence."""
         with self.database.autocommit() as connection:
             connection.execute(
-                "UPDATE caches SET epoch = gen_random_uuid()::text, fenced_at = NULL, left_out = false"
-                " WHERE name = %s AND epoch = %s AND left_out",
+                "UPDATE caches SET epoch = gen_random_uuid()::text, fenced_at = NULL, excluded = false"
+                " WHERE name = %s AND epoch = %s AND excluded",
                 (REDIS, cache.epoch),
             )
 
@@ -243,7 +243,7 @@ class Caches:
         clock."""
         with self.database.autocommit() as connection:
             rows = connection.execute(
-                "SELECT name, address, epoch, fenced_at IS NOT NULL, left_out FROM caches"
+                "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches"
                 " WHERE kind = 'edge'"
                 " AND (fenced_at IS NOT NULL OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
                 (seconds,),
@@ -254,7 +254,7 @@ class Caches:
         """Delete the row of an excluded cache. If the cache is alive, it registers again."""
         with self.database.autocommit() as connection:
             connection.execute(
-                "DELETE FROM caches WHERE name = %s AND epoch = %s AND left_out", (cache.name, cache.epoch)
+                "DELETE FROM caches WHERE name = %s AND epoch = %s AND excluded", (cache.name, cache.epoch)
             )
 
 

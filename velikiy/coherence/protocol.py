@@ -223,7 +223,7 @@ class Gate:
             except DoesNotAnswer:
                 redis = self.caches.redis(connection)
                 self.caches.fence([redis])
-        fenced = [redis] if redis and not redis.left_out else []
+        fenced = [redis] if redis and not redis.excluded else []
         return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
 
     def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:

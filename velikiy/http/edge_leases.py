@@ -47,7 +47,7 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
         """424 where it cannot be reached: each write would have to wait for it anew."""
         asked = _asked()
         address = _address(asked)
-        edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, left_out=False)
+        edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, excluded=False)
         if not edge_tier.reaches(edge):
             log.warning("edge.unreachable", address=address)
             return Response(f"the edge does not answer at {address}", 424)

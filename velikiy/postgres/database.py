@@ -101,7 +101,7 @@ class Database:
             # each such request would leave a backend behind, up to max_connections.
             f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
             f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
-            "-c velikiy.fenced=on",  # the app invalidates its own writes; the relay need not
+            "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
         ]
         return Pool(
             dsn,

@@ -1,4 +1,4 @@
-"""Alembic, driven by the app's own settings and under a lock of the database's."""
+"""Migrate the schema: Alembic, with the app's own settings and under an advisory lock."""
 
 import time
 from pathlib import Path
@@ -9,48 +9,61 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import create_engine, exc, pool
+from sqlalchemy import Connection as SqlConnection
+from sqlalchemy import create_engine, exc, pool, text
 
 from velikiy.postgres import OURS
 
-SCRIPTS = Path(__file__).parent.parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 
-LOCK = 0x76656C696B6979  # "velikiy": whoever migrates holds it, the others wait and find nothing left to do
+LOCK = 0x76656C696B6979
+"""The advisory lock of a migration ("velikiy" in ASCII). Other processes wait for it and find nothing left to do."""
 
 IDLE_S = 10
-"""Seconds between two statements, which takes milliseconds. Then PostgreSQL ends the transaction: a process that is
-stopped would keep its tables locked for as long."""
+"""Seconds that the migration may pause between two statements; it needs milliseconds. Then PostgreSQL ends the
+transaction, because a process that is stopped would keep tables locked."""
 
 VERSION_TABLE = "velikiy_version"
-"""Not Alembic's own name for it: an adopted database may have one of another program's."""
+"""Not Alembic's default name: in an adopted database it may belong to another program."""
+
+BASELINE = "0001_baseline"
+
+BEFORE_THE_BASELINE = "0003_resources"
+"""The last revision of the development versions, which had three migrations."""
+
+OLDER = ("0001_users", "0002_caches")
 
 
 class CannotMigrate(Exception):
-    """Why not, in a sentence; nothing was changed."""
+    """The reason, as a sentence for the operator. Nothing was changed."""
 
 
 def upgrade(dsn: str, *, wait: float) -> list[str]:
-    """Apply what is missing, all of it or nothing; the revisions applied.
+    """Apply every missing migration, or none. Return their revisions.
 
     Raises:
         CannotMigrate
     """
     connection = _connect(dsn, wait)
-    _suits(connection)
+    _check_database(connection)
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=pool.StaticPool)
     try:
         with engine.begin() as transaction:
             transaction.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'")
             transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
             config = Config(attributes={"connection": transaction})
-            config.set_main_option("script_location", str(SCRIPTS).replace("%", "%%"))
+            config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             options = {"version_table": VERSION_TABLE}
             before = MigrationContext.configure(transaction, opts=options).get_current_revision()
+            carried_over = before in (*OLDER, BEFORE_THE_BASELINE)
+            if carried_over:
+                before = _carry_over(transaction, str(before))
             script = ScriptDirectory.from_config(config)
+            applied = [BASELINE] if carried_over else []
             if before == script.get_current_head():
-                return []
+                return applied
             command.upgrade(config, "head")
-            return [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
+            return applied + [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
     except CommandError as error:
         raise CannotMigrate(
             f"{error}. A newer version of this code may have migrated the database: run that version"
@@ -60,6 +73,29 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
     finally:
         engine.dispose()
         connection.close()
+
+
+def statements(name: str) -> str:
+    """Return the SQL of a file in migrations/sql."""
+    return (MIGRATIONS / "sql" / f"{name}.sql").read_text()
+
+
+def _carry_over(transaction: SqlConnection, revision: str) -> str:
+    """Turn the schema of the development versions into the baseline. Return the new revision.
+
+    Raises:
+        CannotMigrate
+    """
+    if revision in OLDER:
+        raise CannotMigrate(
+            f"the database has the revision {revision} of an early development version, which this version cannot "
+            "migrate. Save the rows with psql (COPY users TO STDOUT CSV HEADER), start with a new database, and import "
+            "the file with velikiy users import; nothing was changed."
+        )
+    for name in ("carry_over", "resources", "carry_over_triggers"):
+        transaction.execute(text(statements(name)))
+    transaction.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :new"), {"new": BASELINE})  # noqa: S608
+    return BASELINE
 
 
 def _connect(dsn: str, wait: float) -> psycopg.Connection:
@@ -80,8 +116,12 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
 
 
-def _suits(connection: psycopg.Connection) -> None:
-    """A database in which texts cannot be compared as promised is refused before anything is made in it."""
+def _check_database(connection: psycopg.Connection) -> None:
+    """Refuse a database that cannot compare texts as the API promises, before anything is created in it.
+
+    Raises:
+        CannotMigrate
+    """
     encoding = connection.info.parameter_status("server_encoding")
     if encoding != "UTF8":
         raise CannotMigrate(

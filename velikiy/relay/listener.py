@@ -145,7 +145,7 @@ class Relay:
                 "relay.cannot_hear",
                 table=table,
                 advice=f"SQL from outside is not seen without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
-                f" where they are disabled, CALL make_resource('{table}') where there are none;"
+                f" where they are disabled, CALL add_triggers('{table}') where there are none;"
                 " until then, velikiy cache purge --all after such SQL",
             )
         self._without_triggers = without_triggers

@@ -22,10 +22,10 @@ CLEAN_UP_BATCH = 5000
 """Keys that one statement deletes, in far less than DATABASE_TIMEOUT."""
 
 TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
-FIND = f"SELECT request, answer FROM idempotency_keys WHERE key = %s AND created_at > now() - interval '{RETENTION}'"  # noqa: S608
+FIND = f"SELECT request, response FROM idempotency_keys WHERE key = %s AND created_at > now() - interval '{RETENTION}'"  # noqa: S608
 STORE = """
-    INSERT INTO idempotency_keys (key, request, answer) VALUES (%s, %s, %s)
-    ON CONFLICT (key) DO UPDATE SET request = excluded.request, answer = excluded.answer, created_at = now()
+    INSERT INTO idempotency_keys (key, request, response) VALUES (%s, %s, %s)
+    ON CONFLICT (key) DO UPDATE SET request = excluded.request, response = excluded.response, created_at = now()
 """
 
 # Rows are deleted by ctid, which needs no statistics: a table that has just grown has none, and a join could take
