@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: Settings | None = None) -> Flask:
-    """All wiring, top to bottom. It starts to connect but waits for no server: each may come later."""
-    # Here and not above: whoever imports some part of this package, such as the launcher, would import all of Flask.
+    """Return the app, with everything wired top to bottom. It connects in the background and waits for no server."""
+    # Imports inside the function: a part of this package, such as the launcher, must not import all of Flask.
     from flask import Flask
 
     from velikiy import logs

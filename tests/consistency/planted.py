@@ -89,7 +89,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 LOCK = "                lock(connection, invalidates, already_locked=lock_first)"
 BEFORE_DROP = after(FENCE, LOCK, LONG_STALL)
 IN_REDIS = after(FENCE, "                    leases = self.redis_tier.drop(paths, prefill)")
-AT_EDGE = after(TIER, "        drop.ask(until)")
+AT_EDGE = after(TIER, "        drop.send(until)")
 DROPPED = after(FENCE, "                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)")
 CHECKED = after(FENCE, "            checked = connection.enqueue(check(path))", f"connection.query(); {STALL}")
 LOADED = after(FENCE, "            entry = load(connection)")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from testkit.stack import ROOT
+from tests.docs import sources
 
 DOCUMENTS = [
     name
@@ -60,6 +61,16 @@ def test_every_file_and_function_that_is_named_exists(document: str) -> None:
     for file, name in re.findall(r"`([\w./-]+\.(?:py|lua|conf|sh|sql)|run|edge/start):(\w+)`", text):
         assert (ROOT / file).exists(), file
         assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), f"{file} has no {name}"
+
+
+@pytest.mark.parametrize("file", sources.files())
+def test_every_file_and_symbol_that_a_comment_names_exists(file: str) -> None:
+    """A reference is a path with a folder: `edge/lua/redis.lua`, also with a symbol: `edge/lua/redis.lua:read`."""
+    text = sources.comments(file)
+    for target, name in re.findall(r"(?<![\w/.:-])((?:[\w.-]+/)+[\w.-]+\.(?:py|lua|conf|sh|sql|md))(?::(\w+))?", text):
+        assert (ROOT / target).exists(), target
+        if name:
+            assert re.search(rf"\b{name}\b", (ROOT / target).read_text()), f"{target} has no {name}"
 
 
 def test_every_race_names_a_test_file_that_exists() -> None:

@@ -8,6 +8,7 @@ import click
 import pytest
 
 from testkit.stack import ROOT
+from tests.docs import sources
 from velikiy.cli import velikiy
 from velikiy.http.problems import DETAILS
 from velikiy.openapi.document import document
@@ -161,6 +162,12 @@ def test_the_usage_of_run_reads_as_plain_english() -> None:
 @pytest.mark.parametrize(("command", "name"), [(run, "./run"), (velikiy, "velikiy")])
 def test_every_help_text_reads_as_plain_english(command: click.Group, name: str) -> None:
     check(helps(command, name))
+
+
+@pytest.mark.parametrize("file", sources.files())
+def test_comments_read_as_plain_english(file: str) -> None:
+    text = re.sub(r'"[^"\n]*"', '"..."', re.sub(r"`[^`\n]*`", "`code`", sources.comments(file)))
+    check(iter([(file, text)]), EXCEPTIONS.get(file, ()))
 
 
 def test_the_comments_of_env_example_read_as_plain_english() -> None:

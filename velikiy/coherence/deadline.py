@@ -1,4 +1,4 @@
-"""The moment until which a write may be committed: afterwards the edge has told the client that it failed.
+"""The deadline of a write: the moment after which it must not be committed, because the edge answers 504.
 
 A write that waits in a stopped worker, or behind others, would otherwise be committed seconds after its client was
 answered 504, over newer writes that were acknowledged meanwhile. The edge sends with each write how long it waits
@@ -26,7 +26,7 @@ def parse(header: str, connection: socket.socket | None) -> float | None:
     Args:
         header: `<clock> <moment> <left>`: the name of the sender's clock, the deadline on that clock, and the time that
             was left when the request was sent; both in milliseconds.
-        connection: What the request arrived on, if that is known.
+        connection: The socket that the request arrived on, if it is known.
     """
     given = re.fullmatch(r"([0-9a-z]{1,64}) ([0-9]{1,18}) ([0-9]{1,9})", header)
     if not given:

@@ -1,4 +1,9 @@
-"""Drops at the edges, as a writer sends them to each edge's control listener (edge/lua/control.lua)."""
+"""Drop paths at the edges: send a request to the control listener of each (edge/lua/control.lua).
+
+Gains: http.client takes longer for a drop than the edge does, and cannot wait for several edges at once.
+Relies on: kept connections, and replies without a body.
+Remove when: a library sends requests to several servers in parallel without a thread or an event loop for each.
+"""
 
 import http.client
 import select
@@ -26,8 +31,8 @@ MAX_REPLY_BYTES = 4096
 
 
 class EdgeTier:
-    """Connections are kept open, several to an edge if several writers work at the same time. Threads may share
-    this."""
+    """The edges, as a writer reaches them. Threads share the kept connections; an edge has several if several writers
+    work at the same time."""
 
     def __init__(self) -> None:
         self._idle: defaultdict[str, deque[socket.socket]] = defaultdict(deque)
@@ -38,7 +43,7 @@ class EdgeTier:
         The requests are sent in parallel. An edge on our own loopback that refuses the connection is down, and starts
         again without entries.
         """
-        self._let_go_of_others(edges)
+        self._close_all_but(edges)
         until = time.monotonic() + DROP_TIMEOUT_S
         body = "*" if paths is None else "\n".join(path.path for path in paths)
         body = body if len(body) <= MAX_DROP_BYTES else "*"
@@ -51,7 +56,7 @@ class EdgeTier:
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
                 drop.close()
                 # Its other kept connections may lead to the same worker, which may be stopped.
-                self._let_go(drop.edge.address)
+                self._close_idle(drop.edge.address)
                 silent.append(drop.edge)
             elif drop.socket is not None:
                 self._idle[drop.edge.address].append(drop.socket)
@@ -71,23 +76,23 @@ class EdgeTier:
         connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=DROP_TIMEOUT_S)
         try:
             connection.request("GET", f"/show?uri={quote(uri, safe='')}")
-            answer = connection.getresponse()
-            lines = answer.read().decode().splitlines()
+            response = connection.getresponse()
+            lines = response.read().decode().splitlines()
         except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
-        return dict(line.split(" ", 1) for line in lines) if answer.status == 200 else None
+        return dict(line.split(" ", 1) for line in lines) if response.status == 200 else None
 
-    def _let_go_of_others(self, edges: Sequence[Cache]) -> None:
-        """Connections to those who are not on the list any more."""
+    def _close_all_but(self, edges: Sequence[Cache]) -> None:
+        """Close the connections to edges that are no longer registered."""
         for address in set(self._idle).difference(edge.address for edge in edges):
-            self._let_go(address)
+            self._close_idle(address)
 
-    def _let_go(self, address: str) -> None:
+    def _close_idle(self, address: str) -> None:
         idle = self._idle.pop(address, None)
         with suppress(IndexError):
-            while idle:  # not `for`: another thread may be giving one back
+            while idle:  # not `for`: another thread may be returning a connection
                 idle.pop().close()
 
     def _kept(self, edge: Cache) -> socket.socket | None:
@@ -98,9 +103,9 @@ class EdgeTier:
 
 
 class _Drop:
-    """One drop at one edge: HTTP in its smallest form. A library would take longer for it than the edge."""
+    """One drop at one edge, in a minimal form of HTTP."""
 
-    DROPPED = b"HTTP/1.1 204 "
+    SUCCESS = b"HTTP/1.1 204 "
 
     def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
         self.edge = edge
@@ -112,10 +117,10 @@ class _Drop:
         self.kept = kept is not None
         self.head = b""
         self.done = False
-        """The edge has dropped it, or is dead."""
+        """The edge has dropped the paths, or is down."""
 
-    def ask(self, until: float) -> None:
-        """Without a socket afterwards: it will not answer."""
+    def send(self, until: float) -> None:
+        """Send the request. Without a socket afterwards, no reply will come."""
         self.head, self.done = b"", False
         try:
             if self.socket is None:
@@ -131,11 +136,11 @@ class _Drop:
         except ConnectionRefusedError:
             self.close()
             self.done = self.edge.is_on_our_loopback
-        except (OSError, UnicodeError):  # the second: a host that is none, such as a..b
+        except (OSError, UnicodeError):  # the second: the host is malformed, such as a..b
             self.close()
 
-    def hear(self) -> bool:
-        """What has come; whether it was all."""
+    def receive(self) -> bool:
+        """Receive a part of the reply. Return whether the reply is complete."""
         assert self.socket is not None
         try:
             piece = self.socket.recv(4096)
@@ -147,15 +152,15 @@ class _Drop:
             self.close()
             return True
         self.head += piece
-        # The answer that means a drop has nothing behind its head; of any other the beginning is enough.
-        if self.head.startswith(self.DROPPED):
+        # The reply that means success has no body. The beginning of any other reply suffices.
+        if self.head.startswith(self.SUCCESS):
             self.done = self.head.endswith(b"\r\n\r\n")
             return self.done or len(self.head) > MAX_REPLY_BYTES
-        return not self.DROPPED.startswith(self.head)
+        return not self.SUCCESS.startswith(self.head)
 
     @property
     def hung_up(self) -> bool:
-        """A kept connection was closed at the other end meanwhile: a new one tells who is there now. A path may be
+        """True if the edge has closed a kept connection. A new connection shows which edge is there now. A path may be
         dropped twice."""
         return self.kept and self.socket is None
 
@@ -166,33 +171,33 @@ class _Drop:
 
 
 def _drop_all(drops: Sequence[_Drop], until: float) -> None:
-    """Ask all, and listen until each has answered or has had its time."""
-    answers = select.poll()
+    """Send every request, and wait until each reply is complete or the time is over."""
+    replies = select.poll()
     waiting: dict[int, _Drop] = {}
 
-    def ask(drop: _Drop) -> None:
-        drop.ask(until)
+    def send(drop: _Drop) -> None:
+        drop.send(until)
         if drop.socket is not None:
             waiting[drop.socket.fileno()] = drop
-            answers.register(drop.socket, select.POLLIN)
+            replies.register(drop.socket, select.POLLIN)
 
     for drop in drops:
-        ask(drop)
+        send(drop)
     for drop in drops:
         if drop.hung_up:
-            ask(drop)
+            send(drop)
     end = time.monotonic() + _left(until)
     while waiting:
-        heard = answers.poll(max(0.0, end - time.monotonic()) * 1000)
-        if not heard:
+        readable = replies.poll(max(0.0, end - time.monotonic()) * 1000)
+        if not readable:
             return
-        for number, _ in heard:
-            drop = waiting[number]
-            if drop.hear():
-                answers.unregister(number)
-                del waiting[number]
+        for descriptor, _ in readable:
+            drop = waiting[descriptor]
+            if drop.receive():
+                replies.unregister(descriptor)
+                del waiting[descriptor]
                 if drop.hung_up:
-                    ask(drop)
+                    send(drop)
                     end = time.monotonic() + _left(until)
 
 
@@ -202,5 +207,6 @@ def _host_and_port(edge: Cache) -> tuple[str, int]:
 
 
 def _left(until: float) -> float:
-    """All edges together have DROP_TIMEOUT_S, however many are silent; each at least a moment, to be heard at all."""
+    """Return the seconds that are left of DROP_TIMEOUT_S, which all edges share. The minimum is for an edge that
+    answers at once after others have used up the time."""
     return max(0.1, until - time.monotonic())

@@ -57,13 +57,13 @@ class GroupCommit(Generic[R]):
         self._lock = threading.Lock()
         self._under_way = False
         self._shared = False
-        """Whether the last round had more than one writer."""
+        """True if the last round had more than one writer."""
         self._waiting: deque[_Writer[R]] = deque()
 
     def submit(self, connection: Connection, drop: Drop, drop_all: Callable[[Sequence[Drop]], R]) -> R:
         """Return the result of `drop_all` for a round that includes this drop.
 
-        The round is run by this thread or by another one. An error is raised in the thread that ran the round, and in
+        This thread or another thread runs the round. An error is raised in the thread that ran the round, and in
         no other: the writers that were included in vain drop by themselves.
         """
         assert connection.deadline is not None, "a request has a deadline"

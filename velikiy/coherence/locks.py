@@ -1,6 +1,6 @@
-"""Advisory locks on paths: how a reader finds out that a writer is in flight.
+"""Advisory locks on paths. They show a reader that a writer is in flight.
 
-A writer holds the lock of each path that it invalidates until its transaction ends. A reader only tries it.
+A writer holds the lock of each path that it invalidates until its transaction ends. A reader only probes the lock.
 """
 
 import hashlib
@@ -11,22 +11,25 @@ from velikiy.coherence.entry import CachePath
 from velikiy.postgres import Connection, Row, Statement
 
 MAX_PATH_LOCKS = 64
-"""Paths. Each lock takes a place in a table of some thousands that all sessions share (max_locks_per_transaction)."""
+"""Locks of one write. Each lock takes one of some thousand entries in a table that all sessions share
+(max_locks_per_transaction)."""
 
 EVERYTHING = CachePath("*", "")
-"""What a write of many paths locks: readers look at this lock too."""
+"""The path whose lock stands for every path. Readers probe it as well."""
 
 
 def lock(connection: Connection, paths: Sequence[CachePath] | None, already_locked: Sequence[CachePath] = ()) -> None:
-    """Until the transaction ends; those in `already_locked` are locked, or will be by the next statement."""
+    """Lock these paths, or every path for None, until the transaction ends. The paths in `already_locked` are locked
+    already, or by the next statement."""
     connection.query(*locks(None if paths is None else [path for path in paths if path not in already_locked]))
 
 
 def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
-    """The statement for it; none, for no paths. Shared: writers of one path do not wait for each other here.
+    """Return the statement that locks these paths, or nothing for no paths.
 
-    For many paths it is one lock, and the other way round: readers try it shared, so that they do not take each other
-    for a writer, and writers of many paths follow one another.
+    The locks are shared, so writers of one path do not wait for each other here. The lock for every path is exclusive,
+    so such writers follow one another. Readers probe it in shared mode, so that they do not take each other for a
+    writer.
     """
     if paths is None or len(paths) > MAX_PATH_LOCKS:
         return (Statement("SELECT pg_advisory_xact_lock($1)", (lock_id(EVERYTHING),)),)
@@ -37,7 +40,7 @@ def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
 
 @cache
 def _each(count: int) -> str:
-    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${place})' for place in range(1, count + 1))}"
+    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${n})' for n in range(1, count + 1))}"
 
 
 CHECK = """
@@ -47,25 +50,26 @@ SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE t
 
 
 def check(path: CachePath) -> Statement:
-    """Whether a transaction that has locked the path, or everything, has not ended.
+    """Return the statement that probes whether a transaction holds the lock of this path, or of every path.
 
-    By trying to get the lock for ourselves, and giving it back at once. Two readers may meet here and each take the
-    other for a writer: then one fill is left out.
+    The statement tries to take each lock, and releases it at once. Two readers that probe at the same moment may take
+    each other for a writer; then a fill is omitted.
     """
     return Statement(CHECK, (lock_id(path), lock_id(EVERYTHING)))
 
 
 def is_written(checked: list[list[Row]]) -> bool:
-    """What came of one check; what was not asked at all passes for a writer."""
+    """Return whether the result of `check` shows a writer. A missing result counts as a writer."""
     return checked != [[(b"f",)]]
 
 
 def writer_in_flight(connection: Connection, path: CachePath) -> bool:
-    """For people, who want to know nothing else."""
+    """Return whether a writer is in flight, for people."""
     return is_written(connection.query(check(path)))
 
 
 @lru_cache(maxsize=4096)
 def lock_id(path: CachePath) -> int:
-    """Of the path's advisory lock: 64 bits, signed. Two paths with the same lock_id would cost speed only."""
+    """Return the number of the path's advisory lock: 64 bits, signed. If two paths had one number, only speed would
+    suffer."""
     return int.from_bytes(hashlib.blake2b(path.path.encode(), digest_size=8).digest(), signed=True)

@@ -1,12 +1,12 @@
 """The table `caches`: which caches a writer has to reach, and which are out of use because they did not answer.
 
-A process may use a cache only while it holds a cache lease: it has asked this table, and fewer than LEASE_S seconds
-have passed since before it asked (Gray and Cheriton, Leases, 1989). So the row alone puts a cache out of use. A
+A process may use a cache only while it holds a cache lease: it has queried this table, and fewer than LEASE_S seconds
+have passed since before the query (Gray and Cheriton, Leases, 1989). So the row alone puts a cache out of use. A
 *fenced* cache gets no new lease, and after EXCLUSION_S no lease is left that was granted before. Then the cache is
 *excluded*: writers skip it. It is readmitted as a new *epoch*, without entries from before.
 
-Clocks of different machines are never compared: the holder counts its lease from before it asked, and the writer counts
-the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
+Clocks of different machines are never compared: the holder counts its lease from before the query, and the writer
+counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
 """
 
 import hashlib
@@ -69,7 +69,7 @@ class Cache(NamedTuple):
 
     @property
     def is_on_our_loopback(self) -> bool:
-        """Whether the edge listens on this host's loopback. Only there does "connection refused" prove that it is down:
+        """True if the edge listens on this host's loopback. Only there does "connection refused" prove that it is down:
         elsewhere the address may belong to another machine by now, or a firewall or a balancer may refuse for it."""
         host = self.address.rpartition(":")[0].strip("[]")
         return self.place.startswith(f"{HOST}/") and is_loopback(host)
@@ -178,8 +178,8 @@ class Caches:
     def renew(self, place: str, epoch: str) -> bool | None:
         """Renew an edge's cache lease.
 
-        The row is found by the epoch, which no other edge has, and not by the address, because each app may see the
-        edge under another one. The first writer notices an edge that has moved.
+        The row is found by the epoch, which no other edge has, and not by the address, because apps may see
+        one edge under different addresses. The first writer notices an edge that has moved.
 
         Returns:
             Whether Redis is fenced (also while its row is missing). None if the edge itself is fenced or unknown.

@@ -81,7 +81,7 @@ class Dropped(NamedTuple):
 
 
 class TooLate(Exception):
-    """The write's deadline has passed: its client was already told that it failed. It was not carried out."""
+    """The write's deadline has passed, and its client has received an error. The write was not carried out."""
 
 
 MAX_ATTEMPTS = 3

@@ -21,7 +21,7 @@ from velikiy.kernel_timeouts import Socket
 SCRIPTS = Path(__file__).parent / "scripts"
 
 Argument = str | bytes | int | Callable[[], str]
-"""A callable is called anew for each attempt."""
+"""A callable is called again for each attempt."""
 
 
 class Script:

@@ -1,4 +1,4 @@
-"""Whether this process may use Redis: only while PostgreSQL has recently answered that Redis is not fenced."""
+"""The cache lease of this process for Redis: PostgreSQL has answered recently that Redis is not fenced."""
 
 import threading
 from collections.abc import Callable

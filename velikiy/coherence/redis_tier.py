@@ -204,7 +204,7 @@ class RedisTier:
 
     @property
     def may_be_fenced(self) -> bool:
-        """Whether this process cannot exclude that Redis is fenced."""
+        """True unless this process can exclude that Redis is fenced."""
         try:
             return self.breaker_open or now() >= self.redis_lease.trusted_until()
         except DatabaseUnavailable:

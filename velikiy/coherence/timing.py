@@ -8,7 +8,7 @@ so the second has to be longer than the first by more than two clocks drift apar
 import time
 
 LEASE_S = 2.4
-"""Seconds for which a cache lease is valid, counted by its holder from before it asked."""
+"""Seconds for which a cache lease is valid. The holder counts them from before it sent the request."""
 
 EXCLUSION_S = 2.5
 """Seconds that a writer waits after it has fenced a cache."""

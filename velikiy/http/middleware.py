@@ -99,10 +99,10 @@ def log(response: Response) -> Response:
 
 
 BEFORE: tuple[Callable[[], None], ...] = (begin, refuse_other_origins, refuse_encoded_paths)
-"""What every request passes, in this order. A step returns or raises Problem. Keys and limits belong here."""
+"""The steps before the route, in this order. A step returns or raises Problem. Keys and limits belong here."""
 
 AFTER: tuple[Callable[[Response], Response], ...] = (complete, log)
-"""What every response passes, in this order. Counters belong here."""
+"""The steps behind the route, in this order. Counters belong here."""
 
 
 def install(app: Flask) -> None:

@@ -42,7 +42,7 @@ WITH RECURSIVE tables AS (
 SELECT
     name,
     string_agg(concat_ws(' ', id, relfilenode, pg_class.xmin, columns, triggers), ', ' ORDER BY id),
-    array_agg(id::regclass::text) FILTER (WHERE pg_class.oid IS NOT NULL AND told IS DISTINCT FROM 60)
+    array_agg(id::regclass::text) FILTER (WHERE pg_class.oid IS NOT NULL AND fired_by IS DISTINCT FROM 60)
 FROM tables
 LEFT JOIN pg_class ON oid = id
 CROSS JOIN LATERAL (
@@ -52,7 +52,7 @@ CROSS JOIN LATERAL (
 CROSS JOIN LATERAL (
     SELECT
         string_agg(concat(oid, ':', xmin), ' ' ORDER BY oid) AS triggers,
-        bit_or(tgtype) FILTER (WHERE tgfoid = to_regproc('rows_notify') AND tgenabled IN ('O', 'A')) & 60 AS told
+        bit_or(tgtype) FILTER (WHERE tgfoid = to_regproc('rows_notify') AND tgenabled IN ('O', 'A')) & 60 AS fired_by
     FROM pg_trigger WHERE tgrelid = id
 ) its_triggers
 GROUP BY name
@@ -122,8 +122,8 @@ class Relay:
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
                 select.select([connection.fileno()], [], [], max(0.0, pause))
                 connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
-                # By the clock, however many notifications arrive. And before they are processed: this exchange may
-                # receive further ones, which `select` does not report any more.
+                # The clock decides, however many notifications arrive. The comparison comes before their processing,
+                # because it may receive further notifications, which `select` then does not report.
                 if time.monotonic() >= compare_at:
                     compare_at = time.monotonic() + IDENTITY_CHECK_S
                     before, tables = tables, self._tables(connection)

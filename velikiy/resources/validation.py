@@ -32,7 +32,7 @@ SENTENCES = {
     "union_tag_not_found": "is required: create, update or delete",
     "union_tag_invalid": "must be create, update or delete",
 }
-"""By pydantic's name of the error. Pydantic's own sentences speak of its internals."""
+"""The sentence for each of pydantic's kinds of errors. Pydantic's own sentences speak of its internals."""
 
 
 def errors_of(error: ValidationError) -> list[dict[str, str]]:

@@ -1,10 +1,10 @@
--- Stores an entry, for whoever still has the lease; or gives the lease back.
--- KEYS[1]  the path's hash
+-- Store an entry if the fill lease still exists, or return the lease.
+-- KEYS[1]  the hash of the path
 -- ARGV[1]  variant
--- ARGV[2]  the lease's token
--- ARGV[3]  the entry; empty where there is nothing to store, so that others need not wait for the lease to end
+-- ARGV[2]  the token of the fill lease
+-- ARGV[3]  the entry, or empty to return the lease, so that other readers need not wait for its end
 -- ARGV[4]  milliseconds that the hash lives, from its first fill
--- returns  1 stored; 0 not: given back, or the lease is gone: a write dropped the path, or Redis was emptied, or it took too long
+-- returns  1 if the entry was stored; 0 if the lease was returned or is gone (dropped by a write, flushed, or expired)
 local lease = redis.call('HGET', KEYS[1], 'lease:' .. ARGV[1])
 if not lease or lease:match('^(%S+) ') ~= ARGV[2] then
     return 0

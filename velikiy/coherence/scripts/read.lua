@@ -1,9 +1,9 @@
--- A path's entry, or else who fills it.
--- KEYS[1]  the path's hash
+-- Return the entry of a path, or decide which reader fills it.
+-- KEYS[1]  the hash of the path
 -- ARGV[1]  variant (the canonical query; empty for the path itself)
--- ARGV[2]  a token that was never used before: the lease, if it is given
--- ARGV[3]  milliseconds after which a lease is void
--- returns  {1, entry, milliseconds that it lives} it is here; {2} you fill it, with this token; {3} somebody else is filling it
+-- ARGV[2]  a token that was never used before: the fill lease, if it is granted
+-- ARGV[3]  milliseconds after which a fill lease is void
+-- returns  {1, entry, milliseconds that it lives}; {2} the caller fills, with this token; {3} another reader fills
 local entry = redis.call('HGET', KEYS[1], 'body:' .. ARGV[1])
 if entry then
     return {1, entry, redis.call('PTTL', KEYS[1])}
