@@ -238,7 +238,7 @@ class TestDrops:
             assert time.monotonic() - began < 3 * DROP_TIMEOUT_S
 
     def test_an_edge_that_cannot_be_told_gets_no_lease(self, stack: Stack) -> None:
-        asked = {"place": f"{HOST}/nobody", "epoch": "1", "port": str(free_ports(1))}
+        asked = {"instance_id": f"{HOST}/nobody", "epoch": "1", "port": str(free_ports(1))}
         # A refusal on our own loopback is no death either, before it has once answered there.
         assert requests.post(f"{stack.app}/.lease/register", data=asked, timeout=5).status_code == 424
         with socket.create_server(("127.0.0.1", 0)) as hole:
@@ -247,7 +247,7 @@ class TestDrops:
         assert stack.sql("SELECT name FROM caches WHERE name LIKE %s", f"{HOST}/nobody@%") == []
 
     def test_clients_cannot_ask_for_leases(self, stack: Stack) -> None:
-        asked = {"place": "x", "epoch": "1", "port": "1"}
+        asked = {"instance_id": "x", "epoch": "1", "port": "1"}
         for spelling in ("/.lease/register", "/%2elease/register", "/x/../.lease/register", "//.lease/register"):
             request = requests.Request("POST", stack.edge, data=asked).prepare()
             request.url = stack.edge + spelling

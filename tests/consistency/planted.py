@@ -70,6 +70,7 @@ FENCE = "velikiy/coherence/protocol.py"
 GROUP = "velikiy/coherence/group_commit.py"
 TIER = "velikiy/coherence/edge_client.py"
 LEASE = "edge/lua/lease.lua"
+RENEWAL = "edge/lua/renewal.lua"
 READ = "edge/lua/read.lua"
 REDIS = "edge/lua/redis.lua"
 
@@ -94,12 +95,12 @@ DROPPED = after(FENCE, "                lease = self.drop(connection, invalidate
 CHECKED = after(FENCE, "            checked = connection.enqueue(check(path))", f"connection.query(); {STALL}")
 LOADED = after(FENCE, "            entry = load(connection)")
 RENEWING = after(
-    LEASE,
-    "        local asked = now()  -- before the question: it may be answered at once and arrive late",
+    RENEWAL,
+    "        local requested_at = now_ms()  -- before the request: its response may arrive late",
     "ngx.sleep(0.3 * math.random())",
 )
 
-HEARD = after(READ, "        entry, more = redis.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
+HEARD = after(READ, "        entry, ttl_s, fill_lease = redis.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)")
 
 # What is done before the drop in Redis, and after it.
 DOUBT = "        redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None\n"
@@ -111,9 +112,9 @@ STALLS = (BEFORE_DROP, IN_REDIS, AT_EDGE, DROPPED, CHECKED, LOADED, RENEWING, HE
 # waits for those before it begins.
 ASKING = Replacement(
     REDIS,
-    "        local found, more = question(key)\n",
-    "        if ngx.shared.state:get('names') > 50 and math.random() < 0.3 then\n            ngx.sleep(2 + 6 * math.random())\n        end\n"
-    "        local found, more = question(key)\n",
+    "        local reply, token_or_error = run_script(key)\n",
+    "        if ngx.shared.state:get('ids') > 50 and math.random() < 0.3 then\n            ngx.sleep(2 + 6 * math.random())\n        end\n"
+    "        local reply, token_or_error = run_script(key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
 EMPTIED = after("velikiy/relay/janitor.py", "            self.gate.redis_tier.drop(None)", TWO_SECONDS)
@@ -239,7 +240,7 @@ BUGS = (
     Planted(
         "default-generation",
         "A path without a generation gets a default, and with it what was stored under that before.",
-        (Replacement("edge/lua/generations.lua", "local fresh = lease.fresh()", "local fresh = path"),),
+        (Replacement("edge/lua/generations.lua", "local fresh = ids.fresh()", "local fresh = path"),),
     ),
     Planted(
         "generation-after-redis",
@@ -248,9 +249,9 @@ BUGS = (
             HEARD,
             Replacement(
                 READ,
-                "    local stored = keep(path, query, key, entry)\n",
+                "    local stored = store_if_current(path, query, key, entry)\n",
                 '    key = (generations.current(epoch, path) or "") .. query\n'
-                "    local stored = keep(path, query, key, entry)\n",
+                "    local stored = store_if_current(path, query, key, entry)\n",
             ),
         ),
     ),
@@ -261,8 +262,8 @@ BUGS = (
             *RETURNING,
             Replacement(
                 REDIS,
-                "        if not lease.trusts_redis(epoch) then\n            return nil\n        elseif not found then\n",
-                "        if not found then\n",
+                "        if not lease.trusts_redis(epoch) then\n            return nil\n        elseif not reply then\n",
+                "        if not reply then\n",
             ),
         ),
         frozenset({"stop-redis"}),
@@ -274,7 +275,11 @@ BUGS = (
         "An edge goes on with a lease that has run out.",
         (
             RENEWING,
-            Replacement(LEASE, "if till and now() < till and not exiting() then", "if till and not exiting() then"),
+            Replacement(
+                LEASE,
+                "if valid_until and now_ms() < valid_until and not exiting() then",
+                "if valid_until and not exiting() then",
+            ),
         ),
         frozenset({"stop-edge"}),
     ),

@@ -10,6 +10,7 @@ import pytest
 from testkit.stack import ROOT
 from tests.docs import sources
 from velikiy.cli import velikiy
+from velikiy.http.edge_config import EDGE_DETAILS
 from velikiy.http.problems import DETAILS
 from velikiy.openapi.document import document
 from velikiy.resources.base import registry
@@ -88,10 +89,8 @@ def problems() -> Iterator[Text]:
         yield f"SQLSTATE {sqlstate}", sentence
     for kind_of_error, sentence in FIELDS.items():
         yield f"field {kind_of_error}", sentence
-    for status, sentence in re.findall(
-        r'^\s+(\d{3}|default) +"([A-Z][^"]+\.)";', (ROOT / "edge/nginx.conf").read_text(), re.MULTILINE
-    ):
-        yield f"edge/nginx.conf, {status}", sentence
+    for code, sentence in EDGE_DETAILS.items():
+        yield f"status {code} of the edge", sentence
 
 
 def descriptions(part: Any, place: str = "") -> Iterator[Text]:

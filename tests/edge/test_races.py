@@ -332,10 +332,10 @@ def cramped(apps: str, *dictionaries: str) -> Iterator[str]:
         home = place / "edge"
         for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
             shutil.copytree(ROOT / part, place / part)
-        conf = (home / "nginx.conf").read_text()
+        conf = (home / "conf" / "lua.conf").read_text()
         conf, replaced = re.subn(rf"(lua_shared_dict (?:{'|'.join(dictionaries)})) [^;]+;", r"\1 24k;", conf)
         assert replaced == len(dictionaries)
-        (home / "nginx.conf").write_text(conf)
+        (home / "conf" / "lua.conf").write_text(conf)
         with edge_of(urlsplit(apps).netloc, home) as (edge, _):
             wait_until(lambda: caching(edge))
             yield edge

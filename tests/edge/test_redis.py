@@ -197,7 +197,7 @@ class TestWhereItIs:
         edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
         database.open()
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
-        asked = {"place": name.partition("@")[0], "epoch": epoch, "port": "1"}
+        asked = {"instance_id": name.partition("@")[0], "epoch": epoch, "port": "1"}
         answer = app.test_client().post("/.lease/renew", data=asked)
         assert answer.text == "2400 1 order_lines:order%20line"
         database.close()

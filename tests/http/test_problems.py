@@ -37,7 +37,7 @@ def test_others_have_none(door: str, name: str) -> None:
 
 
 def test_the_edge_knows_the_same_kinds_by_the_same_names() -> None:
-    config = (ROOT / "edge" / "nginx.conf").read_text()
+    config = (ROOT / "edge/conf/generated/problems.conf").read_text()
     own = re.findall(r'(\d{3}) \'"type":"/problems/([a-z-]+)","title":"([^"]+)"\'', config)
     assert len(own) > 10
     for status, name, title in own:
@@ -46,7 +46,7 @@ def test_the_edge_knows_the_same_kinds_by_the_same_names() -> None:
 
 def test_the_edge_tells_as_a_problem_whatever_of_these_it_may_be_told_to_refuse() -> None:
     """What Nginx can send by itself: also what nothing makes it send so far, such as the 429 of a limit."""
-    config = (ROOT / "edge" / "nginx.conf").read_text()
+    config = (ROOT / "edge/conf/generated/server.conf").read_text()
     [told] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
     assert {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 429, *range(500, 506)} == set(map(int, told.split()))
 

@@ -29,6 +29,7 @@ from velikiy.bulk import exporter, insert
 from velikiy.bulk.readers import Row
 from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import locks, writer_in_flight
+from velikiy.coherence.membership import Grant
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
 from velikiy.postgres import database as postgres
@@ -378,8 +379,8 @@ class TestAPoolThatIsExhausted:
                 for _ in range(2):
                     held.enter_context(take()).extend_deadline(60)
             try:
-                assert gate.caches.register("a/b", "192.0.2.7:1", "1") is False
-                assert gate.caches.renew("a/b", "1") is False
+                assert gate.caches.register("a/b", "192.0.2.7:1", "1") == Grant(redis_is_fenced=False)
+                assert gate.caches.renew("a/b", "1") == Grant(redis_is_fenced=False)
             finally:
                 stack.sql("DELETE FROM caches WHERE address = '192.0.2.7:1'")
             assert app.test_client().get("/health").status_code == 200
@@ -395,10 +396,10 @@ def test_an_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack)
         migrate.upgrade(address, wait=5)
         with opened(address) as database:
             caches = Caches(database, threads=2)
-            assert caches.register("a/b", "192.0.2.8:1", "1") is False
+            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant(redis_is_fenced=False)
             with database.autocommit() as connection:
                 connection.execute("DELETE FROM caches WHERE kind = 'redis'")
-            assert caches.renew("a/b", "1") is True  # Redis is fenced, and it is not
+            assert caches.renew("a/b", "1") == Grant(redis_is_fenced=True)
             assert caches.renew("a/b", "2") is None
     finally:
         drop_database(stack, name)
