@@ -15,7 +15,7 @@ local concat = table.concat
 
 local _M = {}
 
--- Headers of an app's response that are for Nginx, or that Nginx sends itself (conf/site.conf).
+-- Headers of an app's response that are for Nginx, or that Nginx sends itself (edge/conf/site.conf).
 local NOT_FORWARDED = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
                         ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true,
                         ["X-Accel-Expires"] = true, ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
@@ -32,7 +32,7 @@ local function clear_conditions()
 end
 
 
--- Set the result for the response and the log. Without this call it is a hit (conf/site.conf).
+-- Set the result for the response and the log. Without this call it is a hit (edge/conf/site.conf).
 local function set_cache_status(result, status)
     ngx.var.cache_result = result
     ngx.var.cache_status = status
@@ -128,7 +128,7 @@ end
 -- headers; else return "".
 function _M.hit()
     local var = ngx.var
-    -- Nginx evaluates the latter two even if they are empty, which a map does not distinguish from absent.
+    -- Nginx evaluates If-Unmodified-Since and If-Match even if they are empty. A map does not tell empty from absent.
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
@@ -178,7 +178,7 @@ function _M.answer()
         if entry then
             result, reason = "EXPIRED", "stale"
         end
-        -- Of many reads that miss at once, one goes on. The others start again with the lease: they have sent no
+        -- If many reads miss at once, one goes on. The others start again with the lease: they have sent no
         -- request yet, so they may as well begin now.
         if fills:add(key, true, FILL_WAIT_S) or waited_s >= FILL_WAIT_S then
             break

@@ -39,7 +39,7 @@ function _M.instance_id()
 end
 
 
--- Log on the only level that is kept (conf/logging.conf): messages on the other levels quote requests.
+-- Log on the only level that is kept (edge/conf/logging.conf): messages on the other levels quote requests.
 local function log_once(message)
     if message ~= logged then
         ngx.log(ngx.ALERT, message)

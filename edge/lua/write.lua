@@ -33,8 +33,8 @@ function _M.begin()
         end
     end
     ngx.req.read_body()  -- first: a client may take longer to send the body than the app has to commit it
-    -- The deadline as a moment of this machine's clock, and as the time that is left. An app that does not share this
-    -- clock counts the latter from the arrival of the request (velikiy/coherence/deadline.py).
+    -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
+    -- this clock, from the arrival of the request on (velikiy/coherence/deadline.py).
     local left_ms = timeout_ms - RESERVE_MS
     ngx.var.write_deadline = string.format("%s %.0f %.0f", clock_name, clock.now_ms() + left_ms, left_ms)
 end

@@ -147,7 +147,7 @@ def takes_json(accept: str) -> bool:
     """Return whether the client accepts JSON (RFC 9110, 12.5.1): the most specific media range that matches decides.
 
     A client that accepts only problems receives other JSON too, unless it refuses application/json by name. The edge
-    serves its cache to a plainer set of headers (edge/nginx.conf, $takes_json).
+    serves its cache to a plainer set of headers (edge/conf/routing.conf, $takes_json).
     """
     ranges: dict[str, bool] = {}
     for member in QUOTED.sub('""', accept).lower().split(","):
