@@ -14,7 +14,7 @@ from flask import Flask
 from redis import Redis
 
 from testkit.failpoints import SteppedApp, caching, edge_of, stepped_app
-from testkit.fake_app import fenced, told_app
+from testkit.fake_app import cacheable, fake_app
 from testkit.outages import refusing
 from testkit.stack import Stack, wait_until
 from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
@@ -169,11 +169,11 @@ class TestWhereItIs:
         client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
         client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
         address = url_of(stack, login, 3).replace("127.0.0.1", host)
-        with told_app("2400 1 things:thing", REDIS_URL=address) as told:
-            answer = requests.get(f"{told.edge}/things/7", timeout=5)
+        with fake_app("2400 1 things:thing", REDIS_URL=address) as app:
+            answer = requests.get(f"{app.edge}/things/7", timeout=5)
             assert (answer.content, answer.headers["ETag"]) == (b'{"id":7}', '"tag"')
             assert answer.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
-            assert told.heard == []
+            assert app.received == []
 
     def test_of_each_resource_under_its_own_keys_whatever_its_rows_are_called(
         self, stack: Stack, client: Redis
@@ -182,13 +182,13 @@ class TestWhereItIs:
         for one in rows.values():
             client.hset(f"{one}:7", "body:", f"200\t\t\t\n{one}")
         names = " ".join(f"{many}:{quote(one, safe='')}" for many, one in rows.items())
-        with told_app(f"2400 1 {names}", REDIS_URL=url_of(stack, "", 3)) as told:
+        with fake_app(f"2400 1 {names}", REDIS_URL=url_of(stack, "", 3)) as app:
             for many, one in rows.items():
-                assert requests.get(f"{told.edge}/{many}/7", timeout=5).content.decode() == one
-            assert told.heard == []
-            told.answer = lambda request: fenced(request, 200, b"the app's")
-            assert requests.get(f"{told.edge}/others/7", timeout=5).content == b"the app's"
-            assert [line for line, _, _ in told.heard] == ["GET /others/7"]
+                assert requests.get(f"{app.edge}/{many}/7", timeout=5).content.decode() == one
+            assert app.received == []
+            app.respond = lambda request: cacheable(request, 200, b"the app's")
+            assert requests.get(f"{app.edge}/others/7", timeout=5).content == b"the app's"
+            assert [line for line, _, _ in app.received] == ["GET /others/7"]
 
     def test_apps_say_of_them_what_is_one_word(self, stack: Stack) -> None:
         """To an edge that renews its lease: one of the stack's."""

@@ -14,7 +14,7 @@ import pytest
 import requests
 
 from testkit.failpoints import Steps, Users, stepped_gate
-from testkit.fake_app import told_app
+from testkit.fake_app import fake_app
 from testkit.raw_http import ask
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
@@ -100,7 +100,7 @@ def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack
 
 
 def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:
-    with told_app(DATABASE_TIMEOUT="1") as app:
+    with fake_app(DATABASE_TIMEOUT="1") as app:
         requests.get(f"{app.edge}/users/1", timeout=5)
         requests.post(f"{app.edge}/users", json={}, headers={"Write-Deadline": f"{CLOCK} 1 1"}, timeout=5)
         address = urlsplit(app.edge)
@@ -112,7 +112,7 @@ def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> Non
             time.sleep(2.5)  # a client that is slow to send its body
             client.sendall(b"{}")
             client.makefile("rb").read()
-        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.heard)
+        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.received)
         assert read is None
         for header in (post, put):
             given = re.fullmatch(rf"{CLOCK} (\d+) 9000", header or "")  # 10 s, less one for the way back
