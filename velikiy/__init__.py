@@ -31,7 +31,6 @@ def create_app(settings: Settings | None = None) -> Flask:
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
-    app.ensure_sync = lambda func: func  # type: ignore[method-assign]  # Flask looks at each call; none is async
     middleware.install(app)
     problems.install(app)
     problem_pages.install(app)

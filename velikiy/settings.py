@@ -48,7 +48,7 @@ def _redis_url(value: str) -> str:
     return value
 
 
-class Knobs(BaseSettings):
+class ServiceSettings(BaseSettings):
     """What the services need to know but for each other's addresses. Field names in capitals are the names of the
     environment variables."""
 
@@ -89,7 +89,7 @@ class Knobs(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class Settings(Knobs):
+class Settings(ServiceSettings):
     """What the app needs to know."""
 
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]

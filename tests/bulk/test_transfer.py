@@ -492,7 +492,7 @@ def test_of_a_row_that_does_not_fit_on_the_disk_nothing_is_left(own: Stack, tmp_
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o777])
 def test_new_rejects_and_exports_are_for_their_owner_alone(own: Stack, tmp_path: Path, umask: int) -> None:
     (tmp_path / "a.csv").write_bytes(BAD)
-    environment = clean_environment(PYTHONPATH=str(ROOT), SECRETS_DIR=str(own.supervisor.plan.passwords))
+    environment = clean_environment(PYTHONPATH=str(ROOT), SECRETS_DIR=str(own.supervisor.plan.secrets_folder))
     for arguments in (("import", "a.csv"), ("export", "out.csv"), ("export", "out.ndjson.gz")):
         subprocess.run(
             [sys.executable, "-P", "-B", "-m", "velikiy", "users", *arguments],

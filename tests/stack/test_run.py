@@ -33,7 +33,7 @@ from testkit.stack import (
 )
 from velikiy.stack.plan import Plan
 from velikiy.stack.reaper import leftovers
-from velikiy.stack.start import ready
+from velikiy.stack.start import is_ready
 
 
 def cpus_of(pid: int) -> set[int]:
@@ -217,8 +217,8 @@ class TestStarting:
     def test_an_edge_of_another_stack_on_our_port_is_not_taken_for_ours(self, stack: Stack) -> None:
         plan = Plan.load(stack.data)
         assert plan is not None
-        assert ready(plan)
-        assert not ready(dataclasses.replace(plan, identity="another"))
+        assert is_ready(plan)
+        assert not is_ready(dataclasses.replace(plan, identity="another"))
 
 
 class Foreground(NamedTuple):

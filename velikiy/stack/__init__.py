@@ -1,6 +1,9 @@
-"""Running the whole stack without Docker: PostgreSQL, Redis, apps and edges as unprivileged processes of their
-own, on their own ports, under supervisor. `./run` is the door to it."""
+"""Run the whole stack without Docker.
+
+PostgreSQL, Redis, the apps and the edges run as unprivileged processes on ports of their own, under supervisor.
+`./run` starts this package.
+"""
 
 
 class Refusal(Exception):
-    """Why something is not done, in a sentence that says what to do next; nothing was changed."""
+    """The reason why a command does nothing, in a sentence that says what to do next. Nothing was changed."""

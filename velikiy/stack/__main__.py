@@ -1,4 +1,4 @@
-"""The commands of `./run` that concern a running stack."""
+"""Run the commands of `./run` that concern a running stack."""
 
 import sys
 

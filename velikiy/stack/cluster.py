@@ -1,4 +1,4 @@
-"""A private PostgreSQL cluster: made once, never damaged."""
+"""Create a private PostgreSQL cluster once, and its database. No step damages a cluster that exists."""
 
 import shutil
 import subprocess
@@ -14,59 +14,63 @@ from velikiy.stack.plan import Plan
 
 
 def binaries(cluster: Path) -> Path:
-    """Where the programs are that fit this cluster, or for a new one the newest.
+    """Return the folder of the PostgreSQL programs that fit this cluster. A new cluster gets the newest programs.
 
     Raises:
-        Refusal: the cluster is of another major version, or PostgreSQL is not installed.
+        Refusal: The cluster needs a major version that is not installed, or PostgreSQL is not installed.
     """
-    programs = [initdb.parent for initdb in Path("/usr/lib/postgresql").glob("[0-9]*/bin/initdb")]
-    installed = {int(folder.parent.name): folder for folder in programs}
+    folders = [initdb.parent for initdb in Path("/usr/lib/postgresql").glob("[0-9]*/bin/initdb")]
+    installed = {int(folder.parent.name): folder for folder in folders}
     if not installed:
         raise Refusal("PostgreSQL is not installed: /usr/lib/postgresql/*/bin is missing. Install Debian's postgresql.")
-    made_by = cluster / "PG_VERSION"
-    if not made_by.exists():
+    version_file = cluster / "PG_VERSION"
+    if not version_file.exists():
         return installed[max(installed)]
-    version = made_by.read_text().strip()
+    version = version_file.read_text().strip()
     if not version.isdigit() or int(version) not in installed:
-        have = ", ".join(map(str, sorted(installed)))
+        available = ", ".join(map(str, sorted(installed)))
         raise Refusal(
-            f"The data in {cluster} was made by PostgreSQL {version}, but this machine has {have}. Install "
+            f"The data in {cluster} was made by PostgreSQL {version}, but this machine has {available}. Install "
             f"postgresql-{version}, or move the data with its pg_dump to a new folder (--data). Nothing was changed."
         )
     return installed[int(version)]
 
 
 def create(plan: Plan, programs: Path) -> None:
-    """initdb beside the final place, then a rename: a cluster is there whole or not at all."""
+    """Run initdb in a temporary folder and rename the folder, so that a cluster exists completely or not at all.
+
+    Raises:
+        Refusal: initdb failed.
+    """
     new = plan.home / "postgres.new"
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(mode=0o700)
-    password = plan.passwords / "postgres_password"
-    made = subprocess.run(
+    password = plan.secrets_folder / "postgres_password"
+    initdb = subprocess.run(
         [
             *[str(programs / "initdb"), "-D", str(new), "--username=postgres", f"--pwfile={password}"],
-            # UTF-8 and a locale that knows all its letters: in C, lower('ГЛЕБ') is 'ГЛЕБ'.
+            # UTF-8 and a locale that knows all letters: in the locale C, lower('ГЛЕБ') is 'ГЛЕБ'.
             *["--encoding=UTF8", "--locale=C.UTF-8", "--auth=scram-sha-256", "--no-instructions"],
-            "--data-checksums",  # a disk that lies is found out, not believed
+            "--data-checksums",  # so that PostgreSQL notices a disk that returns other data than it stored
         ],
         cwd=plan.home,
         capture_output=True,
         text=True,
         check=False,
     )
-    if made.returncode != 0:
+    if initdb.returncode != 0:
         shutil.rmtree(new, ignore_errors=True)
-        raise Refusal(f"PostgreSQL's initdb failed: {made.stderr.strip().splitlines()[-1]}")
+        raise Refusal(f"PostgreSQL's initdb failed: {initdb.stderr.strip().splitlines()[-1]}")
     new.rename(plan.cluster)
 
 
 def create_database(plan: Plan, *, within: float) -> None:
-    """Wait for the server; then the role and the database of the app where they are missing.
+    """Wait for the server, then create the role and the database of the app if they are missing.
 
     The app's role is no superuser: it owns its database and nothing else.
 
     Raises:
-        Refusal: the server does not come up.
+        Refusal: The server does not start within this time.
     """
     password = plan.secret("postgres_password")
     app_password = plan.secret("app_password")
@@ -79,12 +83,12 @@ def create_database(plan: Plan, *, within: float) -> None:
 
 
 def _connect(server: str, plan: Plan, within: float) -> psycopg.Connection:
-    until = time.monotonic() + within
+    deadline = time.monotonic() + within
     while True:
         try:
             return psycopg.connect(server, **OURS, autocommit=True)
         except psycopg.OperationalError as error:
-            if time.monotonic() >= until:
+            if time.monotonic() >= deadline:
                 log = plan.logs / "postgres.log"
                 raise Refusal(
                     f"PostgreSQL did not start within {within:g} s: {str(error).strip()}. See {log}."

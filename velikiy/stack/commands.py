@@ -1,4 +1,4 @@
-"""up, down, status, logs: the stack's life, one function each."""
+"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy."""
 
 import contextlib
 import errno
@@ -17,16 +17,17 @@ from typing import Any
 import click
 from dotenv import dotenv_values
 
-from velikiy.settings import BadSetting, Knobs, StackSettings, load
+from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load
 from velikiy.stack import Refusal, log_files, preflight, privileges
-from velikiy.stack.plan import OURS, Plan
-from velikiy.stack.start import ready, say, shown, start, step, warnings
+from velikiy.stack.code_copy import CHECKOUT
+from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
+from velikiy.stack.start import display_url, is_ready, report, start, step, warnings
 from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3
-"""Exit code of `status`, as the Linux Standard Base has it."""
+"""The exit code of `status` for a stopped stack, as in the Linux Standard Base."""
 
-DATA = click.option("--data", type=click.Path(path_type=Path), help="Folder of the stack.")
+data_option = click.option("--data", type=click.Path(path_type=Path), help="Folder of the stack.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -45,7 +46,7 @@ def run() -> None:
 @click.option("--apps", type=int, help="Number of app instances. Default: 2.")
 @click.option("--bind", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only).")
 @click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
-@DATA
+@data_option
 def up(
     detach: bool,
     port: int | None,
@@ -59,22 +60,22 @@ def up(
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind}
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
-    if not privileges.handed_over():
-        load(Knobs, None)  # a bad one is refused before anything is made
-        preflight.data_folder(home)
-        preflight.room(home)
-        preflight.address(wanted.bind)
+    if not privileges.is_reexecuted():
+        load(ServiceSettings, None)  # refuse a bad value before anything is created
+        preflight.check_data_folder(home)
+        preflight.check_free_space(home)
+        preflight.check_address(wanted.bind)
         privileges.make_home(home)
-        privileges.hand_over(home, live=reload)
+        privileges.reexec_unprivileged(home, live=reload)
 
-    # Signals come as KeyboardInterrupt wherever we are: a start that is broken off is taken back.
+    # Each signal raises KeyboardInterrupt, so that an interrupted start stops the programs that it has started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        with _alone(home):
+        with _exclusive(home):
             started = start(home, wanted, reload)
     except KeyboardInterrupt:
-        say("\ninterrupted; nothing is left running")
+        report("\ninterrupted; nothing is left running")
         sys.exit(130)
     if detach or not started:
         return
@@ -82,51 +83,59 @@ def up(
 
 
 def _stay_with(plan: Plan) -> None:
-    """Show the logs until somebody has enough, here or with `./run down` elsewhere."""
+    """Show the logs until Ctrl-C here, or until `./run down` elsewhere."""
     supervisor = Supervisor(plan)
-    ours = supervisor.pid()
-    look = itertools.count(1)
-    say("Ctrl-C stops the stack. Logs:")
+    started_pid = supervisor.pid()
+    rounds = itertools.count(1)
+
+    def is_over() -> bool:
+        # The logs are read ten times a second; every three seconds is enough for supervisord.
+        return next(rounds) % 30 == 0 and supervisor.pid() != started_pid
+
+    report("Ctrl-C stops the stack. Logs:")
     try:
-        # Ten times a second there is something to show, but to ask supervisord every three is enough.
-        log_files.follow(plan.logs, None, lambda: next(look) % 30 == 0 and supervisor.pid() != ours, from_start=True)
-        say("\nthe stack was stopped by another command")
+        log_files.follow(plan.logs, None, is_over, from_start=True)
+        report("\nthe stack was stopped by another command")
     except (KeyboardInterrupt, BrokenPipeError):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the second Ctrl-C of an impatient person
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
             signal.signal(number, signal.SIG_IGN)
-        with _alone(plan.home), step("\nstopping"):
-            if supervisor.pid() == ours:
+        with _exclusive(plan.home), step("\nstopping"):
+            if supervisor.pid() == started_pid:
                 supervisor.stop()
 
 
 @run.command()
-@DATA
+@data_option
 @click.option("--wipe", is_flag=True, help="Also delete the data folder, with every row in it.")
 def down(data: Path | None, wipe: bool) -> None:
     """Stop the stack and keep its data."""
     home = _home(data)
-    if not privileges.handed_over():
+    if not privileges.is_reexecuted():
         if not (home / "stack.json").exists():
-            say(f"There is no stack in {home}.")
+            report(f"There is no stack in {home}.")
             return
-        privileges.hand_over(home, wait=wipe)
+        privileges.reexec_unprivileged(home, wait=wipe)
     plan = Plan.load(home)
     if plan is None:
         return
-    with _alone(home), step("stopping"):
+    with _exclusive(home), step("stopping"):
         Supervisor(plan).stop()
     if wipe:
-        # What others may have put there is not ours to delete.
-        for entry in home.iterdir():
-            if OURS.fullmatch(entry.name):
-                _delete(entry)
-        with contextlib.suppress(OSError):  # something of others is in it
-            home.rmdir()
-        say(
-            f"deleted {home}"
-            if not home.exists() or not any(home.iterdir())
-            else f"deleted the stack's files in {home}; other files stay"
-        )
+        _wipe(home)
+
+
+def _wipe(home: Path) -> None:
+    """Delete the stack's files. Files of other programs or people in the folder stay."""
+    for entry in home.iterdir():
+        if DATA_FOLDER_ENTRIES.fullmatch(entry.name):
+            _delete(entry)
+    with contextlib.suppress(OSError):  # the folder contains other files
+        home.rmdir()
+    report(
+        f"deleted {home}"
+        if not home.exists() or not any(home.iterdir())
+        else f"deleted the stack's files in {home}; other files stay"
+    )
 
 
 def _delete(path: Path) -> None:
@@ -137,13 +146,13 @@ def _delete(path: Path) -> None:
 
 
 @run.command()
-@DATA
+@data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 def status(data: Path | None, as_json: bool) -> None:
     """Show the processes of the stack and its addresses. Exits with 0 if the stack is ready, else with 3."""
     home = _home(data)
-    if not privileges.handed_over():
-        privileges.hand_over(home)
+    if not privileges.is_reexecuted():
+        privileges.reexec_unprivileged(home)
     state = _state(home)
     if as_json:
         click.echo(json.dumps(state, indent=2))
@@ -166,7 +175,7 @@ def _state(home: Path) -> dict[str, Any]:
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
     ]
-    state["ready"] = bool(state["processes"]) and ready(plan)
+    state["ready"] = bool(state["processes"]) and is_ready(plan)
     if state["ready"]:
         state["warnings"] = warnings(plan)
     return state
@@ -181,7 +190,7 @@ def _describe(state: dict[str, Any]) -> None:
     for warning in state["warnings"]:
         click.echo(f"  warning    {warning}")
     for url in state["edges"]:
-        click.echo(f"  {shown(url)}")
+        click.echo(f"  {display_url(url)}")
     for process in state["processes"]:
         click.echo(f"  {process['name']:<10} {process['state'].lower():<10} {process['pid'] or '-'}")
     click.echo(f"  data in {state['data']}")
@@ -193,12 +202,12 @@ def _describe(state: dict[str, Any]) -> None:
 @click.option(
     "--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True, help="Number of lines from each log."
 )
-@DATA
+@data_option
 def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     """Show the logs of all processes, or of the processes whose names start with NAME (edge, app1, postgres, ...)."""
     home = _home(data)
-    if not privileges.handed_over():
-        privileges.hand_over(home)
+    if not privileges.is_reexecuted():
+        privileges.reexec_unprivileged(home)
     plan = Plan.load(home)
     found = log_files.files(plan.logs, name) if plan else []
     if plan is None or not found:
@@ -209,7 +218,7 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
             else "There are no logs yet. Start the stack with ./run up."
         )
     for file in found:
-        for line in log_files.last(file, lines):
+        for line in log_files.last_lines(file, lines):
             log_files.show(file, line)
     if follow:
         with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
@@ -220,61 +229,72 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     context_settings={"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False},
     add_help_option=False,
 )
-@DATA
+@data_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
     """Run the project's commands with the settings of the stack in the data folder."""
     plan = Plan.load(_home(data))
     if plan is not None:
-        os.environ.setdefault("SECRETS_DIR", str(plan.passwords))
+        os.environ.setdefault("SECRETS_DIR", str(plan.secrets_folder))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606
 
 
-# ---- small things ----
+# ---- helpers ----
 
 
 def _home(data: Path | None) -> Path:
-    """Without links in it: what processes say of where they work has none either."""
+    """Return the data folder, with links resolved: /proc shows the working folders of processes without links too."""
     chosen = data or load(StackSettings, None).data
     return chosen.expanduser().resolve() if chosen else privileges.default_home()
 
 
 @contextlib.contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """One launcher at a time works on a data folder."""
+def _exclusive(home: Path) -> Iterator[None]:
+    """Keep other launchers away from the data folder while the block runs."""
     with (home / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"waiting for another ./run that uses {home}")
+            report(f"waiting for another ./run that uses {home}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def main() -> int:
-    socket.setdefaulttimeout(10)  # a supervisord that hangs must not hang us
-    # A person's settings for psql are none of our servers'; .env is read here, where its owner can.
-    for name in [name for name in os.environ if name.startswith("PG")]:
-        del os.environ[name]
-    if not privileges.handed_over():
-        for name, value in dotenv_values(privileges.CHECKOUT / ".env").items():
-            os.environ.setdefault(name, value or "")
+    """Run the command that was typed, and return the exit status of `./run`."""
+    socket.setdefaulttimeout(10)  # a supervisord that hangs must not block the launcher
+    _prepare_environment()
     try:
         run(prog_name="./run", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (Refusal, BadSetting) as error:
-        say(f"./run: {error}")
+        report(f"./run: {error}")
         return 1
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            say(f"./run: the disk is full ({error.filename}). Free some space and start again; the data is untouched.")
-        elif isinstance(error, PermissionError):
-            say(f"./run: {error.filename} belongs to another user. Run ./run as that user, or choose another --data.")
-        else:
+        advice = _advice(error)
+        if advice is None:
             raise
+        report(f"./run: {advice}")
         return 1
     except (KeyboardInterrupt, click.Abort):
         return 130
     return 0
+
+
+def _prepare_environment() -> None:
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]  # a person's settings for psql must not reach the stack's servers
+    if not privileges.is_reexecuted():  # the account of the second execution may not be able to read .env
+        for name, value in dotenv_values(CHECKOUT / ".env").items():
+            os.environ.setdefault(name, value or "")
+
+
+def _advice(error: OSError) -> str | None:
+    """Return a sentence about an error that its reader can repair, or None for other errors."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename}). Free some space and start again; the data is untouched."
+    if isinstance(error, PermissionError):
+        return f"{error.filename} belongs to another user. Run ./run as that user, or choose another --data."
+    return None

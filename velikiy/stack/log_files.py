@@ -1,4 +1,4 @@
-"""The services' log files, as one stream."""
+"""Show the services' log files as one stream."""
 
 import os
 import sys
@@ -9,12 +9,13 @@ from typing import TextIO
 
 
 class Follower:
-    """Reads what was appended to a file since the last time; follows it through rotation."""
+    """Reads the lines that were appended to a file since the last call, and follows the file through rotation."""
 
     def __init__(self, file: Path, *, from_start: bool) -> None:
         self.file = file
         self.stream: TextIO | None = None
-        self.rest = ""
+        self.incomplete = ""
+        """The beginning of a line whose end is not written yet."""
         self._open(from_start)
 
     def lines(self) -> list[str]:
@@ -22,13 +23,13 @@ class Follower:
             self._open(from_start=True)
         if self.stream is None:
             return []
-        text = self.rest + self.stream.read()
-        if self._rotated():
+        text = self.incomplete + self.stream.read()
+        if self._is_rotated():
             text += self.stream.read()
             self.stream.close()
             self._open(from_start=True)
-        *whole, self.rest = text.split("\n")
-        return whole
+        *complete, self.incomplete = text.split("\n")
+        return complete
 
     def _open(self, from_start: bool) -> None:
         try:
@@ -39,7 +40,7 @@ class Follower:
         if not from_start:
             self.stream.seek(0, os.SEEK_END)
 
-    def _rotated(self) -> bool:
+    def _is_rotated(self) -> bool:
         assert self.stream is not None
         try:
             return os.fstat(self.stream.fileno()).st_ino != self.file.stat().st_ino
@@ -47,30 +48,32 @@ class Follower:
             return True
 
 
-def files(logs: Path, name: str | None = None) -> list[Path]:
-    """Those of one process, or of all whose names start so; supervisord's own only by its name."""
+def files(logs: Path, prefix: str | None = None) -> list[Path]:
+    """Return the log files of the processes whose names start with the prefix. Without a prefix, return all files but
+    supervisord's own."""
     found = sorted(logs.glob("*.log"))
-    if name:
-        return [file for file in found if file.stem.startswith(name)]
+    if prefix:
+        return [file for file in found if file.stem.startswith(prefix)]
     return [file for file in found if file.stem != "supervisord"]
 
 
-def last(file: Path, count: int) -> list[str]:
+def last_lines(file: Path, count: int) -> list[str]:
     return file.read_text(errors="replace").splitlines()[-count:]
 
 
 def show(file: Path, line: str) -> None:
-    """Coloured names for people, plain ones in pipes."""
+    """Print the line after the name of its process, which is coloured on a terminal."""
     name = f"{file.stem:<10}"
     if sys.stdout.isatty():
         name = f"\033[36m{name}\033[0m"
     print(f"{name} {line}", flush=True)
 
 
-def follow(logs: Path, name: str | None, until: Callable[[], bool], *, from_start: bool = False) -> None:
+def follow(logs: Path, prefix: str | None, is_over: Callable[[], bool], *, from_start: bool = False) -> None:
+    """Show new lines as they are written, until `is_over` returns true."""
     followers: dict[Path, Follower] = {}
-    while not until():
-        for file in files(logs, name):
+    while not is_over():
+        for file in files(logs, prefix):
             if file not in followers:
                 followers[file] = Follower(file, from_start=from_start)
             for line in followers[file].lines():

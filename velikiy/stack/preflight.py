@@ -1,26 +1,33 @@
-"""What would go wrong, said before anything is done."""
+"""Refuse a start that would fail, before anything is changed."""
 
 import shutil
 import socket
 from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
-from velikiy.stack.plan import OURS, bracketed, is_free
+from velikiy.stack.plan import DATA_FOLDER_ENTRIES, bracketed, is_free
 
-ROOM_FIRST = 400
-ROOM_LATER = 100
-"""Megabytes: a new cluster takes 40, its log up to 80 while it is small, the edge's cache 128."""
+MIN_FREE_NEW_MB = 400
+"""Free space for a new stack: a new cluster takes 40 MB, its log up to 80 MB while it is small, the edge's cache 128
+MB."""
+
+MIN_FREE_MB = 100
+"""Free space for a stack that already has a cluster."""
+
+MAX_DATA_PATH = 80
+"""Characters. The path of a Unix socket has a limit of 108 bytes."""
 
 
-def data_folder(data: Path) -> None:
-    """It is ours, or empty, or can be made; and the services can get there.
+def check_data_folder(data: Path) -> None:
+    """Check that the folder belongs to a stack, or is empty, or can be created, and that the services can enter it.
 
     Raises:
-        Refusal
+        Refusal: The folder cannot be used.
     """
-    if len(str(data)) > 80:
+    if len(str(data)) > MAX_DATA_PATH:
         raise Refusal(
-            f"The path {data} is too long for sockets (over 80 characters). Choose another folder with --data."
+            f"The path {data} is too long for sockets (over {MAX_DATA_PATH} characters). "
+            "Choose another folder with --data."
         )
     if odd := set('"%;$\\{}') & set(str(data)):
         raise Refusal(
@@ -28,21 +35,26 @@ def data_folder(data: Path) -> None:
         )
     if data.exists() and not data.is_dir():
         raise Refusal(f"{data} is not a folder. Choose a folder with --data.")
-    foreign = [entry for entry in data.iterdir() if not OURS.fullmatch(entry.name)] if data.is_dir() else []
-    if foreign and not (data / "stack.json").exists():
+    entries = data.iterdir() if data.is_dir() else []
+    has_foreign_files = any(not DATA_FOLDER_ENTRIES.fullmatch(entry.name) for entry in entries)
+    if has_foreign_files and not (data / "stack.json").exists():
         raise Refusal(f"{data} contains other files. Choose an empty or a new folder with --data.")
     for parent in reversed(data.parents):
         if parent.exists() and not privileges.may_enter(parent):
             raise Refusal(
-                f"{data} cannot hold the data: the services run as the user {privileges.services().pw_name}, which "
-                f"may not enter {parent}. Choose another folder with --data."
+                f"{data} cannot hold the data: the services run as the user {privileges.service_account().pw_name}, "
+                f"which may not enter {parent}. Choose another folder with --data."
             )
 
 
-def room(data: Path) -> None:
-    """Raises: Refusal, where the disk is as good as full."""
+def check_free_space(data: Path) -> None:
+    """Check that the disk has room for the stack.
+
+    Raises:
+        Refusal: The disk is nearly full.
+    """
     existing = next(folder for folder in (data, *data.parents) if folder.exists())
-    needed = ROOM_LATER if (data / "postgres" / "PG_VERSION").exists() else ROOM_FIRST
+    needed = MIN_FREE_MB if (data / "postgres" / "PG_VERSION").exists() else MIN_FREE_NEW_MB
     free = shutil.disk_usage(existing).free // 1_000_000
     if free < needed:
         raise Refusal(
@@ -51,45 +63,55 @@ def room(data: Path) -> None:
         )
 
 
-def address(bind: str) -> None:
-    """Raises: Refusal, where the machine has no such address."""
-    there = False
+def check_address(bind: str) -> None:
+    """Check that the machine has this address.
+
+    Raises:
+        Refusal: The machine has no such address.
+    """
+    is_local = False
     try:
         socket.getaddrinfo(bind, None, flags=socket.AI_NUMERICHOST)
-        there = bool(bind) and is_free(bind, 0)
+        is_local = bool(bind) and is_free(bind, 0)
     except OSError:
         pass
-    if not there:
+    if not is_local:
         raise Refusal(
             f"This machine has no address {bind}. Use --bind 127.0.0.1 for this machine only, "
             "or --bind 0.0.0.0 for all of its networks."
         )
 
 
-def port(wanted: int | None, bind: str, edges: int, ours: list[int]) -> int:
-    """The first edge's port: the one asked for, else 80, else 8080. `ours`: those that our own edges will let go.
+def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int]) -> int:
+    """Return the port of the first edge: the wanted port, else 80, else 8080.
+
+    Args:
+        wanted: The port that the user has set.
+        bind: The address that the edges listen on.
+        edges: The number of edges; each takes a port.
+        reusable: Ports of this stack's own edges, which will release them.
 
     Raises:
-        Refusal: none of them can be had.
+        Refusal: A port is in use, or this user may not open it.
     """
     if wanted is not None:
         if wanted + edges - 1 > 65_535:
             raise Refusal(f"Edge {edges} would need port {wanted + edges - 1}. Choose a lower port with --port.")
-        why = _obstacle(wanted, bind, edges, ours)
-        if why:
-            raise Refusal(f"{why} Choose another port with --port.")
+        if obstacle := _obstacle(wanted, bind, edges, reusable):
+            raise Refusal(f"{obstacle} Choose another port with --port.")
         return wanted
     obstacles = []
     for candidate in (80, 8080):
-        why = _obstacle(candidate, bind, edges, ours)
-        if not why:
+        obstacle = _obstacle(candidate, bind, edges, reusable)
+        if not obstacle:
             return candidate
-        obstacles.append(why)
+        obstacles.append(obstacle)
     raise Refusal(f"{' '.join(obstacles)} Choose another port with --port.")
 
 
-def _obstacle(first: int, bind: str, edges: int, ours: list[int]) -> str:
-    for number in set(range(first, first + edges)) - set(ours):
+def _obstacle(first: int, bind: str, edges: int, reusable: list[int]) -> str:
+    """Return why the edges cannot listen on ports from `first` on, or an empty string if they can."""
+    for number in set(range(first, first + edges)) - set(reusable):
         try:
             if not is_free(bind, number):
                 return f"Port {number} on {bracketed(bind)} is in use by another program."

@@ -1,172 +1,116 @@
-"""Under whose account things run: never root's, but for the three things that only root can do.
+"""Choose the account that the services run as. Root does only the three things that need root.
 
-`./run` comes in twice. First as whoever typed it: settings are read, the data folder is made, the code is copied to
-where every user may read it. Then the same command starts again from that copy, for root as a system user, and does
-the rest. So nothing that root does touches a folder in which the services could lay a trap (a symbolic link, say).
+`./run` executes each command twice. The first execution has the account of the person who typed the command: it reads
+the settings, creates the data folder and copies the code to where every user may read it. Then the same command starts
+again from that copy and does the rest; if root typed it, under a system user. So root never touches a folder in which
+the services could lay a trap, such as a symbolic link.
 """
 
-import compileall
 import contextlib
-import hashlib
 import os
 import pwd
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NoReturn
 
-from velikiy.stack import Refusal
+from velikiy.stack import Refusal, code_copy
+from velikiy.stack.code_copy import CHECKOUT
 
-NAME = "velikiy"
+SERVICE_USER = "velikiy"
 """The system user that root's services run as."""
 
-CHECKOUT = Path(__file__).parent.parent.parent
-CODE = ("velikiy", "migrations", "edge", "deploy")
-"""What of the checkout the services need."""
-
-UNUSED = 30 * 24 * 3600
-"""Seconds."""
-
-NET_BIND_SERVICE = 10
+CAP_NET_BIND_SERVICE = 10
 """The number of the capability to listen below port 1024 (capabilities(7))."""
 
 WITHOUT_LOW_PORTS = ["setpriv", "--inh-caps=-all", "--ambient-caps=-all"]
-"""Prefix for a child that does not need what its parent was given."""
+"""Prefix of the command of a child that does not need its parent's capability."""
 
 
 def is_root() -> bool:
     return os.geteuid() == 0
 
 
-def handed_over() -> bool:
-    """Whether this is the second time."""
+def is_reexecuted() -> bool:
+    """Return whether this is the second execution, which is unprivileged."""
     return "VELIKIY_CODE" in os.environ
 
 
 def default_home() -> Path:
-    """Of whoever typed the command."""
-    if handed_over():
+    """Return the default data folder of the person who typed the command."""
+    if is_reexecuted():
         return Path(os.environ["VELIKIY_DEFAULT_HOME"])
     return Path("/var/lib/velikiy") if is_root() else Path.home() / ".local/share/velikiy"
 
 
-def code() -> Path:
-    """What the services run: a copy, so that an edit or a `git pull` in the checkout cannot meet a worker that is
-    just restarted; with --reload the checkout itself."""
-    return Path(os.environ["VELIKIY_CODE"])
+def reexec_unprivileged(home: Path, *, live: bool = False, wait: bool = False) -> NoReturn:
+    """Start the same command again under the services' account.
 
+    Args:
+        home: The data folder.
+        live: Run the code from the checkout and not from a copy.
+        wait: Wait until the command ends, then remove the data folder if it is empty. In /var/lib only root may.
 
-def hand_over(home: Path, *, live: bool = False, wait: bool = False) -> NoReturn:
-    """Start the same command again as the services' account, from the copy of the code (`live`: from the checkout).
-
-    `wait`: for its end, and then remove the data folder where it was left empty; in /var/lib only root can.
+    Raises:
+        Refusal: The services' account cannot reach the checkout.
     """
-    place = CHECKOUT if live else _copy()
+    code = CHECKOUT if live else code_copy.make()
     if live and is_root() and not may_enter(CHECKOUT):
         raise Refusal(
-            f"--reload runs the code from the checkout, but the user {NAME} may not enter {CHECKOUT}. "
+            f"--reload runs the code from the checkout, but the user {SERVICE_USER} may not enter {CHECKOUT}. "
             "Clone the project into another folder, for example /srv."
         )
     command = [sys.executable, "-P", "-m", "velikiy.stack", *sys.argv[1:], "--data", str(home)]
     if is_root():
-        command = [*_dropping(keep_low_ports=_has_low_ports()), *command]
-    ours = {"PYTHONPATH": place, "VELIKIY_CODE": place, "VELIKIY_DEFAULT_HOME": default_home(), "HOME": home}
-    environment = {**os.environ, **{name: str(value) for name, value in ours.items()}}
-    os.chdir("/")  # the folder that it was typed in may be closed to the services' account
+        command = [*_as_service_account(keep_low_ports=_may_open_low_ports()), *command]
+    added = {"PYTHONPATH": code, "VELIKIY_CODE": code, "VELIKIY_DEFAULT_HOME": default_home(), "HOME": home}
+    environment = {**os.environ, **{name: str(value) for name, value in added.items()}}
+    os.chdir("/")  # the current folder may be closed to the services' account
     if wait:
-        ended = subprocess.run(command, env=environment, check=False).returncode
+        status = subprocess.run(command, env=environment, check=False).returncode
         with contextlib.suppress(OSError):
             home.rmdir()
-        sys.exit(ended)
+        sys.exit(status)
     os.execvpe(command[0], command, environment)  # noqa: S606
 
 
 def make_home(home: Path) -> None:
-    """The data folder, where it is missing; it belongs to the services' account."""
+    """Create the data folder if it is missing, and give it to the services' account."""
     home.mkdir(mode=0o755, parents=True, exist_ok=True)
     if is_root():
-        account = services()
+        account = service_account()
         os.chown(home, account.pw_uid, account.pw_gid, follow_symlinks=False)
 
 
-def services() -> pwd.struct_passwd:
-    """The account of the services: our own, or for root a system user, which is made where it is missing."""
+def service_account() -> pwd.struct_passwd:
+    """Return the account of the services: the current account, or for root a system user, which is created if it is
+    missing."""
     if not is_root():
         return pwd.getpwuid(os.geteuid())
     try:
-        return pwd.getpwnam(NAME)
+        return pwd.getpwnam(SERVICE_USER)
     except KeyError:
         shell, folder = "/usr/sbin/nologin", "/nonexistent"
-        subprocess.run(["useradd", "--system", "--shell", shell, "--home-dir", folder, NAME], check=True)
-        return pwd.getpwnam(NAME)
+        subprocess.run(["useradd", "--system", "--shell", shell, "--home-dir", folder, SERVICE_USER], check=True)
+        return pwd.getpwnam(SERVICE_USER)
 
 
 def may_enter(path: Path) -> bool:
-    """Whether the services' account can reach what is in this folder."""
+    """Return whether the services' account can reach the content of the folder."""
     test = ["test", "-x", str(path)]
-    return subprocess.run([*_dropping(), *test] if is_root() else test, check=False).returncode == 0
+    return subprocess.run([*_as_service_account(), *test] if is_root() else test, check=False).returncode == 0
 
 
-def _dropping(*, keep_low_ports: bool = False) -> list[str]:
-    """Prefix with which root runs a command as the services' account."""
-    account = services()
+def _as_service_account(*, keep_low_ports: bool = False) -> list[str]:
+    """Return the prefix with which root runs a command under the services' account."""
+    account = service_account()
     ids = [f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
     capabilities = "+net_bind_service" if keep_low_ports else "-all"
     return ["setpriv", *ids, "--no-new-privs", f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
 
 
-def _has_low_ports() -> bool:
-    """A container's root may have been stripped of it."""
+def _may_open_low_ports() -> bool:
+    """Return whether this process has the capability. The root user of a container may lack it."""
     status = Path("/proc/self/status").read_text()
     permitted = next(line.split()[1] for line in status.splitlines() if line.startswith("CapPrm:"))
-    return bool(int(permitted, 16) >> NET_BIND_SERVICE & 1)
-
-
-def _copy() -> Path:
-    """Of the code, named by its contents, beside the Python environments; several stacks share it."""
-    if handed_over():
-        return code()
-    digest = hashlib.sha256(str(sys.implementation.cache_tag).encode())  # of what is compiled
-    files = [file for name in CODE for file in sorted((CHECKOUT / name).rglob("*")) if "__pycache__" not in file.parts]
-    for file in files:
-        digest.update(str(file.relative_to(CHECKOUT)).encode() + b"\0" + (file.read_bytes() if file.is_file() else b""))
-    place = Path(os.environ["VELIKIY_CACHE"]) / f"code-{digest.hexdigest()[:16]}"
-    if place.exists():
-        with contextlib.suppress(OSError):
-            os.utime(place)  # see _clear_up
-        return place
-    new = place.with_name(f"{place.name}.{os.getpid()}")
-    for name in CODE:
-        shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for entry in (new, *new.rglob("*")):  # whatever the umask was under which it was cloned
-        entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
-    # Now: root's services cannot write here, and each process would compile for itself, at each start.
-    compileall.compile_dir(new, stripdir=new, prependdir=place, quiet=2)
-    try:
-        new.rename(place)
-    except OSError:  # somebody else was faster
-        shutil.rmtree(new)
-    _clear_up(place.parent)
-    return place
-
-
-def _clear_up(cache: Path) -> None:
-    """Copies of the code, and Python environments, that former versions left: those for which no command has asked in
-    UNUSED, and from which nothing runs. A service that dies is started again from where it was."""
-    for entry in (*cache.glob("code-*"), *cache.glob("venv-*")):
-        with contextlib.suppress(OSError):  # somebody else does the same
-            if entry.stat().st_mtime < time.time() - UNUSED and not _somebody_runs(entry.name):
-                gone = entry.with_suffix(".gone")
-                entry.rename(gone)  # at once for all: broken off, half of it would be taken for whole
-                shutil.rmtree(gone, ignore_errors=True)
-
-
-def _somebody_runs(name: str) -> bool:
-    """By the last part of the path, which is a digest: folders may be reached in more than one way."""
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):  # it has ended
-            if os.fsencode(name) in process.read_bytes():
-                return True
-    return False
+    return bool(int(permitted, 16) >> CAP_NET_BIND_SERVICE & 1)

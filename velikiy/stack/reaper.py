@@ -1,7 +1,12 @@
-"""Starts one server under supervisor: `python reaper.py COMMAND...` becomes the command, after cleaning up.
+"""Start one server under supervisor: `python reaper.py COMMAND...` cleans up, then becomes the command.
 
-Uses nothing but the standard library and imports nothing of the project: it runs before each restart, and must
-work when everything else is broken.
+Gains: a server restarts however its predecessor ended. A killed Nginx master leaves workers that keep the port, and a
+killed postmaster leaves backends that keep its shared memory.
+Relies on: Linux' /proc, and a working folder of its own for each server.
+Remove when: supervisor ends all descendants of a killed process itself.
+
+The module uses only the standard library and imports nothing of the project: it runs before each restart, and must work
+when everything else is broken.
 """
 
 import contextlib
@@ -12,59 +17,55 @@ import sys
 import time
 from pathlib import Path
 
-OURS = ("nginx", "postgres", "redis-", "python")
-"""How the programs that we start are named; a shell that somebody left standing in a data folder is not ours."""
+PROGRAM_PREFIXES = ("nginx", "postgres", "redis-", "python")
+"""The beginnings of the names of the programs that a stack starts. A person's shell in a data folder is not among
+them."""
 
-PAUSE = 1.0
-"""Seconds between two starts at least: a server that cannot start is tried for ever, but not busily."""
+MIN_START_INTERVAL_S = 1.0
+"""Seconds between two starts. A server that cannot start is tried for ever, and this keeps the CPU free."""
 
-
-PIPE = 256 * 1024
-"""Bytes of what is printed that wait for supervisor. It asks little more for a large piece than for a small one, and a
-busy edge prints 30 MB/s; of a program that has ended it takes no more than this."""
+STDOUT_PIPE_BYTES = 256 * 1024
+"""Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
+one, and a busy edge prints 30 MB/s. After a program has ended, supervisor reads no more than this."""
 
 
 def leftovers(folder: Path) -> list[int]:
-    """Processes of our programs, of this account, that work in this folder or below it.
+    """Return the processes of a stack's programs, under this account, that work in the folder or below it.
 
-    The folder is what survives: the master's pid is gone with it, and servers overwrite their own names.
+    The working folder identifies them: the pid of a killed master is gone, and servers overwrite their own names.
     """
     found = []
-    world = Path("/proc/self/ns/mnt").readlink()
+    mount_namespace = Path("/proc/self/ns/mnt").readlink()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
             if entry.stat().st_uid != folder.stat().st_uid:
                 continue
-            if (entry / "ns/mnt").readlink() != world:  # a container's: its paths only look like ours
+            if (entry / "ns/mnt").readlink() != mount_namespace:  # in a container, the same path is another folder
                 continue
             cwd, program = (entry / "cwd").readlink(), (entry / "exe").readlink().name
-        except OSError:  # gone meanwhile, or not ours to look at
+        except OSError:  # the process has ended, or this account may not inspect it
             continue
-        if program.startswith(OURS) and (cwd == folder or folder in cwd.parents):
+        if program.startswith(PROGRAM_PREFIXES) and (cwd == folder or folder in cwd.parents):
             found.append(int(entry.name))
     return found
 
 
 def reap(folder: Path, *, grace: float = 0.0) -> None:
-    """End them: politely and within `grace` seconds, then at once.
-
-    A killed Nginx master leaves workers that go on serving and keep the port; a killed postmaster leaves
-    backends that keep its shared memory.
-    """
-    polite = time.monotonic() + grace
-    asked: set[int] = set()
+    """End the leftovers of the folder: interrupt them, and kill the rest after `grace` seconds."""
+    kill_at = time.monotonic() + grace
+    interrupted: set[int] = set()
     while pids := leftovers(folder):
         for pid in pids:
             try:
-                if time.monotonic() >= polite:
+                if time.monotonic() >= kill_at:
                     os.kill(pid, signal.SIGKILL)
-                elif pid not in asked:
-                    # PostgreSQL takes TERM for "when all clients have left"; INT is its fast shutdown, and for
-                    # the others as good as TERM.
+                elif pid not in interrupted:
+                    # On SIGTERM PostgreSQL waits until all clients have left; SIGINT is its fast shutdown. The other
+                    # programs take SIGINT for SIGTERM.
                     os.kill(pid, signal.SIGINT)
-                    asked.add(pid)
+                    interrupted.add(pid)
             except ProcessLookupError:
                 pass
         time.sleep(0.02)
@@ -72,20 +73,29 @@ def reap(folder: Path, *, grace: float = 0.0) -> None:
 
 def main() -> None:
     folder = Path.cwd()
-    last = folder.parent / "run" / f"{folder.name}.spawned"
-    with contextlib.suppress(FileNotFoundError):
-        time.sleep(min(PAUSE, max(0.0, PAUSE - (time.time() - last.stat().st_mtime))))
-    last.touch()
-
+    _pace_restarts(folder)
     reap(folder)
-    # Redis would serve again what was true when somebody saved it by hand.
-    (folder / "dump.rdb").unlink(missing_ok=True)
-    # PostgreSQL refuses to start when the pid in here is alive, even if some other process has it by now.
-    # No postmaster of this folder is left at this point.
-    (folder / "postmaster.pid").unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # no pipe, or others of this account have many
-        fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, PIPE)
+    _remove_stale_files(folder)
+    with contextlib.suppress(OSError):  # stdout is no pipe, or this account has reached its limit for pipes
+        fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, STDOUT_PIPE_BYTES)
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606
+
+
+def _pace_restarts(folder: Path) -> None:
+    """Wait until MIN_START_INTERVAL_S has passed since the last start."""
+    last_start = folder.parent / "run" / f"{folder.name}.spawned"
+    with contextlib.suppress(FileNotFoundError):
+        elapsed = time.time() - last_start.stat().st_mtime
+        time.sleep(min(MIN_START_INTERVAL_S, max(0.0, MIN_START_INTERVAL_S - elapsed)))
+    last_start.touch()
+
+
+def _remove_stale_files(folder: Path) -> None:
+    # From a dump that a person saved by hand, Redis would serve old entries.
+    (folder / "dump.rdb").unlink(missing_ok=True)
+    # PostgreSQL refuses to start if the pid in this file is alive, even if another program has that pid by now. No
+    # postmaster of this folder is left at this point.
+    (folder / "postmaster.pid").unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

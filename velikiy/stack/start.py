@@ -1,4 +1,4 @@
-"""Starting a stack: from what was asked for to an address that answers."""
+"""Start a stack: choose its ports, create its files, start its programs, and wait until it is ready."""
 
 import contextlib
 import hashlib
@@ -15,17 +15,50 @@ from importlib import import_module
 from pathlib import Path
 
 from velikiy import secret_files
-from velikiy.settings import Knobs, StackSettings, load
-from velikiy.stack import Refusal, cluster, log_files, preflight, privileges
+from velikiy.settings import ServiceSettings, StackSettings, load
+from velikiy.stack import Refusal, cluster, code_copy, log_files, preflight, privileges
 from velikiy.stack.plan import Plan
-from velikiy.stack.supervisor import FIRST, Supervisor
+from velikiy.stack.programs import programs
+from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
 def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
-    """The plan that runs from now on; None where it did already."""
+    """Start the stack, or restart it if its settings or its code have changed.
+
+    Returns:
+        The plan of the stack that runs now, or None if it was running already.
+
+    Raises:
+        Refusal: The stack cannot start. No process is left running.
+    """
     began = time.monotonic()
-    before = Plan.load(home)
-    running = before is not None and Supervisor(before).pid() is not None
+    settings = load(ServiceSettings, None)
+    previous = Plan.load(home)
+    running = previous if previous and Supervisor(previous).pid() is not None else None
+    plan = _make_plan(home, wanted, reload, settings, running)
+    if running and _is_unchanged(running, plan) and is_ready(running):
+        report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
+        _show_hints(running)
+        return None
+
+    binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
+    if previous and not running:
+        Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
+    plan.port = preflight.choose_port(plan.port or None, plan.bind, plan.edges, _reusable_ports(running, plan))
+    if running:
+        with step("stopping the stack, which runs with other settings"):
+            Supervisor(running).stop()
+    plan.choose_ports(previous)
+    _create_files(plan, wanted)
+    _launch_or_stop(plan, settings, binaries)
+    _show_addresses(plan, time.monotonic() - began, port_was_chosen=wanted.port is None)
+    return plan
+
+
+def _make_plan(
+    home: Path, wanted: StackSettings, reload: bool, settings: ServiceSettings, running: Plan | None
+) -> Plan:
+    """Return the plan that the user wants. A running stack keeps each value that the user has not set."""
     plan = Plan(
         data=str(home),
         bind=wanted.bind,
@@ -36,66 +69,27 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         own_postgres=wanted.database_url is None,
         own_redis=wanted.redis_url is None,
     )
-    if running and before is not None:
-        # What is not asked for stays as it runs.
-        plan.port = wanted.port or before.port
+    if running:
+        plan.port = wanted.port or running.port
         for name in ("bind", "edges", "apps"):
             if name not in wanted.model_fields_set:
-                setattr(plan, name, getattr(before, name))
-    knobs = load(Knobs, None)
-    parts = (plan.bind, plan.edges, plan.apps, knobs, wanted.database_url, wanted.redis_url)
-    plan.fingerprint = hashlib.sha256(repr((*parts, privileges.code(), sys.executable)).encode()).hexdigest()
-    same = before is not None and (before.fingerprint, before.port) == (plan.fingerprint, plan.port)
-    if before is not None and running and same and ready(before):
-        say(f"Velikiy Flask is already running: {shown(before.edge_urls[0])}")
-        _hint(before)
-        return None
-
-    binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
-    if before is not None and not running:
-        Supervisor(before).stop()  # what outlived its supervisor may hold ports
-    ours = before.edge_ports if before is not None and running and before.bind == plan.bind else []
-    plan.port = preflight.port(plan.port or None, plan.bind, plan.edges, ours)
-    if before is not None and running:
-        with step("stopping the stack, which runs with other settings"):
-            Supervisor(before).stop()
-    plan.choose_ports(before)
-    _lay_out(plan, wanted)
-
-    # For `_migrate`, while PostgreSQL comes up: with SQLAlchemy it takes half a second.
-    threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
-    supervisor = Supervisor(plan)
-    try:
-        if binaries and not plan.cluster.exists():
-            with step("creating the database cluster"):
-                cluster.create(plan, binaries)
-        _launch(plan, knobs, binaries, supervisor)
-    except BaseException:
-        # Taken back as a whole, whoever is impatient.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        supervisor.stop()
-        raise
-    say(f"Velikiy Flask is ready after {time.monotonic() - began:.1f} s: {shown(plan.edge_urls[0])}")
-    for n, url in enumerate(plan.edge_urls[1:], 2):
-        say(f"  edge {n}  {shown(url)}")
-    if plan.port != 80 and wanted.port is None:
-        say("  (port 80 is in use, or this user may not open it)")
-    _hint(plan)
+                setattr(plan, name, getattr(running, name))
+    parts = (plan.bind, plan.edges, plan.apps, settings, wanted.database_url, wanted.redis_url)
+    plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
 
 
-def _hint(plan: Plan) -> None:
-    option = "" if plan.home == privileges.default_home() else f" --data {shlex.quote(plan.data)}"
-    say(f"  try     curl -i {shown(plan.edge_urls[0])}/users")
-    say(f"  docs    {shown(plan.edge_urls[0])}/docs")
-    say(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
-    say(f"  stop    ./run down{option}")
+def _is_unchanged(running: Plan, plan: Plan) -> bool:
+    return (running.fingerprint, running.port) == (plan.fingerprint, plan.port)
 
 
-def _lay_out(plan: Plan, wanted: StackSettings) -> None:
-    """Folders, passwords and addresses."""
-    home = plan.home
+def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
+    """Return the ports that the running edges hold and will release."""
+    return running.edge_ports if running and running.bind == plan.bind else []
+
+
+def _create_files(plan: Plan, wanted: StackSettings) -> None:
+    """Create the folders, the passwords and the files with addresses."""
     plan.save()
     plan.heartbeat.unlink(missing_ok=True)
     servers = [
@@ -105,38 +99,53 @@ def _lay_out(plan: Plan, wanted: StackSettings) -> None:
         *(f"edge{n + 1}" for n in range(plan.edges)),
     ]
     for name in ("run", "logs", "secrets", *servers):
-        (home / name).mkdir(mode=0o700, exist_ok=True)
-    postgres, redis = f"127.0.0.1:{plan.postgres_port}", f"127.0.0.1:{plan.redis_port}"
+        (plan.home / name).mkdir(mode=0o700, exist_ok=True)
     secret_files.write(
-        plan.passwords,
-        postgres=postgres,
-        redis=redis,
+        plan.secrets_folder,
+        postgres=f"127.0.0.1:{plan.postgres_port}",
+        redis=f"127.0.0.1:{plan.redis_port}",
         database_url=wanted.database_url,
         redis_url=wanted.redis_url,
         mode=0o400,
     )
 
 
-def _launch(plan: Plan, knobs: Knobs, binaries: Path | None, supervisor: Supervisor) -> None:
-    programs = plan.programs(knobs, binaries)
-    servers = " and ".join(program.name for program in programs if program.name in FIRST)
-    with step(f"starting {servers or 'the supervisor'}"):
-        supervisor.start(programs)
+def _launch_or_stop(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> None:
+    """Start all programs. If that fails or is interrupted, stop all of them again."""
+    # Import the module for `_migrate` while PostgreSQL starts: with SQLAlchemy the import takes half a second.
+    threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
+    supervisor = Supervisor(plan)
+    try:
+        if binaries and not plan.cluster.exists():
+            with step("creating the database cluster"):
+                cluster.create(plan, binaries)
+        _launch(plan, settings, binaries, supervisor)
+    except BaseException:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
+            signal.signal(number, signal.SIG_IGN)
+        supervisor.stop()
+        raise
+
+
+def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, supervisor: Supervisor) -> None:
+    wanted = programs(plan, settings, binaries)
+    data_servers = " and ".join(program.name for program in wanted if program.name in DATA_SERVERS)
+    with step(f"starting {data_servers or 'the supervisor'}"):
+        supervisor.start(wanted)
         if binaries:
             cluster.create_database(plan, within=60)
     with step("bringing the tables up to date"):
         _migrate(plan.secret("database_url"))
-    rest = [program.name for program in programs if program.name not in FIRST]
-    with step(f"starting {', '.join(rest)}"):
-        for name in rest:
+    others = [program.name for program in wanted if program.name not in DATA_SERVERS]
+    with step(f"starting {', '.join(others)}"):
+        for name in others:
             supervisor.start_program(name)
         _wait_until_ready(plan, within=60)
 
 
 def _migrate(database_url: str) -> None:
-    from velikiy.postgres import (
-        migrate,  # here and not above, where it would be waited for: `start` imports it meanwhile
-    )
+    # An import at the top would delay each command. `_launch_or_stop` imports the module in the background.
+    from velikiy.postgres import migrate
 
     try:
         migrate.upgrade(database_url, wait=10)
@@ -145,12 +154,12 @@ def _migrate(database_url: str) -> None:
 
 
 def _wait_until_ready(plan: Plan, *, within: float) -> None:
-    until = time.monotonic() + within
-    while not ready(plan, whole=True):
-        if time.monotonic() > until:
+    deadline = time.monotonic() + within
+    while not is_ready(plan, fully=True):
+        if time.monotonic() > deadline:
             for file in log_files.files(plan.logs):
-                for line in log_files.last(file, 5):
-                    say(f"{file.stem:<10} {line}")
+                for line in log_files.last_lines(file, 5):
+                    report(f"{file.stem:<10} {line}")
             raise Refusal(
                 f"The stack is not healthy after {within:g} s. The last lines of each log are above; "
                 f"the full logs are in {plan.logs}."
@@ -158,16 +167,19 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
         time.sleep(0.05)
 
 
-def ready(plan: Plan, *, whole: bool = False) -> bool:
-    """Every edge is ours and answers /health; where it is asked for, edges may use their caches and the relay listens,
-    without which the answers are right as well."""
-    if whole and not plan.heartbeat.exists():
+def is_ready(plan: Plan, *, fully: bool = False) -> bool:
+    """Return whether each edge belongs to this stack and answers /health.
+
+    With `fully`, also require that each edge has a cache lease and that the relay listens. Responses are correct
+    without both.
+    """
+    if fully and not plan.heartbeat.exists():
         return False
     for url in plan.edge_urls:
         try:
-            with urllib.request.urlopen(url + "/.edge", timeout=3) as answer:  # noqa: S310
-                identity, lease = answer.read().decode().split()
-                if identity != plan.identity or (lease == "0" and whole):
+            with urllib.request.urlopen(url + "/.edge", timeout=3) as response:  # noqa: S310
+                identity, lease = response.read().decode().split()
+                if identity != plan.identity or (lease == "0" and fully):
                     return False
             with urllib.request.urlopen(url + "/health", timeout=3):  # noqa: S310
                 pass
@@ -177,31 +189,51 @@ def ready(plan: Plan, *, whole: bool = False) -> bool:
 
 
 def warnings(plan: Plan) -> list[str]:
-    """Return what each edge and its apps report at /readyz that makes answers slower or less safe, and not wrong."""
+    """Return the warnings of each edge and its apps at /readyz: responses are correct, but slower or less safe."""
     found: list[str] = []
     for url in plan.edge_urls:
         with (
             contextlib.suppress(OSError, ValueError, HTTPException),
-            urllib.request.urlopen(url + "/readyz", timeout=3) as answer,  # noqa: S310
+            urllib.request.urlopen(url + "/readyz", timeout=3) as response,  # noqa: S310
         ):
-            found += [f"{shown(url)}: {warning}" for warning in json.load(answer).get("warnings", [])]
+            found += [f"{display_url(url)}: {warning}" for warning in json.load(response).get("warnings", [])]
     return found
 
 
-def shown(url: str) -> str:
+# ---- messages ----
+
+
+def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> None:
+    report(f"Velikiy Flask is ready after {seconds:.1f} s: {display_url(plan.edge_urls[0])}")
+    for n, url in enumerate(plan.edge_urls[1:], 2):
+        report(f"  edge {n}  {display_url(url)}")
+    if plan.port != 80 and port_was_chosen:
+        report("  (port 80 is in use, or this user may not open it)")
+    _show_hints(plan)
+
+
+def _show_hints(plan: Plan) -> None:
+    option = "" if plan.home == privileges.default_home() else f" --data {shlex.quote(plan.data)}"
+    report(f"  try     curl -i {display_url(plan.edge_urls[0])}/users")
+    report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
+    report(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
+    report(f"  stop    ./run down{option}")
+
+
+def display_url(url: str) -> str:
     return url.removesuffix(":80")
 
 
-def say(text: str) -> None:
-    """To people: not into a pipe that waits for results."""
+def report(text: str) -> None:
+    """Print a message for people to stderr, so that a pipe receives only results."""
     print(text, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def step(what: str) -> Iterator[None]:
-    """Progress: what is being done, and how long it took."""
+def step(name: str) -> Iterator[None]:
+    """Show the name of the step, and after its end how long it took."""
     began = time.monotonic()
-    print(f"{what} ... ", end="", file=sys.stderr, flush=True)
+    print(f"{name} ... ", end="", file=sys.stderr, flush=True)
     try:
         yield
     except BaseException:

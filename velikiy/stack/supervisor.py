@@ -1,4 +1,4 @@
-"""supervisor: its configuration, and talking to it."""
+"""Configure supervisor, and send it commands."""
 
 import contextlib
 import os
@@ -12,17 +12,19 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from velikiy.stack import Refusal, privileges, reaper
-from velikiy.stack.plan import Plan, Program
+from velikiy.stack import Refusal, code_copy, privileges, reaper
+from velikiy.stack.plan import Plan
+from velikiy.stack.programs import FIRST_UNPRIVILEGED_PORT, Program
 
-FIRST = ("postgres", "redis")
-"""They start before the others, and stop after them."""
+DATA_SERVERS = ("postgres", "redis")
+"""The programs that start before the others, and stop after them."""
 
 UNREACHABLE = (OSError, HTTPException, Fault)
+"""The exceptions of a call to a supervisord that does not run or is stopping."""
 
 
 class Supervisor:
-    """The supervisord of one data folder, over its Unix socket."""
+    """The supervisord of one data folder. Its Unix socket takes the commands."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -30,17 +32,17 @@ class Supervisor:
 
     @property
     def rpc(self) -> Any:
-        """A connection of its own for each call: one that failed once is of no use any more."""
+        """Return a new connection. A connection that failed once cannot be used again."""
         transport = SupervisorTransport(None, None, f"unix://{self.socket}")
         return ServerProxy("http://localhost", transport=transport).supervisor
 
     @property
-    def low_ports(self) -> bool:
-        """Whether an edge needs the capability for its port; without root nobody has it to give."""
-        return any(port < 1024 for port in self.plan.edge_ports)
+    def needs_low_ports(self) -> bool:
+        """Return whether an edge needs the capability for its port. supervisord passes it on if root started it."""
+        return any(port < FIRST_UNPRIVILEGED_PORT for port in self.plan.edge_ports)
 
     def pid(self) -> int | None:
-        """None where it does not run."""
+        """Return the pid of supervisord, or None if it does not run."""
         try:
             return int(self.rpc.getPID())
         except UNREACHABLE:
@@ -53,64 +55,65 @@ class Supervisor:
             return []
 
     def start(self, programs: list[Program], *, within: float = 15) -> None:
-        """supervisord, and of the programs those that come first.
+        """Start supervisord, which starts the data servers. `start_program` starts each other program.
 
         Raises:
-            Refusal: it does not come up.
+            Refusal: supervisord does not start within this time.
         """
         configuration = self.plan.home / "run" / "supervisord.conf"
         configuration.write_text(_configuration(self.plan, programs))
         command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
         process = subprocess.Popen(
-            command if self.low_ports else privileges.WITHOUT_LOW_PORTS + command,
+            command if self.needs_low_ports else privileges.WITHOUT_LOW_PORTS + command,
             cwd=self.plan.home,
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            # No pipe to us, who will be gone: on a full disk it complains there, and would die of it.
+            # No pipe to this launcher, which will have ended: on a full disk supervisord writes to stderr, and a broken
+            # pipe would end it.
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is for the launcher, which stops things in their order
+            start_new_session=True,  # Ctrl-C must reach only the launcher, which stops the programs in order
             umask=0o077,
         )
-        until = time.monotonic() + within
+        deadline = time.monotonic() + within
         while self.pid() is None:
-            if process.poll() is not None or time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > deadline:
                 raise Refusal(f"supervisord did not start. See {self.plan.logs / 'supervisord.log'}.")
             time.sleep(0.02)
 
     def start_program(self, name: str) -> None:
-        with contextlib.suppress(Fault):  # it runs already
+        with contextlib.suppress(Fault):  # the program runs already
             self.rpc.startProcess(name, False)
 
     def stop(self, *, within: float = 40) -> None:
-        """Everything, in order; what does not end in time is killed."""
+        """Stop all programs in order, then supervisord. Kill the processes that do not end in time."""
         pid = self.pid()
         if pid is not None:
-            until = time.monotonic() + within
+            deadline = time.monotonic() + within
             with contextlib.suppress(*UNREACHABLE):
-                # supervisord itself would stop one after the other, a second each.
-                self._stop_all_but(FIRST, until)
-                self._stop_all_but((), until)
+                # supervisord itself would stop one program after the other, a second each.
+                self._stop_all_but(DATA_SERVERS, deadline)
+                self._stop_all_but((), deadline)
                 self.rpc.shutdown()
-            while _lives(pid) and time.monotonic() < until:
+            while _is_alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.03)
-        # Whatever is left without its supervisor.
+        # A killed supervisord leaves its programs running.
         reaper.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
 
-    def _stop_all_but(self, kept: tuple[str, ...], until: float) -> None:
+    def _stop_all_but(self, kept: tuple[str, ...], deadline: float) -> None:
         names = [process["name"] for process in self.processes() if process["name"] not in kept]
         for name in names:
-            with contextlib.suppress(Fault):  # it does not run
+            with contextlib.suppress(Fault):  # the program does not run
                 self.rpc.stopProcess(name, False)
-        while time.monotonic() < until and any(p["pid"] for p in self.processes() if p["name"] in names):
+        while time.monotonic() < deadline and any(p["pid"] for p in self.processes() if p["name"] in names):
             time.sleep(0.03)
 
 
-def _lives(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     try:
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, os.WNOHANG)  # where it is our own child, it stays a zombie until it is asked for
+            os.waitpid(pid, os.WNOHANG)  # a child of this process stays a zombie until waitpid
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
@@ -118,9 +121,10 @@ def _lives(pid: int) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """For the services: of ours only what any program needs, so that nothing of a person's shell leaks in."""
-    kept = {name: os.environ[name] for name in ("TZ", "TMPDIR") if name in os.environ}
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **kept}
+    """Return the environment of the services: the few variables that any program needs. No other variable of a person's
+    shell reaches them."""
+    passed_on = {name: os.environ[name] for name in ("TZ", "TMPDIR") if name in os.environ}
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **passed_on}
 
 
 def _configuration(plan: Plan, programs: list[Program]) -> str:
@@ -138,30 +142,33 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
         "[rpcinterface:supervisor]",
         "supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface",
     ]
-    for program in programs:
-        command = [sys.executable, "-S", str(privileges.code() / "velikiy" / "stack" / "reaper.py"), *program.command]
-        if not program.low_ports:
-            command = privileges.WITHOUT_LOW_PORTS + command
-        sections += [
-            f"[program:{program.name}]",
-            f"command={_value(shlex.join(command))}",
-            f"directory={_value(home / program.name)}",
-            "environment=" + ",".join(f'{k}="{_value(v)}"' for k, v in program.environment.items()),
-            f"autostart={'true' if program.name in FIRST else 'false'}",
-            # For ever: no start counts as failed, so no number of retries runs out; reaper.py sets the pace.
-            "autorestart=true",
-            "startsecs=0",
-            f"stopsignal={program.stop_signal}",
-            "stopwaitsecs=20",
-            "killasgroup=true",
-            "redirect_stderr=true",
-            f"stdout_logfile={_value(home / 'logs' / (program.name + '.log'))}",
-            "stdout_logfile_maxbytes=10MB",
-            "stdout_logfile_backups=3",
-        ]
-    return "\n".join(sections) + "\n"
+    return "\n".join([*sections, *(line for program in programs for line in _section(plan, program))]) + "\n"
+
+
+def _section(plan: Plan, program: Program) -> list[str]:
+    reaper_script = str(code_copy.code_folder() / "velikiy" / "stack" / "reaper.py")
+    command = [sys.executable, "-S", reaper_script, *program.command]
+    if not program.needs_low_port:
+        command = privileges.WITHOUT_LOW_PORTS + command
+    return [
+        f"[program:{program.name}]",
+        f"command={_value(shlex.join(command))}",
+        f"directory={_value(plan.home / program.name)}",
+        "environment=" + ",".join(f'{k}="{_value(v)}"' for k, v in program.environment.items()),
+        f"autostart={'true' if program.name in DATA_SERVERS else 'false'}",
+        # Restart for ever: no start counts as failed, so no number of retries runs out. The reaper paces the restarts.
+        "autorestart=true",
+        "startsecs=0",
+        f"stopsignal={program.stop_signal}",
+        "stopwaitsecs=20",
+        "killasgroup=true",
+        "redirect_stderr=true",
+        f"stdout_logfile={_value(plan.logs / (program.name + '.log'))}",
+        "stdout_logfile_maxbytes=10MB",
+        "stdout_logfile_backups=3",
+    ]
 
 
 def _value(text: object) -> str:
-    """supervisor expands %(name)s in values."""
+    """Escape the percent sign, since supervisor expands %(name)s in values."""
     return str(text).replace("%", "%%")
