@@ -1,4 +1,4 @@
-"""What tests share that speak to the API with requests."""
+"""Helpers for tests that send requests to the API with the library requests."""
 
 import requests
 

@@ -1,4 +1,4 @@
-"""Caches that do not answer are fenced, dead ones cost nothing, and each comes back by itself, emptied."""
+"""Caches that do not response are fenced, dead ones cost nothing, and each comes back by itself, emptied."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import pytest
 import redis
 import requests
 
-from testkit.outages import answers, hanging, refusing
+from testkit.outages import hanging, is_up, refusing
 from testkit.stack import Stack, running, wait_until
 from velikiy.stack.reaper import leftovers
 
@@ -30,15 +30,15 @@ def fragile() -> Iterator[Stack]:
 def put(edge: str, user: int, name: str) -> float:
     """The seconds that it took."""
     began = time.monotonic()
-    answer = requests.put(f"{edge}/users/{user}", json={"name": name}, timeout=10)
-    assert answer.status_code == 200, answer.text
+    response = requests.put(f"{edge}/users/{user}", json={"name": name}, timeout=10)
+    assert response.status_code == 200, response.text
     return time.monotonic() - began
 
 
 def read(edge: str, user: int) -> tuple[str, str]:
-    answer = requests.get(f"{edge}/users/{user}", timeout=10)
-    assert answer.status_code == 200
-    return answer.json()["name"], answer.headers["X-Cache-Status"]
+    response = requests.get(f"{edge}/users/{user}", timeout=10)
+    assert response.status_code == 200
+    return response.json()["name"], response.headers["X-Cache-Status"]
 
 
 def fenced(stack: Stack) -> list[str]:
@@ -123,7 +123,7 @@ def test_an_edge_that_was_killed_finds_nothing_in_its_old_files(fragile: Stack) 
     for pid in leftovers(fragile.data / "edge2"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: answers(fragile.edges[1]))
+    wait_until(lambda: is_up(fragile.edges[1]))
     value, result = read(fragile.edges[1], 1)
     assert (value, result) in ((name, "MISS"), (name, "BYPASS"))
     wait_until(lambda: read(fragile.edges[1], 1) == (name, "HIT"))
@@ -174,9 +174,9 @@ def test_edges_that_are_cut_off_from_all_apps_answer_marked_once_their_lease_is_
     name = warm(fragile, 1)
     with refusing(fragile, "app1", "app2"):
         wait_until(lambda: read(fragile.edge, 1) == (name, "STALE"), within=6)
-        answer = requests.get(f"{fragile.edge}/users/1", timeout=5)
-        assert answer.headers["Cache-Status"] == "nginx; hit; detail=stale"
-        assert int(answer.headers["Age"]) >= 0
+        response = requests.get(f"{fragile.edge}/users/1", timeout=5)
+        assert response.headers["Cache-Status"] == "nginx; hit; detail=stale"
+        assert int(response.headers["Age"]) >= 0
         assert requests.get(f"{fragile.edge}/users?limit=9", timeout=5).status_code == 502
         # What is known to be outdated is not shown, marked or not: the relay still reaches them.
         fragile.sql("UPDATE users SET name = 'Unseen' WHERE id = 1")

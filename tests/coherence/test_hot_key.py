@@ -30,7 +30,7 @@ def crowd(edge: str) -> Iterator[list[socket.socket]]:
 
 
 def ask_all(connections: list[socket.socket], path: str) -> list[tuple[float, bytes]]:
-    """All at the same moment; seconds and answer of each."""
+    """All at the same moment; seconds and response of each."""
     began: dict[socket.socket, float] = {}
     parts: dict[socket.socket, bytes] = dict.fromkeys(connections, b"")
     took: list[tuple[float, bytes]] = []
@@ -62,13 +62,13 @@ def test_after_a_write_256_readers_ask_postgresql_a_handful_of_times_and_none_wa
                 target=requests.put, args=(stack.edges[1] + path,), kwargs={"json": {"name": f"N{number}"}}
             )
             writer.start()  # the readers come before, while and after it drops and commits
-            answers = [answer for _ in range(3) for answer in ask_all(connections, path)]
+            responses = [response for _ in range(3) for response in ask_all(connections, path)]
             writer.join()
-            assert all(answer.startswith(b"HTTP/1.1 200") for _, answer in answers)
-            asked.append(sum(b"redis; fwd=" in answer for _, answer in answers))
-            slowest.append(max(seconds for seconds, _ in answers))
+            assert all(response.startswith(b"HTTP/1.1 200") for _, response in responses)
+            asked.append(sum(b"redis; fwd=" in response for _, response in responses))
+            slowest.append(max(seconds for seconds, _ in responses))
             last = ask_all(connections, path)
-            assert all(b'"name":"N%d"' % number in answer for _, answer in last)
-    print(f"asked PostgreSQL {asked} times, slowest answers {[round(1000 * s) for s in slowest]} ms")
+            assert all(b'"name":"N%d"' % number in response for _, response in last)
+    print(f"asked PostgreSQL {asked} times, slowest responses {[round(1000 * s) for s in slowest]} ms")
     assert sorted(asked)[5] <= 10  # of 768 reads, while a writer was on its way
     assert max(slowest) < 0.5

@@ -13,7 +13,7 @@ import pytest
 import redis.exceptions
 
 from testkit.stack import Stack, wait_until
-from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
+from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from velikiy.coherence import CachePath, EdgeTier, Entry, Lease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
@@ -33,9 +33,9 @@ class Always:
 
 
 @pytest.fixture
-def way(stack: Stack) -> Iterator[Between]:
+def way(stack: Stack) -> Iterator[TcpProxy]:
     """To Redis."""
-    with between(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as way:
+    with tcp_proxy(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as way:
         yield way
     stack.redis().delete(PATH.key, OTHER.key, "kept:text", "kept:list", "kept:unheard")
 
@@ -44,63 +44,63 @@ def is_kept(stack: Stack, said: bytes) -> bool:
     return bool(stack.redis().get("kept:unheard") == said)
 
 
-def url(stack: Stack, way: Between) -> str:
+def url(stack: Stack, way: TcpProxy) -> str:
     return stack.redis_url.replace(f":{urlsplit(stack.redis_url).port}", f":{way.port}")
 
 
 class TestToRedis:
     @pytest.fixture
-    def connections(self, stack: Stack, way: Between) -> Connections:
+    def connections(self, stack: Stack, way: TcpProxy) -> Connections:
         return Connections(url(stack, way), 0.3)
 
     @pytest.fixture
-    def tier(self, stack: Stack, way: Between) -> RedisTier:
+    def tier(self, stack: Stack, way: TcpProxy) -> RedisTier:
         return RedisTier(url(stack, way), Always(), ttl=60, timeout=0.3)  # type: ignore[arg-type]
 
-    def test_one_is_enough_for_questions_that_follow_each_other(self, connections: Connections, way: Between) -> None:
+    def test_one_is_enough_for_questions_that_follow_each_other(self, connections: Connections, way: TcpProxy) -> None:
         for number in range(5):
             assert connections.exchange(("SET", "kept:text", number), ("GET", "kept:text")) == [b"OK", b"%d" % number]
-        assert len(way.links) == 1
+        assert len(way.connections) == 1
 
-    def test_a_reply_that_comes_too_late_is_nobodys(self, connections: Connections, way: Between) -> None:
+    def test_a_reply_that_comes_too_late_is_nobodys(self, connections: Connections, way: TcpProxy) -> None:
         go_on = threading.Event()
 
-        def hold(link: Link, said: bytes) -> bytes:
+        def hold(link: ProxiedConnection, said: bytes) -> bytes:
             go_on.wait(9)
             return said
 
         connections.exchange(("SET", "kept:text", "mine"))
-        way.reply = hold
+        way.on_reply = hold
         with pytest.raises(redis.exceptions.TimeoutError):
             connections.exchange(("GET", "kept:text"))
-        way.let_be()
+        way.reset_hooks()
         go_on.set()
         for number in range(3):
             assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
 
     def test_of_several_commands_one_may_fail_and_the_others_are_heard(
-        self, connections: Connections, way: Between
+        self, connections: Connections, way: TcpProxy
     ) -> None:
         with pytest.raises(redis.exceptions.ResponseError):
             connections.exchange(("SET", "kept:text", "1"), ("LPUSH", "kept:text", "x"), ("SET", "kept:text", "2"))
         assert connections.exchange(("GET", "kept:text")) == [b"2"]
-        assert len(way.links) == 1
+        assert len(way.connections) == 1
 
-    def test_those_that_broke_are_replaced_at_once(self, connections: Connections, way: Between) -> None:
+    def test_those_that_broke_are_replaced_at_once(self, connections: Connections, way: TcpProxy) -> None:
         for number in range(3):
             assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
-            way.cut()
+            way.close_connections()
 
-    def test_however_many_broke_there_is_one_more(self, connections: Connections, way: Between) -> None:
+    def test_however_many_broke_there_is_one_more(self, connections: Connections, way: TcpProxy) -> None:
         """redis-py's pool counts those that it made, and stops at a hundred."""
         way.refuse()
         for _ in range(120):
             with pytest.raises(redis.exceptions.ConnectionError):
                 connections.exchange(("PING",))
-        way.accept()
+        way.listen()
         assert connections.exchange(("PING",)) == [b"PONG"]
 
-    def test_threads_share_them_and_each_gets_its_own_answers(self, connections: Connections, way: Between) -> None:
+    def test_threads_share_them_and_each_gets_its_own_answers(self, connections: Connections, way: TcpProxy) -> None:
         wrong: list[object] = []
 
         def ask(who: int) -> None:
@@ -117,7 +117,7 @@ class TestToRedis:
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            way.cut()
+            way.close_connections()
             time.sleep(0.02)
         for thread in threads:
             thread.join()
@@ -125,19 +125,19 @@ class TestToRedis:
         assert len(connections._idle) <= len(threads)
 
     def test_who_does_not_listen_leaves_the_answer_to_whoever_comes_next(
-        self, connections: Connections, way: Between
+        self, connections: Connections, way: TcpProxy
     ) -> None:
         for number in range(3):
             assert connections.exchange(("ECHO", f"unheard {number}"), ("ECHO", "and more"), await_reply=False) == []
         assert connections.exchange(("ECHO", "heard")) == [b"heard"]
         assert connections.exchange(("LPUSH",), await_reply=False) == []  # an error too is nobody's
         assert connections.exchange(("ECHO", "heard again"), ("ECHO", "both")) == [b"heard again", b"both"]
-        assert len(way.links) == 1
+        assert len(way.connections) == 1
 
-    def test_nor_does_an_answer_that_never_came_become_anothers(self, connections: Connections, way: Between) -> None:
+    def test_nor_does_an_answer_that_never_came_become_anothers(self, connections: Connections, way: TcpProxy) -> None:
         go_on = threading.Event()
         connections.exchange(("PING",))  # there is a connection that is kept
-        way.reply = once(lambda: go_on.wait(9))
+        way.on_reply = on_first(lambda: go_on.wait(9))
         connections.exchange(("ECHO", "held back"), await_reply=False)
         with pytest.raises(redis.exceptions.TimeoutError):
             connections.exchange(("ECHO", "too early"))
@@ -145,12 +145,12 @@ class TestToRedis:
         assert connections.exchange(("ECHO", "heard")) == [b"heard"]
 
     def test_a_broken_one_is_replaced_for_who_does_not_listen_as_well(
-        self, stack: Stack, connections: Connections, way: Between
+        self, stack: Stack, connections: Connections, way: TcpProxy
     ) -> None:
         for number in range(3):
             connections.exchange(("SET", "kept:unheard", f"{number}"), await_reply=False)
             wait_until(partial(is_kept, stack, b"%d" % number))
-            way.cut()
+            way.close_connections()
             assert connections.exchange(("ECHO", "heard")) == [b"heard"]
 
     def test_a_script_that_redis_has_forgotten_is_said_again_after_what_came_before_it(
@@ -164,39 +164,39 @@ class TestToRedis:
         assert connections.run(READ, (PATH.key, "", "another", 3000))[0][:2] == [1, b"200\t\t\t\n{}"]
 
     def test_a_read_that_was_lost_and_comes_late_gives_no_lease_again(
-        self, stack: Stack, tier: RedisTier, way: Between
+        self, stack: Stack, tier: RedisTier, way: TcpProxy
     ) -> None:
         lease = self.repeated(stack, way, lambda: tier.read(PATH, ""), tier)
         assert isinstance(lease, Lease)
         tier.fill(PATH, "", lease, Entry(200, b"{}"))
         assert tier.read(PATH, "", patience=0) is None  # the late question has the lease
 
-    def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: Between) -> None:
+    def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: TcpProxy) -> None:
         lease = self.repeated(stack, way, lambda: tier.drop([PATH], [PATH])[PATH], tier)
         assert isinstance(lease, Lease)
         assert lease not in str(stack.redis().hgetall(PATH.key))
 
-    def repeated(self, stack: Stack, way: Between, ask: Callable[[], object], tier: RedisTier) -> object:
+    def repeated(self, stack: Stack, way: TcpProxy, ask: Callable[[], object], tier: RedisTier) -> object:
         """What came of it over a second connection; meanwhile somebody else drops, and the first question arrives."""
         assert tier.answers()
         tier.read(OTHER, "")
         tier.drop([OTHER], [OTHER])  # there are connections that are kept
-        way.question = lost = Lost()
+        way.on_request = lost = DelayedRequest()
         got = ask()
-        assert lost.said
+        assert lost.received
         stack.redis().delete(PATH.key)
-        lost.late.set()
+        lost.release.set()
         wait_until(lambda: stack.redis().hexists(PATH.key, "lease:"))
         return got
 
-    def test_a_drop_of_which_nothing_is_heard_is_none(self, tier: RedisTier, way: Between) -> None:
-        def end(link: Link, said: bytes) -> bytes:
-            raise Cut
+    def test_a_drop_of_which_nothing_is_heard_is_none(self, tier: RedisTier, way: TcpProxy) -> None:
+        def end(link: ProxiedConnection, said: bytes) -> bytes:
+            raise CloseConnection
 
-        way.reply = end
+        way.on_reply = end
         with pytest.raises(DoesNotAnswer):
             tier.drop([PATH], [PATH])
-        way.let_be()
+        way.reset_hooks()
         assert tier.drop([PATH], [PATH])
 
 
@@ -210,38 +210,38 @@ class TestToEdges:
         return Cache(*row)
 
     @pytest.fixture
-    def way(self, edge: Cache) -> Iterator[Between]:
+    def way(self, edge: Cache) -> Iterator[TcpProxy]:
         host, _, port = edge.address.rpartition(":")
-        with between((host, int(port))) as way:
+        with tcp_proxy((host, int(port))) as way:
             yield way
 
     @pytest.fixture
-    def behind(self, edge: Cache, way: Between) -> Cache:
+    def behind(self, edge: Cache, way: TcpProxy) -> Cache:
         return edge._replace(address=f"127.0.0.1:{way.port}")
 
-    def test_one_connection_takes_drop_after_drop(self, behind: Cache, way: Between) -> None:
+    def test_one_connection_takes_drop_after_drop(self, behind: Cache, way: TcpProxy) -> None:
         tier = EdgeTier()
         for _ in range(5):
             assert tier.drop([behind], [PATH]) == []
-        assert len(way.links) == 1
+        assert len(way.connections) == 1
 
-    def test_one_that_broke_meanwhile_is_replaced(self, behind: Cache, way: Between) -> None:
+    def test_one_that_broke_meanwhile_is_replaced(self, behind: Cache, way: TcpProxy) -> None:
         tier = EdgeTier()
         for _ in range(3):
             assert tier.drop([behind], [PATH]) == []
-            way.cut()
+            way.close_connections()
 
-    def test_one_that_breaks_under_the_drop_too(self, behind: Cache, way: Between) -> None:
+    def test_one_that_breaks_under_the_drop_too(self, behind: Cache, way: TcpProxy) -> None:
         tier = EdgeTier()
         tier.drop([behind], [PATH])
-        way.questions.clear()
+        way.requests.clear()
 
         def end() -> None:
-            raise Cut
+            raise CloseConnection
 
-        way.reply = once(end)
+        way.on_reply = on_first(end)
         assert tier.drop([behind], [PATH]) == []
-        assert way.questions[0] == way.questions[1]  # a path may be dropped twice
+        assert way.requests[0] == way.requests[1]  # a path may be dropped twice
 
     @pytest.mark.parametrize(
         "answer",
@@ -254,52 +254,52 @@ class TestToEdges:
         ],
     )
     def test_any_other_answer_than_the_one_is_none_and_its_connection_ends(
-        self, behind: Cache, way: Between, answer: bytes
+        self, behind: Cache, way: TcpProxy, answer: bytes
     ) -> None:
         tier = EdgeTier()
-        way.reply = lambda link, said: answer
+        way.on_reply = lambda link, said: answer
         began = time.monotonic()
         assert tier.drop([behind], [PATH]) == [behind]
         assert time.monotonic() - began < DROP_TIMEOUT_S + 0.5
-        way.let_be()
+        way.reset_hooks()
         assert tier.drop([behind], [PATH]) == []
-        assert len(way.links) == 2
+        assert len(way.connections) == 2
 
-    def test_an_answer_that_comes_late_is_not_taken_for_the_next_ones(self, behind: Cache, way: Between) -> None:
+    def test_an_answer_that_comes_late_is_not_taken_for_the_next_ones(self, behind: Cache, way: TcpProxy) -> None:
         tier = EdgeTier()
         tier.drop([behind], [PATH])
         go_on = threading.Event()
-        way.reply = once(lambda: go_on.wait(9))
+        way.on_reply = on_first(lambda: go_on.wait(9))
         assert tier.drop([behind], [PATH]) == [behind]
         go_on.set()
-        way.reply = lambda link, said: said.replace(b"204", b"500")
+        way.on_reply = lambda link, said: said.replace(b"204", b"500")
         assert tier.drop([behind], [PATH]) == [behind]
 
-    def test_of_a_silent_edge_no_other_connection_is_kept(self, behind: Cache, way: Between) -> None:
+    def test_of_a_silent_edge_no_other_connection_is_kept(self, behind: Cache, way: TcpProxy) -> None:
         """They may lead to one worker, which is stopped while those beside it answer."""
         tier = EdgeTier()
         slow = threading.Barrier(3)
 
-        def together(link: Link, said: bytes) -> bytes:
+        def together(link: ProxiedConnection, said: bytes) -> bytes:
             slow.wait(5)
             return said
 
-        way.reply = together
+        way.on_reply = together
         threads = [threading.Thread(target=tier.drop, args=([behind], [PATH])) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(way.links) == 3
-        stopped = list(way.links)
+        assert len(way.connections) == 3
+        stopped = list(way.connections)
         go_on = threading.Event()
 
-        def hold(link: Link, said: bytes) -> bytes:
+        def hold(link: ProxiedConnection, said: bytes) -> bytes:
             if link in stopped:
                 go_on.wait(9)
             return said
 
-        way.reply = hold
+        way.on_reply = hold
         assert tier.drop([behind], [PATH]) == [behind]
         assert tier.drop([behind], [PATH]) == []
         go_on.set()

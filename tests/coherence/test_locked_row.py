@@ -33,15 +33,15 @@ def locked(stack: Stack, user: int) -> Iterator[None]:
 
 @contextmanager
 def crowd(stack: Stack, user: int) -> Iterator[list[int]]:
-    """Clients that write this row again and again; the statuses of their answers."""
+    """Clients that write this row again and again; the statuses of their responses."""
     statuses: list[int] = []
     over = threading.Event()
 
     def write(number: int) -> None:
         edge = stack.edges[number % len(stack.edges)]
         while not over.is_set():
-            answer = requests.put(f"{edge}/users/{user}", json={"name": f"Crowd {number}"}, timeout=30)
-            statuses.append(answer.status_code)
+            response = requests.put(f"{edge}/users/{user}", json={"name": f"Crowd {number}"}, timeout=30)
+            statuses.append(response.status_code)
 
     clients = [threading.Thread(target=write, args=(number,)) for number in range(CLIENTS)]
     for client in clients:

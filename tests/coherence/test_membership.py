@@ -166,18 +166,18 @@ class TestRowsThatDisappear:
 
 
 def uses_redis(url: str) -> bool:
-    answer = requests.get(url, timeout=5)
-    assert answer.status_code == 200, answer.text
-    return "redis; hit" in answer.headers["Cache-Status"]
+    response = requests.get(url, timeout=5)
+    assert response.status_code == 200, response.text
+    return "redis; hit" in response.headers["Cache-Status"]
 
 
 def written_and_read(stack: Stack, url: str, name: str) -> None:
     """A write is answered, and seen wherever one asks."""
-    answer = requests.put(url, json={"name": name}, timeout=10)
-    assert answer.status_code == 200, answer.text
+    response = requests.put(url, json={"name": name}, timeout=10)
+    assert response.status_code == 200, response.text
     path = "/" + url.split("/", 3)[3]
-    answers = [requests.get(door + path, timeout=5) for door in (*stack.edges, *stack.apps)]
-    assert [(answer.status_code, answer.json().get("name")) for answer in answers] == [(200, name)] * len(answers)
+    responses = [requests.get(base_url + path, timeout=5) for base_url in (*stack.edges, *stack.apps)]
+    assert [(response.status_code, response.json().get("name")) for response in responses] == [(200, name)] * len(responses)
 
 
 class TestTrust:
@@ -199,12 +199,12 @@ class TestTrust:
         assert RedisLease(lambda: True).trusted_until() == 0
 
     def test_without_an_answer_what_was_promised_runs_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answers = [False]
+        responses = [False]
 
         def fenced() -> bool:
-            if not answers:
+            if not responses:
                 raise DatabaseUnavailable
-            return answers.pop()
+            return responses.pop()
 
         redis_lease = RedisLease(fenced)
         until = redis_lease.trusted_until()

@@ -18,10 +18,10 @@ def test_the_first_read_fills_and_the_second_is_answered_from_redis(stack: Stack
 
 
 def test_redis_keeps_the_very_bytes_that_clients_get(stack: Stack, new_user: User) -> None:
-    answer = requests.get(new_user["url"], timeout=5)
+    response = requests.get(new_user["url"], timeout=5)
     stored = stack.redis().hgetall(f"user:{new_user['id']}")
-    head = f"200\t{answer.headers['ETag']}\t{answer.headers['Last-Modified']}\t\n"
-    assert stored[b"body:"] == head.encode() + answer.content
+    head = f"200\t{response.headers['ETag']}\t{response.headers['Last-Modified']}\t\n"
+    assert stored[b"body:"] == head.encode() + response.content
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE"])

@@ -1,4 +1,4 @@
-"""One write, as it goes over the wire: lock, SQL, drop in Redis, list of edges, drops at the edges, COMMIT, fill, answer."""
+"""One write, as it goes over the wire: lock, SQL, drop in Redis, list of edges, drops at the edges, COMMIT, fill, response."""
 
 import selectors
 import socket
@@ -11,7 +11,7 @@ import pytest
 import requests
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from testkit.failpoints import serving
+from testkit.failpoints import running_app
 from testkit.stack import Stack, wait_until
 from velikiy.coherence import connect
 from velikiy.postgres import Database, pipeline
@@ -23,7 +23,7 @@ Trace = list[tuple[str, str, bytes]]
 @contextmanager
 def tapped(name: str, host: str, port: int, trace: Trace) -> Iterator[int]:
     """A port that leads there. What passes is noted before it is passed on, so that a later step, which waited for
-    an answer, is noted later."""
+    an response, is noted later."""
     over = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.settimeout(0.05)
@@ -68,7 +68,7 @@ WORDS = (
     ("to", "edge", b"POST /drop", "drop at an edge"),
     ("from", "edge", b" 204 ", "an edge has dropped"),
     ("to", "postgres", b"COMMIT", "COMMIT"),
-    ("from", "app", b"HTTP/1", "answer"),
+    ("from", "app", b"HTTP/1", "response"),
 )
 
 
@@ -116,21 +116,21 @@ def test_a_write_goes_through_its_steps_in_order(
             redis_url=f"redis://:{redis.password}@127.0.0.1:{redis_port}/0",
         )
         database = Database(settings.database_url, size=2, timeout=10)
-        url = context.enter_context(serving(connect(database, settings)))
+        url = context.enter_context(running_app(connect(database, settings)))
         app = urlsplit(url)
         app_port = context.enter_context(tapped("app", str(app.hostname), int(app.port or 0), trace))
         context.callback(database.close)
         for number in range(2):  # the first one makes the connections and loads the scripts
             trace.clear()
-            answer = requests.put(f"http://127.0.0.1:{app_port}/users/3", json={"name": f"Traced {number}"}, timeout=10)
-            assert answer.status_code == 200
-            wait_until(lambda: "answer" in words(trace) and words(trace)[-2:].count("script in Redis") == 1)
+            response = requests.put(f"http://127.0.0.1:{app_port}/users/3", json={"name": f"Traced {number}"}, timeout=10)
+            assert response.status_code == 200
+            wait_until(lambda: "response" in words(trace) and words(trace)[-2:].count("script in Redis") == 1)
     said = words(trace)
     before, edges, after = said[:6], said[6:10], said[10:]
     # The list and the count; then the user, of whom the writer gets the lease.
     assert before == ["lock", "SQL", "drop in Redis", "drop in Redis", "script in Redis", "list of edges"]
     # Both are asked at the same time, and have both answered before anything else is done.
     assert sorted(edges) == ["an edge has dropped", "an edge has dropped", "drop at an edge", "drop at an edge"]
-    # The writer's own fill is sent before the answer, and not waited for.
+    # The writer's own fill is sent before the response, and not waited for.
     assert after[0] == "COMMIT"
-    assert sorted(after[1:]) == ["answer", "script in Redis"]
+    assert sorted(after[1:]) == ["response", "script in Redis"]

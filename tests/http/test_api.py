@@ -8,16 +8,16 @@ from datetime import datetime
 import pytest
 import requests
 
-from testkit.api import User, problem
+from testkit.api import User, check_problem
 from testkit.stack import Stack
 
 
 class TestReading:
     def test_a_user_has_these_fields_and_no_others(self, new_user: User) -> None:
-        answer = requests.get(new_user["url"], timeout=5)
-        assert answer.status_code == 200
-        assert answer.headers["Content-Type"] == "application/json"
-        user = answer.json()
+        response = requests.get(new_user["url"], timeout=5)
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "application/json"
+        user = response.json()
         assert list(user) == ["id", "name", "email", "created_at", "updated_at", "version"]
         assert (user["id"], user["name"], user["email"]) == (new_user["id"], new_user["name"], new_user["email"])
         assert user["version"] == 1
@@ -38,11 +38,11 @@ class TestReading:
         session = requests.Session()
         request = requests.Request("GET", f"{stack.app}/users/1").prepare()
         request.url = f"{stack.app}/users/{spelling}"  # unchanged, unlike what the library would make of it
-        answer = session.send(request, timeout=5)
-        problem(answer, 404)
+        response = session.send(request, timeout=5)
+        check_problem(response, 404)
 
     def test_the_largest_id_is_an_id(self, stack: Stack) -> None:
-        detail = problem(requests.get(f"{stack.app}/users/9223372036854775807", timeout=5), 404)
+        detail = check_problem(requests.get(f"{stack.app}/users/9223372036854775807", timeout=5), 404)
         assert "9223372036854775807" in detail
 
     @pytest.mark.parametrize(
@@ -63,10 +63,10 @@ class TestReading:
         ],
     )
     def test_a_parameter_that_is_unknown_repeated_or_bad_is_named(self, stack: Stack, query: str, named: str) -> None:
-        problem(requests.get(f"{stack.app}/users?{query}", timeout=5), 400, named)
+        check_problem(requests.get(f"{stack.app}/users?{query}", timeout=5), 400, named)
 
     def test_a_user_takes_no_parameters(self, stack: Stack) -> None:
-        problem(requests.get(f"{stack.app}/users/1?x=1", timeout=5), 400, "x")
+        check_problem(requests.get(f"{stack.app}/users/1?x=1", timeout=5), 400, "x")
 
     def test_the_pages_of_a_long_list_hold_each_user_once(self, stack: Stack) -> None:
         stack.sql(
@@ -77,10 +77,10 @@ class TestReading:
             expected = [row[0] for row in stack.sql("SELECT id FROM users ORDER BY id")]
             seen, sizes, page = [], [], "/users"
             while page:
-                answer = requests.get(stack.app + page, timeout=5)
-                seen += [user["id"] for user in answer.json()]
-                sizes.append(len(answer.json()))
-                page = answer.links.get("next", {}).get("url", "")
+                response = requests.get(stack.app + page, timeout=5)
+                seen += [user["id"] for user in response.json()]
+                sizes.append(len(response.json()))
+                page = response.links.get("next", {}).get("url", "")
             assert seen == expected
             assert sizes[:2] == [1000, 1000]
             assert 0 < sizes[2] <= 1000
@@ -91,11 +91,11 @@ class TestReading:
 
 class TestCreating:
     def test_it_answers_with_the_id_and_the_place(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users", json={"name": "Zoë", "email": "zoe@example.com"}, timeout=5)
-        assert answer.status_code == 201
-        user_id = answer.json()["id"]
-        assert answer.json() == {"id": user_id, "message": "Created"}
-        assert answer.headers["Location"] == f"/users/{user_id}"
+        response = requests.post(f"{stack.app}/users", json={"name": "Zoë", "email": "zoe@example.com"}, timeout=5)
+        assert response.status_code == 201
+        user_id = response.json()["id"]
+        assert response.json() == {"id": user_id, "message": "Created"}
+        assert response.headers["Location"] == f"/users/{user_id}"
         deleted = requests.delete(f"{stack.app}/users/{user_id}", timeout=5)
         assert (deleted.status_code, deleted.json()) == (200, {"message": "Deleted"})
 
@@ -122,9 +122,9 @@ class TestCreating:
         ["a@b.co", "x" * 64 + "@example.com", "почта@пример.рф", "o'brien+tag@mail.example.com", "me@team.test"],
     )
     def test_these_are_emails(self, stack: Stack, email: str) -> None:
-        answer = requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5)
-        assert answer.status_code == 201, answer.text
-        requests.delete(stack.app + answer.headers["Location"], timeout=5)
+        response = requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5)
+        assert response.status_code == 201, response.text
+        requests.delete(stack.app + response.headers["Location"], timeout=5)
 
     @pytest.mark.parametrize(
         "email",
@@ -143,11 +143,11 @@ class TestCreating:
         ],
     )
     def test_these_are_not(self, stack: Stack, email: object) -> None:
-        problem(requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5), 422, "email")
+        check_problem(requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5), 422, "email")
 
     @pytest.mark.parametrize("name", ["", "   ", "x" * 101, "a\u0000b", "a\nb", "\u001b[31m", None, 7, True, ["x"], {}])
     def test_a_name_is_1_to_100_printable_characters(self, stack: Stack, name: object) -> None:
-        problem(
+        check_problem(
             requests.post(f"{stack.app}/users", json={"name": name, "email": "n@example.com"}, timeout=5), 422, "name"
         )
 
@@ -164,7 +164,9 @@ class TestCreating:
     )
     def test_what_does_not_fit_is_named(self, stack: Stack, body: object, field: str) -> None:
         headers = {"Content-Type": "application/json"}
-        problem(requests.post(f"{stack.app}/users", data=json.dumps(body), headers=headers, timeout=5), 422, field)
+        check_problem(
+            requests.post(f"{stack.app}/users", data=json.dumps(body), headers=headers, timeout=5), 422, field
+        )
 
     @pytest.mark.parametrize(
         "body",
@@ -182,7 +184,7 @@ class TestCreating:
     )
     def test_what_is_not_json_is_400(self, stack: Stack, body: bytes) -> None:
         headers = {"Content-Type": "application/json"}
-        problem(requests.post(f"{stack.app}/users", data=body, headers=headers, timeout=5), 400)
+        check_problem(requests.post(f"{stack.app}/users", data=body, headers=headers, timeout=5), 400)
 
     def test_of_many_who_want_one_email_one_gets_it(self, stack: Stack) -> None:
         def create(n: int) -> requests.Response:
@@ -190,22 +192,22 @@ class TestCreating:
             return requests.post(f"{stack.app}/users", json={"name": "W", "email": email}, timeout=10)
 
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(create, range(16)))
-        created = [answer for answer in answers if answer.status_code == 201]
+            responses = list(pool.map(create, range(16)))
+        created = [response for response in responses if response.status_code == 201]
         try:
             assert len(created) == 1
-            for answer in answers:
-                if answer not in created:
-                    problem(answer, 409, "email")
+            for response in responses:
+                if response not in created:
+                    check_problem(response, 409, "email")
         finally:
-            for answer in created:
-                requests.delete(stack.app + answer.headers["Location"], timeout=5)
+            for response in created:
+                requests.delete(stack.app + response.headers["Location"], timeout=5)
 
 
 class TestChanging:
     def test_a_put_changes_what_it_names_and_nothing_else(self, new_user: User) -> None:
-        answer = requests.put(new_user["url"], json={"name": "Renamed"}, timeout=5)
-        assert (answer.status_code, answer.json()) == (200, {"message": "Updated"})
+        response = requests.put(new_user["url"], json={"name": "Renamed"}, timeout=5)
+        assert (response.status_code, response.json()) == (200, {"message": "Updated"})
         user = requests.get(new_user["url"], timeout=5).json()
         assert (user["name"], user["email"], user["version"]) == ("Renamed", new_user["email"], 2)
         assert user["updated_at"] > user["created_at"]
@@ -235,11 +237,11 @@ class TestChanging:
         ],
     )
     def test_nothing_to_change_or_a_bad_change_is_422(self, new_user: User, body: object, field: str) -> None:
-        problem(requests.put(new_user["url"], json=body, timeout=5), 422, field)
+        check_problem(requests.put(new_user["url"], json=body, timeout=5), 422, field)
         assert requests.get(new_user["url"], timeout=5).json()["version"] == 1
 
     def test_an_email_in_use_is_409_in_any_case_of_letters(self, new_user: User) -> None:
-        problem(requests.put(new_user["url"], json={"email": "ALICE@example.com"}, timeout=5), 409, "email")
+        check_problem(requests.put(new_user["url"], json={"email": "ALICE@example.com"}, timeout=5), 409, "email")
 
     def test_ones_own_email_in_other_letters_is_no_conflict(self, new_user: User) -> None:
         changed = new_user["email"].upper()
@@ -248,21 +250,21 @@ class TestChanging:
 
     def test_who_is_not_there_cannot_be_changed_or_deleted(self, stack: Stack) -> None:
         url = f"{stack.app}/users/999999999"
-        problem(requests.put(url, json={"name": "Nobody"}, timeout=5), 404)
-        problem(requests.delete(url, timeout=5), 404)
-        problem(requests.get(url, timeout=5), 404)
+        check_problem(requests.put(url, json={"name": "Nobody"}, timeout=5), 404)
+        check_problem(requests.delete(url, timeout=5), 404)
+        check_problem(requests.get(url, timeout=5), 404)
 
     def test_a_deleted_user_is_gone(self, new_user: User) -> None:
         assert requests.get(new_user["url"], timeout=5).status_code == 200
         requests.delete(new_user["url"], timeout=5)
-        problem(requests.get(new_user["url"], timeout=5), 404)
+        check_problem(requests.get(new_user["url"], timeout=5), 404)
 
 
 class TestMethodsAndRoutes:
     def test_a_method_that_is_not_there_names_those_that_are(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users/1", timeout=5)
-        problem(answer, 405)
-        assert set(re.split(r",\s*", answer.headers["Allow"])) >= {"GET", "HEAD", "PUT", "DELETE"}
+        response = requests.post(f"{stack.app}/users/1", timeout=5)
+        check_problem(response, 405)
+        assert set(re.split(r",\s*", response.headers["Allow"])) >= {"GET", "HEAD", "PUT", "DELETE"}
 
     def test_head_is_get_without_a_body(self, stack: Stack) -> None:
         get, head = (requests.request(method, f"{stack.app}/users/1", timeout=5) for method in ("GET", "HEAD"))
@@ -272,8 +274,8 @@ class TestMethodsAndRoutes:
 
     @pytest.mark.parametrize("path", ["/", "/user", "/users/", "//users", "/users/1/", "/Users", "/users/1/x"])
     def test_other_addresses_are_404(self, stack: Stack, path: str) -> None:
-        problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)
+        check_problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)
 
     def test_a_body_that_is_too_large_is_413(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users", data=b" " * 70_000, timeout=5)
-        problem(answer, 413)
+        response = requests.post(f"{stack.app}/users", data=b" " * 70_000, timeout=5)
+        check_problem(response, 413)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import requests
 
-from testkit.api import User, problem
-from testkit.failpoints import SteppedApp, caching, stepped_app
+from testkit.api import User, check_problem
+from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease
 from testkit.stack import Stack, wait_until
 from velikiy.http import batch
 from velikiy.resources.base import registry
@@ -19,15 +19,15 @@ _numbers = count(1)
 Operation = dict[str, Any]
 
 
-def send(door: str, *operations: Operation) -> requests.Response:
-    return requests.post(f"{door}/users/batch", json={"operations": operations}, timeout=20)
+def send(base_url: str, *operations: Operation) -> requests.Response:
+    return requests.post(f"{base_url}/users/batch", json={"operations": operations}, timeout=20)
 
 
-def done(door: str, *operations: Operation) -> list[dict[str, Any]]:
-    answer = send(door, *operations)
-    assert answer.status_code == 200, answer.text
-    assert answer.json()["message"] == "Done"
-    results: list[dict[str, Any]] = answer.json()["results"]
+def done(base_url: str, *operations: Operation) -> list[dict[str, Any]]:
+    response = send(base_url, *operations)
+    assert response.status_code == 200, response.text
+    assert response.json()["message"] == "Done"
+    results: list[dict[str, Any]] = response.json()["results"]
     assert [result["op"] for result in results] == [operation["op"] for operation in operations]
     return results
 
@@ -48,8 +48,8 @@ def prefix() -> str:
     return f"batch{next(_numbers)}x"
 
 
-def get(door: str, number: int) -> requests.Response:
-    return requests.get(f"{door}/users/{number}", timeout=5)
+def get(base_url: str, number: int) -> requests.Response:
+    return requests.get(f"{base_url}/users/{number}", timeout=5)
 
 
 @pytest.fixture
@@ -64,58 +64,58 @@ def some(stack: Stack) -> Iterator[list[int]]:
 
 
 class TestAll:
-    def test_it_creates_updates_and_deletes(self, stack: Stack, door: str, new_user: User) -> None:
+    def test_it_creates_updates_and_deletes(self, stack: Stack, base_url: str, new_user: User) -> None:
         begun, first = prefix(), int(new_user["id"])
-        results = done(door, create(f"{begun}a"), update(first, name="By batch"), create(f"{begun}b"))
+        results = done(base_url, create(f"{begun}a"), update(first, name="By batch"), create(f"{begun}b"))
         a, b = results[0]["id"], results[2]["id"]
         assert [result["status"] for result in results] == [201, 200, 201]
         assert results[1]["id"] == first
         for result in results:
-            assert get(door, result["id"]).headers["ETag"] == result["etag"]
-        assert get(door, first).json()["name"] == "By batch"
-        assert done(door, delete(a), delete(b)) == [{"op": "delete", "id": n, "status": 200} for n in (a, b)]
-        for door_ in (door, *stack.edges):
+            assert get(base_url, result["id"]).headers["ETag"] == result["etag"]
+        assert get(base_url, first).json()["name"] == "By batch"
+        assert done(base_url, delete(a), delete(b)) == [{"op": "delete", "id": n, "status": 200} for n in (a, b)]
+        for door_ in (base_url, *stack.edges):
             assert [get(door_, number).status_code for number in (a, b)] == [404, 404]
 
-    def test_operations_follow_one_another(self, door: str, new_user: User) -> None:
+    def test_operations_follow_one_another(self, base_url: str, new_user: User) -> None:
         first, begun = int(new_user["id"]), prefix()
         results = done(
-            door,
+            base_url,
             update(first, name="One"),
             update(first, name="Two", email=f"{begun}@example.com"),
             create(new_user["email"].removesuffix("@example.com")),  # free by now
         )
-        assert (get(door, first).json()["name"], get(door, first).json()["version"]) == ("Two", 3)
-        done(door, delete(results[2]["id"]), update(first, email=new_user["email"]))
+        assert (get(base_url, first).json()["name"], get(base_url, first).json()["version"]) == ("Two", 3)
+        done(base_url, delete(results[2]["id"]), update(first, email=new_user["email"]))
 
-    def test_two_users_can_change_places(self, door: str, some: list[int]) -> None:
-        a, b = (get(door, number).json()["email"] for number in some[:2])
-        done(door, update(some[0], email="between@example.com"), update(some[1], email=a), update(some[0], email=b))
-        assert [get(door, number).json()["email"] for number in some[:2]] == [b, a]
+    def test_two_users_can_change_places(self, base_url: str, some: list[int]) -> None:
+        a, b = (get(base_url, number).json()["email"] for number in some[:2])
+        done(base_url, update(some[0], email="between@example.com"), update(some[1], email=a), update(some[0], email=b))
+        assert [get(base_url, number).json()["email"] for number in some[:2]] == [b, a]
 
-    def test_a_thousand_fit(self, stack: Stack, door: str) -> None:
+    def test_a_thousand_fit(self, stack: Stack, base_url: str) -> None:
         begun = prefix()
-        numbers = [result["id"] for result in done(door, *(create(f"{begun}{n}", "x" * 100) for n in range(1000)))]
+        numbers = [result["id"] for result in done(base_url, *(create(f"{begun}{n}", "x" * 100) for n in range(1000)))]
         assert len(set(numbers)) == 1000
-        done(door, *(update(number, name="ф" * 100) for number in numbers))
+        done(base_url, *(update(number, name="ф" * 100) for number in numbers))
         assert {row["name"] for row in requests.get(f"{stack.edge}/users?q={begun}", timeout=5).json()} == {"ф" * 100}
-        done(door, *map(delete, numbers))
+        done(base_url, *map(delete, numbers))
         assert requests.get(f"{stack.edge}/users?q={begun}", timeout=5).json() == []
 
 
 class TestNone:
-    def refused(self, door: str, *operations: Operation) -> list[dict[str, Any]]:
-        answer = send(door, *operations)
-        problem(answer, 409)
-        assert answer.json()["type"] == "/problems/batch-refused"
-        errors: list[dict[str, Any]] = answer.json()["errors"]
+    def refused(self, base_url: str, *operations: Operation) -> list[dict[str, Any]]:
+        response = send(base_url, *operations)
+        check_problem(response, 409)
+        assert response.json()["type"] == "/problems/batch-refused"
+        errors: list[dict[str, Any]] = response.json()["errors"]
         return errors
 
-    def test_every_operation_that_cannot_be_done_is_named(self, stack: Stack, door: str, new_user: User) -> None:
+    def test_every_operation_that_cannot_be_done_is_named(self, stack: Stack, base_url: str, new_user: User) -> None:
         begun, first = prefix(), int(new_user["id"])
         before = stack.sql("SELECT md5(string_agg(users::text, '' ORDER BY id)) FROM users")
         errors = self.refused(
-            door,
+            base_url,
             create(f"{begun}a"),
             create("ALICE"),
             update(first, name="Not done"),
@@ -136,14 +136,14 @@ class TestNone:
         ]
         assert all(error["detail"] for error in errors)
         assert stack.sql("SELECT md5(string_agg(users::text, '' ORDER BY id)) FROM users") == before
-        assert get(door, first).json()["version"] == 1
+        assert get(base_url, first).json()["version"] == 1
 
-    def test_of_a_thousand_that_are_all_refused_each_is_named(self, door: str) -> None:
-        assert len(self.refused(door, *(create("alice") for _ in range(1000)))) == 1000
+    def test_of_a_thousand_that_are_all_refused_each_is_named(self, base_url: str) -> None:
+        assert len(self.refused(base_url, *(create("alice") for _ in range(1000)))) == 1000
 
-    def test_the_last_of_a_thousand_undoes_all(self, stack: Stack, door: str) -> None:
+    def test_the_last_of_a_thousand_undoes_all(self, stack: Stack, base_url: str) -> None:
         begun = prefix()
-        errors = self.refused(door, *(create(f"{begun}{n}") for n in range(999)), create("alice"))
+        errors = self.refused(base_url, *(create(f"{begun}{n}") for n in range(999)), create("alice"))
         assert [error["index"] for error in errors] == [999]
         assert stack.sql("SELECT count(*) FROM users WHERE email LIKE %s", f"{begun}%") == [(0,)]
 
@@ -185,16 +185,16 @@ def hit(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def stepped(stack: Stack) -> Iterator[SteppedApp]:
-    with stepped_app(stack) as app:
-        wait_until(lambda: caching(app.edge))
+def stepped(stack: Stack) -> Iterator[FailpointApp]:
+    with failpoint_app(stack) as app:
+        wait_until(lambda: has_cache_lease(app.edge))
         yield app
 
 
 @pytest.mark.parametrize("place", ["before the drops", "between the drops", "before the commit"])
 @pytest.mark.parametrize("many", [3, 100])
 def test_what_is_read_while_a_batch_stands_is_not_kept(
-    stepped: SteppedApp, some: list[int], place: str, many: int
+    stepped: FailpointApp, some: list[int], place: str, many: int
 ) -> None:
     edges = [stepped.edge, *stepped.stack.edges]
     word, old = f"stands{prefix()}", f"old{prefix()}"
@@ -212,7 +212,7 @@ def test_what_is_read_while_a_batch_stands_is_not_kept(
         ]
 
     seen: list[tuple[str, int]] = []
-    stepped.steps.steps[place] = lambda: seen.extend(look())
+    stepped.failpoints.actions[place] = lambda: seen.extend(look())
     model = batch.model(registry()["users"])
     asked = model.model_validate({"operations": [update(number, name=word) for number in invalidates]})
     assert batch.run(stepped.users.rows, asked, None).status == 200
@@ -245,11 +245,11 @@ class TestTogether:
                 return send(stack.apps[number % 2], *(wanted if number % 2 else wanted[::-1]))
 
             with ThreadPoolExecutor(2) as pool:
-                answers = list(pool.map(run, range(2)))
-            assert sorted(answer.status_code for answer in answers) == [200, 409]
-            for answer in answers:
-                if answer.status_code == 200:
-                    done(stack.app, *(delete(result["id"]) for result in answer.json()["results"]))
+                responses = list(pool.map(run, range(2)))
+            assert sorted(response.status_code for response in responses) == [200, 409]
+            for response in responses:
+                if response.status_code == 200:
+                    done(stack.app, *(delete(result["id"]) for result in response.json()["results"]))
 
     def test_a_batch_beside_single_writers_loses_nothing(self, stack: Stack, some: list[int]) -> None:
         def single(number: int) -> int:

@@ -11,8 +11,8 @@ import requests
 from flask import Flask
 from psycopg.conninfo import make_conninfo
 
-from testkit.api import problem
-from testkit.databases import drop_database, execute, make_database
+from testkit.api import check_problem
+from testkit.databases import create_database, drop_database, execute
 from testkit.outages import hanging, readiness, refusing
 from testkit.stack import Stack, free_ports, running, status_of, wait_until
 from velikiy.coherence import RedisTier
@@ -43,13 +43,13 @@ def test_without_postgresql_it_says_so_soon(fragile: Stack, away: Away) -> None:
             ("DELETE", "/users/424242", None),
         ):
             began = time.monotonic()
-            answer = requests.request(method, fragile.app + path, json=body, timeout=10)
+            response = requests.request(method, fragile.app + path, json=body, timeout=10)
             took = time.monotonic() - began
-            problem(answer, 503)
-            assert answer.headers["Retry-After"] == "1"
+            check_problem(response, 503)
+            assert response.headers["Retry-After"] == "1"
             assert took < 2.5, f"{method} {path} took {took:.1f} s"
-        answer = requests.get(f"{fragile.app}/health", timeout=5)
-        assert (answer.status_code, answer.json()) == (503, {"status": "unhealthy"})
+        response = requests.get(f"{fragile.app}/health", timeout=5)
+        assert (response.status_code, response.json()) == (503, {"status": "unhealthy"})
         assert readiness(fragile)[0] == 503
         assert status_of(f"{fragile.app}/livez") == 200
     # Started is not ready: until then it goes on saying so.
@@ -62,18 +62,18 @@ def test_without_postgresql_an_edge_answers_what_it_has_and_marks_it(fragile: St
     wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
 
     def marked() -> bool:
-        answer = requests.get(url, timeout=10)
-        assert (answer.status_code, answer.json()["id"]) == (200, 2)
-        assert answer.headers["X-Cache-Status"] in ("HIT", "STALE")
-        return answer.headers["X-Cache-Status"] == "STALE"
+        response = requests.get(url, timeout=10)
+        assert (response.status_code, response.json()["id"]) == (200, 2)
+        assert response.headers["X-Cache-Status"] in ("HIT", "STALE")
+        return response.headers["X-Cache-Status"] == "STALE"
 
     with away(fragile, "postgres"):  # type: ignore[attr-defined]
         wait_until(marked)
-        answer = requests.get(url, timeout=10)
-        assert answer.headers["Cache-Status"] == "nginx; hit; detail=stale"
-        assert 0 <= int(answer.headers["Age"]) < 60
+        response = requests.get(url, timeout=10)
+        assert response.headers["Cache-Status"] == "nginx; hit; detail=stale"
+        assert 0 <= int(response.headers["Age"]) < 60
         nothing = requests.get(f"{fragile.edge}/users?limit=7", timeout=10)
-        problem(nothing, 503)
+        check_problem(nothing, 503)
         assert nothing.headers["Retry-After"] == "1"
     wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
 
@@ -83,9 +83,9 @@ def test_without_redis_it_goes_on_with_a_warning(fragile: Stack, away: Away) -> 
     with away(fragile, "redis"):  # type: ignore[attr-defined]
         for _ in range(10):
             began = time.monotonic()
-            answer = requests.get(f"{fragile.app}/users/1", timeout=5)
-            assert answer.status_code == 200
-            assert "stored" not in answer.headers["Cache-Status"]
+            response = requests.get(f"{fragile.app}/users/1", timeout=5)
+            assert response.status_code == 200
+            assert "stored" not in response.headers["Cache-Status"]
             assert time.monotonic() - began < 1
         created = requests.post(f"{fragile.app}/users", json={"name": "R", "email": "r@example.com"}, timeout=5)
         assert created.status_code == 201
@@ -117,8 +117,8 @@ def test_the_edge_serves_what_it_has_when_no_app_answers_and_marks_it(fragile: S
         )
         assert isinstance(stale, requests.Response)
         assert stale.json()["name"] == "Charlie"
-        problem(requests.get(f"{fragile.edge}/users/2?x=1", timeout=5), 502)
-        problem(requests.put(url, json={"name": "Lost"}, timeout=5), 502)
+        check_problem(requests.get(f"{fragile.edge}/users/2?x=1", timeout=5), 502)
+        check_problem(requests.put(url, json={"name": "Lost"}, timeout=5), 502)
     finally:
         for app in ("app1", "app2"):
             fragile.supervisor.rpc.startProcess(app)
@@ -130,8 +130,8 @@ def test_writes_soon_avoid_an_app_that_is_gone(fragile: Stack) -> None:
     try:
 
         def all_pass() -> bool:
-            answers = [requests.put(f"{fragile.edge}/users/1", json={"name": "Alice"}, timeout=5) for _ in range(20)]
-            return {answer.status_code for answer in answers} == {200}
+            responses = [requests.put(f"{fragile.edge}/users/1", json={"name": "Alice"}, timeout=5) for _ in range(20)]
+            return {response.status_code for response in responses} == {200}
 
         wait_until(all_pass, within=5, every=0)
     finally:
@@ -143,10 +143,10 @@ def test_a_lock_that_somebody_holds_leaves_nothing_behind(fragile: Stack) -> Non
     with psycopg.connect(fragile.postgres) as connection:
         connection.execute("SELECT FROM users WHERE id = 2 FOR UPDATE")
         with ThreadPoolExecutor(16) as pool:
-            answers = list(
+            responses = list(
                 pool.map(lambda _: requests.put(f"{fragile.app}/users/2", json={"name": "Bob"}, timeout=20), range(32))
             )
-        assert {answer.status_code for answer in answers} == {503}
+        assert {response.status_code for response in responses} == {503}
         wait_until(
             lambda: fragile.sql("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'") == [(0,)]
         )
@@ -173,7 +173,7 @@ def test_health_waits_for_no_lock(fragile: Stack) -> None:
     ],
 )
 def test_readiness_says_what_is_wrong_with_postgresql(fragile: Stack, wrong: str, said: str) -> None:
-    name, address = make_database(fragile)
+    name, address = create_database(fragile)
     try:
         execute(address, f"CREATE TABLE users (id int); {wrong}")
         address = address if wrong else make_conninfo(address, port=free_ports(1))
@@ -181,9 +181,9 @@ def test_readiness_says_what_is_wrong_with_postgresql(fragile: Stack, wrong: str
             database.open()
             app = Flask("in this process")
             health.install(app, database, RedisTier(fragile.redis_url, RedisLease(lambda: False), ttl=60, timeout=1))
-            answer = app.test_client().get("/readyz")
+            response = app.test_client().get("/readyz")
             checks = {"postgres": said, "redis": "ok"}
-            assert (answer.status_code, answer.json) == (503, {"status": "not ready", "checks": checks})
+            assert (response.status_code, response.json) == (503, {"status": "not ready", "checks": checks})
             assert app.test_client().get("/health").status_code == 503
     finally:
         drop_database(fragile, name)
@@ -209,7 +209,7 @@ def test_without_postgresql_many_who_ask_are_told_soon_and_nobody_else_waits(fra
 
         def read(_: int) -> float:
             began = time.monotonic()
-            problem(requests.get(f"{fragile.edge}/users?limit=333", timeout=10), 503)
+            check_problem(requests.get(f"{fragile.edge}/users?limit=333", timeout=10), 503)
             return time.monotonic() - began
 
         asked = pool.map(read, range(64))
@@ -220,8 +220,8 @@ def test_without_postgresql_many_who_ask_are_told_soon_and_nobody_else_waits(fra
 def test_a_read_is_tried_on_another_app_when_one_is_gone(fragile: Stack) -> None:
     fragile.supervisor.rpc.stopProcess("app1")
     try:
-        answers = [requests.get(f"{fragile.edge}/livez", timeout=5).status_code for _ in range(20)]
-        assert set(answers) == {200}
+        responses = [requests.get(f"{fragile.edge}/livez", timeout=5).status_code for _ in range(20)]
+        assert set(responses) == {200}
     finally:
         fragile.supervisor.rpc.startProcess("app1")
         wait_until(lambda: status_of(f"{fragile.app}/livez") == 200)

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import requests
 
-from testkit.api import problem
+from testkit.api import check_problem
 from testkit.outages import refusing
 from testkit.raw_http import ask, check
 from testkit.stack import Stack, children_of, status_of, wait_until
@@ -35,8 +35,8 @@ def new(key: str, **more: str) -> dict[str, str]:
     return {"name": "Once", "email": f"{key}@example.com", **more}
 
 
-def post(door: str, key: str, body: dict[str, Any], path: str = "/users") -> requests.Response:
-    return requests.post(door + path, json=body, headers={"Idempotency-Key": key}, timeout=10)
+def post(base_url: str, key: str, body: dict[str, Any], path: str = "/users") -> requests.Response:
+    return requests.post(base_url + path, json=body, headers={"Idempotency-Key": key}, timeout=10)
 
 
 def users(stack: Stack, key: str) -> int:
@@ -64,11 +64,11 @@ def waiting(stack: Stack) -> bool:
 
 
 class TestReplays:
-    def test_the_same_request_has_the_same_answer_and_is_done_once(self, stack: Stack, door: str, key: str) -> None:
-        first = post(door, key, new(key))
+    def test_the_same_request_has_the_same_answer_and_is_done_once(self, stack: Stack, base_url: str, key: str) -> None:
+        first = post(base_url, key, new(key))
         assert first.status_code == 201
         assert "Idempotency-Replayed" not in first.headers
-        for other in (door, *stack.apps, *stack.edges):
+        for other in (base_url, *stack.apps, *stack.edges):
             again = post(other, key, new(key))
             assert (again.status_code, again.content) == (201, first.content)
             for name in ("Location", "ETag", "Content-Type"):
@@ -77,100 +77,100 @@ class TestReplays:
             assert again.headers["X-Request-Id"] != first.headers["X-Request-Id"]
         assert users(stack, key) == 1
 
-    def test_so_has_a_batch_byte_by_byte(self, stack: Stack, door: str, key: str) -> None:
-        first = post(door, key, batch_of(key), "/users/batch")
+    def test_so_has_a_batch_byte_by_byte(self, stack: Stack, base_url: str, key: str) -> None:
+        first = post(base_url, key, batch_of(key), "/users/batch")
         assert first.status_code == 200
-        again = post(door, key, batch_of(key), "/users/batch")
+        again = post(base_url, key, batch_of(key), "/users/batch")
         assert (again.status_code, again.content) == (200, first.content)
         assert again.headers["Idempotency-Replayed"] == "true"
         assert users(stack, key) == 3
 
-    def test_spaces_and_the_order_of_members_make_no_other_request(self, stack: Stack, door: str, key: str) -> None:
+    def test_spaces_and_the_order_of_members_make_no_other_request(self, stack: Stack, base_url: str, key: str) -> None:
         email = f"{key}@example.com"
         for body in (f'{{"name":"Once","email":"{email}"}}', f' {{ "email" : "{email}",\n"name":"\\u004fnce" }} '):
             headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
-            answer = requests.post(f"{door}/users", data=body, headers=headers, timeout=5)
-            assert answer.status_code == 201
+            response = requests.post(f"{base_url}/users", data=body, headers=headers, timeout=5)
+            assert response.status_code == 201
         assert users(stack, key) == 1
 
     def test_a_refusal_is_told_again_although_it_would_not_be_refused_now(
-        self, stack: Stack, door: str, key: str
+        self, stack: Stack, base_url: str, key: str
     ) -> None:
-        first = requests.post(f"{door}/users", json=new(key), timeout=5)
-        problem(post(door, key, new(key)), 409, "email")
-        requests.delete(door + first.headers["Location"], timeout=5)
-        again = post(door, key, new(key))
-        problem(again, 409, "email")
+        first = requests.post(f"{base_url}/users", json=new(key), timeout=5)
+        check_problem(post(base_url, key, new(key)), 409, "email")
+        requests.delete(base_url + first.headers["Location"], timeout=5)
+        again = post(base_url, key, new(key))
+        check_problem(again, 409, "email")
         assert again.json()["type"] == "/problems/taken"
         assert again.headers["Idempotency-Replayed"] == "true"
         assert again.json()["request_id"] == again.headers["X-Request-Id"]
         assert users(stack, key) == 0
 
-    def test_so_is_that_of_a_batch(self, stack: Stack, door: str, key: str) -> None:
+    def test_so_is_that_of_a_batch(self, stack: Stack, base_url: str, key: str) -> None:
         body = {"operations": [*batch_of(key)["operations"], {"op": "delete", "id": 999999999}]}
-        answers = [post(door, key, body, "/users/batch") for _ in range(2)]
-        for answer in answers:
-            problem(answer, 409, "operations.3.id")
-        assert [answer.headers.get("Idempotency-Replayed") for answer in answers] == [None, "true"]
-        assert answers[0].json()["errors"] == answers[1].json()["errors"]
+        responses = [post(base_url, key, body, "/users/batch") for _ in range(2)]
+        for response in responses:
+            check_problem(response, 409, "operations.3.id")
+        assert [response.headers.get("Idempotency-Replayed") for response in responses] == [None, "true"]
+        assert responses[0].json()["errors"] == responses[1].json()["errors"]
         assert users(stack, key) == 0
 
-    def test_what_was_never_begun_is_not_remembered(self, door: str, key: str) -> None:
-        problem(post(door, key, new(key, name="")), 422, "name")
-        assert post(door, key, new(key)).status_code == 201
+    def test_what_was_never_begun_is_not_remembered(self, base_url: str, key: str) -> None:
+        check_problem(post(base_url, key, new(key, name="")), 422, "name")
+        assert post(base_url, key, new(key)).status_code == 201
 
 
 class TestMisuse:
-    def test_a_key_with_another_body_is_422(self, stack: Stack, door: str, key: str) -> None:
-        post(door, key, new(key))
-        answer = post(door, key, new(key, name="Twice"))
-        problem(answer, 422)
-        assert answer.json()["type"] == "/problems/key-reused"
+    def test_a_key_with_another_body_is_422(self, stack: Stack, base_url: str, key: str) -> None:
+        post(base_url, key, new(key))
+        response = post(base_url, key, new(key, name="Twice"))
+        check_problem(response, 422)
+        assert response.json()["type"] == "/problems/key-reused"
         assert users(stack, key) == 1
 
-    def test_so_it_is_at_another_address(self, stack: Stack, door: str, key: str) -> None:
-        post(door, key, batch_of(key), "/users/batch")
-        problem(post(door, key, new(key)), 422)
+    def test_so_it_is_at_another_address(self, stack: Stack, base_url: str, key: str) -> None:
+        post(base_url, key, batch_of(key), "/users/batch")
+        check_problem(post(base_url, key, new(key)), 422)
         assert users(stack, key) == 3
 
     @pytest.mark.parametrize("suffix", ["x" * 200, "!~", '"', "é".encode().hex(), "<b>'--%s"])
-    def test_keys_are_told_apart_to_the_last_character(self, stack: Stack, door: str, key: str, suffix: str) -> None:
-        assert post(door, key + suffix, new(key)).status_code == 201
-        problem(post(door, key + suffix + "!", new(key)), 409, "email")
-        assert post(door, key + suffix, new(key)).status_code == 201
+    def test_keys_are_told_apart_to_the_last_character(self, stack: Stack, base_url: str, key: str, suffix: str) -> None:
+        assert post(base_url, key + suffix, new(key)).status_code == 201
+        check_problem(post(base_url, key + suffix + "!", new(key)), 409, "email")
+        assert post(base_url, key + suffix, new(key)).status_code == 201
 
-    def test_two_keys_are_none(self, door: str, key: str) -> None:
+    def test_two_keys_are_none(self, base_url: str, key: str) -> None:
         lines = f"Content-Type: application/json\r\nIdempotency-Key: {key}\r\nIdempotency-Key: {key}x\r\n".encode()
-        check(ask(door, "POST", "/users", lines, f'{{"name":"Once","email":"{key}@example.com"}}'.encode()), 400)
+        check(ask(base_url, "POST", "/users", lines, f'{{"name":"Once","email":"{key}@example.com"}}'.encode()), 400)
 
 
 class TestInFlight:
-    def test_of_two_at_once_one_is_done(self, stack: Stack, door: str, key: str) -> None:
+    def test_of_two_at_once_one_is_done(self, stack: Stack, base_url: str, key: str) -> None:
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(lambda _: post(door, key, new(key)), range(16)))
-        assert {answer.status_code for answer in answers} <= {201, 409}
-        assert sum("Idempotency-Replayed" not in answer.headers for answer in answers if answer.status_code == 201) == 1
-        for answer in answers:
-            if answer.status_code == 409:
-                assert answer.json()["type"] == "/problems/in-flight"
-                assert answer.headers["Retry-After"] == "1"
+            responses = list(pool.map(lambda _: post(base_url, key, new(key)), range(16)))
+        assert {response.status_code for response in responses} <= {201, 409}
+        assert sum("Idempotency-Replayed" not in response.headers for response in responses if response.status_code == 201) == 1
+        for response in responses:
+            if response.status_code == 409:
+                assert response.json()["type"] == "/problems/in-flight"
+                assert response.headers["Retry-After"] == "1"
         assert users(stack, key) == 1
 
-    def test_while_the_first_is_being_carried_out_the_second_is_409(self, stack: Stack, door: str, key: str) -> None:
+    def test_while_the_first_is_being_carried_out_the_second_is_409(self, stack: Stack, base_url: str, key: str) -> None:
         with ThreadPoolExecutor(1) as pool:
             with writes_held(stack):
-                first = pool.submit(post, door, key, new(key))
+                first = pool.submit(post, base_url, key, new(key))
                 wait_until(lambda: waiting(stack), every=0.01)
                 for body in (new(key), new(key, name="Other")):
-                    problem(post(stack.apps[1], key, body), 409)
+                    check_problem(post(stack.apps[1], key, body), 409)
             assert first.result().status_code == 201
-        assert post(door, key, new(key)).headers["Idempotency-Replayed"] == "true"
+        assert post(base_url, key, new(key)).headers["Idempotency-Replayed"] == "true"
 
-    def test_a_write_whose_outcome_is_unknown_can_be_sent_again(self, stack: Stack, door: str, key: str) -> None:
+    def test_a_write_whose_outcome_is_unknown_can_be_sent_again(self, stack: Stack, base_url: str, key: str) -> None:
         with writes_held(stack):
-            problem(post(door, key, new(key)), 503)
+            check_problem(post(base_url, key, new(key)), 503)
         wait_until(lambda: not waiting(stack))
-        assert post(door, key, new(key)).status_code == 201
+        assert post(base_url, key, new(key)).status_code == 201
         assert users(stack, key) == 1
 
 
@@ -208,25 +208,25 @@ class TestCrashes:
         assert (again.status_code, again.headers["Idempotency-Replayed"]) == (201, "true")
         assert users(stack, key) == 1
 
-    def test_what_is_rolled_back_leaves_no_key(self, stack: Stack, door: str, key: str) -> None:
+    def test_what_is_rolled_back_leaves_no_key(self, stack: Stack, base_url: str, key: str) -> None:
         with writes_held(stack):
-            problem(post(door, key, new(key)), 503)
+            check_problem(post(base_url, key, new(key)), 503)
         wait_until(lambda: not waiting(stack))
         assert stack.sql("SELECT key FROM idempotency_keys WHERE key = %s", key) == []
 
 
 class TestExpiry:
-    def test_after_a_day_a_key_is_new_again(self, stack: Stack, door: str, key: str) -> None:
-        post(door, key, new(key))
+    def test_after_a_day_a_key_is_new_again(self, stack: Stack, base_url: str, key: str) -> None:
+        post(base_url, key, new(key))
         stack.sql("UPDATE idempotency_keys SET created_at = now() - interval '23 hours 59 minutes' WHERE key = %s", key)
-        problem(post(door, key, new(key, name="Other")), 422)
+        check_problem(post(base_url, key, new(key, name="Other")), 422)
         stack.sql("UPDATE idempotency_keys SET created_at = now() - interval '24 hours 1 second' WHERE key = %s", key)
-        answer = post(door, key, new("x" + key, name="Other"))
+        response = post(base_url, key, new("x" + key, name="Other"))
         try:
-            assert answer.status_code == 201
-            assert "Idempotency-Replayed" not in answer.headers
+            assert response.status_code == 201
+            assert "Idempotency-Replayed" not in response.headers
         finally:
-            requests.delete(door + answer.headers["Location"], timeout=5)
+            requests.delete(base_url + response.headers["Location"], timeout=5)
 
     def test_the_relay_forgets_what_nobody_can_ask_for(self, stack: Stack, key: str) -> None:
         """More than it forgets at once, too."""

@@ -25,18 +25,18 @@ WRITES = [
 ]
 
 
-def write(door: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> Told:
+def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> Told:
     """Send these lines of a header with a write that would be refused as invalid, at the latest."""
     head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return told(raw(door, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
+    return told(raw(base_url, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
 
 
-def is_forbidden(answer: Told) -> bool:
-    if answer.status != 403:
+def is_forbidden(response: Told) -> bool:
+    if response.status != 403:
         return False
-    check(answer, 403)
-    assert answer.json["type"] == "/problems/forbidden"
-    assert "Origin" in answer.json["detail"]
+    check(response, 403)
+    assert response.json["type"] == "/problems/forbidden"
+    assert "Origin" in response.json["detail"]
     return True
 
 
@@ -63,8 +63,8 @@ class TestHeaders:
             ("[::1]", "Origin: http://[::1]\r\n"),
         ],
     )
-    def test_a_program_and_a_page_of_the_same_origin_may_write(self, door: str, host: str, lines: str) -> None:
-        assert write(door, lines, host).status == 422
+    def test_a_program_and_a_page_of_the_same_origin_may_write(self, base_url: str, host: str, lines: str) -> None:
+        assert write(base_url, lines, host).status == 422
 
     @pytest.mark.parametrize(
         ("host", "lines"),
@@ -91,13 +91,13 @@ class TestHeaders:
             ("localhost:80", "Origin: https://localhost\r\n"),
         ],
     )
-    def test_a_page_of_another_origin_may_not(self, door: str, host: str, lines: str) -> None:
-        assert is_forbidden(write(door, lines, host))
+    def test_a_page_of_another_origin_may_not(self, base_url: str, host: str, lines: str) -> None:
+        assert is_forbidden(write(base_url, lines, host))
 
     @pytest.mark.parametrize(("method", "target"), WRITES)
-    def test_a_foreign_page_may_write_at_no_address(self, door: str, method: str, target: str) -> None:
+    def test_a_foreign_page_may_write_at_no_address(self, base_url: str, method: str, target: str) -> None:
         for lines in ("Sec-Fetch-Site: cross-site\r\n", "Origin: null\r\n"):
-            assert is_forbidden(write(door, lines, method=method, target=target))
+            assert is_forbidden(write(base_url, lines, method=method, target=target))
 
     def test_a_foreign_page_cannot_pass_for_an_edge(self, stack: Stack) -> None:
         for target in ("/.lease/renew", "/.lease/register"):
@@ -105,9 +105,9 @@ class TestHeaders:
 
     def test_a_read_of_a_foreign_page_comes_from_the_cache(self, stack: Stack) -> None:
         lines = b"Sec-Fetch-Site: cross-site\r\nOrigin: http://evil.example\r\n"
-        for door in (stack.app, stack.edge):
+        for base_url in (stack.app, stack.edge):
             for method in ("GET", "HEAD", "OPTIONS"):
-                assert ask(door, method, "/users/1", lines).status in (200, 204)
+                assert ask(base_url, method, "/users/1", lines).status in (200, 204)
         wait_until(lambda: ask(stack.edge, "GET", "/users/1", lines).headers["x-cache-status"] == "HIT")
 
 
@@ -122,7 +122,7 @@ FOREIGN = {
     "a beacon without a type": "navigator.sendBeacon(url, new Blob([body]))",
     "a beacon with a type": "navigator.sendBeacon(url, body)",
 }
-"""A page may send these to anybody: its browser does not ask first, and hides the answer."""
+"""A page may send these to anybody: its browser does not ask first, and hides the response."""
 
 FORM = """([url, name, value]) => {
     const form = document.createElement("form");
@@ -192,14 +192,14 @@ class TestInABrowser:
     @pytest.mark.parametrize("way", FOREIGN)
     def test_a_foreign_page_creates_no_user(
         self,
-        door: str,
+        base_url: str,
         browser: Callable[..., Browser],
         elsewhere: int,
         nobody: Callable[[], bool],
         way: str,
         name: str,
     ) -> None:
-        url = f"http://{name}:{urlsplit(door).port}/users"
+        url = f"http://{name}:{urlsplit(base_url).port}/users"
         with foreign_page(browser(f"--host-resolver-rules=MAP {name} 127.0.0.1"), f"http://{name}:{elsewhere}") as page:
             with page.expect_response(url) as answered:
                 page.evaluate(f"([url, body]) => {{ {FOREIGN[way]} }}", [url, NEW])
@@ -208,9 +208,9 @@ class TestInABrowser:
 
     @NAMES
     def test_the_form_of_a_foreign_page_creates_no_user(
-        self, door: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool], name: str
+        self, base_url: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool], name: str
     ) -> None:
-        url = f"http://{name}:{urlsplit(door).port}/users"
+        url = f"http://{name}:{urlsplit(base_url).port}/users"
         with foreign_page(browser(f"--host-resolver-rules=MAP {name} 127.0.0.1"), f"http://{name}:{elsewhere}") as page:
             with page.expect_response(url) as answered:
                 page.evaluate(FORM, [url, *IN_A_FORM])
@@ -218,27 +218,27 @@ class TestInABrowser:
             assert answered.value.status == 403
 
     def test_a_foreign_page_that_has_to_ask_first_creates_no_user(
-        self, door: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool]
+        self, base_url: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool]
     ) -> None:
         with foreign_page(browser(), f"http://127.0.0.1:{elsewhere}") as page:
             refused = page.evaluate(
                 "([url, body]) => fetch(url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
                 ".catch(String)",
-                [f"{door}/users", NEW],
+                [f"{base_url}/users", NEW],
             )
             assert "TypeError" in refused
             assert nobody()
 
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost:1234", "users.example:1234"])
     def test_the_apis_own_page_writes_under_whatever_address_it_is_reached(
-        self, door: str, browser: Callable[..., Browser], nobody: Callable[[], bool], name: str
+        self, base_url: str, browser: Callable[..., Browser], nobody: Callable[[], bool], name: str
     ) -> None:
-        here = urlsplit(door).netloc
+        here = urlsplit(base_url).netloc
         address = here if name == "127.0.0.1" else name
         with foreign_page(browser(f"--host-resolver-rules=MAP {address} {here}"), f"http://{address}/docs") as page:
-            answer = self.create_in_swagger_ui(page)
-            assert answer.status == 201
-            assert urlsplit(answer.url).netloc == address
+            response = self.create_in_swagger_ui(page)
+            assert response.status == 201
+            assert urlsplit(response.url).netloc == address
             assert not nobody()
 
     def create_in_swagger_ui(self, page: Page) -> Response:
@@ -247,6 +247,6 @@ class TestInABrowser:
         create.locator(".opblock-summary-control").click()
         create.get_by_role("button", name="Try it out").click()
         create.locator("textarea").first.fill(NEW)
-        with page.expect_response(lambda answer: urlsplit(answer.url).path == "/users") as answered:
+        with page.expect_response(lambda response: urlsplit(response.url).path == "/users") as answered:
             create.get_by_role("button", name="Execute").click()
         return answered.value

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from testkit.databases import drop_database, execute, make_database, rows
+from testkit.databases import create_database, drop_database, execute, fetch_rows
 from testkit.stack import Stack
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 
@@ -14,15 +14,15 @@ from velikiy.postgres.migrate import CannotMigrate, upgrade
 @pytest.fixture
 def empty(stack: Stack) -> Iterator[str]:
     """Address of an empty database, owned by the app's role."""
-    name, address = make_database(stack)
+    name, address = create_database(stack)
     yield address
     drop_database(stack, name)
 
 
 def test_a_new_database_holds_alice_bob_and_charlie_and_goes_on_with_4(empty: str) -> None:
     assert upgrade(empty, wait=5) == ["0001_users", "0002_caches", "0003_resources"]
-    assert rows(empty, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
+    assert fetch_rows(empty, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
+    assert fetch_rows(empty, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
 
 def test_a_second_run_has_nothing_to_do(empty: str) -> None:
@@ -62,16 +62,16 @@ def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> N
         """,
     )
     upgrade(empty, wait=5)
-    adopted = rows(empty, "SELECT id, name, email, version FROM users ORDER BY id")
+    adopted = fetch_rows(empty, "SELECT id, name, email, version FROM users ORDER BY id")
     assert adopted == [(7, "Глеб", "Gleb@Example.com", 1), (30, " Old ", "old@example.com", 1)]
-    assert rows(empty, "SELECT created_at::date::text FROM users WHERE id = 7") == [("2020-02-02",)]
-    assert rows(empty, "SELECT count(*) FROM users WHERE created_at IS NULL OR updated_at IS NULL") == [(0,)]
+    assert fetch_rows(empty, "SELECT created_at::date::text FROM users WHERE id = 7") == [("2020-02-02",)]
+    assert fetch_rows(empty, "SELECT count(*) FROM users WHERE created_at IS NULL OR updated_at IS NULL") == [(0,)]
     # The next id is beyond those that are there, and updates count versions up.
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id, version") == [
+    assert fetch_rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id, version") == [
         (31, 1)
     ]
-    assert rows(empty, "UPDATE users SET name = 'M' WHERE id = 7 RETURNING version") == [(2,)]
-    assert rows(
+    assert fetch_rows(empty, "UPDATE users SET name = 'M' WHERE id = 7 RETURNING version") == [(2,)]
+    assert fetch_rows(
         empty,
         "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
         " WHERE attrelid = 'users'::regclass AND attname IN ('id', 'created_at') ORDER BY attname",
@@ -81,7 +81,7 @@ def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> N
 def test_an_adopted_empty_table_starts_with_1(empty: str) -> None:
     execute(empty, "CREATE TABLE users (id serial PRIMARY KEY, name text, email text, created_at timestamp)")
     upgrade(empty, wait=5)
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id") == [(1,)]
+    assert fetch_rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id") == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_another_kind_of_table_is_refused_with_the_reason(empty: str, table: str
     execute(empty, f"CREATE {table}")
     with pytest.raises(CannotMigrate, match=reason):
         upgrade(empty, wait=5)
-    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+    assert fetch_rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
 
 
 @pytest.mark.parametrize(
@@ -121,11 +121,11 @@ def test_rows_that_cannot_be_adopted_are_named_and_nothing_changes(empty: str, v
         f"CREATE TABLE users (id int, name text, email text, created_at timestamp);"
         f"INSERT INTO users (id, name, email) VALUES {values}",
     )
-    before = rows(empty, "SELECT * FROM users ORDER BY id")
+    before = fetch_rows(empty, "SELECT * FROM users ORDER BY id")
     with pytest.raises(CannotMigrate, match=rf"ids {ids}\."):
         upgrade(empty, wait=5)
-    assert rows(empty, "SELECT * FROM users ORDER BY id") == before
-    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+    assert fetch_rows(empty, "SELECT * FROM users ORDER BY id") == before
+    assert fetch_rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
 
 
 def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> None:
@@ -142,11 +142,11 @@ def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> Non
     ],
 )
 def test_a_database_that_cannot_compare_names_is_refused(stack: Stack, options: str, reason: str) -> None:
-    name, address = make_database(stack, options)
+    name, address = create_database(stack, options)
     try:
         with pytest.raises(CannotMigrate, match=reason):
             upgrade(address, wait=5)
-        assert rows(address, "SELECT to_regclass('users')") == [(None,)]
+        assert fetch_rows(address, "SELECT to_regclass('users')") == [(None,)]
     finally:
         drop_database(stack, name)
 

@@ -19,9 +19,9 @@ import requests
 from flask import Flask
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from testkit.api import problem
-from testkit.databases import drop_database, make_database, rows, superuser
-from testkit.failpoints import serving
+from testkit.api import check_problem
+from testkit.databases import create_database, drop_database, fetch_rows, superuser_dsn
+from testkit.failpoints import running_app
 from testkit.outages import readiness
 from testkit.stack import Stack, folder, free_ports, wait_until
 from velikiy import coherence
@@ -41,7 +41,7 @@ ROLE = "ALTER ROLE velikiy"
 
 
 def as_superuser(stack: Stack, *statements: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(superuser(stack), autocommit=True) as connection:
+    with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
         for statement in statements:
             found = connection.execute(statement)
         return found.fetchall() if found.description else []
@@ -74,7 +74,7 @@ class TestAStandby:
         with folder() as place:
             os.chown(place, owner.st_uid, owner.st_gid)
             subprocess.run(
-                [programs / "pg_basebackup", "-D", place / "data", "-R", "-c", "fast", "-d", superuser(stack)],
+                [programs / "pg_basebackup", "-D", place / "data", "-R", "-c", "fast", "-d", superuser_dsn(stack)],
                 cwd=place,
                 user=owner.st_uid,
                 group=owner.st_gid,
@@ -107,11 +107,11 @@ class TestAStandby:
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
     def test_is_passed_over_by_migrations(self, stack: Stack, standby: int, first: str) -> None:
-        name, address = make_database(stack)
+        name, address = create_database(stack)
         try:
             wait_until(lambda: reachable(at(address, standby)), what="the standby has the new database")
             assert migrate.upgrade(make_conninfo(both(stack, standby, first), dbname=name), wait=5)
-            assert rows(address, "SELECT count(*) FROM users") == [(3,)]
+            assert fetch_rows(address, "SELECT count(*) FROM users") == [(3,)]
         finally:
             drop_database(stack, name)
 
@@ -138,10 +138,10 @@ class TestAStandby:
 
     def test_alone_it_is_no_database(self, stack: Stack, standby: int) -> None:
         dsn = at(stack.postgres, standby)
-        with opened(dsn) as database, serving(coherence.connect(database, settings(stack, dsn))) as url:
+        with opened(dsn) as database, running_app(coherence.connect(database, settings(stack, dsn))) as url:
             for method, path in (("GET", "/users/1"), ("GET", "/users?limit=3"), ("PUT", "/users/1")):
                 began = time.monotonic()
-                problem(requests.request(method, url + path, json={"name": "Alice"}, timeout=5), 503)
+                check_problem(requests.request(method, url + path, json={"name": "Alice"}, timeout=5), 503)
                 assert time.monotonic() - began < 2.5
 
 
@@ -292,7 +292,7 @@ class TestAStoppedProcess:
         assert requests.get(new_user["url"], timeout=5).json()["name"] == "New"
 
     def test_gives_up_the_tables_that_it_was_changing(self, stack: Stack) -> None:
-        name, address = make_database(stack)
+        name, address = create_database(stack)
         try:
             with process(_stop_while_migrating, address):
                 assert migrate.upgrade(make_conninfo(address, options="-c statement_timeout=15s"), wait=5)
@@ -390,7 +390,7 @@ class TestAPoolThatIsExhausted:
 
 
 def test_an_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack) -> None:
-    name, address = make_database(stack)
+    name, address = create_database(stack)
     try:
         migrate.upgrade(address, wait=5)
         with opened(address) as database:

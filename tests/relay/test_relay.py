@@ -37,8 +37,8 @@ def payloads(connection: psycopg.Connection) -> list[str]:
 
 
 def name(edge: str, user: int) -> str | None:
-    answer = requests.get(f"{edge}/users/{user}", timeout=5)
-    return str(answer.json()["name"]) if answer.status_code == 200 else None
+    response = requests.get(f"{edge}/users/{user}", timeout=5)
+    return str(response.json()["name"]) if response.status_code == 200 else None
 
 
 def listed(edge: str) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from testkit.api import problem
+from testkit.api import check_problem
 from testkit.stack import ROOT, Stack, folder, run_in, running, wait_until
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak
@@ -68,10 +68,10 @@ def test_it_is_cached_and_each_write_is_seen_through_every_edge(stack: Stack, sa
     url = f"/products/{samovar['id']}"
     for address in (url, "/products", "/products?q=samo&sort=-price", "/products/count"):
         wait_until(lambda address=address: hit(stack.edges[1] + address))  # type: ignore[misc]
-    answer = requests.patch(stack.edge + url, json={"stock": 3}, timeout=5)
+    response = requests.patch(stack.edge + url, json={"stock": 3}, timeout=5)
     for edge in stack.edges:
         shown = requests.get(edge + url, timeout=5)
-        assert (shown.json()["stock"], shown.headers["ETag"]) == (3, answer.headers["ETag"])
+        assert (shown.json()["stock"], shown.headers["ETag"]) == (3, response.headers["ETag"])
         assert [row["stock"] for row in requests.get(f"{edge}/products?q=samo&sort=-price", timeout=5).json()] == [3]
     requests.delete(stack.edge + url, timeout=5)
     for edge in stack.edges:
@@ -119,7 +119,7 @@ def test_rows_that_postgresql_deletes_by_itself_are_heard_of(stack: Stack, samov
     ],
 )
 def test_its_rules_are_kept(stack: Stack, samovar: dict[str, Any], body: Any, status: int, field: str) -> None:
-    problem(requests.post(f"{stack.edge}/products", json=body, timeout=5), status, field)
+    check_problem(requests.post(f"{stack.edge}/products", json=body, timeout=5), status, field)
 
 
 def test_users_are_as_they_were(stack: Stack) -> None:

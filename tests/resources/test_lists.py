@@ -10,7 +10,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from testkit.failpoints import SteppedApp, stepped_app
+from testkit.failpoints import FailpointApp, failpoint_app
 from testkit.raw_http import ask, check
 from testkit.stack import Stack, wait_until
 from velikiy.resources import pagination
@@ -24,17 +24,17 @@ SORTS = ["id", "-id", "name", "-name", "email", "-email", "created_at", "-create
 ORDERS = {"id": "id", "name": 'name COLLATE "und-x-icu"', "email": "lower(email)", "created_at": "created_at"}
 
 
-def batch(door: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = requests.post(f"{door}/users/batch", json={"operations": operations}, timeout=10)
-    assert answer.status_code == 200, answer.text
-    results: list[dict[str, Any]] = answer.json()["results"]
+def batch(base_url: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:
+    response = requests.post(f"{base_url}/users/batch", json={"operations": operations}, timeout=10)
+    assert response.status_code == 200, response.text
+    results: list[dict[str, Any]] = response.json()["results"]
     return results
 
 
-def create(door: str, name: str, email: str) -> int:
-    answer = requests.post(f"{door}/users", json={"name": name, "email": email}, timeout=5)
-    assert answer.status_code == 201, answer.text
-    return int(answer.json()["id"])
+def create(base_url: str, name: str, email: str) -> int:
+    response = requests.post(f"{base_url}/users", json={"name": name, "email": email}, timeout=5)
+    assert response.status_code == 201, response.text
+    return int(response.json()["id"])
 
 
 @pytest.fixture(scope="module")
@@ -55,101 +55,101 @@ def people(stack: Stack) -> Iterator[list[int]]:
     batch(stack.app, *({"op": "delete", "id": number} for number in ids))
 
 
-def walk(door: str, query: str) -> tuple[list[int], list[dict[str, Any]]]:
+def walk(base_url: str, query: str) -> tuple[list[int], list[dict[str, Any]]]:
     """All pages: ids, and the links of each."""
     ids, links = [], []
     target = f"/users?{query}"
     while target:
-        answer = requests.get(door + target, timeout=5)
-        assert answer.status_code == 200, answer.text
-        ids += [row["id"] for row in answer.json()]
-        links.append(answer.links)
-        target = answer.links.get("next", {}).get("url", "")
+        response = requests.get(base_url + target, timeout=5)
+        assert response.status_code == 200, response.text
+        ids += [row["id"] for row in response.json()]
+        links.append(response.links)
+        target = response.links.get("next", {}).get("url", "")
     return ids, links
 
 
-def found(door: str, q: str, sort: str = "id") -> list[int]:
-    answer = requests.get(f"{door}/users", params={"q": q, "sort": sort}, timeout=5)
-    assert answer.status_code == 200, answer.text
-    return [row["id"] for row in answer.json()]
+def found(base_url: str, q: str, sort: str = "id") -> list[int]:
+    response = requests.get(f"{base_url}/users", params={"q": q, "sort": sort}, timeout=5)
+    assert response.status_code == 200, response.text
+    return [row["id"] for row in response.json()]
 
 
-def counted(door: str, q: str | None = None) -> int:
-    return int(requests.get(f"{door}/users/count", params={"q": q} if q else {}, timeout=5).json()["count"])
+def counted(base_url: str, q: str | None = None) -> int:
+    return int(requests.get(f"{base_url}/users/count", params={"q": q} if q else {}, timeout=5).json()["count"])
 
 
 class TestPages:
     @pytest.mark.parametrize("sort", SORTS)
     @pytest.mark.parametrize("limit", [1, 3, 1000])
     def test_every_order_holds_each_row_once_and_in_its_place(
-        self, stack: Stack, door: str, people: list[int], sort: str, limit: int
+        self, stack: Stack, base_url: str, people: list[int], sort: str, limit: int
     ) -> None:
         by, way = ORDERS[sort.removeprefix("-")], "DESC" if sort.startswith("-") else "ASC"
         rows = stack.sql(f"SELECT id FROM users WHERE id = ANY(%s) ORDER BY {by} {way}, id {way}", people)
-        ids, _ = walk(door, f"limit={limit}&q=keyset&sort={sort}")
+        ids, _ = walk(base_url, f"limit={limit}&q=keyset&sort={sort}")
         assert ids == [row[0] for row in rows]
 
     @pytest.mark.parametrize("sort", SORTS)
-    def test_so_does_one_without_a_search(self, stack: Stack, door: str, people: list[int], sort: str) -> None:
+    def test_so_does_one_without_a_search(self, stack: Stack, base_url: str, people: list[int], sort: str) -> None:
         by, way = ORDERS[sort.removeprefix("-")], "DESC" if sort.startswith("-") else "ASC"
-        ids, _ = walk(door, f"limit=7&sort={sort}")
+        ids, _ = walk(base_url, f"limit=7&sort={sort}")
         assert ids == [row[0] for row in stack.sql(f"SELECT id FROM users ORDER BY {by} {way}, id {way}")]
         assert set(people) <= set(ids)
 
-    def test_letters_sort_as_people_do_and_not_as_codes(self, door: str, people: list[int]) -> None:
-        rows = requests.get(f"{door}/users?q=keyset&sort=name", timeout=5).json()
+    def test_letters_sort_as_people_do_and_not_as_codes(self, base_url: str, people: list[int]) -> None:
+        rows = requests.get(f"{base_url}/users?q=keyset&sort=name", timeout=5).json()
         names = [row["name"].removesuffix(" Keyset") for row in rows]
         assert names.index("anna") < names.index("Bob") < names.index("Çelik") < names.index("Zoë")
         assert names.index("Елка") < names.index("Ирина") < names.index("Йорк")
 
-    def test_links_lead_on_and_back_and_keep_what_was_asked(self, door: str, people: list[int]) -> None:
-        _, links = walk(door, "limit=10&q=Keyset&sort=-name")
+    def test_links_lead_on_and_back_and_keep_what_was_asked(self, base_url: str, people: list[int]) -> None:
+        _, links = walk(base_url, "limit=10&q=Keyset&sort=-name")
         assert [sorted(page) for page in links] == [["first", "next"], ["first", "next"], ["first"]]
         assert {page["first"]["url"] for page in links} == {"/users?limit=10&q=Keyset&sort=-name"}
-        assert walk(door, "q=keyset")[1] == [{}]
+        assert walk(base_url, "q=keyset")[1] == [{}]
 
-    def test_a_page_that_is_just_full_has_no_next(self, door: str, people: list[int]) -> None:
-        _, links = walk(door, f"limit={len(people)}&q=keyset")
+    def test_a_page_that_is_just_full_has_no_next(self, base_url: str, people: list[int]) -> None:
+        _, links = walk(base_url, f"limit={len(people)}&q=keyset")
         assert links == [{}]
 
     def test_what_comes_and_goes_between_pages_neither_repeats_nor_hides_others(
-        self, stack: Stack, door: str, people: list[int]
+        self, stack: Stack, base_url: str, people: list[int]
     ) -> None:
-        first = requests.get(f"{door}/users?limit=5&q=keyset&sort=name", timeout=5)
+        first = requests.get(f"{base_url}/users?limit=5&q=keyset&sort=name", timeout=5)
         seen = [row["id"] for row in first.json()]
-        before = create(door, "!Before Keyset", "before@example.com")
-        gone = create(door, "Zzz Keyset", "gone@example.com")
+        before = create(base_url, "!Before Keyset", "before@example.com")
+        gone = create(base_url, "Zzz Keyset", "gone@example.com")
         try:
-            requests.delete(f"{door}/users/{gone}", timeout=5)
-            rest, _ = walk(door, first.links["next"]["url"].partition("?")[2])
+            requests.delete(f"{base_url}/users/{gone}", timeout=5)
+            rest, _ = walk(base_url, first.links["next"]["url"].partition("?")[2])
         finally:
-            requests.delete(f"{door}/users/{before}", timeout=5)
+            requests.delete(f"{base_url}/users/{before}", timeout=5)
         assert sorted(seen + rest) == sorted(people)
 
-    def test_a_cursor_goes_on_although_its_row_is_gone(self, door: str, people: list[int]) -> None:
-        last = create(door, "Last Keyset", "gone@example.com")
-        first = requests.get(f"{door}/users?limit=1&q=keyset&sort=-id", timeout=5)
+    def test_a_cursor_goes_on_although_its_row_is_gone(self, base_url: str, people: list[int]) -> None:
+        last = create(base_url, "Last Keyset", "gone@example.com")
+        first = requests.get(f"{base_url}/users?limit=1&q=keyset&sort=-id", timeout=5)
         ids = [row["id"] for row in first.json()]
-        requests.delete(f"{door}/users/{last}", timeout=5)
-        rest, _ = walk(door, first.links["next"]["url"].partition("?")[2])
+        requests.delete(f"{base_url}/users/{last}", timeout=5)
+        rest, _ = walk(base_url, first.links["next"]["url"].partition("?")[2])
         assert (ids, rest) == ([last], sorted(people, reverse=True))
 
-    def test_the_largest_page_of_the_longest_search_has_a_link_that_works(self, stack: Stack, door: str) -> None:
+    def test_the_largest_page_of_the_longest_search_has_a_link_that_works(self, stack: Stack, base_url: str) -> None:
         """Headers have an end, too: 100 letters of 4 bytes, and a cursor that holds a name of as many."""
         word = "𝒳" * 45 + "𐐨" * 50
-        made = [create(door, word, f"long{n}@example.com") for n in range(3)]
+        made = [create(base_url, word, f"long{n}@example.com") for n in range(3)]
         try:
-            ids, _ = walk(door, f"limit=1&q={quote(word)}&sort=-name")
+            ids, _ = walk(base_url, f"limit=1&q={quote(word)}&sort=-name")
             assert ids == made[::-1]
         finally:
-            batch(door, *({"op": "delete", "id": number} for number in made))
+            batch(base_url, *({"op": "delete", "id": number} for number in made))
 
 
 class TestCursors:
     @pytest.mark.parametrize("other", ["id", "name", "-email", "created_at"])
-    def test_a_cursor_is_for_one_order(self, door: str, people: list[int], other: str) -> None:
-        url = requests.get(f"{door}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
-        check(ask(door, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
+    def test_a_cursor_is_for_one_order(self, base_url: str, people: list[int], other: str) -> None:
+        url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
+        check(ask(base_url, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
 
     @pytest.mark.parametrize(
         ("sort", "content"),
@@ -179,13 +179,13 @@ class TestCursors:
             ("created_at", '["created_at","\'; DROP TABLE users; --",1]'),
         ],
     )
-    def test_a_forged_one_is_400(self, door: str, sort: str, content: str) -> None:
+    def test_a_forged_one_is_400(self, base_url: str, sort: str, content: str) -> None:
         cursor = urlsafe_b64encode(content.encode()).rstrip(b"=").decode()
         for q in ("", "&q=alice"):
-            check(ask(door, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
+            check(ask(base_url, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
 
-    def test_one_cursor_has_one_spelling(self, door: str, people: list[int]) -> None:
-        url = requests.get(f"{door}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
+    def test_one_cursor_has_one_spelling(self, base_url: str, people: list[int]) -> None:
+        url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
         cursor = url.partition("cursor=")[2].partition("&")[0]
         for other in (
             f"{cursor}=",
@@ -195,7 +195,7 @@ class TestCursors:
             f"{cursor}A",
             cursor[:-1],
         ):
-            check(ask(door, "GET", url.replace(cursor, quote(other))), 400, "cursor")
+            check(ask(base_url, "GET", url.replace(cursor, quote(other))), 400, "cursor")
 
 
 SEARCHES = [
@@ -248,37 +248,37 @@ SEARCHES = [
 
 class TestSearch:
     @pytest.mark.parametrize(("name", "q", "there"), SEARCHES)
-    def test_each_word_is_or_begins_a_word_of_name_or_email(self, door: str, name: str, q: str, there: bool) -> None:
-        user = create(door, name, "searched@example.com")
+    def test_each_word_is_or_begins_a_word_of_name_or_email(self, base_url: str, name: str, q: str, there: bool) -> None:
+        user = create(base_url, name, "searched@example.com")
         try:
-            assert (user in found(door, q)) == there
-            assert counted(door, q) == len(found(door, q))
+            assert (user in found(base_url, q)) == there
+            assert counted(base_url, q) == len(found(base_url, q))
         finally:
-            requests.delete(f"{door}/users/{user}", timeout=5)
+            requests.delete(f"{base_url}/users/{user}", timeout=5)
 
-    def test_html_and_sql_are_words_like_others(self, door: str) -> None:
-        user = create(door, "<b>bold</b>'); DROP TABLE users; --", "sql@example.com")
+    def test_html_and_sql_are_words_like_others(self, base_url: str) -> None:
+        user = create(base_url, "<b>bold</b>'); DROP TABLE users; --", "sql@example.com")
         try:
             for q in ("<b>bold</b>", "'); DROP TABLE users; --", "bold drop"):
-                assert found(door, q) == [user]
+                assert found(base_url, q) == [user]
         finally:
-            requests.delete(f"{door}/users/{user}", timeout=5)
+            requests.delete(f"{base_url}/users/{user}", timeout=5)
 
     def test_the_two_ways_to_a_page_lead_to_the_same(
         self, stack: Stack, people: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Of many finds the next in the order are tried first, and all only where these do not fill the page."""
-        with stepped_app(stack) as app:
+        with failpoint_app(stack) as app:
             rows = app.users.rows
 
             def walked(sort: str, limit: int) -> list[bytes]:
-                answers, cursor = [], ""
+                responses, cursor = [], ""
                 while True:
                     stack.redis().delete("all_users")
                     entry = rows.page(Page(limit, sort, "keyset", cursor)).entry
-                    answers.append(entry.body + entry.link.encode())
+                    responses.append(entry.body + entry.link.encode())
                     if 'rel="next"' not in entry.link:
-                        return answers
+                        return responses
                     cursor = entry.link.partition("cursor=")[2].partition("&")[0].partition(">")[0]
 
             for sort in SORTS:
@@ -323,9 +323,9 @@ _numbers = count(1)
 class TestFreshness:
     def seen(self, stack: Stack, word: str) -> list[bytes]:
         """By both edges, which have to say the same."""
-        answers = [[requests.get(edge + look, timeout=5).content for look in looks(word)] for edge in stack.edges]
-        assert answers[0] == answers[1]
-        return answers[0]
+        responses = [[requests.get(edge + look, timeout=5).content for look in looks(word)] for edge in stack.edges]
+        assert responses[0] == responses[1]
+        return responses[0]
 
     def warm(self, stack: Stack, word: str) -> list[bytes]:
         for edge in stack.edges:
@@ -353,16 +353,16 @@ class TestFreshness:
             {"op": "update", "id": number, "name": f"{word} batch"},
             {"op": "create", "name": word, "email": f"{word}b@example.com"},
         ]
-        answer = requests.post(f"{other}/users/batch", json={"operations": many}, timeout=5)
-        step(answer)
-        new = answer.json()["results"][1]["id"]
+        response = requests.post(f"{other}/users/batch", json={"operations": many}, timeout=5)
+        step(response)
+        new = response.json()["results"][1]["id"]
         many = [{"op": "delete", "id": new}]
         step(requests.post(f"{edge}/users/batch", json={"operations": many}, timeout=5))
         step(requests.delete(other + place, timeout=5))
-        names = [answers[3] for answers in history]  # of the search
+        names = [responses[3] for responses in history]  # of the search
         assert len(set(names)) == 6
         assert names[0] == names[-1] == b"[]"
-        counts = [answers[2] for answers in history]
+        counts = [responses[2] for responses in history]
         assert counts == [b'{"count":%d}' % n for n in (0, 1, 1, 1, 2, 1, 0)]
         assert history[0][1] == history[-1][1]
 
@@ -378,17 +378,17 @@ class TestFreshness:
 
 
 @pytest.fixture(scope="module")
-def stepped(stack: Stack) -> Iterator[SteppedApp]:
-    with stepped_app(stack) as app:
+def stepped(stack: Stack) -> Iterator[FailpointApp]:
+    with failpoint_app(stack) as app:
         wait_until(lambda: not requests.get(f"{app.edge}/.edge", timeout=5).text.endswith(" 0"))
         yield app
 
 
 @pytest.mark.parametrize(
-    "place", ["between check and snapshot", "between snapshot and fill", "between fill and answer"]
+    "place", ["between probe and snapshot", "between snapshot and fill", "between fill and response"]
 )
 @pytest.mark.parametrize("many", [1, 100])
-def test_a_search_that_a_batch_overtakes_leaves_nothing_old(stepped: SteppedApp, place: str, many: int) -> None:
+def test_a_search_that_a_batch_overtakes_leaves_nothing_old(stepped: FailpointApp, place: str, many: int) -> None:
     """Of one row as of a hundred, which are locked as everything."""
     word = f"overtaken{next(_numbers)}"
     stack = stepped.stack
@@ -400,7 +400,7 @@ def test_a_search_that_a_batch_overtakes_leaves_nothing_old(stepped: SteppedApp,
 
     for look in (f"/users?q={word}&sort=name", f"/users/count?q={word}"):
         stack.redis().flushdb()
-        stepped.steps.steps[place] = write
+        stepped.failpoints.actions[place] = write
         requests.get(stepped.edge + look, timeout=10)
         try:
             for edge in (stepped.edge, *stack.edges):
