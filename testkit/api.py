@@ -6,7 +6,7 @@ User = dict[str, str]
 """A user that a fixture created: `id`, `name`, `email`, `url`."""
 
 
-def problem(response: requests.Response, status: int, field: str | None = None) -> str:
+def check_problem(response: requests.Response, status: int, field: str | None = None) -> str:
     """Check that the response is a problem with this status, about this field; return its detail."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"

@@ -9,7 +9,7 @@ from pathlib import Path as File
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
-from testkit.failpoints import caching, edge_of
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, wait_until
 
 
@@ -59,9 +59,9 @@ def told_app(lease: str = "2400", **settings: str) -> Iterator[Told]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with edge_of(f"127.0.0.1:{server.port}", ROOT / "edge", **settings) as (told.edge, data):
+        with running_edge(f"127.0.0.1:{server.port}", ROOT / "edge", **settings) as (told.edge, data):
             told.data = File(data)
-            wait_until(lambda: caching(told.edge))
+            wait_until(lambda: has_cache_lease(told.edge))
             yield told
     finally:
         server.shutdown()

@@ -177,7 +177,9 @@ def written_and_read(stack: Stack, url: str, name: str) -> None:
     assert response.status_code == 200, response.text
     path = "/" + url.split("/", 3)[3]
     responses = [requests.get(base_url + path, timeout=5) for base_url in (*stack.edges, *stack.apps)]
-    assert [(response.status_code, response.json().get("name")) for response in responses] == [(200, name)] * len(responses)
+    assert [(response.status_code, response.json().get("name")) for response in responses] == [(200, name)] * len(
+        responses
+    )
 
 
 class TestTrust:

@@ -122,7 +122,9 @@ def test_a_write_goes_through_its_steps_in_order(
         context.callback(database.close)
         for number in range(2):  # the first one makes the connections and loads the scripts
             trace.clear()
-            response = requests.put(f"http://127.0.0.1:{app_port}/users/3", json={"name": f"Traced {number}"}, timeout=10)
+            response = requests.put(
+                f"http://127.0.0.1:{app_port}/users/3", json={"name": f"Traced {number}"}, timeout=10
+            )
             assert response.status_code == 200
             wait_until(lambda: "response" in words(trace) and words(trace)[-2:].count("script in Redis") == 1)
     said = words(trace)

@@ -442,7 +442,9 @@ class TestAddresses:
         assert ask(base_url, "HEAD", f"/users/{spelling}").status == status
 
     @pytest.mark.parametrize(("query", "field"), PARAMETERS)
-    def test_unknown_parameters_are_400_everywhere(self, base_url: str, user: int, query: str, field: str | None) -> None:
+    def test_unknown_parameters_are_400_everywhere(
+        self, base_url: str, user: int, query: str, field: str | None
+    ) -> None:
         for method, path in all_routes(user):
             body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' if method[0] == "P" else b""
             for _ in range(2):
@@ -528,7 +530,9 @@ class TestHeaders:
 
     def test_an_empty_type_is_none(self, stack: Stack, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
-            response = ask(base_url, method, path, b"Content-Type:\r\n", b'{"name": "Spoilt", "email": "spoilt@example.com"}')
+            response = ask(
+                base_url, method, path, b"Content-Type:\r\n", b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+            )
             check(response, 415 if base_url == stack.app else 400)  # the edge passes on nothing that is empty
 
     def test_a_merge_patch_is_for_patch(self, base_url: str, user: int) -> None:

@@ -79,7 +79,9 @@ class TestReads:
         page = f"{base_url}/users?limit=1&q=tagged"
         made = [requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged1@example.com"}, timeout=5)]
         alone = get(page)
-        made.append(requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged2@example.com"}, timeout=5))
+        made.append(
+            requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged2@example.com"}, timeout=5)
+        )
         followed = get(page, If_None_Match=alone.headers["ETag"])
         for response in made:
             requests.delete(base_url + response.headers["Location"], timeout=5)
@@ -306,7 +308,9 @@ class TestAccept:
         wait_until(answered)
 
     @pytest.mark.parametrize("accept", AFTER_ALL)
-    def test_a_client_that_takes_json_after_all_gets_it_from_an_app(self, stack: Stack, base_url: str, accept: str) -> None:
+    def test_a_client_that_takes_json_after_all_gets_it_from_an_app(
+        self, stack: Stack, base_url: str, accept: str
+    ) -> None:
         response = ask(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
         assert response.status == 200
         assert base_url == stack.app or response.headers["x-cache-status"] == "BYPASS"

@@ -134,7 +134,9 @@ class TestMisuse:
         assert users(stack, key) == 3
 
     @pytest.mark.parametrize("suffix", ["x" * 200, "!~", '"', "é".encode().hex(), "<b>'--%s"])
-    def test_keys_are_told_apart_to_the_last_character(self, stack: Stack, base_url: str, key: str, suffix: str) -> None:
+    def test_keys_are_told_apart_to_the_last_character(
+        self, stack: Stack, base_url: str, key: str, suffix: str
+    ) -> None:
         assert post(base_url, key + suffix, new(key)).status_code == 201
         check_problem(post(base_url, key + suffix + "!", new(key)), 409, "email")
         assert post(base_url, key + suffix, new(key)).status_code == 201
@@ -149,14 +151,19 @@ class TestInFlight:
         with ThreadPoolExecutor(8) as pool:
             responses = list(pool.map(lambda _: post(base_url, key, new(key)), range(16)))
         assert {response.status_code for response in responses} <= {201, 409}
-        assert sum("Idempotency-Replayed" not in response.headers for response in responses if response.status_code == 201) == 1
+        assert (
+            sum("Idempotency-Replayed" not in response.headers for response in responses if response.status_code == 201)
+            == 1
+        )
         for response in responses:
             if response.status_code == 409:
                 assert response.json()["type"] == "/problems/in-flight"
                 assert response.headers["Retry-After"] == "1"
         assert users(stack, key) == 1
 
-    def test_while_the_first_is_being_carried_out_the_second_is_409(self, stack: Stack, base_url: str, key: str) -> None:
+    def test_while_the_first_is_being_carried_out_the_second_is_409(
+        self, stack: Stack, base_url: str, key: str
+    ) -> None:
         with ThreadPoolExecutor(1) as pool:
             with writes_held(stack):
                 first = pool.submit(post, base_url, key, new(key))

@@ -248,7 +248,9 @@ SEARCHES = [
 
 class TestSearch:
     @pytest.mark.parametrize(("name", "q", "there"), SEARCHES)
-    def test_each_word_is_or_begins_a_word_of_name_or_email(self, base_url: str, name: str, q: str, there: bool) -> None:
+    def test_each_word_is_or_begins_a_word_of_name_or_email(
+        self, base_url: str, name: str, q: str, there: bool
+    ) -> None:
         user = create(base_url, name, "searched@example.com")
         try:
             assert (user in found(base_url, q)) == there
