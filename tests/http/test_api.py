@@ -1,7 +1,9 @@
-"""The HTTP contract of an app without an edge in front of it. tests/edge tests the edge."""
+"""The HTTP contract of an app without an edge in front of it.
+
+tests/edge tests the edge, and test_bad_input.py tests the responses to invalid input.
+"""
 
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -32,7 +34,7 @@ class TestReading:
 
     @pytest.mark.parametrize(
         "spelling",
-        ["007", "%37", "٧", "+7", "-7", "7.0", "0", "7/", "7 ", "", "abc", "9223372036854775808", "9" * 4000, "7%00"],
+        ["007", "%37", "٧", "+7", "7 ", "", "9" * 4000],
     )
     def test_id_in_any_other_spelling_is_404(self, stack: Stack, spelling: str) -> None:
         session = requests.Session()
@@ -44,29 +46,6 @@ class TestReading:
     def test_largest_id_is_a_valid_id(self, stack: Stack) -> None:
         detail = check_problem(requests.get(f"{stack.app}/users/9223372036854775807", timeout=5), 404)
         assert "9223372036854775807" in detail
-
-    @pytest.mark.parametrize(
-        ("query", "named"),
-        [
-            ("foo=1", "foo"),
-            ("limit=0", "limit"),
-            ("limit=1001", "limit"),
-            ("limit=-1", "limit"),
-            ("limit=1e2", "limit"),
-            ("limit=٧", "limit"),
-            ("limit=", "limit"),
-            ("limit=1&limit=2", "limit"),
-            ("cursor=", "cursor"),
-            ("cursor=nonsense", "cursor"),
-            ("cursor=aWQ6MQ==", "cursor"),
-            ("cursor=aWQ6LTE", "cursor"),
-        ],
-    )
-    def test_unknown_repeated_or_invalid_parameter_is_400_and_named(self, stack: Stack, query: str, named: str) -> None:
-        check_problem(requests.get(f"{stack.app}/users?{query}", timeout=5), 400, named)
-
-    def test_read_of_a_user_accepts_no_parameters(self, stack: Stack) -> None:
-        check_problem(requests.get(f"{stack.app}/users/1?x=1", timeout=5), 400, "x")
 
     def test_pages_of_a_long_list_contain_each_user_once(self, stack: Stack) -> None:
         stack.sql(
@@ -127,31 +106,6 @@ class TestCreating:
         requests.delete(stack.app + response.headers["Location"], timeout=5)
 
     @pytest.mark.parametrize(
-        "email",
-        [
-            "",
-            "plain",
-            "a@",
-            "@b.co",
-            "a b@c.de",
-            "a@b",
-            "a@b..co",
-            "a@b.co\u0000",
-            "a@-b.co",
-            f"a@{'b' * 60}.{'c' * 250}.de",
-            7,
-        ],
-    )
-    def test_invalid_email_is_422(self, stack: Stack, email: object) -> None:
-        check_problem(requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5), 422, "email")
-
-    @pytest.mark.parametrize("name", ["", "   ", "x" * 101, "a\u0000b", "a\nb", "\u001b[31m", None, 7, True, ["x"], {}])
-    def test_name_other_than_1_to_100_printable_characters_is_422(self, stack: Stack, name: object) -> None:
-        check_problem(
-            requests.post(f"{stack.app}/users", json={"name": name, "email": "n@example.com"}, timeout=5), 422, "name"
-        )
-
-    @pytest.mark.parametrize(
         ("body", "field"),
         [
             ({}, "name"),
@@ -167,24 +121,6 @@ class TestCreating:
         check_problem(
             requests.post(f"{stack.app}/users", data=json.dumps(body), headers=headers, timeout=5), 422, field
         )
-
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"nope",
-            b"{",
-            b'{"name": NaN, "email": "a@b.co"}',
-            b'\xef\xbb\xbf{"name": "A", "email": "a@b.co"}',
-            b'{"name": "\xff", "email": "a@b.co"}',
-            b'{"name": "\\ud800", "email": "a@b.co"}',
-            b"[" * 5000 + b"]" * 5000,
-            b"name=A&email=a@b.co",
-        ],
-    )
-    def test_body_that_is_not_json_is_400(self, stack: Stack, body: bytes) -> None:
-        headers = {"Content-Type": "application/json"}
-        check_problem(requests.post(f"{stack.app}/users", data=body, headers=headers, timeout=5), 400)
 
     def test_one_of_many_concurrent_posts_with_the_same_email_creates_a_user(self, stack: Stack) -> None:
         def create(n: int) -> requests.Response:
@@ -260,22 +196,7 @@ class TestChanging:
         check_problem(requests.get(new_user["url"], timeout=5), 404)
 
 
-class TestMethodsAndRoutes:
-    def test_unsupported_method_is_405_and_allow_lists_the_others(self, stack: Stack) -> None:
-        response = requests.post(f"{stack.app}/users/1", timeout=5)
-        check_problem(response, 405)
-        assert set(re.split(r",\s*", response.headers["Allow"])) >= {"GET", "HEAD", "PUT", "DELETE"}
-
-    def test_head_returns_the_headers_of_get_without_a_body(self, stack: Stack) -> None:
-        get, head = (requests.request(method, f"{stack.app}/users/1", timeout=5) for method in ("GET", "HEAD"))
-        assert head.status_code == 200
-        assert head.content == b""
-        assert head.headers["Content-Length"] == get.headers["Content-Length"]
-
+class TestAddresses:
     @pytest.mark.parametrize("path", ["/", "/user", "/users/", "//users", "/users/1/", "/Users", "/users/1/x"])
     def test_unknown_address_is_404(self, stack: Stack, path: str) -> None:
         check_problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)
-
-    def test_body_over_the_limit_is_413(self, stack: Stack) -> None:
-        response = requests.post(f"{stack.app}/users", data=b" " * 70_000, timeout=5)
-        check_problem(response, 413)

@@ -47,6 +47,7 @@ INVALID_JSON_BODIES = {
     "a key twice, deep inside": b'{"name": {"a": {"b": 1, "b": 2}}, "email": "a@b.co"}',
     "1,000 deep": b'{"name": %b%b, "email": "a@b.co"}' % (b"[" * 1000, b"]" * 1000),
     "1,000 objects deep": b'{"name": %b1%b}' % (b'{"a":' * 1000, b"}" * 1000),
+    "5,000 deep": b"[" * 5000 + b"]" * 5000,
     "30,000 deep and open": b"[" * 30_000,
     "a raw line feed": b'{"name": "a\nb", "email": "a@b.co"}',
     "a raw NUL": b'{"name": "a\x00b", "email": "a@b.co"}',
@@ -117,6 +118,7 @@ INVALID_EMAILS = {
     "a header": '"a@b.co\\r\\nBcc: c@d.co"',
     "65 in the mailbox": json.dumps("x" * 65 + "@b.co"),
     "over-long": json.dumps("x" * 60 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + "." + "e" * 60 + ".de"),
+    "an over-long label": json.dumps(f"a@{'b' * 60}.{'c' * 250}.de"),
     "60,000 characters": json.dumps("x" * 60_000 + "@b.co"),
     "a Cyrillic a": '"p\\u0430ypal@example.com"',
     "a Cyrillic a in the domain": '"x@p\\u0430ypal.com"',
@@ -199,7 +201,7 @@ INVALID_LIST_PARAMETERS = [
     ),
     *(
         (f"cursor={value}", "cursor")
-        for value in ("", "nonsense", "aWQ6MQ==", "%00", "%ff", "'", "W10", "bnVsbA", "e30")
+        for value in ("", "nonsense", "aWQ6MQ==", "aWQ6LTE", "%00", "%ff", "'", "W10", "bnVsbA", "e30")
     ),
     ("cursor=" + "A" * 3000, "cursor"),
 ]
