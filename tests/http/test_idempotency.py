@@ -64,7 +64,9 @@ def is_writer_waiting(stack: Stack) -> bool:
 
 
 class TestReplays:
-    def test_repeated_request_gets_the_stored_response_and_is_carried_out_once(self, stack: Stack, base_url: str, key: str) -> None:
+    def test_repeated_request_gets_the_stored_response_and_is_carried_out_once(
+        self, stack: Stack, base_url: str, key: str
+    ) -> None:
         first = post(base_url, key, user_body(key))
         assert first.status_code == 201
         assert "Idempotency-Replayed" not in first.headers
@@ -173,7 +175,9 @@ class TestInFlight:
             assert first.result().status_code == 201
         assert post(base_url, key, user_body(key)).headers["Idempotency-Replayed"] == "true"
 
-    def test_write_that_was_rolled_back_stores_no_key_and_can_be_sent_again(self, stack: Stack, base_url: str, key: str) -> None:
+    def test_write_that_was_rolled_back_stores_no_key_and_can_be_sent_again(
+        self, stack: Stack, base_url: str, key: str
+    ) -> None:
         with inserts_blocked(stack):
             check_problem(post(base_url, key, user_body(key)), 503)
         wait_until(lambda: not is_writer_waiting(stack))
