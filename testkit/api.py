@@ -17,3 +17,8 @@ def check_problem(response: requests.Response, status: int, field: str | None = 
         assert field in [error["field"] for error in body["errors"]]
     assert body["detail"]
     return str(body["detail"])
+
+
+def is_hit(url: str) -> bool:
+    """Return whether the edge serves this address from its memory."""
+    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"

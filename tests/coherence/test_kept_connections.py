@@ -217,7 +217,7 @@ class TestToRedis:
         wait_until(lambda: stack.redis().hexists(PATH.key, "lease:"))
         return result
 
-    def test_lost_drop_reply_of_redis_grants_no_fill_lease(self, tier: RedisTier, redis_proxy: TcpProxy) -> None:
+    def test_lost_drop_reply_grants_no_fill_lease(self, tier: RedisTier, redis_proxy: TcpProxy) -> None:
         redis_proxy.on_reply = close_connection
         with pytest.raises(DoesNotAnswer):
             tier.drop([PATH], [PATH])

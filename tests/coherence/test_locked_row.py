@@ -9,6 +9,7 @@ import psycopg
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.stack import Stack, running, wait_until
 
 CLIENTS = 100
@@ -61,7 +62,7 @@ def lease_ms(edge: str) -> int:
 def test_writers_of_a_locked_row_cost_no_edge_its_cache_lease_and_no_other_row_its_hits(stack: Stack) -> None:
     other_rows = [f"{edge}/users/{user}" for edge in stack.edges for user in (2, 3)]
     for url in other_rows:
-        wait_until(lambda url=url: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+        wait_until(lambda url=url: is_hit(url))  # type: ignore[misc]
     results: list[str] = []
     with ExitStack() as lock:
         lock.enter_context(row_locked(stack, 1))

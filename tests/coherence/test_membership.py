@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 import requests
 
-from testkit.api import User
+from testkit.api import User, is_hit
 from testkit.outages import refusing
 from testkit.stack import Stack, free_ports, run, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
@@ -174,7 +174,7 @@ class TestDeletedRows:
         write_and_read_everywhere(stack, stack.edge + path, "After")
         wait_until(lambda: all(is_redis_hit(app + path) for app in stack.apps))
         for edge in stack.edges:
-            wait_until(lambda edge=edge: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+            wait_until(lambda edge=edge: is_hit(edge + path))  # type: ignore[misc]
 
 
 def is_redis_hit(url: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from testkit.api import User, check_problem
+from testkit.api import User, check_problem, is_hit
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease
 from testkit.stack import Stack, wait_until
 from velikiy.http import batch
@@ -189,10 +189,6 @@ class TestFreshness:
         for edge in stack.edges:
             assert [get(edge, user_id).status_code for user_id in ids] == [200] * 3
         run_batch(stack.edge, *map(delete, ids))
-
-
-def is_hit(url: str) -> bool:
-    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
 
 
 @pytest.fixture(scope="module")

@@ -77,13 +77,15 @@ class TestReads:
     def test_etag_of_a_page_changes_when_a_next_page_appears(self, base_url: str, new_user: User) -> None:
         """The body of the page stays the same; its Link header changes."""
         page = f"{base_url}/users?limit=1&q=tagged"
-        made = [requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged1@example.com"}, timeout=5)]
+        created = [
+            requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged1@example.com"}, timeout=5)
+        ]
         alone = get(page)
-        made.append(
+        created.append(
             requests.post(f"{base_url}/users", json={"name": "Tagged", "email": "tagged2@example.com"}, timeout=5)
         )
         followed = get(page, If_None_Match=alone.headers["ETag"])
-        for response in made:
+        for response in created:
             requests.delete(base_url + response.headers["Location"], timeout=5)
         assert followed.status_code == 200
         assert followed.content == alone.content
@@ -119,16 +121,16 @@ def send(method: str, url: str, headers: dict[str, str]) -> requests.Response:
 
 class TestWrites:
     def test_write_returns_the_etag_of_the_next_read(self, stack: Stack, base_url: str) -> None:
-        made = requests.post(f"{base_url}/users", json={"name": "E", "email": "etags@example.com"}, timeout=5)
-        url = base_url + made.headers["Location"]
-        responses = [made]
+        created = requests.post(f"{base_url}/users", json={"name": "E", "email": "etags@example.com"}, timeout=5)
+        url = base_url + created.headers["Location"]
+        responses = [created]
         try:
-            assert get(url).headers["ETag"] == made.headers["ETag"]
+            assert get(url).headers["ETag"] == created.headers["ETag"]
             for write in (put, patch):
                 response = write(url)
                 responses.append(response)
                 for edge in (base_url, *stack.edges):
-                    assert get(edge + made.headers["Location"]).headers["ETag"] == response.headers["ETag"]
+                    assert get(edge + created.headers["Location"]).headers["ETag"] == response.headers["ETag"]
             assert len({response.headers["ETag"] for response in responses}) == 3
         finally:
             delete(url)

@@ -11,7 +11,7 @@ import requests
 from flask import Flask
 from psycopg.conninfo import make_conninfo
 
-from testkit.api import check_problem
+from testkit.api import check_problem, is_hit
 from testkit.databases import create_database, drop_database, execute
 from testkit.outages import hanging, readiness, refusing
 from testkit.stack import Stack, free_ports, running, status_of, wait_until
@@ -61,7 +61,7 @@ def test_requests_get_503_within_seconds_while_postgresql_is_away(fragile: Stack
 @either_outage
 def test_edge_serves_its_entries_as_stale_while_postgresql_is_away(fragile: Stack, outage: Outage) -> None:
     url = f"{fragile.edge}/users/2"
-    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
+    wait_until(lambda: is_hit(url))
 
     def is_stale() -> bool:
         response = requests.get(url, timeout=10)
@@ -77,7 +77,7 @@ def test_edge_serves_its_entries_as_stale_while_postgresql_is_away(fragile: Stac
         not_cached = requests.get(f"{fragile.edge}/users?limit=7", timeout=10)
         check_problem(not_cached, 503)
         assert not_cached.headers["Retry-After"] == "1"
-    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
+    wait_until(lambda: is_hit(url))
 
 
 @either_outage
@@ -110,7 +110,7 @@ def test_app_that_starts_before_postgresql_and_redis_becomes_healthy_once_they_a
 
 def test_edge_serves_its_entries_as_stale_while_every_app_is_down(fragile: Stack) -> None:
     url = f"{fragile.edge}/users/3"
-    wait_until(lambda: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")
+    wait_until(lambda: is_hit(url))
     for app in ("app1", "app2"):
         fragile.supervisor.rpc.stopProcess(app)
     try:

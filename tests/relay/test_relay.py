@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.outages import hanging, refusing
 from testkit.stack import Stack, running, wait_until
 from velikiy.stack.cluster import binaries
@@ -54,10 +55,6 @@ def warm(stack: Stack, *users: int) -> None:
     for edge in stack.edges:
         for path in ("/users", *(f"/users/{user}" for user in users)):
             wait_until(lambda path=path, edge=edge: is_hit(edge + path))  # type: ignore[misc]
-
-
-def is_hit(url: str) -> bool:
-    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
 
 
 def expect_name(stack: Stack, user: int, name: str | None) -> None:

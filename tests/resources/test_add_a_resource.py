@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from testkit.api import check_problem
+from testkit.api import check_problem, is_hit
 from testkit.stack import ROOT, Stack, folder, run_in, running, wait_until
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak
@@ -47,7 +47,7 @@ def test_row_of_an_added_resource_has_the_fields_of_the_guide(samovar: dict[str,
     assert (samovar["name"], samovar["price"], samovar["stock"], samovar["version"]) == ("Samovar", 12900, 0, 1)
 
 
-def test_commands_of_the_guide_print_what_it_says(stack: Stack) -> None:
+def test_commands_of_the_guide_print_the_documented_output(stack: Stack) -> None:
     [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     create, show, search = (
         line.replace("http://127.0.0.1", stack.edge) for line in block.splitlines() if line.startswith("curl")
@@ -80,10 +80,6 @@ def test_added_resource_is_cached_and_each_write_is_seen_through_every_edge(
     for edge in stack.edges:
         assert requests.get(edge + path, timeout=5).status_code == 404
         assert requests.get(f"{edge}/products/count", timeout=5).json() == {"count": 0}
-
-
-def is_hit(url: str) -> bool:
-    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
 
 
 def test_sql_from_outside_is_seen_for_an_added_resource(stack: Stack, samovar: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease
 from testkit.raw_http import ask, check
 from testkit.stack import Stack, wait_until
@@ -347,7 +348,7 @@ class TestFreshness:
         """Have both edges cache all variants; return their bodies."""
         for edge in stack.edges:
             for target in list_targets(word):
-                wait_until(lambda url=edge + target: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+                wait_until(lambda url=edge + target: is_hit(url))  # type: ignore[misc]
         return self.read_all(stack, word)
 
     def test_each_kind_of_write_is_seen_in_every_list_through_both_edges(self, stack: Stack) -> None:
