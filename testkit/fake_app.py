@@ -9,7 +9,7 @@ from pathlib import Path
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
-from testkit.failpoints import caching, edge_of
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, wait_until
 
 
@@ -59,9 +59,9 @@ def fake_app(lease: str = "2400", home: Path = ROOT / "edge", **settings: str) -
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with edge_of(f"127.0.0.1:{server.port}", home, **settings) as (app.edge, data):
+        with running_edge(f"127.0.0.1:{server.port}", home, **settings) as (app.edge, data):
             app.data = Path(data)
-            wait_until(lambda: caching(app.edge))
+            wait_until(lambda: has_cache_lease(app.edge))
             yield app
     finally:
         server.shutdown()

@@ -45,6 +45,7 @@ def create_app() -> Flask:
     gate = connect(database, settings)
     app = Flask(__name__, static_folder=None)
     middleware.install(app)
+    middleware.install(app)
     problems.install(app)
     routes.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
     database.open()

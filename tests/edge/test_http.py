@@ -13,8 +13,8 @@ import pytest
 import requests
 from werkzeug import Request, Response
 
-from testkit.api import problem
-from testkit.failpoints import caching, edge_of
+from testkit.api import check_problem
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.fake_app import FakeApp, cacheable, fake_app, uncacheable
 from testkit.raw_http import ask, check, raw
 from testkit.stack import wait_until
@@ -45,7 +45,7 @@ def deserted() -> Iterator[str]:
     """An edge whose app is away."""
     with socket.socket() as taken:  # and nobody listens
         taken.bind(("127.0.0.1", 0))
-        with edge_of(f"127.0.0.1:{taken.getsockname()[1]}") as (edge, _):
+        with running_edge(f"127.0.0.1:{taken.getsockname()[1]}") as (edge, _):
             yield edge
 
 
@@ -223,7 +223,7 @@ class TestConditions:
         get(app, f"/{name}")
         app.grants_leases = False
         try:
-            wait_until(lambda: not caching(app.edge))
+            wait_until(lambda: not has_cache_lease(app.edge))
             app.received.clear()
             answer = get(app, f"/{name}", If_None_Match=TAG, If_Modified_Since=CHANGED)
             assert (answer.status_code, answer.headers["X-Cache-Status"]) == (304, "BYPASS")
@@ -231,7 +231,7 @@ class TestConditions:
             assert app.received[1][1]["accept"] == "text/html"
         finally:
             app.grants_leases = True
-            wait_until(lambda: caching(app.edge))
+            wait_until(lambda: has_cache_lease(app.edge))
 
 
 class TestAccept:
@@ -345,12 +345,12 @@ class TestWhatTheAppHears:
     def test_of_two_conditions_or_keys_none_is_passed_over(self, app: FakeApp, line: str, header: str) -> None:
         many = [f"X-{n}: 1" for n in range(150)]
         answer = send(app, line, f"{header}: {TAG}", *many, f'{header}: "other"')
-        assert "repeated" in problem(answer, 400)
+        assert "repeated" in check_problem(answer, 400)
         assert not app.received
 
     @pytest.mark.parametrize("header", ["Content-Type", *CONDITIONS, *PAGE])
     def test_nor_is_an_empty_one(self, app: FakeApp, header: str) -> None:
-        assert "empty" in problem(send(app, "PUT /r/7", f"{header}: "), 400)
+        assert "empty" in check_problem(send(app, "PUT /r/7", f"{header}: "), 400)
         assert not app.received
 
     @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ class TestProblems:
     def test_one_of_our_own_is_like_the_apps(self, app: FakeApp, line: str) -> None:
         status, slug = self.SLUGS[line]
         answer = send(app, line)
-        problem(answer, status)
+        check_problem(answer, status)
         body = answer.json()
         assert list(body) == ["type", "title", "status", "detail", "request_id"]
         assert body["type"] == f"/problems/{slug}"
@@ -391,7 +391,7 @@ class TestProblems:
     def test_one_who_is_to_come_again_is_told_when(self, app: FakeApp, name: str) -> None:
         app.respond = lambda request: uncacheable(request, 503)
         answer = get(app, f"/{name}")
-        problem(answer, 503)
+        check_problem(answer, 503)
         assert answer.headers["Retry-After"] == "1"
 
     @pytest.mark.parametrize(("line", "limit"), [("POST /r", 65536), ("PUT /r/7", 65536), ("POST /r/batch", 2097152)])
@@ -454,7 +454,7 @@ class TestProblems:
             assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
         finally:
             app.grants_leases = True
-            wait_until(lambda: caching(app.edge))
+            wait_until(lambda: has_cache_lease(app.edge))
 
     def test_what_is_there_is_passed_on_as_it_is(self, app: FakeApp, name: str) -> None:
         app.respond = lambda request: cacheable(request, body=request.headers["X-Request-Id"].encode(), ETag=TAG)

@@ -10,7 +10,7 @@ import pytest
 import requests
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from testkit.api import problem
+from testkit.api import check_problem
 from testkit.stack import Stack
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -135,11 +135,11 @@ class TestNothingElse:
         ],
     )
     def test_other_names_are_not_there(self, stack: Stack, path: str) -> None:
-        problem(requests.get(stack.edge + path, timeout=5), 404)
+        check_problem(requests.get(stack.edge + path, timeout=5), 404)
 
     def test_parameters_are_refused(self, stack: Stack) -> None:
-        problem(requests.get(f"{stack.edge}/docs?url=https://example.com/other.json", timeout=5), 400)
-        problem(requests.get(f"{stack.edge}{assets(stack)[0]}?v=1", timeout=5), 400)
+        check_problem(requests.get(f"{stack.edge}/docs?url=https://example.com/other.json", timeout=5), 400)
+        check_problem(requests.get(f"{stack.edge}{assets(stack)[0]}?v=1", timeout=5), 400)
 
     def test_it_cannot_be_written_to(self, stack: Stack) -> None:
-        problem(requests.post(f"{stack.edge}/docs", timeout=5), 405)
+        check_problem(requests.post(f"{stack.edge}/docs", timeout=5), 405)

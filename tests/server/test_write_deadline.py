@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import Steps, Users, stepped_gate
+from testkit.failpoints import Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
 from testkit.raw_http import ask
 from testkit.stack import Stack, children_of, running, wait_until
@@ -82,14 +82,14 @@ def test_app_that_shares_no_clock_with_the_edge_counts_from_the_arrival_of_the_r
 
 
 def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
-    steps = Steps()
-    gate = stepped_gate(stack.postgres, stack.redis_url, steps)
+    failpoints = Failpoints()
+    gate = failpoint_gate(stack.postgres, stack.redis_url, failpoints)
     gate.database.open()
     try:
         users = Users(gate)
         user = users.create("Before", "deadline@example.com")
         new = users.rows.resource.update_model.model_validate({"name": "After"})
-        steps.steps["before the commit"] = lambda: time.sleep(0.4)
+        failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
         with pytest.raises(TooLate):
             gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
         for base in (*stack.edges, *stack.apps):

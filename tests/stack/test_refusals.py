@@ -51,24 +51,26 @@ def test_a_database_server_that_is_not_there() -> None:
         assert leftovers(place / "data") == []
 
 
-def test_data_of_another_postgresql_stays_untouched(stopped: Stack) -> None:
-    version = stopped.data / "postgres" / "PG_VERSION"
+def test_data_of_another_postgresql_stays_untouched(stopped_stack: Stack) -> None:
+    version = stopped_stack.data / "postgres" / "PG_VERSION"
     ours = version.read_text()
     version.write_text("12\n")
-    contents = {f: f.stat().st_mtime_ns for f in (stopped.data / "postgres").rglob("*")}
-    assert "made by PostgreSQL 12" in refused("up", "--detach", "--data", str(stopped.data), "--port", stopped.port)
-    assert {f: f.stat().st_mtime_ns for f in (stopped.data / "postgres").rglob("*")} == contents
+    contents = {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")}
+    assert "made by PostgreSQL 12" in refused(
+        "up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port
+    )
+    assert {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")} == contents
     version.write_text(ours)
-    assert start(stopped).returncode == 0
+    assert start(stopped_stack).returncode == 0
 
 
-def test_a_broken_description_is_named_and_can_be_deleted(stopped: Stack) -> None:
-    description = stopped.data / "stack.json"
+def test_a_broken_description_is_named_and_can_be_deleted(stopped_stack: Stack) -> None:
+    description = stopped_stack.data / "stack.json"
     description.write_text("")
-    said = refused("up", "--detach", "--data", str(stopped.data), "--port", stopped.port)
+    said = refused("up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port)
     assert f"{description} cannot be read" in said
     description.unlink()
-    assert start(stopped).returncode == 0
+    assert start(stopped_stack).returncode == 0
 
 
 @root_only
