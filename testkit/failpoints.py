@@ -34,6 +34,13 @@ from velikiy.resources.users import NewUser
 T = TypeVar("T")
 Action = Callable[[], None]
 
+READER_FAILPOINTS = ("between probe and snapshot", "between snapshot and fill", "between fill and response")
+"""The failpoints of a read that loads from PostgreSQL, in order."""
+
+WRITER_FAILPOINTS = ("before the lock", "before the drops", "between the drops", "before the commit")
+"""The failpoints of a write inside its transaction, in order: before the paths are locked, before the drop in Redis,
+between the drops in Redis and at the edges, and before COMMIT. "after the commit" follows outside of the transaction."""
+
 
 def do_nothing() -> None:
     pass

@@ -16,16 +16,21 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge, writer_process
+from testkit.failpoints import (
+    READER_FAILPOINTS,
+    WRITER_FAILPOINTS,
+    FailpointApp,
+    failpoint_app,
+    has_cache_lease,
+    running_edge,
+    writer_process,
+)
 from testkit.stack import ROOT, Stack, children_of, folder, wait_until
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import CachePath, Entry
 from velikiy.coherence.redis_tier import Lease
 
 _numbers = count(1)
-
-READER_PLACES = ("between probe and snapshot", "between snapshot and fill", "between fill and response")
-WRITER_PLACES = ("before the lock", "before the drops", "between the drops", "before the commit")
 
 
 @pytest.fixture(scope="module", params=["redis-itself", "redis-through-the-app"])
@@ -34,7 +39,7 @@ def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[FailpointApp]:
     with failpoint_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
         wait_until(lambda: has_cache_lease(app.edge))
         yield app
-        assert not app.failpoints.actions, "a place that nobody came to"
+        assert not app.failpoints.actions, "no reader or writer reached this failpoint"
 
 
 @pytest.fixture
@@ -55,7 +60,7 @@ def remove(app: FailpointApp, user: int) -> None:
     assert requests.delete(f"{app.stack.edge}/users/{user}", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("place", READER_PLACES)
+@pytest.mark.parametrize("place", READER_FAILPOINTS)
 @pytest.mark.parametrize("look", [name, listed])
 def test_a_reader_that_a_write_overtakes_leaves_nothing_to_be_found(
     app: FailpointApp, user: int, place: str, look: Callable[[str, int], str | None]
@@ -67,7 +72,7 @@ def test_a_reader_that_a_write_overtakes_leaves_nothing_to_be_found(
         assert [look(edge, user) for _ in range(2)] == ["new", "new"]
 
 
-@pytest.mark.parametrize("place", READER_PLACES)
+@pytest.mark.parametrize("place", READER_FAILPOINTS)
 def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: FailpointApp, place: str) -> None:
     app.stack.redis().flushdb()
     (user,) = app.stack.sql("SELECT last_value + 1 FROM users_id_seq")[0]
@@ -89,7 +94,7 @@ def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: Failpoint
         assert [name(edge, user) for _ in range(2)] == [None, None]
 
 
-@pytest.mark.parametrize("place", WRITER_PLACES)
+@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
 @pytest.mark.parametrize("warm", [True, False])
 def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
     app: FailpointApp, user: int, place: str, warm: bool
@@ -111,7 +116,7 @@ def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
         assert (name(edge, user), listed(edge, user)) == ("new", "new")
 
 
-@pytest.mark.parametrize("place", WRITER_PLACES)
+@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
 def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_longer(
     app: FailpointApp, user: int, place: str
 ) -> None:
@@ -181,7 +186,7 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
         assert name(edge, user) == "slow"
 
 
-@pytest.mark.parametrize("place", [*WRITER_PLACES, "after the commit"])
+@pytest.mark.parametrize("place", [*WRITER_FAILPOINTS, "after the commit"])
 def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_path_uncached(
     app: FailpointApp, user: int, place: str
 ) -> None:
@@ -232,7 +237,7 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: FailpointApp, us
         put(app, other, "second")
         seen.extend((listed(edge, user), listed(edge, other)) for edge in edges(app) for _ in range(2))
 
-    for place in WRITER_PLACES:
+    for place in WRITER_FAILPOINTS:
         app.users.update(user, "old")
         seen.clear()
         app.failpoints.actions[place] = pass_by

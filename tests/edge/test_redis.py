@@ -57,7 +57,7 @@ def app(module_app: FailpointApp, redis: TcpProxy) -> Iterator[FailpointApp]:
     module_app.failpoints.reached.clear()
     yield module_app
     redis.reset_hooks()
-    assert not module_app.failpoints.actions, "a place that nobody came to"
+    assert not module_app.failpoints.actions, "no reader or writer reached this failpoint"
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from testkit.api import User, check_problem, is_hit
-from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease
+from testkit.failpoints import WRITER_FAILPOINTS, FailpointApp, failpoint_app, has_cache_lease
 from testkit.stack import Stack, wait_until
 from velikiy.http import batch
 from velikiy.resources.base import registry
@@ -198,7 +198,7 @@ def app(stack: Stack) -> Iterator[FailpointApp]:
         yield app
 
 
-@pytest.mark.parametrize("failpoint", ["before the drops", "between the drops", "before the commit"])
+@pytest.mark.parametrize("failpoint", WRITER_FAILPOINTS[1:])
 @pytest.mark.parametrize("size", [3, 100])
 def test_read_while_a_batch_is_in_flight_is_cached_nowhere(
     app: FailpointApp, user_ids: list[int], failpoint: str, size: int

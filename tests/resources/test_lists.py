@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from testkit.api import is_hit
-from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease
+from testkit.failpoints import READER_FAILPOINTS, FailpointApp, failpoint_app, has_cache_lease
 from testkit.raw_http import ask, check
 from testkit.stack import Stack, wait_until
 from velikiy.resources import pagination
@@ -399,9 +399,7 @@ def app(stack: Stack) -> Iterator[FailpointApp]:
         yield app
 
 
-@pytest.mark.parametrize(
-    "failpoint", ["between probe and snapshot", "between snapshot and fill", "between fill and response"]
-)
+@pytest.mark.parametrize("failpoint", READER_FAILPOINTS)
 @pytest.mark.parametrize("size", [1, 100])
 def test_search_that_a_batch_overtakes_leaves_no_old_entry(app: FailpointApp, failpoint: str, size: int) -> None:
     """A batch of a hundred rows takes the lock of every path, a batch of one row the locks of its own paths."""
