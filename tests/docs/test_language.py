@@ -34,11 +34,6 @@ EXCEPTIONS = {
 }
 """Parts of sentences that may stay, by document; each with its reason."""
 
-NOT_YET = {
-    "docs/benchmarks.md": "the words of the results stand in bench/, which is rewritten together with them",
-}
-"""Documents that are still to be rewritten. Each must fail: a document that reads well has to leave this list."""
-
 GENERATED = re.compile(r"<!-- written by [^>]*: begin -->.*?<!-- written by [^>]*: end -->", re.DOTALL)
 """Results of a measurement: their words stand in the code that writes them."""
 
@@ -173,13 +168,7 @@ def test_the_comments_of_env_example_read_as_plain_english() -> None:
     check(iter([(".env.example", comments(".env.example"))]), EXCEPTIONS[".env.example"])
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, marks=pytest.mark.xfail(reason=NOT_YET[file], strict=True)) if file in NOT_YET else file
-        for file in DOCUMENTS
-    ],
-)
+@pytest.mark.parametrize("file", DOCUMENTS)
 def test_documents_read_as_plain_english(file: str) -> None:
     check(iter([(file, prose(file))]), EXCEPTIONS.get(file, ()))
 
