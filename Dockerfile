@@ -1,20 +1,20 @@
-# The app. Only syntax that the legacy builder knows: it is the one that Debian 12's Engine comes with.
+# The app. The file uses only syntax that the legacy builder knows, because Debian 12 packages that builder.
 FROM python:3.11-slim
 
-# Compiled once, below: at run time the file system is read-only.
+# The code is compiled once, below: at run time the file system is read-only.
 ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     APP_LISTEN=0.0.0.0:5000
 
-# A number, so that Kubernetes can tell that it is not root. The secrets folder is this user's because a new
-# volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into one.
+# A numeric user, so that Kubernetes can verify that it is not root. This user owns the secrets folders because a new
+# volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into such a volume.
 RUN groupadd --gid 10001 velikiy \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin velikiy \
     && install -d -o velikiy -g velikiy /run/secrets /run/edge-secrets
 
 WORKDIR /app
 
-# Before the code, which changes more often: the layer with the packages is kept.
+# Packages come before the code, which changes more often: so Docker reuses the layer with the packages.
 COPY requirements.txt ./
 RUN pip install --no-cache-dir --require-hashes -r requirements.txt
 

@@ -1,4 +1,4 @@
-"""The folder with the passwords and the addresses that hold them, from which settings are read."""
+"""Write the folder with the passwords and with the addresses that contain them. The settings are read from it."""
 
 import secrets
 from pathlib import Path
@@ -14,30 +14,42 @@ def write(
     edge: Path | None = None,
     mode: int = 0o444,
 ) -> None:
-    """`postgres` and `redis`: hosts and ports of our own servers; an URL stands for one that is somebody else's.
-    `mode` of the files: containers read them as different users, from a volume that only they mount."""
+    """Write the files, and generate the passwords that are missing.
+
+    Args:
+        folder: The folder of the secrets.
+        postgres: Host and port of the stack's own PostgreSQL.
+        redis: Host and port of the stack's own Redis.
+        database_url: The address of another PostgreSQL, which is used instead.
+        redis_url: The address of another Redis, which is used instead.
+        edge: A folder for the secrets of the edge: Redis' address and not PostgreSQL's.
+        mode: Permissions of the files. Containers read them as different users, from a volume that only they mount.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-
-    def keep(name: str, text: str) -> str:
-        file = folder / name
-        if not file.exists():
-            put(name, text)
-        return file.read_text().strip()
-
-    def put(name: str, text: str, folder: Path = folder) -> None:
-        new = folder / f".{name}.new"
-        new.unlink(missing_ok=True)
-        new.touch(mode)
-        new.chmod(0o600)
-        new.write_text(text + "\n")
-        new.chmod(mode)
-        new.replace(folder / name)  # whole or not at all
-
-    keep("postgres_password", secrets.token_urlsafe(24))
-    app = keep("app_password", secrets.token_urlsafe(24))
-    cache = keep("redis_password", secrets.token_urlsafe(24))
-    put("redis.conf", f"requirepass {cache}")
-    put("database_url", database_url or f"postgresql://velikiy:{app}@{postgres}/velikiy")
-    put("redis_url", redis_url or f"redis://:{cache}@{redis}/0")
+    _ensure_password(folder / "postgres_password", mode)
+    app_password = _ensure_password(folder / "app_password", mode)
+    redis_password = _ensure_password(folder / "redis_password", mode)
+    own_redis = f"redis://:{redis_password}@{redis}/0"
+    _replace(folder / "redis.conf", f"requirepass {redis_password}", mode)
+    _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
+    _replace(folder / "redis_url", redis_url or own_redis, mode)
     if edge:
-        put("redis_url", f"redis://:{cache}@{redis}/0", edge)
+        _replace(edge / "redis_url", own_redis, mode)
+
+
+def _ensure_password(file: Path, mode: int) -> str:
+    """Return the password in the file, and write a random one if the file is missing."""
+    if not file.exists():
+        _replace(file, secrets.token_urlsafe(24), mode)
+    return file.read_text().strip()
+
+
+def _replace(file: Path, text: str, mode: int) -> None:
+    """Replace the file as a whole: a reader never sees half of it."""
+    new = file.with_name(f".{file.name}.new")
+    new.unlink(missing_ok=True)
+    new.touch(mode)
+    new.chmod(0o600)
+    new.write_text(text + "\n")
+    new.chmod(mode)
+    new.replace(file)

@@ -1,8 +1,8 @@
-"""Every knob of the service, typed, read once, refused by name.
+"""Define every setting of the service with its type. A setting is read once, and a bad value is refused by name.
 
-Sources, the first that has a value wins: the environment, `.env` in the working directory, files in the
-secrets folder (`database_url`, `redis_url`; /run/secrets in containers). An empty value counts as not set.
-`.env.example` documents each with unit, default and effect; a test keeps the two in step.
+The first source that has a value wins: the environment, `.env` in the working directory, files in the secrets folder
+(`database_url`, `redis_url`; /run/secrets in containers). An empty value counts as not set. `.env.example` documents
+each setting with its unit, default and effect; a test keeps it in step with this module.
 """
 
 import os
@@ -17,12 +17,12 @@ SECRETS = Path("/run/secrets")
 
 
 class BadSetting(Exception):
-    """A setting that cannot be used; the text names the key, the value and what is allowed."""
+    """A setting that cannot be used. The text names the key, the value and the allowed values."""
 
 
 def _postgres_dsn(value: str) -> str:
-    # Here and not above, as redis below: the launcher, which mostly has no address to check, starts twice for each
-    # command, and with these two 0.2 s later.
+    # Imports inside the functions: the launcher starts twice for each command and mostly has no address to check.
+    # psycopg and redis would delay it by 0.2 s.
     import psycopg.conninfo
 
     try:
@@ -36,7 +36,7 @@ def _redis_url(value: str) -> str:
     import redis
 
     try:
-        # Unknown options come to light only when a connection is made (which connects nowhere yet).
+        # redis-py refuses unknown options only when it creates a connection, which does not connect yet.
         pool = redis.ConnectionPool.from_url(value)
         pool.make_connection()
         number = "" if value.startswith("unix:") else urlsplit(value).path.strip("/")
@@ -49,8 +49,8 @@ def _redis_url(value: str) -> str:
 
 
 class ServiceSettings(BaseSettings):
-    """What the services need to know but for each other's addresses. Field names in capitals are the names of the
-    environment variables."""
+    """The settings of the services without the addresses of servers. The name of an environment variable is the name of
+    the field in capitals."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
@@ -58,48 +58,52 @@ class ServiceSettings(BaseSettings):
     """Seconds that an entry lives in Redis, counted from its first fill."""
 
     edge_ttl: int = Field(5, ge=1, le=3_600)
-    """Seconds that Nginx serves a stored response without asking the app."""
+    """Seconds that Nginx serves a stored response without contacting the app."""
 
     edge_memory: int = Field(128, ge=4, le=65_536)
-    """Megabytes of one edge for the answers that it keeps."""
+    """Megabytes of memory of one edge for stored responses."""
 
     app_workers: int = Field(2, ge=1, le=64)
     """Processes of one app instance."""
 
     app_threads: int = Field(8, ge=1, le=256)
-    """Threads of each process: that many requests wait for PostgreSQL or Redis at the same time."""
+    """Threads of each process: the number of requests that can wait for PostgreSQL or Redis at the same time."""
 
     app_first_cpu: int | None = Field(None, ge=-1, le=65_535)
-    """The CPU that the first process of an app instance stays on, the next one on the next, from 0 on and round; -1:
-    they go where the system puts them. None is 0 for `./run`, which gives each instance its own, else -1."""
+    """The CPU of the first process of an app instance. The next process uses the next CPU, and after the last CPU comes
+    the first. -1 leaves the placement to the system. None means 0 under `./run`, which gives each instance its own
+    CPUs, else -1."""
+
+    app_worker_class: Literal["epoll", "gthread"] = "epoll"
+    """The gunicorn worker of the app: `velikiy/server/epoll_worker.py`, or gunicorn's own threads."""
 
     edge_workers: int = Field(2, ge=1, le=64)
     """Worker processes of one edge."""
 
     database_timeout: float = Field(1.0, ge=0.1, le=60)
-    """Seconds that one request may spend on PostgreSQL, waiting for a connection included; then 503."""
+    """Seconds that a request may spend on PostgreSQL, including the wait for a connection. Then the response is 503."""
 
     redis_timeout: float = Field(0.1, ge=0.01, le=5)
-    """Seconds to connect to Redis or to wait for its answer; then the request goes on without it."""
+    """Seconds to connect to Redis or to wait for its response. Then the request continues without Redis."""
 
     redis_direct: bool = False
-    """Whether REDIS_URL is Redis' own socket on this machine, with no forwarder between: then a refused connection
-    shows that it is dead, and a write need not wait until nobody uses it any more."""
+    """True if REDIS_URL is the socket of Redis itself on this machine, without a forwarder in between. Then a refused
+    connection proves that Redis is down, and a write does not wait until no process uses Redis."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class Settings(ServiceSettings):
-    """What the app needs to know."""
+    """The settings of the app and of the relay."""
 
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
 
 
 class StackSettings(BaseSettings):
-    """What `./run up` needs to know besides; its options of the same names win over these.
+    """The further settings of `./run up`. Its options of the same names win over them.
 
-    With `database_url` or `redis_url` set, those servers are used and none of our own are started.
+    If `database_url` or `redis_url` is set, the stack uses that server and starts none of its own.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
@@ -117,10 +121,15 @@ S = TypeVar("S", bound=BaseSettings)
 
 
 def load(kind: type[S] = Settings, env_file: Path | None = Path(".env"), **given: Any) -> S:  # type: ignore[assignment]
-    """Read settings of this kind; `given` values win over every source.
+    """Return the settings of this kind.
+
+    Args:
+        kind: The class of the settings.
+        env_file: The `.env` file, or None to read no such file.
+        given: Values that win over every source.
 
     Raises:
-        BadSetting: with one sentence for each bad value.
+        BadSetting: At least one value is bad. The text has a sentence for each bad value.
     """
     secrets = Path(os.environ.get("SECRETS_DIR") or SECRETS)
     try:
@@ -135,7 +144,7 @@ def _sentence(kind: type[BaseSettings], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key} is not set. Set it in the environment, in .env or as a file in /run/secrets."
     shown = repr(problem["input"])
-    if key.endswith("_URL"):  # may hold a password
+    if key.endswith("_URL"):  # may contain a password
         shown = "(not shown)"
     return f"{key}={shown} is not allowed: it must be {_allowed(kind, field, problem)}."
 

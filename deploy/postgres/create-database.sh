@@ -1,8 +1,9 @@
 #!/bin/sh
-# On the first start the PostgreSQL image runs this as the superuser, through the socket: the app gets a role
-# without rights over the server, and a database that is its own. The superuser's password, which the image
-# insists on, is taken away again: over the network nobody is superuser, whoever reads the secrets folder; inside
-# the container `psql -U postgres` needs none.
+# Create the app's role, which has no rights over the server, and its database. On the first start the PostgreSQL image
+# runs this script as the superuser, through the socket.
+#
+# The image requires a password for the superuser. The script removes that password, so that a reader of the secrets
+# folder cannot become superuser over the network. Inside the container `psql -U postgres` needs no password.
 set -eu
 
 psql -v ON_ERROR_STOP=1 --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" --no-password --no-psqlrc --quiet \

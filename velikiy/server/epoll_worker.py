@@ -1,13 +1,19 @@
-"""gunicorn's worker with threads, which take what comes from the sockets themselves.
+"""A gunicorn worker whose threads take requests from the sockets themselves.
 
-gthread's main thread waits for all connections, hands each request to a thread, and each connection back: two changes
-of thread, a future and a condition for each, which took a sixth of the CPU time of a miss. Here the threads wait at one
-epoll. For each request that comes the kernel wakes one of them, and of its connection nothing more is heard until it is
-asked for again (EPOLLONESHOT, epoll_ctl(2)).
+Gains: a sixth of the CPU time of a miss. In gunicorn's own worker (gthread) the main thread waits for all connections,
+passes each request to a thread and takes the connection back: two changes of thread, a future and a condition for each
+request.
+Relies on: parts of gunicorn's gthread (`TConn`, `handle`, `method_queue`, `wait_for_and_dispatch_events`) and
+EPOLLONESHOT (epoll_ctl(2)).
+Remove when: gunicorn's own threads wait for requests, limit writes and serve reserved requests. The setting
+APP_WORKER_CLASS=gthread runs the app with gunicorn's own worker.
+
+All threads wait at one epoll. The kernel wakes one thread for each request, and reports nothing more about that
+connection until the thread registers it again.
 
 No class of requests can take all threads. Writes wait for row locks, so at most three quarters of the threads carry out
-writes; further writes queue without a thread. Leases of edges and health checks have a thread of their own that serves
-them while all others are busy: without it, a row that somebody has locked would cost every edge its cache.
+writes; further writes queue without a thread. Cache leases and health checks have a reserved thread, which serves them
+while all other threads are busy: without it, a locked row would cost every edge its cache.
 """
 
 import select
@@ -16,56 +22,50 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
-from gunicorn import glogging
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 
 from velikiy.kernel_timeouts import Socket
+from velikiy.server.abandoned_writes import DEADLINE_HEADER, has_event, is_hung_up
 
-FIRST = select.EPOLLIN | select.EPOLLONESHOT
-AT_ONCE = select.EPOLLOUT | select.EPOLLONESHOT
-"""For a connection whose next request was read ahead, and makes no socket readable."""
+READABLE_ONCE = select.EPOLLIN | select.EPOLLONESHOT
+
+WRITABLE_ONCE = select.EPOLLOUT | select.EPOLLONESHOT
+"""Reported at once. For a connection whose next request is read already, so that its socket may not become readable."""
 
 READS = (b"GET ", b"HEAD ", b"OPTIONS ")
 LEASES = b"POST /.lease/"
 RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
-"""How the requests begin that are answered also while all other threads are busy."""
+"""The beginnings of the requests that the reserved thread serves."""
 
-DEADLINE = b"\r\nWrite-Deadline: "
-"""The header field that every edge sends with a write, and no other client."""
+DEADLINE = f"\r\n{DEADLINE_HEADER}: ".encode()
 
-LOOK_S = 0.1
-"""Seconds that such a request waits at most. Each look while all threads are busy costs some microseconds for each
+RESERVED_INTERVAL_S = 0.1
+"""The longest wait of a reserved request. Each look while all threads are busy costs some microseconds for each
 connection that waits."""
 
 
-class Logger(glogging.Logger):  # type: ignore[misc]  # gunicorn has no types
-    """With a `logconfig_dict` gunicorn takes an access log for wanted, and makes a line of each request for nobody."""
+class ClientSocket(Socket):
+    """A socket that always blocks, and that sends the header of a response together with the beginning of its body."""
 
-    access_log_enabled = False
-
-
-class Client(Socket):
-    """It always blocks, and an answer's header leaves together with the beginning of its body."""
-
-    HELD = 64 * 1024
-    """Bytes."""
+    MAX_BUFFERED_BYTES = 64 * 1024
 
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted)
-        self._held = b""
+        self._buffered = b""
 
     def setblocking(self, flag: bool, /) -> None:
-        """gthread says so up to four times for each request."""
+        """Do nothing. gthread changes the mode up to four times for each request."""
 
     def sendall(self, data: Any, flags: int = 0, /) -> None:
-        self._held += data
-        if len(self._held) > self.HELD:
+        self._buffered += data
+        if len(self._buffered) > self.MAX_BUFFERED_BYTES:
             self.flush()
 
     def recv(self, size: int, flags: int = 0, /) -> bytes:
-        self.flush()  # before the rest of a body that nobody reads: its sender may wait for the answer
+        self.flush()  # a client may wait for the response before it sends the rest of a body that the app does not read
         return super().recv(size, flags)
 
     def sendfile(self, *arguments: Any, **options: Any) -> int:
@@ -77,58 +77,59 @@ class Client(Socket):
         super().shutdown(how)
 
     def flush(self) -> None:
-        held, self._held = self._held, b""
-        if held:
-            super().sendall(held)
+        buffered, self._buffered = self._buffered, b""
+        if buffered:
+            super().sendall(buffered)
 
 
-class Queue:
-    """Admits so many connections at a time; the others wait without a thread, in the order in which they came."""
+class WriteQueue:
+    """Admits a limited number of connections. The others wait without a thread, in the order in which they came."""
 
     def __init__(self, size: int) -> None:
-        self._places = size
+        self._free = size
         self._waiting: deque[Any] = deque()
         self._lock = threading.Lock()
 
     def enter(self, connection: Any) -> bool:
-        """Return whether the connection has a place now; otherwise it waits until `leave` returns it."""
+        """Return whether the connection is admitted now. Otherwise the connection waits until `leave` returns it."""
         with self._lock:
-            if self._places:
-                self._places -= 1
+            if self._free:
+                self._free -= 1
                 return True
             self._waiting.append(connection)
             return False
 
     def leave(self) -> Any | None:
-        """Return the next connection, which takes over the place, or None: the place is free."""
+        """Return the next connection, which is admitted instead, or None if no connection waits."""
         with self._lock:
             if self._waiting:
                 return self._waiting.popleft()
-            self._places += 1
+            self._free += 1
             return None
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """The main thread accepts, tells the master that it lives, and closes what has been idle for too long."""
+    """The main thread accepts connections, reports to the master, and closes connections that were idle for too long.
+    The other threads serve requests."""
 
     def run(self) -> None:
-        self._arrivals = select.epoll()
-        self._open: set[Any] = set()
-        # By file descriptor, those that wait for a request. Whoever takes a connection out has it for himself.
+        self._epoll = select.epoll()
+        self._connections: set[Any] = set()
         self._idle: dict[int, Any] = {}
-        self.keepalived_conns = self._idle  # gthread keeps no more than max_keepalived of them
-        self._free: deque[None] = deque()
-        """An element for each thread that waits for a request, the reserved one aside."""
+        """The connections that wait for a request, by file descriptor. The thread that removes a connection owns it."""
+        self.keepalived_conns = self._idle  # gthread keeps no more than max_keepalived connections
+        self._waiting_threads: deque[None] = deque()
+        """An element for each thread that waits for a request. The reserved thread does not count."""
         self._all_busy = threading.Event()
-        self._writes = Queue(max(1, self.cfg.threads * 3 // 4))
-        # Daemons: whoever still answers when the time to stop is over, is not waited for.
+        self._writes = WriteQueue(max(1, self.cfg.threads * 3 // 4))
+        # Daemons: the process does not wait for threads that still serve a request when the time to stop is over.
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
         threading.Thread(target=self._serve_reserved, name="reserved", daemon=True).start()
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         while self.alive and self.is_parent_alive():
             self.notify()
-            self.set_accept_enabled(len(self._open) < self.worker_connections)
+            self.set_accept_enabled(len(self._connections) < self.worker_connections)
             self.wait_for_and_dispatch_events(1.0)
             self._close_idle(time.monotonic())
         self._stop()
@@ -136,59 +137,61 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     def accept(self, listener: Any) -> None:
         try:
             client, address = listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # another worker was faster, or the client has gone
+        except (BlockingIOError, ConnectionAbortedError):  # another worker was faster, or the client has hung up
             return
-        connection = TConn(self.cfg, Client(client), address, listener.getsockname())
-        connection.data_ready = True  # when a thread gets it
-        self._open.add(connection)
-        self._wait_for(connection, self._arrivals.register)
+        connection = TConn(self.cfg, ClientSocket(client), address, listener.getsockname())
+        connection.data_ready = True  # a thread gets the connection only when it is readable
+        self._connections.add(connection)
+        self._await_request(connection, self._epoll.register)
 
-    def _wait_for(self, connection: Any, ask: Any) -> None:
-        number = connection.sock.fileno()
+    def _await_request(self, connection: Any, register: Callable[[int, int], None]) -> None:
+        descriptor = connection.sock.fileno()
         connection.set_timeout()
-        self._idle[number] = connection  # first: from the next line on, a thread may have it
-        ask(number, AT_ONCE if _read_ahead(connection) else FIRST)
+        self._idle[descriptor] = connection  # before the next line, after which a thread may take the connection
+        register(descriptor, WRITABLE_ONCE if _read_ahead(connection) else READABLE_ONCE)
+
+    # ---- the threads ----
 
     def _serve(self) -> None:
         while True:
-            self._free.append(None)
-            arrived = self._arrivals.poll(maxevents=1)
-            self._free.pop()
-            if not self._free and not self._all_busy.is_set():
+            self._waiting_threads.append(None)
+            events = self._epoll.poll(maxevents=1)
+            self._waiting_threads.pop()
+            if not self._waiting_threads and not self._all_busy.is_set():
                 self._all_busy.set()
-            for number, _ in arrived:
-                connection = self._idle.pop(number, None)
+            for descriptor, _ in events:
+                connection = self._idle.pop(descriptor, None)
                 if connection is not None:
-                    self._answer(connection)
+                    self._serve_request(connection)
 
     def _serve_reserved(self) -> None:
-        """Serve leases and health checks while all other threads are busy, and leave the rest to them."""
+        """Serve leases and health checks while all other threads are busy. Leave other requests to those threads."""
         while True:
             self._all_busy.wait()
-            time.sleep(LOOK_S)
+            time.sleep(RESERVED_INTERVAL_S)
             self._all_busy.clear()
-            if self._free:
+            if self._waiting_threads:
                 continue
-            self._all_busy.set()  # it still holds
+            self._all_busy.set()  # all threads are still busy
             reserved = []
-            for number, _ in self._arrivals.poll(0):
-                connection = self._idle.pop(number, None)
+            for descriptor, _ in self._epoll.poll(0):
+                connection = self._idle.pop(descriptor, None)
                 if connection is None:
                     continue
                 if _peek(connection).startswith(RESERVED):
                     reserved.append(connection)
                 else:
-                    self._wait_for(connection, self._arrivals.modify)
-            for connection in reserved:  # after the others are available to all threads again
-                self._answer(connection)
+                    self._await_request(connection, self._epoll.modify)
+            for connection in reserved:  # after the other connections are available to all threads again
+                self._serve_request(connection)
 
-    def _answer(self, connection: Any) -> None:
-        """Answer the request that has arrived. A write may have to wait for the end of another one; the thread that
-        carries that one out takes it over."""
+    def _serve_request(self, connection: Any) -> None:
+        """Serve the request that has arrived. If a write has to wait in the queue, the thread of another write serves
+        it afterwards."""
         try:
-            is_write = not _receive(connection).startswith((*READS, LEASES))
-        except OSError:  # who asked has gone
-            self._give_up(connection)
+            is_write = not _receive_beginning(connection).startswith((*READS, LEASES))
+        except OSError:  # the client has hung up
+            self._discard(connection)
             return
         if not is_write:
             self._handle(connection)
@@ -196,7 +199,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             while connection is not None:
                 if _is_abandoned(connection):
                     self.log.info("write.abandoned")
-                    self._give_up(connection)
+                    self._discard(connection)
                 else:
                     self._handle(connection)
                 connection = self._writes.leave()
@@ -205,37 +208,41 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         try:
             if self.handle(connection) is True:
                 connection.sock.flush()
-                self._wait_for(connection, self._arrivals.modify)
+                self._await_request(connection, self._epoll.modify)
                 return
-            connection.close(graceful=connection.sock.fileno() >= 0)  # gunicorn closes it when an answer breaks off
-            self._open.discard(connection)
-        except OSError:  # who asked has gone
-            self._give_up(connection)
-        except BaseException:  # SystemExit too, which gunicorn passes on: it is no reason to be a thread less
-            self.log.exception("A connection is given up")
-            self._give_up(connection)
+            # gunicorn has closed the socket if it could not finish the response.
+            connection.close(graceful=connection.sock.fileno() >= 0)
+            self._connections.discard(connection)
+        except OSError:  # the client has hung up
+            self._discard(connection)
+        except BaseException:  # also SystemExit, which gunicorn passes on: it must not end the thread
+            self.log.exception("A connection is discarded")
+            self._discard(connection)
 
-    def _give_up(self, connection: Any) -> None:
+    def _discard(self, connection: Any) -> None:
         connection.close()
-        self._open.discard(connection)
+        self._connections.discard(connection)
+
+    # ---- the main thread ----
 
     def _close_idle(self, due: float) -> None:
-        """Those who have waited for `keepalive` seconds by then."""
-        for number, connection in list(self._idle.items()):
-            if connection.timeout > due or self._idle.pop(number, None) is None:
+        """Close the connections that will have waited for `keepalive` seconds at the time `due`."""
+        for descriptor, connection in list(self._idle.items()):
+            if connection.timeout > due or self._idle.pop(descriptor, None) is None:
                 continue
-            if _comes(connection):
-                # No thread had time for it yet; one that was told meanwhile has not found it, so it is told again.
-                self._wait_for(connection, self._arrivals.modify)
+            if _has_request(connection):
+                # No thread had time for the request. A thread that was woken meanwhile did not find the connection, so
+                # register it again.
+                self._await_request(connection, self._epoll.modify)
             else:
-                self._give_up(connection)
+                self._discard(connection)
 
     def _stop(self) -> None:
-        """What has begun or has come is answered, and so is what comes to a connection that is idle for no longer than
-        STOP_KEEPALIVE_LINGER: with "Connection: close"."""
+        """Serve the requests that have begun or arrived, and the requests that arrive while a connection has been idle
+        for no longer than STOP_KEEPALIVE_LINGER. The responses contain "Connection: close"."""
         self.set_accept_enabled(False)
         began = time.monotonic()
-        while self._open and time.monotonic() - began < self.cfg.graceful_timeout:
+        while self._connections and time.monotonic() - began < self.cfg.graceful_timeout:
             self.notify()
             self.wait_for_and_dispatch_events(0.1)
             self._close_idle(time.monotonic() + self.cfg.keepalive - STOP_KEEPALIVE_LINGER)
@@ -243,46 +250,37 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             listener.close()
 
 
-def _receive(connection: Any) -> bytes:
-    """Return how the next request begins, as far as it has arrived. Its parser gets that too.
+def _receive_beginning(connection: Any) -> bytes:
+    """Return the beginning of the next request, as far as it has arrived. The parser of the connection gets it too.
 
     Raises:
-        OSError
+        OSError: The connection is broken.
     """
     connection.init()
-    ahead = _read_ahead(connection)
-    if not ahead:
-        ahead = connection.sock.recv(8192)  # as much as the parser would ask for
-        connection.parser.unreader.unread(ahead)
-    return bytes(ahead)
+    received = _read_ahead(connection)
+    if not received:
+        received = connection.sock.recv(8192)  # the size that the parser would use
+        connection.parser.unreader.unread(received)
+    return bytes(received)
 
 
 def _read_ahead(connection: Any) -> bytes:
+    """Return the bytes of the next request that the parser has read already."""
     return bytes(connection.parser.unreader.buf.getvalue()) if connection.parser else b""
 
 
 def _peek(connection: Any) -> bytes:
-    """Return how the next request begins, and leave it where it is."""
+    """Return the beginning of the next request without taking it from the socket."""
     try:
         return _read_ahead(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-    except OSError:  # the thread that answers finds out why
+    except OSError:  # the thread that serves the connection notices the error
         return b""
 
 
 def _is_abandoned(connection: Any) -> bool:
-    """Return whether an edge has closed the connection while its write was waiting: the client has hung up, and may
-    have written again through another app. An edge never closes only its sending side; other clients do."""
-    if DEADLINE not in _read_ahead(connection):
-        return False
-    return _reports(connection, select.POLLRDHUP)
+    """Return whether an edge has closed the connection while its write was waiting in the queue."""
+    return DEADLINE in _read_ahead(connection) and is_hung_up(connection.sock)
 
 
-def _comes(connection: Any) -> bool:
-    return bool(_read_ahead(connection)) or _reports(connection, select.POLLIN)
-
-
-def _reports(connection: Any, event: int) -> bool:
-    """Return whether the kernel reports the event now; it always reports POLLHUP and POLLERR too."""
-    poll = select.poll()
-    poll.register(connection.sock, event)
-    return bool(poll.poll(0))
+def _has_request(connection: Any) -> bool:
+    return bool(_read_ahead(connection)) or has_event(connection.sock, select.POLLIN)

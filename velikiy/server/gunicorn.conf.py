@@ -1,18 +1,19 @@
-"""gunicorn's settings, the same with and without Docker; each that is not the default says why."""
+"""gunicorn's settings, the same with and without Docker. Each value that is not the default says why."""
 
 import gc
 import os
 import resource
 import sys
-from contextlib import suppress
 from typing import Any
 
 from velikiy import logs
+from velikiy.server import abandoned_writes, cpu_pinning
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
-OWN_DESCRIPTORS = 512
-"""Of one process: connections to PostgreSQL, Redis and edges, logs, libraries."""
+
+RESERVED_DESCRIPTORS = 512
+"""Descriptors of a process for other purposes: connections to PostgreSQL, Redis and edges, logs, libraries."""
 
 try:
     settings = load(Settings)
@@ -21,82 +22,69 @@ except BadSetting as bad:
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
 
-# Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open (epoll_worker.py).
-worker_class = "velikiy.server.epoll_worker.Worker"
+# Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open.
 workers = settings.app_workers
 threads = settings.app_threads
+if settings.app_worker_class == "epoll":
+    worker_class = "velikiy.server.epoll_worker.Worker"
+else:
+    worker_class = "gthread"
+    pre_request = abandoned_writes.discard
 
-# Longer than Nginx keeps its end (edge/nginx.conf, keepalive_timeout 30s): the side that reuses a connection
-# must be the one that closes it, or a PUT may meet a connection that is just being closed.
+# Longer than Nginx keeps its end (edge/nginx.conf, keepalive_timeout 30s). The side that reuses a connection must be
+# the side that closes it, or a PUT may arrive on a connection that is just being closed.
 keepalive = 75
 
-# Connections of one process. Writes in the queue keep theirs open, and an edge renews its lease over a new connection,
-# which must still be accepted. Each connection takes a file descriptor and a few kB. The limit of descriptors is raised
-# as far as it may be: above it, accept(2) fails.
-_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-most = MAX_DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, MAX_DESCRIPTORS)
-resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
-worker_connections = max(threads + 1, most - OWN_DESCRIPTORS)
+# Connections of one process. Writes in the queue keep their connections open, and an edge renews its cache lease over a
+# new connection, which must still be accepted. Each connection takes a file descriptor and a few kB. The limit of
+# descriptors is raised as far as the system allows: above the limit, accept(2) fails.
+_, max_descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
+if max_descriptors == resource.RLIM_INFINITY or max_descriptors > MAX_DESCRIPTORS:
+    max_descriptors = MAX_DESCRIPTORS
+resource.setrlimit(resource.RLIMIT_NOFILE, (max_descriptors, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+worker_connections = max(threads + 1, max_descriptors - RESERVED_DESCRIPTORS)
 
-# Recycling workers by count resets connections under load; a leak is to be found, not to be hidden.
+# Recycling workers by count resets connections under load. A leak has to be found and not to be hidden.
 max_requests = 0
 
-# A request is over in DATABASE_TIMEOUT seconds or little more; what runs longer at a stop is stuck.
+# A request ends in little more than DATABASE_TIMEOUT seconds. At a stop, a request that takes longer is stuck.
 graceful_timeout = 10
 timeout = 30
 
-# The worker's heartbeat file: on a disk that stalls, the default place makes the master kill good workers.
+# The folder of the worker's heartbeat file. In the default folder, a disk that stalls makes the master kill healthy
+# workers.
 worker_tmp_dir = "/dev/shm"  # noqa: S108
 
-# A second way in, which nobody here uses, and which cannot be created on a read-only file system.
+# gunicorn's control socket has no use here, and cannot be created on a read-only file system.
 control_socket_disable = True
 
-# Only Nginx speaks to us, and nothing that a client sends may change which path or scheme we see.
+# All requests come from Nginx, and no header of a client may change the path or the scheme that the app sees.
 forwarder_headers = ""
 header_map = "drop"
 forwarded_allow_ips = "127.0.0.1"
 
-# Above what Nginx lets through (edge/nginx.conf, large_client_header_buffers).
+# Above the limits of Nginx (edge/nginx.conf, large_client_header_buffers).
 limit_request_line = 8190
 limit_request_field_size = 8190
 
 accesslog = None  # the app logs its requests itself, with their ids
-logger_class = "velikiy.server.epoll_worker.Logger"
+logger_class = "velikiy.server.logger.Logger"
 loglevel = settings.log_level
-logconfig_dict = logs.settings(settings.log_level)
+logconfig_dict = logs.dict_config(settings.log_level)
 
-
-def post_worker_init(worker: Any) -> None:
-    """What is there now stays for as long as the process does: the garbage collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
-
-
-def pre_fork(server: Any, worker: Any) -> None:
-    """Its number, from 0 on: that of one that has ended, or that will be the first to (at HUP, the oldest)."""
-
-    def age_of_youngest(number: int) -> int:
-        return max((other.age for other in server.WORKERS.values() if other.number == number), default=0)
-
-    worker.number = min(range(server.num_workers), key=age_of_youngest)
+pre_fork = cpu_pinning.assign_number
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """A worker stays on one CPU, where it is known which (APP_FIRST_CPU).
-
-    Its threads share one interpreter and so cannot use two, but the kernel spreads them: whenever the interpreter
-    changes hands another CPU has to be woken, and finds its caches empty. On one CPU a miss took a quarter less time,
-    a PUT a sixth. Only who knows of all processes on a machine can tell which CPUs are free; `./run` does, a container
-    does not.
-
-    With --reload, forget our own modules: this file made the master import them, and a worker that is forked anew after
-    a change would find the old ones.
-    """
-    first = settings.app_first_cpu
-    if first is not None and first >= 0:
-        cpus = sorted(os.sched_getaffinity(0))
-        with suppress(OSError):  # where it is forbidden it is no reason not to start
-            os.sched_setaffinity(0, {cpus[(first + worker.number) % len(cpus)]})
+    """Pin the worker. With --reload, also forget this project's modules: this file made the master import them, and a
+    worker that is forked after a change would find the old modules."""
+    cpu_pinning.pin(worker, settings.app_first_cpu)
     if server.cfg.reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "velikiy"]:
             del sys.modules[name]
+
+
+def post_worker_init(worker: Any) -> None:
+    """Take the objects that exist now out of garbage collection: they live as long as the process."""
+    gc.collect()
+    gc.freeze()
