@@ -122,7 +122,7 @@ def _shapes(frame: Frame, left: float, row: int, min_count: float, total: int) -
     )
     room = int((width - 4) / LETTER_WIDTH_PX)
     if room >= 4:
-        # Where the name is too long, it is shown without its file.
+        # A name that is too long is shown without its file.
         name = frame.name if len(frame.name) <= room else frame.name.partition(" (")[0][:room]
         yield f'<text x="{left + 2:.1f}" y="{top + 12}" fill="#111111" pointer-events="none">{escape(name)}</text>'
     for callee in sorted(frame.callees.values(), key=lambda it: it.name):

@@ -1,9 +1,9 @@
 -- The open loop: requests are due at fixed times, whether or not the earlier ones were answered.
 --     wrk -t N -c N -s open.lua URL -- N MAKER ... RATE WARMUP
 --
--- During a pause of the server a closed loop sends less, and so measures the pause once instead of for every request that
--- was due meanwhile (coordinated omission). Here each latency counts from the moment at which its request was due. A
--- request without a response at the end of the run is not counted.
+-- During a pause of the server a closed loop sends less, and so measures the pause once instead of for every request
+-- that was due meanwhile (coordinated omission). Here each latency counts from the moment at which its request was due.
+-- A request without a response at the end of the run is not counted.
 --
 -- wrk passes a script neither the connection nor the time of a response. So each connection has a thread of its own:
 -- then wrk asks for the next request right after the last response, and a thread may sleep until its request is due,

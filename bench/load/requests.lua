@@ -52,8 +52,8 @@ function makers.put_one(thread, id)
     end
 end
 
--- Read users by Zipf's law: the n-th most popular of `count` users is requested 1/n^exponent times as often as the first.
--- The share `writes` of the requests, from 0 to 1, change the user.
+-- Read users by Zipf's law: the n-th most popular of `count` users is requested 1/n^exponent times as often as the
+-- first. The share `writes` of the requests, from 0 to 1, change the user.
 function makers.mix(thread, first, count, exponent, writes)
     local up_to = ffi.new("double[?]", count)
     local sum = 0

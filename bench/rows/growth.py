@@ -1,4 +1,4 @@
-"""Whether speed depends on the number of users, and whether memory grows with time."""
+"""Check that neither speed depends on the number of users, nor memory on time."""
 
 import base64
 import http.client

@@ -294,19 +294,19 @@ class Checker:
 
     def _why_impossible(self, user: User, row: Row, operation: Operation, write: Operation | None) -> str:
         if write is None:
-            return "nobody wrote that"
+            return "no write has this name"
         if not write.happened:
-            return f"that write was refused ({write.status})"
+            return f"this write was refused ({write.status})"
         if write.invoke > operation.returned:
-            return "that was written only later"
+            return "this write was sent only later"
         if user.version_of[row.name] != row.version:
-            return f"that write was seen as version {user.version_of[row.name]} too: it took effect twice"
+            return f"this write was also seen as version {user.version_of[row.name]}: it took effect twice"
         if user.name_of[row.version] != row.name:
-            return f"another write was seen as that version: {user.name_of[row.version]!r}"
+            return f"another write was seen as this version: {user.name_of[row.version]!r}"
         if row.version > user.possible:
-            return f"so far there can be {user.possible} versions at most"
+            return f"at most {user.possible} versions are possible so far"
         if row.version <= user.before.get(row.name, ABSENT):
-            return f"version {user.before[row.name]} had been reached before that write was invoked"
+            return f"version {user.before[row.name]} had been reached before this write was invoked"
         return ""
 
     # ---- a list ----
