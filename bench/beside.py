@@ -1,4 +1,4 @@
-"""Compare this checkout with another one: `./run bench --beside DIR`.
+"""Compare this checkout with another checkout: `./run bench --beside DIR`.
 
 A change that is not about speed is measured against the commit before it, in one run with alternating rounds.
 """

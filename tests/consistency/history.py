@@ -60,7 +60,7 @@ class Operation(NamedTuple):
 
     @property
     def happened(self) -> bool:
-        """Whether the operation took effect, or may have."""
+        """True unless it is certain that the operation had no effect."""
         return self.outcome != "failed"
 
 

@@ -46,7 +46,7 @@ RETURN_LOAD = replace(SLOW_LOAD, pace=0.2, readers=16)
 class Replacement(NamedTuple):
     file: str
     old: str
-    """Occurs exactly once in the file, after the replacements before this one."""
+    """A text that occurs exactly once in the file, after the replacements that precede this replacement."""
     new: str
 
 

@@ -223,7 +223,7 @@ def main() -> int:
             print(verdict)
             return 1 if verdict.wrong else 0
         if options.mutants is not None:
-            from tests.consistency.mutants import hunt  # that module imports this one
+            from tests.consistency.mutants import hunt  # that module imports this module
 
             return hunt(options.mutants, options.seed, options.out)
         return run(options)
