@@ -1,10 +1,13 @@
-"""Tests, on real servers. Where several processes run them each has a loopback of its own, from before anything of ours
-is imported: which host it is on a process takes from there, and only once (velikiy/coherence/membership.py, HOST)."""
+"""Tests, on real servers.
+
+If several processes run them, each process gets a loopback of its own before it imports any code of the project: a
+process reads only once which host it is on (velikiy/coherence/membership.py, HOST).
+"""
 
 import os
 
-from testkit.isolation import loopback_of_our_own
+from testkit.isolation import enter_network_namespace
 
 if "PYTEST_XDIST_WORKER" in os.environ and "VELIKIY_APART" not in os.environ:
-    os.environ["VELIKIY_APART"] = "yes"  # for those that it starts: they share it, and import this too
-    loopback_of_our_own()
+    os.environ["VELIKIY_APART"] = "yes"  # child processes import this package too, and must stay in the namespace
+    enter_network_namespace()

@@ -49,7 +49,7 @@ def ask_all(connections: list[socket.socket], path: str) -> list[tuple[float, by
     return took
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_after_a_write_256_readers_ask_postgresql_a_handful_of_times_and_none_waits_long(
     stack: Stack, new_user: User
 ) -> None:

@@ -221,7 +221,7 @@ def test_what_is_read_while_a_batch_stands_is_not_kept(
 
 
 class TestTogether:
-    @pytest.mark.alone
+    @pytest.mark.exclusive
     def test_batches_over_the_same_rows_in_any_order_do_not_wait_in_a_circle(
         self, stack: Stack, some: list[int]
     ) -> None:

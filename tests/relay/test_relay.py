@@ -77,7 +77,7 @@ def test_update_insert_and_delete_are_seen_through_every_edge(stack: Stack) -> N
     seen(stack, 902, None)
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_single_rows_are_seen_within_100_ms(stack: Stack) -> None:
     """The 99th percentile, as promised; with a margin for what else runs on this machine."""
     took = []

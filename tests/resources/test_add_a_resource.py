@@ -143,7 +143,7 @@ def test_its_commands_are_there(stack: Stack) -> None:
     wait_until(lambda: requests.get(f"{stack.edge}/products/count", timeout=5).json() == {"count": 0})
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_every_read_of_it_is_explained_by_the_writes(stack: Stack) -> None:
     load = Load(tuple(stack.edges), seed=1, path="/products", fields=lambda name: {"price": len(name), "stock": 1})
     soak = Soak(load)
