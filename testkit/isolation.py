@@ -1,4 +1,4 @@
-"""What keeps tests apart that two processes run at the same time."""
+"""Isolate tests that two processes run at the same time."""
 
 import ctypes
 import fcntl
@@ -14,28 +14,35 @@ SIOCSIFFLAGS = 0x8914
 IFF_UP_AND_RUNNING = 0x41
 
 
-def loopback_of_our_own() -> None:
-    """For this process and those that it starts, where we are root: a network namespace. Ports that are free here stay
-    free until we take them, whatever other tests start, stop and kill at the same time."""
+def enter_network_namespace() -> None:
+    """Move this process and its children into a network namespace with a loopback of its own, if root runs it.
+
+    A port that is free there stays free until this process takes it, whatever servers other tests start, stop and kill
+    at the same time.
+    """
     if os.geteuid() != 0 or ctypes.CDLL(None).unshare(CLONE_NEWNET) != 0:
         return
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh", b"lo", IFF_UP_AND_RUNNING))
 
 
-DOOR, ROOM = Path(__file__), Path(__file__).with_name("stack.py")
-"""Any two files will do, and these need not be cleaned up."""
+ENTRANCE_LOCK, RUN_LOCK = Path(__file__), Path(__file__).with_name("stack.py")
+"""Two files to lock. Any two files will do, and these need no cleanup."""
 
 
 @contextmanager
-def turn(*, alone: bool) -> Iterator[None]:
-    """Other processes run tests meanwhile, unless this one is to be `alone`: it waits for theirs to end, and they for
-    it. Through a door: with one lock those that share it would follow each other, and never let it in."""
-    with DOOR.open() as door, ROOM.open() as room:
-        fcntl.flock(door, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        fcntl.flock(door, fcntl.LOCK_UN)
+def slot_for_test(*, exclusive: bool) -> Iterator[None]:
+    """Wait until this process may run a test.
+
+    Tests of several processes run at the same time, but an exclusive test runs when no other test does. Each process
+    waits for RUN_LOCK while it holds ENTRANCE_LOCK: with RUN_LOCK only, processes that share it could follow each other
+    for ever and never let the exclusive test in.
+    """
+    with ENTRANCE_LOCK.open() as entrance, RUN_LOCK.open() as slot:
+        fcntl.flock(entrance, fcntl.LOCK_EX)
+        fcntl.flock(slot, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        fcntl.flock(entrance, fcntl.LOCK_UN)
         try:
             yield
         finally:
-            fcntl.flock(room, fcntl.LOCK_UN)  # processes that were forked meanwhile would keep it open
+            fcntl.flock(slot, fcntl.LOCK_UN)  # a process that was forked meanwhile would keep the lock

@@ -1,4 +1,4 @@
-"""What tests do to this machine, and undo: full disks, ports in use."""
+"""Change this machine for a test, and undo the change: full disks, ports in use."""
 
 import os
 import socket
@@ -10,24 +10,24 @@ from pathlib import Path
 
 import pytest
 
-from testkit.stack import folder
+from testkit.stack import folder as temporary_folder
 
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="only root can do this")
 
 
 @contextmanager
-def listening(port: int) -> Iterator[None]:
+def port_in_use(port: int) -> Iterator[None]:
     with closing(socket.create_server(("127.0.0.1", port))):
         yield
 
 
 @dataclass
 class Disk:
-    place: Path
+    folder: Path
 
     @contextmanager
-    def full(self) -> Iterator[None]:
-        filler = self.place / "filler"
+    def filled(self) -> Iterator[None]:
+        filler = self.folder / "filler"
         with filler.open("wb", buffering=0) as stream, suppress(OSError):
             while True:
                 stream.write(b"\0" * 1_000_000)
@@ -39,10 +39,10 @@ class Disk:
 
 @contextmanager
 def small_disk(megabytes: int) -> Iterator[Disk]:
-    with folder() as place:
+    with temporary_folder() as folder:
         options = f"size={megabytes}m,mode=755"
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(folder)], check=True)
         try:
-            yield Disk(place)
+            yield Disk(folder)
         finally:
-            subprocess.run(["umount", "--lazy", str(place)], check=True)
+            subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -1,4 +1,4 @@
-"""A stack for tests: started by `./run` as a person would, on ports and in a folder of its own."""
+"""Start stacks for tests with `./run`, as a person would, on free ports and in temporary folders."""
 
 import json
 import os
@@ -21,41 +21,52 @@ from velikiy.stack.supervisor import Supervisor
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
 
-QUIET = ("DATABASE_URL", "REDIS_URL", "PORT", "BIND", "EDGES", "APPS", "DATA", "EDGE_TTL", "REDIS_TTL", "SECRETS_DIR")
-"""Settings of the person who runs the tests; they are not to reach the stacks under test."""
+PERSONAL_SETTINGS = (
+    "DATABASE_URL",
+    "REDIS_URL",
+    "PORT",
+    "BIND",
+    "EDGES",
+    "APPS",
+    "DATA",
+    "EDGE_TTL",
+    "REDIS_TTL",
+    "SECRETS_DIR",
+)
+"""Settings of the person who runs the tests. They must not reach the stacks under test."""
 
 
 def wait_until(condition: Callable[[], T], *, within: float = 20, every: float = 0.05, what: str = "") -> T:
-    """The condition's first true value.
+    """Return the first true value of the condition.
 
     Raises:
-        AssertionError: it did not become true in time.
+        AssertionError: The condition did not become true in time.
     """
-    until = time.monotonic() + within
+    deadline = time.monotonic() + within
     while not (value := condition()):
-        assert time.monotonic() < until, f"not within {within} s: {what or condition}"
+        assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
         time.sleep(every)
     return value
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """`./run ...`, as a person would type it."""
+    """Run `./run ...` as a person would type it."""
     return run_in(ROOT, *arguments, **environment)
 
 
 def refused(*arguments: str, **environment: str) -> str:
-    """The one sentence in which `./run` says why not."""
-    answer = run(*arguments, **environment)
-    assert answer.returncode == 1, (answer.stdout, answer.stderr)
-    assert "Traceback" not in answer.stderr
-    assert answer.stdout == ""
-    said = answer.stderr.strip()
-    assert said.startswith("./run: ")
-    return said
+    """Return the message with which `./run` refuses the command."""
+    completed = run(*arguments, **environment)
+    assert completed.returncode == 1, (completed.stdout, completed.stderr)
+    assert "Traceback" not in completed.stderr
+    assert completed.stdout == ""
+    message = completed.stderr.strip()
+    assert message.startswith("./run: ")
+    return message
 
 
 def run_in(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The same, in another checkout."""
+    """Run `./run ...` in another checkout."""
     return subprocess.run(
         [str(root / "run"), *arguments],
         env=clean_environment(**environment),
@@ -68,12 +79,15 @@ def run_in(root: Path, *arguments: str, **environment: str) -> subprocess.Comple
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in QUIET and name != "PYTHONPATH"}
-    return {**kept, **more}
+    """Return this process' environment without personal settings, and with the given variables."""
+    passed_on = {
+        name: value for name, value in os.environ.items() if name not in PERSONAL_SETTINGS and name != "PYTHONPATH"
+    }
+    return {**passed_on, **more}
 
 
 def free_ports(count: int) -> int:
-    """The first of so many free ports in a row, below those that Linux gives to clients."""
+    """Return the first of several free ports in a row, below the range from which Linux gives ports to clients."""
     for first in range(30_000 + os.getpid() % 500 * 4, 32_700, count):
         if all(is_free("127.0.0.1", first + n) for n in range(count)):
             return first
@@ -82,7 +96,7 @@ def free_ports(count: int) -> int:
 
 @contextmanager
 def folder() -> Iterator[Path]:
-    """One that the services' user can enter, unlike pytest's own."""
+    """Create a temporary folder that the services' user can enter, unlike pytest's own."""
     path = Path(tempfile.mkdtemp(prefix="velikiy-test-", dir="/tmp"))
     path.chmod(0o755)
     try:
@@ -119,7 +133,7 @@ class Stack:
 
     @property
     def port(self) -> str:
-        """Of the first edge."""
+        """The port of the first edge."""
         return self.edge.rpartition(":")[2]
 
     @property
@@ -129,7 +143,7 @@ class Stack:
         return Supervisor(plan)
 
     def pids(self) -> dict[str, int]:
-        """Of the processes that run, by name; those of the masters."""
+        """Return the pid of each running process by its name. A process with children is listed as its master."""
         return {p["name"]: p["pid"] for p in self.supervisor.processes() if p["statename"] == "RUNNING"}
 
     def log(self, name: str) -> str:
@@ -148,7 +162,7 @@ class Stack:
 
 
 def children_of(master: int) -> dict[int, str]:
-    """Its processes and their command lines; of one that ends in between, nothing."""
+    """Return the pid and the command line of each child of the process. A child that ends meanwhile is left out."""
     children = {}
     for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split():
         with suppress(FileNotFoundError, ProcessLookupError):
@@ -157,7 +171,7 @@ def children_of(master: int) -> dict[int, str]:
 
 
 def status_of(url: str) -> int:
-    """0 where nobody answers."""
+    """Return the status of the response, or 0 if no server responds."""
     try:
         return requests.get(url, timeout=5).status_code
     except requests.RequestException:
@@ -166,10 +180,16 @@ def status_of(url: str) -> int:
 
 @contextmanager
 def running(*options: str, data: Path | None = None, root: Path = ROOT, **environment: str) -> Iterator[Stack]:
-    """A stack that is stopped and deleted at the end; without a port among the options it gets free ones. `root`: the
-    checkout that it is started from."""
-    with folder() as place:
-        data = data or place / "data"
+    """Start a stack, and stop and delete it at the end.
+
+    Args:
+        options: Options of `./run up`. Without `--port` the stack gets free ports.
+        data: The data folder, or None for a temporary folder.
+        root: The checkout that starts the stack.
+        environment: Settings of the stack.
+    """
+    with folder() as temporary:
+        data = data or temporary / "data"
         if "--port" not in options:
             options = ("--port", str(free_ports(4)), *options)
         try:
@@ -181,5 +201,5 @@ def running(*options: str, data: Path | None = None, root: Path = ROOT, **enviro
 
 
 def start(stack: Stack, *options: str) -> subprocess.CompletedProcess[str]:
-    """Again, and at its old address."""
+    """Start the stack again, at its old address."""
     return run_in(stack.root, "up", "--detach", "--data", str(stack.data), "--port", stack.port, *options)

@@ -6,9 +6,9 @@ of `velikiy` is imported, because such a module determines its host once, at imp
 
 import os
 
-from testkit.isolation import loopback_of_our_own
+from testkit.isolation import enter_network_namespace
 
 if "PYTEST_XDIST_WORKER" in os.environ and "VELIKIY_APART" not in os.environ:
     # A process that a test starts imports this module as well, and shares the namespace of its parent.
     os.environ["VELIKIY_APART"] = "yes"
-    loopback_of_our_own()
+    enter_network_namespace()

@@ -4,14 +4,14 @@ from itertools import count
 import pytest
 import requests
 
-from testkit.isolation import turn
+from testkit.isolation import slot_for_test
 from testkit.stack import Stack, run, running
 from velikiy.postgres import Database
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    with turn(alone=item.get_closest_marker("alone") is not None):
+    with slot_for_test(exclusive=item.get_closest_marker("exclusive") is not None):
         return (yield)
 
 

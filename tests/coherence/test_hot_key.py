@@ -48,7 +48,7 @@ def get_all(connections: list[socket.socket], path: str) -> list[tuple[float, by
     return responses
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_256_readers_of_a_row_under_write_cause_few_loads_from_postgresql_and_wait_briefly(
     stack: Stack, new_user: User
 ) -> None:

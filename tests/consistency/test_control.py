@@ -11,7 +11,7 @@ from tests.consistency.faults import Faults
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.exclusive
 
 UNREACHABLE_REDIS = "redis://127.0.0.1:1/0"
 

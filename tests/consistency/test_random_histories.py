@@ -9,7 +9,7 @@ from tests.consistency.faults import Faults
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak, progress
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.exclusive
 
 SEED = 1
 
@@ -47,3 +47,9 @@ def test_random_reads_are_explained_while_processes_are_killed_or_stopped(stack:
 
 def test_random_reads_are_explained_while_sql_bypasses_the_app(stack: Stack) -> None:
     assert_promise_holds(Load(tuple(stack.edges), seed=SEED, database=stack.postgres), 8)
+
+
+@pytest.mark.plain_worker
+def test_random_reads_are_explained_with_the_plain_worker() -> None:
+    with running("--edges", "2", APP_WORKER_CLASS="gthread") as stack:
+        assert_promise_holds(Load(tuple(stack.edges), seed=SEED, shared=True, users=2), 8)

@@ -228,7 +228,7 @@ def test_read_while_a_batch_is_in_flight_is_cached_nowhere(
 
 
 class TestConcurrency:
-    @pytest.mark.alone
+    @pytest.mark.exclusive
     def test_concurrent_batches_of_the_same_rows_in_opposite_orders_all_succeed(
         self, stack: Stack, user_ids: list[int]
     ) -> None:

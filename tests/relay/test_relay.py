@@ -80,7 +80,7 @@ def test_insert_update_and_delete_by_sql_are_seen_through_every_edge(stack: Stac
     expect_name(stack, 902, None)
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_update_of_one_row_by_sql_is_seen_within_100_ms(stack: Stack) -> None:
     """The promise is the 99th percentile. The test asserts the 90th, because other programs run on this machine."""
     durations = []

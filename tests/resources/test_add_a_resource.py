@@ -144,7 +144,7 @@ def test_added_resource_has_commands(stack: Stack) -> None:
     wait_until(lambda: requests.get(f"{stack.edge}/products/count", timeout=5).json() == {"count": 0})
 
 
-@pytest.mark.alone
+@pytest.mark.exclusive
 def test_soak_of_an_added_resource_finds_no_wrong_read(stack: Stack) -> None:
     load = Load(tuple(stack.edges), seed=1, path="/products", fields=lambda name: {"price": len(name), "stock": 1})
     soak = Soak(load)

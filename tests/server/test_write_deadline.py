@@ -22,10 +22,11 @@ from velikiy.coherence.deadline import CLOCK, parse
 from velikiy.coherence.timing import now
 
 
-@pytest.fixture(scope="module")
-def slow() -> Iterator[Stack]:
-    """Two apps of one worker each. DATABASE_TIMEOUT makes the edge wait for a write as briefly as it ever does: 9 s."""
-    with running("--apps", "2", "--edges", "2", DATABASE_TIMEOUT="0.9", APP_WORKERS="1") as stack:
+@pytest.fixture(scope="module", params=["epoll", pytest.param("gthread", marks=pytest.mark.plain_worker)])
+def slow(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    """Start two apps of one worker each. This DATABASE_TIMEOUT gives the edge its shortest wait for a write: 9 s."""
+    settings = {"DATABASE_TIMEOUT": "0.9", "APP_WORKERS": "1", "APP_WORKER_CLASS": request.param}
+    with running("--apps", "2", "--edges", "2", **settings) as stack:
         yield stack
 
 
@@ -40,7 +41,7 @@ def stopped_worker(stack: Stack, name: str) -> Iterator[None]:
 
 
 def puts(stack: Stack, app: str) -> int:
-    """How many PUTs this app has answered, or discarded because the edge had hung up."""
+    """Return the number of PUTs that this app has answered, or discarded because the edge had hung up."""
     return stack.log(app).count('"method":"PUT"') + stack.log(app).count("write.abandoned")
 
 
@@ -48,32 +49,35 @@ def name_of(url: str) -> str:
     return str(requests.get(url, timeout=5).json()["name"])
 
 
-def test_write_that_waits_in_a_stopped_worker_is_not_carried_out_over_a_newer_one(slow: Stack) -> None:
+def test_write_that_waits_in_a_stopped_worker_does_not_overwrite_a_newer_write(slow: Stack) -> None:
     url = f"{slow.edge}/users/1"
     before = puts(slow, "app1")
     with ThreadPoolExecutor(4) as pool:
         with stopped_worker(slow, "app1"):
-            # Edges send requests to their apps in turn, so some of these wait in the worker that is stopped.
+            # An edge takes its apps in turn, so some of these requests wait in the stopped worker.
             late = list(
                 pool.map(lambda n: requests.put(url, json={"name": f"Late {n}"}, timeout=20).status_code, range(4))
             )
             assert 504 in late
             assert requests.put(url, json={"name": "Newer"}, timeout=20).status_code == 200
-        wait_until(lambda: puts(slow, "app1") == before + late.count(504), what="it has gone on with what waited")
+        wait_until(
+            lambda: puts(slow, "app1") == before + late.count(504),
+            what="the worker has finished the writes that waited",
+        )
     for base in (*slow.edges, *slow.apps):
         assert name_of(f"{base}/users/1") == "Newer"
 
 
-def test_app_that_shares_no_clock_with_the_edge_counts_from_the_arrival_of_the_request(slow: Stack) -> None:
+def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_of_the_request(slow: Stack) -> None:
     def put(left_ms: int) -> tuple[int, str]:
         header = b"Content-Type: application/json\r\nWrite-Deadline: elsewhere 1 %d\r\n" % left_ms
-        answer = ask(slow.app, "PUT", "/users/2", header, b'{"name": "Elsewhere %d"}' % left_ms)
-        return answer.status, answer.body.decode()
+        response = ask(slow.app, "PUT", "/users/2", header, b'{"name": "Elsewhere %d"}' % left_ms)
+        return response.status, response.body.decode()
 
     with ThreadPoolExecutor(2) as pool:
         with stopped_worker(slow, "app1"):
             hasty, patient = pool.submit(put, 1000), pool.submit(put, 60_000)
-            time.sleep(1.5)  # longer than the one waits, and less than the other
+            time.sleep(1.5)  # longer than the first deadline, and shorter than the second
         assert patient.result()[0] == 200
         status, body = hasty.result()
     assert status == 503
@@ -123,15 +127,15 @@ def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> Non
 @pytest.mark.parametrize(
     "header", ["", "x", "x 1", "x 1 2 3", "x -1 1", "x 1 1e9", f"{CLOCK} {'9' * 30} 1", "ü 1 1", "x 1 \uff11"]
 )
-def test_what_is_no_deadline_is_none(header: str) -> None:
+def test_malformed_deadline_is_ignored(header: str) -> None:
     assert parse(header, None) is None
 
 
-def test_deadline_on_the_same_clock_is_taken_as_it_is() -> None:
+def test_deadline_on_the_same_clock_is_used_unchanged() -> None:
     assert parse(f"{CLOCK} 12345 999999", None) == 12.345
 
 
-def test_time_that_a_request_has_waited_in_the_kernel_counts() -> None:
+def test_time_that_a_request_waits_in_the_kernel_counts_towards_its_deadline() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
         client.sendall(b"PUT")
         time.sleep(0.5)

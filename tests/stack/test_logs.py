@@ -1,4 +1,4 @@
-"""Logs: JSON, joined by the request's id, and without anybody's data."""
+"""Logs: JSON, joined by the id of the request, and without personal data."""
 
 import json
 import re
@@ -11,9 +11,9 @@ from testkit.stack import Stack, wait_until
 NAME, EMAIL = "Rumpelstilzchen", "rumpel.stilzchen@example.com"
 
 
-def test_a_request_is_found_in_both_logs_by_its_id(stack: Stack) -> None:
-    answer = requests.get(f"{stack.edge}/users?limit=7", timeout=5)
-    request_id = answer.headers["X-Request-Id"]
+def test_request_is_found_in_the_logs_of_edge_and_app_by_its_id(stack: Stack) -> None:
+    response = requests.get(f"{stack.edge}/users?limit=7", timeout=5)
+    request_id = response.headers["X-Request-Id"]
 
     def found(prefix: str) -> list[dict[str, object]]:
         lines = [line for log in stack.data.glob(f"logs/{prefix}*.log") for line in log.read_text().splitlines()]
@@ -25,14 +25,14 @@ def test_a_request_is_found_in_both_logs_by_its_id(stack: Stack) -> None:
     assert (app["event"], app["route"], app["status"]) == ("request", "/users", 200)
 
 
-def test_every_line_of_an_app_is_json(stack: Stack) -> None:
+def test_every_log_line_of_an_app_is_json(stack: Stack) -> None:
     requests.get(f"{stack.app}/users", timeout=5)
     lines = wait_until(lambda: stack.log("app1").splitlines())
     for line in lines:
         assert "time" in json.loads(line), line
 
 
-def test_nobodys_data_is_in_any_log(stack: Stack) -> None:
+def test_no_log_contains_personal_data(stack: Stack) -> None:
     body = {"name": NAME, "email": EMAIL}
     created = requests.post(f"{stack.edge}/users", json=body, timeout=5)
     try:
@@ -57,7 +57,7 @@ def test_nobodys_data_is_in_any_log(stack: Stack) -> None:
             assert secret not in text, f"{log.name}: {re.findall(f'.*{secret}.*', text)}"
 
 
-def test_no_password_is_in_any_log(stack: Stack) -> None:
+def test_no_log_contains_a_password(stack: Stack) -> None:
     passwords = [file.read_text().strip() for file in stack.data.glob("secrets/*_password")]
     assert len(passwords) == 3
     for log in (stack.data / "logs").iterdir():

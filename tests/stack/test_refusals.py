@@ -1,89 +1,89 @@
-"""`./run` says why not, in one sentence, and leaves everything as it was."""
+"""`./run` refuses a command with one message, and changes nothing."""
 
 import subprocess
 
 import pytest
 
-from testkit.machine import listening, root_only, small_disk
+from testkit.machine import port_in_use, root_only, small_disk
 from testkit.stack import ROOT, Stack, folder, free_ports, refused, run, running, start
 from velikiy.stack.reaper import leftovers
 
 
-def test_a_port_in_use() -> None:
+def test_start_on_a_port_in_use_is_refused_and_can_be_repeated() -> None:
     port = free_ports(2)
-    with folder() as place:
-        with listening(port + 1):
-            said = refused("up", "--detach", "--data", str(place / "data"), "--port", str(port), "--edges", "2")
-        assert f"Port {port + 1} on 127.0.0.1 is in use" in said
-        # And it does not stand in the way of the next start.
-        with running("--port", str(port), "--edges", "2", data=place / "data") as stack:
+    with folder() as temporary:
+        with port_in_use(port + 1):
+            message = refused("up", "--detach", "--data", str(temporary / "data"), "--port", str(port), "--edges", "2")
+        assert f"Port {port + 1} on 127.0.0.1 is in use" in message
+        # The refused start does not prevent the next start.
+        with running("--port", str(port), "--edges", "2", data=temporary / "data") as stack:
             assert stack.healthy()
 
 
-def test_an_address_that_this_machine_does_not_have() -> None:
-    with folder() as place:
-        assert "no address" in refused("up", "--detach", "--data", str(place / "data"), "--bind", "203.0.113.7")
+def test_start_on_an_address_of_another_machine_is_refused() -> None:
+    with folder() as temporary:
+        assert "no address" in refused("up", "--detach", "--data", str(temporary / "data"), "--bind", "203.0.113.7")
 
 
-def test_a_folder_with_something_else_in_it() -> None:
-    with folder() as place:
-        (place / "thesis.txt").write_text("mine")
-        assert "contains other files" in refused("up", "--detach", "--data", str(place))
-        assert [entry.name for entry in place.iterdir()] == ["thesis.txt"]
+def test_start_in_a_folder_with_other_files_is_refused() -> None:
+    with folder() as temporary:
+        (temporary / "thesis.txt").write_text("mine")
+        assert "contains other files" in refused("up", "--detach", "--data", str(temporary))
+        assert [entry.name for entry in temporary.iterdir()] == ["thesis.txt"]
 
 
 @root_only
-def test_a_folder_that_the_services_cannot_enter() -> None:
-    with folder() as place:
-        (place / "closed").mkdir(mode=0o700)
-        assert "may not enter" in refused("up", "--detach", "--data", str(place / "closed" / "data"))
+def test_start_in_a_folder_that_the_services_cannot_enter_is_refused() -> None:
+    with folder() as temporary:
+        (temporary / "closed").mkdir(mode=0o700)
+        assert "may not enter" in refused("up", "--detach", "--data", str(temporary / "closed" / "data"))
 
 
-def test_a_database_server_that_is_not_there() -> None:
+def test_start_with_an_unreachable_database_is_refused_and_leaves_no_process() -> None:
     # Nothing listens on port 1.
-    with folder() as place:
+    with folder() as temporary:
         nowhere = "postgresql://me@127.0.0.1:1/nothing"
-        answer = run(
-            "up", "--detach", "--data", str(place / "data"), "--port", str(free_ports(1)), DATABASE_URL=nowhere
+        completed = run(
+            "up", "--detach", "--data", str(temporary / "data"), "--port", str(free_ports(1)), DATABASE_URL=nowhere
         )
-        assert answer.returncode == 1
-        assert "DATABASE_URL" in answer.stderr.strip().splitlines()[-1]
-        assert leftovers(place / "data") == []
+        assert completed.returncode == 1
+        assert "DATABASE_URL" in completed.stderr.strip().splitlines()[-1]
+        assert leftovers(temporary / "data") == []
 
 
-def test_data_of_another_postgresql_stays_untouched(stopped_stack: Stack) -> None:
+def test_data_of_another_postgresql_version_is_refused_and_untouched(stopped_stack: Stack) -> None:
     version = stopped_stack.data / "postgres" / "PG_VERSION"
-    ours = version.read_text()
+    own_version = version.read_text()
     version.write_text("12\n")
     contents = {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")}
     assert "made by PostgreSQL 12" in refused(
         "up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port
     )
     assert {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")} == contents
-    version.write_text(ours)
+    version.write_text(own_version)
     assert start(stopped_stack).returncode == 0
 
 
-def test_a_broken_description_is_named_and_can_be_deleted(stopped_stack: Stack) -> None:
+def test_damaged_stack_json_is_refused_by_name_and_can_be_deleted(stopped_stack: Stack) -> None:
     description = stopped_stack.data / "stack.json"
     description.write_text("")
-    said = refused("up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port)
-    assert f"{description} cannot be read" in said
+    message = refused("up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port)
+    assert f"{description} cannot be read" in message
     description.unlink()
     assert start(stopped_stack).returncode == 0
 
 
 @root_only
-def test_a_full_disk() -> None:
+def test_start_on_a_full_disk_is_refused_and_creates_nothing() -> None:
     with small_disk(60) as disk:
-        said = refused("up", "--detach", "--data", str(disk.place / "data"), "--port", str(free_ports(1)))
-        assert "MB left" in said
-        assert list(disk.place.iterdir()) == []
+        message = refused("up", "--detach", "--data", str(disk.folder / "data"), "--port", str(free_ports(1)))
+        assert "MB left" in message
+        assert list(disk.folder.iterdir()) == []
 
 
 @root_only
 @pytest.mark.parametrize(
-    ("release", "fits"),
+    ("release", "is_supported"),
     [
         ('ID=debian\nVERSION_ID="11"', False),
         ('ID=ubuntu\nVERSION_ID="22.04"', False),
@@ -94,17 +94,19 @@ def test_a_full_disk() -> None:
         ("ID=debian\nVERSION_CODENAME=forky", True),
     ],
 )
-def test_another_system_is_told_to_use_docker(release: str, fits: bool) -> None:
-    with folder() as place:
-        (place / "os-release").write_text(release + "\n")
-        # `packages` gets as far as the check and finds nothing to do.
-        script = f"mount --bind {place}/os-release $(readlink -f /etc/os-release) && {ROOT}/run packages"
-        answer = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
-    assert answer.returncode == (0 if fits else 1)
-    assert ("docker compose up" in answer.stderr) is not fits
+def test_unsupported_system_is_refused_with_a_hint_to_docker(release: str, is_supported: bool) -> None:
+    with folder() as temporary:
+        (temporary / "os-release").write_text(release + "\n")
+        # `packages` runs the check, and finds nothing to install.
+        script = f"mount --bind {temporary}/os-release $(readlink -f /etc/os-release) && {ROOT}/run packages"
+        completed = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False
+        )
+    assert completed.returncode == (0 if is_supported else 1)
+    assert ("docker compose up" in completed.stderr) is not is_supported
 
 
-def test_an_unknown_command_or_option() -> None:
+def test_unknown_commands_and_options_are_refused() -> None:
     assert run("fly").returncode == 1
     assert "there is no command 'fly'" in run("fly").stderr
     assert run("up", "--fast").returncode == 2
@@ -112,6 +114,6 @@ def test_an_unknown_command_or_option() -> None:
     assert run("--help").returncode == 0
 
 
-def test_a_name_that_has_no_log_gets_those_that_have(stack: Stack) -> None:
-    said = refused("logs", "mysql", "--data", str(stack.data))
-    assert "app1, app2, edge1, edge2, postgres, redis" in said
+def test_logs_of_an_unknown_name_are_refused_with_the_known_names(stack: Stack) -> None:
+    message = refused("logs", "mysql", "--data", str(stack.data))
+    assert "app1, app2, edge1, edge2, postgres, redis" in message

@@ -1,4 +1,4 @@
-"""`./run`: starting, looking, stopping."""
+"""`./run`: start a stack, show it, stop it."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ from velikiy.stack.start import is_ready
 
 
 def cpus_of(pid: int) -> set[int]:
-    """That its threads may use; of one that ends in between, none."""
+    """Return the CPUs that the threads of the process may use. A process that ends meanwhile has none."""
     cpus: set[int] = set()
     with suppress(FileNotFoundError, ProcessLookupError):
         for thread in Path(f"/proc/{pid}/task").iterdir():
@@ -46,7 +46,7 @@ def cpus_of(pid: int) -> set[int]:
 
 
 class TestStarting:
-    def test_a_new_stack_beside_another_has_three_users_of_its_own_and_gives_the_next_one_id_4(
+    def test_new_stack_beside_another_has_three_users_of_its_own_and_gives_the_next_user_id_4(
         self, stack: Stack
     ) -> None:
         with running() as new:
@@ -57,10 +57,10 @@ class TestStarting:
             assert created.json() == {"id": 4, "message": "Created"}
             assert "only.here" not in requests.get(f"{stack.app}/users", timeout=5).text
 
-    def test_status_describes_it_for_programs(self, stack: Stack) -> None:
-        answer = run("status", "--json", "--data", str(stack.data))
-        assert answer.returncode == 0
-        state = json.loads(answer.stdout)
+    def test_status_describes_a_running_stack_as_json(self, stack: Stack) -> None:
+        completed = run("status", "--json", "--data", str(stack.data))
+        assert completed.returncode == 0
+        state = json.loads(completed.stdout)
         assert state["ready"] is True
         assert len(state["edges"]) == len(state["apps"]) == 2
         assert state["data"] == str(stack.data)
@@ -74,7 +74,7 @@ class TestStarting:
         for url in (*state["edges"], *state["apps"]):
             assert status_of(f"{url}/health") == 200
 
-    def test_starting_it_again_changes_nothing_and_says_so(self, stack: Stack) -> None:
+    def test_start_of_a_running_stack_changes_nothing_and_reports_that(self, stack: Stack) -> None:
         before = stack.pids()
         again = run("up", "--detach", "--data", str(stack.data))
         assert again.returncode == 0
@@ -82,19 +82,19 @@ class TestStarting:
         assert stack.edge in again.stderr
         assert stack.pids() == before
 
-    def test_a_running_stack_takes_on_other_settings_and_keeps_its_data(self) -> None:
+    def test_running_stack_restarts_with_new_settings_and_keeps_its_data(self) -> None:
         with running() as stack:
-            place = requests.post(f"{stack.edge}/users", json={"name": "K", "email": "k@example.com"}, timeout=5)
+            created = requests.post(f"{stack.edge}/users", json={"name": "K", "email": "k@example.com"}, timeout=5)
             changed = run("up", "--detach", "--edges", "2", "--data", str(stack.data), EDGE_TTL="7")
             assert changed.returncode == 0, changed.stderr
             before = stack.edge
             stack.refresh()
             assert len(stack.edges) == 2
             assert stack.edge == before
-            answer = requests.get(stack.edges[1] + place.headers["Location"], timeout=5)
-            assert answer.json()["name"] == "K"
+            user = requests.get(stack.edges[1] + created.headers["Location"], timeout=5).json()
+            assert user["name"] == "K"
 
-    def test_servers_of_ones_own_are_used_and_none_are_started(self, stack: Stack) -> None:
+    def test_stack_uses_given_servers_and_starts_none_of_its_own(self, stack: Stack) -> None:
         from testkit.databases import create_database, drop_database
 
         name, address = create_database(stack)
@@ -108,16 +108,16 @@ class TestStarting:
         finally:
             drop_database(stack, name)
 
-    def test_the_app_restarts_when_its_code_changes(self) -> None:
-        with folder() as place:
-            checkout = place / "checkout"
+    def test_reload_restarts_the_app_when_its_code_changes(self) -> None:
+        with folder() as temporary:
+            checkout = temporary / "checkout"
             shutil.copytree(ROOT, checkout, ignore=shutil.ignore_patterns(".git", "*_cache", "__pycache__"))
-            command = [str(checkout / "run"), "up", "--detach", "--reload", "--data", str(place / "data")]
+            command = [str(checkout / "run"), "up", "--detach", "--reload", "--data", str(temporary / "data")]
             subprocess.run(
                 [*command, "--port", str(free_ports(1))], env=clean_environment(), check=True, capture_output=True
             )
             try:
-                stack = Stack(place / "data")
+                stack = Stack(temporary / "data")
                 assert requests.get(f"{stack.app}/livez", timeout=5).json() == {"status": "alive"}
                 health = checkout / "velikiy" / "http" / "health.py"
                 health.write_text(health.read_text().replace('"alive"', '"changed"'))
@@ -128,26 +128,26 @@ class TestStarting:
                     )
                 )
             finally:
-                run("down", "--wipe", "--data", str(place / "data"))
+                run("down", "--wipe", "--data", str(temporary / "data"))
 
-    def test_what_an_app_imports_was_compiled_before_it_starts(self, stack: Stack) -> None:
+    def test_all_modules_of_an_app_are_compiled_before_it_starts(self, stack: Stack) -> None:
         app = Path(f"/proc/{stack.pids()['app1']}")
         python, *_ = (app / "cmdline").read_text().split("\0")
         environment = dict(pair.split("=", 1) for pair in (app / "environ").read_text().split("\0") if pair)
-        told = subprocess.run(
+        trace = subprocess.run(
             [python, "-v", "-P", "-c", "import flask, velikiy.http.routes, velikiy.coherence"],
             env=environment,
-            user=app.stat().st_uid,  # root's services can read our cache, and write nothing there
+            user=app.stat().st_uid,  # this account can read the cache, and cannot write there
             capture_output=True,
             text=True,
             check=True,
         ).stderr
-        sources = re.findall(r"^# code object from '?(/.*?\.pyc?)'?$", told, re.MULTILINE)
+        sources = re.findall(r"^# code object from '?(/.*?\.pyc?)'?$", trace, re.MULTILINE)
         assert any("/velikiy/coherence/" in source for source in sources)
         assert any("/pydantic/" in source for source in sources)
         assert [source for source in sources if source.endswith(".py")] == []
 
-    def test_what_former_versions_left_is_removed_unless_somebody_uses_it(self) -> None:
+    def test_code_and_environments_of_former_versions_are_removed_if_unused(self) -> None:
         with folder() as cache:
             left = ["code-unused", "venv-unused", "venv-half.gone", "code-running", "venv-lately", "others"]
             for name in left:
@@ -157,9 +157,9 @@ class TestStarting:
                     os.utime(cache / name, (long_ago, long_ago))
             service = subprocess.Popen(["sh", "-c", "read end", f"{cache}/code-running/velikiy"], stdin=subprocess.PIPE)
             try:
-                ours = clean_environment(PYTHONPATH=str(ROOT), VELIKIY_CACHE=str(cache))
-                look = [sys.executable, "-P", "-m", "velikiy.stack", "status", "--data", str(cache / "data")]
-                subprocess.run(look, env=ours, capture_output=True, check=False)
+                environment = clean_environment(PYTHONPATH=str(ROOT), VELIKIY_CACHE=str(cache))
+                status = [sys.executable, "-P", "-m", "velikiy.stack", "status", "--data", str(cache / "data")]
+                subprocess.run(status, env=environment, capture_output=True, check=False)
             finally:
                 service.kill()
                 service.communicate()
@@ -168,7 +168,7 @@ class TestStarting:
             assert {entry.name for entry in cache.iterdir()} - {copied} == {"code-running", "venv-lately", "others"}
 
     @root_only
-    def test_everything_runs_unprivileged(self, stack: Stack) -> None:
+    def test_no_process_of_a_stack_has_privileges(self, stack: Stack) -> None:
         account = pwd.getpwnam("velikiy")
         processes = leftovers(stack.data)
         assert len(processes) >= 10
@@ -178,29 +178,31 @@ class TestStarting:
             assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE)
             assert re.search(r"^NoNewPrivs:\s+1$", status, re.MULTILINE)
 
-    def test_an_app_takes_as_many_connections_as_writes_may_wait(self, stack: Stack) -> None:
-        """And raises the limit of descriptors for it, which most systems set to 1024 at first."""
+    def test_app_raises_its_limit_of_descriptors_so_that_queued_writes_keep_their_connections(
+        self, stack: Stack
+    ) -> None:
+        """Most systems have a limit of 1024 at first."""
         for worker in children_of(stack.pids()["app1"]):
             [limit] = re.findall(r"Max open files +(\d+)", Path(f"/proc/{worker}/limits").read_text())
             assert int(limit) >= 4096
 
-    def test_each_process_of_the_apps_stays_on_one_cpu_and_they_share_them_out(self, stack: Stack) -> None:
-        def taken() -> list[list[int]]:
-            """The CPUs that each worker may use: more than one only until it has started."""
+    def test_app_processes_share_the_cpus_and_each_stays_on_one(self, stack: Stack) -> None:
+        def used() -> list[list[int]]:
+            """Return the CPUs that each worker may use. Until a worker has started, it may use all."""
             workers = [worker for app in ("app1", "app2") for worker in children_of(stack.pids()[app])]
             return sorted(sorted(cpus_of(worker)) for worker in workers)
 
-        mine = sorted(os.sched_getaffinity(0))
-        expected = sorted([mine[number % len(mine)]] for number in range(4))
-        wait_until(lambda: taken() == expected)
-        # The one that takes its place takes its CPU.
+        available = sorted(os.sched_getaffinity(0))
+        expected = sorted([available[number % len(available)]] for number in range(4))
+        wait_until(lambda: used() == expected)
+        # A worker that replaces another takes over its CPU.
         killed = next(iter(children_of(stack.pids()["app1"])))
         os.kill(killed, signal.SIGKILL)
         wait_until(lambda: killed not in (now := children_of(stack.pids()["app1"])) and len(now) == 2)
-        wait_until(lambda: taken() == expected)
+        wait_until(lambda: used() == expected)
 
     @root_only
-    def test_a_low_port_gives_its_edge_that_one_capability_and_nobody_else_any(self) -> None:
+    def test_low_port_gives_its_edge_one_capability_and_other_processes_none(self) -> None:
         port = next(number for number in range(600, 1023) if not status_of(f"http://127.0.0.1:{number}/"))
         with running("--port", str(port)) as stack:
             edge = stack.pids()["edge1"]
@@ -209,12 +211,12 @@ class TestStarting:
                 capabilities = int(re.findall(r"^CapEff:\s+(\w+)$", status, re.MULTILINE)[0], 16)
                 assert capabilities == (1 << 10 if pid == edge else 0), name  # CAP_NET_BIND_SERVICE is number 10
 
-    def test_passwords_are_for_the_services_alone(self, stack: Stack) -> None:
+    def test_passwords_are_readable_only_by_the_services(self, stack: Stack) -> None:
         assert stack.data.joinpath("secrets").stat().st_mode & 0o077 == 0
         for secret in (stack.data / "secrets").iterdir():
             assert secret.stat().st_mode & 0o077 == 0, secret.name
 
-    def test_an_edge_of_another_stack_on_our_port_is_not_taken_for_ours(self, stack: Stack) -> None:
+    def test_edge_of_another_stack_on_the_same_port_is_not_ready(self, stack: Stack) -> None:
         plan = Plan.load(stack.data)
         assert plan is not None
         assert is_ready(plan)
@@ -225,10 +227,10 @@ class Foreground(NamedTuple):
     process: subprocess.Popen[bytes]
     data: Path
     url: str
-    shown: Path
+    stdout: Path
     """The logs."""
-    said: Path
-    """What it says itself."""
+    stderr: Path
+    """The messages of the launcher."""
 
     def is_up(self) -> bool:
         return status_of(f"{self.url}/health") == 200
@@ -236,10 +238,11 @@ class Foreground(NamedTuple):
 
 @pytest.fixture
 def foreground() -> Iterator[Foreground]:
-    """`./run up`, as it was typed just now."""
-    with folder() as place:
-        data, port, shown, said = place / "data", free_ports(1), place / "shown", place / "said"
-        with shown.open("w") as stdout, said.open("w") as stderr:
+    """Run `./run up` in the foreground, and return before it is ready."""
+    with folder() as temporary:
+        data, port = temporary / "data", free_ports(1)
+        out, err = temporary / "stdout", temporary / "stderr"
+        with out.open("w") as stdout, err.open("w") as stderr:
             process = subprocess.Popen(
                 [ROOT / "run", "up", "--data", data, "--port", str(port)],
                 env=clean_environment(),
@@ -248,7 +251,7 @@ def foreground() -> Iterator[Foreground]:
                 stderr=stderr,
             )
         try:
-            yield Foreground(process, data, f"http://127.0.0.1:{port}", shown, said)
+            yield Foreground(process, data, f"http://127.0.0.1:{port}", out, err)
         finally:
             process.kill()
             process.wait()
@@ -256,37 +259,37 @@ def foreground() -> Iterator[Foreground]:
 
 
 class TestInTheForeground:
-    def test_it_shows_the_logs_and_ctrl_c_stops_everything(self, foreground: Foreground) -> None:
+    def test_up_shows_the_logs_and_ctrl_c_stops_all_processes(self, foreground: Foreground) -> None:
         wait_until(foreground.is_up, within=60)
         request_id = requests.get(f"{foreground.url}/health", timeout=5).headers["X-Request-Id"]
-        wait_until(lambda: request_id in foreground.shown.read_text())
+        wait_until(lambda: request_id in foreground.stdout.read_text())
         foreground.process.send_signal(signal.SIGINT)
         assert foreground.process.wait(timeout=60) == 0
         assert leftovers(foreground.data) == []
         assert not foreground.is_up()
 
-    def test_down_elsewhere_ends_it(self, foreground: Foreground) -> None:
+    def test_down_elsewhere_ends_up_in_the_foreground(self, foreground: Foreground) -> None:
         wait_until(foreground.is_up, within=60)
         assert run("down", "--data", str(foreground.data)).returncode == 0
         assert foreground.process.wait(timeout=30) == 0
-        assert foreground.said.read_text().strip().endswith("the stack was stopped by another command")
+        assert foreground.stderr.read_text().strip().endswith("the stack was stopped by another command")
 
-    def test_broken_off_twice_in_a_row_it_leaves_nothing(self, foreground: Foreground) -> None:
+    def test_start_that_is_interrupted_twice_leaves_no_process(self, foreground: Foreground) -> None:
         wait_until(lambda: (foreground.data / "run" / "supervisor.sock").exists(), within=60, every=0.01)
         foreground.process.send_signal(signal.SIGINT)
         time.sleep(0.1)  # a person's second Ctrl-C
         foreground.process.send_signal(signal.SIGINT)
         assert foreground.process.wait(timeout=60) == 130
-        assert "nothing is left running" in foreground.said.read_text()
+        assert "nothing is left running" in foreground.stderr.read_text()
         assert leftovers(foreground.data) == []
 
 
 class TestStopping:
     def test_down_keeps_the_data_and_wipe_deletes_it(self) -> None:
-        with folder() as place:
-            data = place / "data"
+        with folder() as temporary:
+            data = temporary / "data"
             with running(data=data) as stack:
-                place_of = requests.post(f"{stack.edge}/users", json={"name": "S", "email": "s@example.com"}, timeout=5)
+                created = requests.post(f"{stack.edge}/users", json={"name": "S", "email": "s@example.com"}, timeout=5)
                 assert run("down", "--data", str(data)).returncode == 0
                 assert leftovers(data) == []
                 assert status_of(f"{stack.edge}/health") == 0
@@ -296,39 +299,39 @@ class TestStopping:
                     run("up", "--detach", "--data", str(data), "--port", stack.edge.rpartition(":")[2]).returncode == 0
                 )
                 print(f"warm start: {time.monotonic() - began:.1f} s")
-                answer = requests.get(stack.edge + place_of.headers["Location"], timeout=5)
-                assert answer.json()["name"] == "S"
-                mine = {"mine.txt", "postgres_backup.sql", "edge-cases.md", "package.json"}
-                for name in mine:
-                    (data / name).write_text("not theirs")
+                user = requests.get(stack.edge + created.headers["Location"], timeout=5).json()
+                assert user["name"] == "S"
+                foreign = {"mine.txt", "postgres_backup.sql", "edge-cases.md", "package.json"}
+                for name in foreign:
+                    (data / name).write_text("not a file of the stack")
                 assert run("down", "--wipe", "--data", str(data)).returncode == 0
-                assert {entry.name for entry in data.iterdir()} == mine
+                assert {entry.name for entry in data.iterdir()} == foreign
 
-    def test_what_does_not_run_is_no_error_to_stop(self) -> None:
-        with folder() as place:
-            assert run("down", "--data", str(place / "nothing")).returncode == 0
-            assert not (place / "nothing").exists()
+    def test_down_of_a_stack_that_does_not_exist_succeeds_and_creates_nothing(self) -> None:
+        with folder() as temporary:
+            assert run("down", "--data", str(temporary / "nothing")).returncode == 0
+            assert not (temporary / "nothing").exists()
 
-    def test_status_of_what_does_not_run(self) -> None:
-        with folder() as place:
-            answer = run("status", "--json", "--data", str(place / "nothing"))
-            assert answer.returncode == 3
-            assert json.loads(answer.stdout)["ready"] is False
-
-
-def test_logs_are_shown_by_name(stack: Stack) -> None:
-    shown = run("logs", "postgres", "-n", "100000", "--data", str(stack.data))
-    assert shown.returncode == 0
-    assert "ready to accept connections" in shown.stdout
-    assert {line.split()[0] for line in shown.stdout.splitlines()} == {"postgres"}
+    def test_status_of_a_stack_that_does_not_exist_is_not_ready(self) -> None:
+        with folder() as temporary:
+            completed = run("status", "--json", "--data", str(temporary / "nothing"))
+            assert completed.returncode == 3
+            assert json.loads(completed.stdout)["ready"] is False
 
 
-def test_the_projects_own_commands_know_the_stack(stack: Stack) -> None:
+def test_logs_shows_only_the_log_of_the_named_process(stack: Stack) -> None:
+    logs = run("logs", "postgres", "-n", "100000", "--data", str(stack.data))
+    assert logs.returncode == 0
+    assert "ready to accept connections" in logs.stdout
+    assert {line.split()[0] for line in logs.stdout.splitlines()} == {"postgres"}
+
+
+def test_velikiy_commands_use_the_stack_of_the_data_folder(stack: Stack) -> None:
     migrated = run("velikiy", "migrate", DATA=str(stack.data))
     assert (migrated.returncode, migrated.stdout.strip()) == (0, "the tables are up to date")
 
 
-def test_test_app_sh_passes_and_leaves_nobody_behind(stack: Stack) -> None:
+def test_test_app_sh_passes_and_deletes_its_users(stack: Stack) -> None:
     before = stack.sql("SELECT count(*) FROM users")
     passed = subprocess.run([ROOT / "test_app.sh", stack.edge], capture_output=True, text=True, check=False)
     assert passed.returncode == 0, passed.stdout
@@ -336,7 +339,7 @@ def test_test_app_sh_passes_and_leaves_nobody_behind(stack: Stack) -> None:
     assert stack.sql("SELECT count(*) FROM users") == before
 
 
-def test_test_app_sh_fails_where_there_is_no_stack() -> None:
+def test_test_app_sh_fails_without_a_stack() -> None:
     failed = subprocess.run(
         [ROOT / "test_app.sh", f"http://127.0.0.1:{free_ports(1)}"], capture_output=True, text=True, check=False
     )

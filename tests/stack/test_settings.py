@@ -1,28 +1,28 @@
-"""Settings: typed, refused by name, and each documented."""
+"""Settings: each is typed and documented, and a bad value is refused by name."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from testkit.stack import QUIET, ROOT, clean_environment, folder, free_ports, run
+from testkit.stack import PERSONAL_SETTINGS, ROOT, clean_environment, folder, free_ports, run
 from velikiy.settings import BadSetting, Settings, StackSettings, load
 
 GOOD = {"database_url": "postgresql://a@b/c", "redis_url": "redis://d"}
 
 
 @pytest.fixture(autouse=True)
-def only_what_a_test_sets(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*QUIET, *(field.upper() for field in Settings.model_fields)):
+def without_settings_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PERSONAL_SETTINGS, *(field.upper() for field in Settings.model_fields)):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_the_defaults_are_those_of_the_contract() -> None:
+def test_default_ttls_are_5_and_60_seconds() -> None:
     settings = load(Settings, None, **GOOD)
     assert (settings.edge_ttl, settings.redis_ttl) == (5, 60)
 
 
-def test_the_environment_wins_over_env_files_and_these_over_secrets(
+def test_environment_wins_over_env_files_and_env_files_over_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "database_url").write_text("postgresql://secret/x\n")
@@ -43,10 +43,11 @@ def test_the_environment_wins_over_env_files_and_these_over_secrets(
         ("EDGE_TTL", "1.5", "a whole number from 1 to 3600"),
         ("DATABASE_TIMEOUT", "-1", "a number from 0.1 to 60"),
         ("DATABASE_TIMEOUT", "nan", "a number from 0.1 to 60"),
+        ("APP_WORKER_CLASS", "sync", "'epoll' or 'gthread'"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
+def test_bad_value_is_refused_with_its_key_and_the_allowed_values(
     monkeypatch: pytest.MonkeyPatch, key: str, value: str, allowed: str
 ) -> None:
     monkeypatch.setenv(key, value)
@@ -59,7 +60,7 @@ def test_a_bad_value_is_refused_with_its_key_and_what_is_allowed(
 @pytest.mark.parametrize(
     ("key", "value"), [("DATABASE_URL", "mysql://u:hunter2@h"), ("REDIS_URL", "http://:hunter2@h")]
 )
-def test_a_bad_address_is_refused_without_showing_its_password(
+def test_bad_server_address_is_refused_without_showing_its_password(
     monkeypatch: pytest.MonkeyPatch, key: str, value: str
 ) -> None:
     for name, good in GOOD.items():
@@ -71,27 +72,29 @@ def test_a_bad_address_is_refused_without_showing_its_password(
     assert "hunter2" not in str(refused.value)
 
 
-def test_a_missing_address_is_named() -> None:
+def test_missing_server_address_is_refused_by_name() -> None:
     with pytest.raises(BadSetting, match="DATABASE_URL is not set"):
         load(Settings, None)
 
 
-def test_a_bad_setting_stops_the_start_before_anything_is_made() -> None:
-    with folder() as place:
-        refused = run("up", "--detach", "--data", str(place / "data"), "--port", str(free_ports(1)), REDIS_TTL="soon")
+def test_bad_setting_stops_the_start_before_the_data_folder_is_created() -> None:
+    with folder() as temporary:
+        refused = run(
+            "up", "--detach", "--data", str(temporary / "data"), "--port", str(free_ports(1)), REDIS_TTL="soon"
+        )
         assert refused.returncode == 1
         assert refused.stderr.strip().splitlines()[-1].startswith("./run: REDIS_TTL='soon' is not allowed")
-        assert not (place / "data").exists()
+        assert not (temporary / "data").exists()
 
 
-def test_env_example_documents_every_setting_and_no_other() -> None:
+def test_env_example_documents_exactly_the_settings_that_exist() -> None:
     documented = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     fields = {name.upper() for kind in (Settings, StackSettings) for name in kind.model_fields}
     fields |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
     assert sorted(documented) == sorted(fields)
 
 
-def test_env_example_shows_the_defaults() -> None:
+def test_env_example_shows_the_default_of_each_setting() -> None:
     text = (ROOT / ".env.example").read_text()
     for kind in (Settings, StackSettings):
         for name, field in kind.model_fields.items():
@@ -101,6 +104,6 @@ def test_env_example_shows_the_defaults() -> None:
             assert shown == [default], name
 
 
-def test_git_ignores_the_settings_of_a_machine() -> None:
+def test_git_ignores_the_env_file() -> None:
     assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
     assert "REDIS_TTL" not in clean_environment()
