@@ -53,7 +53,7 @@ class Protocol:
     new_epoch_at_start: bool = True  # else a restarted edge repeats old generations and finds its old files
     edge_lease: bool = True  # else an edge that no writer can reach serves its cache for ever
     no_store_without_lease_at_start: bool = True  # else a read older than the registration stores after it, unlisted
-    # a cache that does not answer
+    # a cache that does not acknowledge
     fence: bool = True  # else a write goes on while the cache still serves
     fence_waits: bool = True  # else the cache serves under a lease from before the fence
     wait_counts_from_visible: bool = True  # a fence may commit late, and leases are granted until it is visible

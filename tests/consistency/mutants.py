@@ -1,6 +1,6 @@
 """Run mutants: copies of the code with one bug each. A checker proves something only if it finds these bugs.
 
-    ./run soak --mutants                       all mutants
+    ./run soak --mutants                        all mutants
     ./run soak --mutants no-check silent-relay  these mutants
 
 A mutant leaves out one step of the protocol, or swaps two. The product contains nothing for this purpose: pieces of the
@@ -273,7 +273,7 @@ BUGS = (
         ),
     ),
     Mutant(
-        "trust-before-redis",
+        "lease-check-before-redis",
         "An edge checks its cache lease for Redis before it reads Redis, and not again after the reply.",
         (
             *RETURN_STALLS,
