@@ -13,8 +13,8 @@ STANDINS = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Say:
-    """Return a function that prints at once although pytest captures output. The first start of an Engine, and the first
-    build of the images, take minutes."""
+    """Return a function that prints at once although pytest captures output: the first start of an Engine and the first
+    build of the images take minutes."""
     reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
 
     def write(text: str) -> None:
