@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Eight checks against a running stack, with nothing but curl: ./test_app.sh [BASE_URL]
-# Without an address: the stack that ./run started, else http://localhost. Leaves no user behind.
+# Run eight checks against a running stack, only with curl: ./test_app.sh [BASE_URL]
+# Without an address, check the stack that ./run started, else http://localhost. The script deletes the users that it
+# creates.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")" || exit
 
@@ -31,24 +32,24 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# Leaves the status in $status, the body in $body, the headers in $headers.
+# Send a request. Set $status, $body and $headers to the parts of the response.
 request() {
-    local answer
-    answer=$(curl -sS -m 15 -D "$file" -w '\n%{http_code}' "$@" 2>&1)
-    status=${answer##*$'\n'}
-    body=${answer%$'\n'*}
+    local response
+    response=$(curl -sS -m 15 -D "$file" -w '\n%{http_code}' "$@" 2>&1)
+    status=${response##*$'\n'}
+    body=${response%$'\n'*}
     headers=$(tr -d '\r' < "$file")
 }
 
 header() { printf '%s\n' "$headers" | sed -n "s/^$1: //Ip" | head -n 1; }
 
-create() {  # $1: a name; leaves the id in $id
+create() {  # $1: a name; sets $id
     request -X POST "$base/users" -H 'Content-Type: application/json' -d "{\"name\": \"$1\", \"email\": \"$1@example.com\"}"
     id=$(printf '%s' "$body" | grep -oE '"id": ?[0-9]+' | grep -oE '[0-9]+')
     if [ -n "$id" ]; then made+=("$id"); fi
 }
 
-# Follows the pages of a long list.
+# Return whether a page of the list contains the name.
 list_contains() {
     local page=/users
     while [ -n "$page" ]; do
@@ -63,12 +64,12 @@ list_contains() {
 reads()   { request "$base/users/$id" && [ "$status" = 200 ] && [[ $body == *"\"name\":\"$1\""* ]]; }
 is_gone() { request "$base/users/$id" && [ "$status" = 404 ]; }
 
-is_cached() {  # after a write the first answer is new, and the second one is its copy
+is_cached() {  # after a write, the app sends the first response, and Nginx stores it and sends the second
     local until=$((SECONDS + 5)) first
     while :; do
         rename "renamed-$unique" && request "$base/users/$id"
         first=$(header X-Cache-Status)
-        # For a moment after its start, or while it cannot reach an app, an edge does not use its cache.
+        # For a moment after its start, and while it cannot reach an app, an edge does not use its cache.
         [ "$first" = BYPASS ] && [ $SECONDS -lt $until ] || break
         sleep 0.2
     done
@@ -77,14 +78,14 @@ is_cached() {  # after a write the first answer is new, and the second one is it
 }
 
 check() {
-    local what=$1
+    local name=$1
     shift
     if "$@"; then
         passed=$((passed + 1))
-        echo "ok      $what"
+        echo "ok      $name"
     else
         failed=$((failed + 1))
-        echo "FAILED  $what"
+        echo "FAILED  $name"
         echo "        last response: ${status:-none} $(printf '%.300s' "${body:-}")"
     fi
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# ./run check: every check that needs no running server. $1: the folder of the tools.
+# ./run check: all checks that need no running server. $1: the folder of the tools.
 set -uo pipefail
 tools=$1
 failed=()

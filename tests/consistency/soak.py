@@ -104,7 +104,9 @@ class Soak:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"seed{self.load.seed}-{len(self.saved) + 1}.ndjson.gz"
         # The last window begins with operations of the window before; each of them is saved once.
-        save({id(operation): operation for window in self._windows for operation in window}.values(), file)
+        operations = {id(operation): operation for window in self._windows for operation in window}.values()
+        # A read that is not judged yet may show a write that was not recorded yet: in the file it would look impossible.
+        save((it for it in operations if it.kind != "read" or it.returned <= self.checker.now), file)
         self.saved.append(file)
 
 

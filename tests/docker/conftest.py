@@ -1,11 +1,11 @@
-"""One Engine and one clean copy of the checkout for all tests of this folder."""
+"""Fixtures: one Engine and one clean copy of the checkout for all tests of this folder."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .engine import Engine, NotToBeHad, Say, engine_for_tests
+from .engine import Engine, Say, Unavailable, engine_for_tests
 from .stack import clean_copy
 
 STANDINS = pytest.StashKey[list[str]]()
@@ -13,16 +13,17 @@ STANDINS = pytest.StashKey[list[str]]()
 
 @pytest.fixture(scope="session")
 def say(pytestconfig: pytest.Config) -> Say:
-    """Tells at once, whatever pytest captures: making an Engine and images takes minutes the first time."""
+    """Return a function that prints at once although pytest captures output: the first start of an Engine and the first
+    build of the images take minutes."""
     reporter = pytestconfig.pluginmanager.get_plugin("terminalreporter")
 
-    def tell(text: str) -> None:
+    def write(text: str) -> None:
         if reporter:
             reporter.ensure_newline()
             reporter.write_line(text)
             reporter.flush()
 
-    return tell
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +32,7 @@ def engine(pytestconfig: pytest.Config, say: Say) -> Iterator[Engine]:
         with engine_for_tests(say) as engine:
             pytestconfig.stash[STANDINS] = engine.standins
             yield engine
-    except NotToBeHad as reason:
+    except Unavailable as reason:
         pytest.fail(str(reason), pytrace=False)
 
 
@@ -44,6 +45,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     standins = config.stash.get(STANDINS, None)
     if standins:
         names = ", ".join(standins)
-        terminalreporter.write_line(f"Stand-ins, made of Debian packages, took the place of the images {names}.")
+        terminalreporter.write_line(f"Stand-ins, built from Debian packages, replaced the images {names}.")
     elif standins is not None:
         terminalreporter.write_line("All base images were the official ones.")

@@ -1,11 +1,12 @@
-"""A Docker Engine and base images to test on, wherever that can be had.
+"""Provide a Docker Engine and base images for the tests.
 
-The Engine that answers is used as it is. Where none does and we are root on Debian, the packages are
-installed and an Engine is started for the time of the tests. Base images come from the registry; where no
-registry answers, stand-ins under the official names are built from Debian packages, and their names are
-given back to Debian's own at the end: nobody shall later mistake one for the official image.
+If an Engine runs, the tests use that Engine. Otherwise root on Debian installs the packages and starts an Engine for
+the time of the tests.
 
-    python -m tests.docker.engine      makes all that and leaves it there, for work by hand
+Base images come from the registry. If no registry answers, stand-ins with the official names are built from Debian
+packages. Their official names are removed at the end, so that no later build takes a stand-in for the official image.
+
+    python -m tests.docker.engine      prepares the Engine and the images for work by hand, and keeps them
 """
 
 import contextlib
@@ -30,7 +31,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veli
 
 DEBIAN = "debian:bookworm-slim"
 BASE_IMAGES = {
-    DEBIAN: None,  # by debootstrap
+    DEBIAN: None,  # debootstrap makes it
     "python:3.11-slim": "python",
     "postgres:15-alpine": "postgres",
     "redis:7-alpine": "redis",
@@ -45,16 +46,16 @@ Say = Callable[[str], None]
 
 
 class CommandFailed(Exception):
-    """With the end of what it printed."""
+    """A command failed. The text contains the end of its output."""
 
 
-class NotToBeHad(Exception):
-    """Something that the tests need is not here and cannot be made here; the text says what and why."""
+class Unavailable(Exception):
+    """The tests need something that is missing and cannot be created here. The text names it and the reason."""
 
 
 @dataclass
 class Engine:
-    """An Engine that answers, and what was found or made for it."""
+    """A running Engine, with the stand-ins and the Compose commands that were found or made for it."""
 
     version: str
     started_by_us: bool
@@ -64,7 +65,11 @@ class Engine:
 
 
 def run(*command: str, limit: float = 120, check: bool = True, **options: object) -> str:
-    """What the command printed (both streams, stripped); its failure carries that text."""
+    """Run a command and return its output: both streams, stripped.
+
+    Raises:
+        CommandFailed: The exit status is not 0.
+    """
     result = subprocess.run(  # type: ignore[call-overload]
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=limit, **options
     )
@@ -86,7 +91,7 @@ def _tail(text: str, lines: int = 60) -> str:
 
 @contextlib.contextmanager
 def engine_for_tests(say: Say) -> Iterator[Engine]:
-    """An Engine with base images and both Composes; what we started or named for it is undone at the end."""
+    """Provide an Engine with base images and both versions of Compose. Undo all changes at the end."""
     version = engine_version()
     if version:
         say(f"Docker Engine {version} is running: it is used and left running.")
@@ -100,7 +105,7 @@ def engine_for_tests(say: Say) -> Iterator[Engine]:
 
 
 def engine_version() -> str:
-    """The version of the Engine that answers, else nothing."""
+    """Return the version of the running Engine, or an empty string if none runs."""
     with contextlib.suppress(OSError, CommandFailed, subprocess.TimeoutExpired):
         return run("docker", "version", "--format", "{{.Server.Version}}", limit=10)
     return ""
@@ -124,15 +129,15 @@ def _own_engine(say: Say) -> Iterator[str]:
 
 def _install_engine(say: Say) -> None:
     _install({"dockerd": "docker.io", "iptables": "iptables"}, say)
-    _install({"docker": "docker-cli"}, say)  # since Debian 13 a package of its own
+    _install({"docker": "docker-cli"}, say)  # Debian 13 packages it separately
 
 
 def _start_engine(say: Say) -> tuple[subprocess.Popen[bytes], Path, Path]:
     if os.geteuid() != 0:
-        raise NotToBeHad("No Docker Engine answers, and only root can start one.")
+        raise Unavailable("No Docker Engine answers, and only root can start one.")
     CACHE.mkdir(parents=True, exist_ok=True)
     log = CACHE / "dockerd.log"
-    # A folder of its own for pid files: a stale one from an Engine that was killed would stop the start.
+    # A new folder for pid files: a stale pid file of a killed Engine would prevent the start.
     runtime = Path(tempfile.mkdtemp(prefix="velikiy-dockerd-", dir="/run"))
     say(f"Starting a Docker Engine for the tests; its log is {log}.")
     with log.open("wb") as stream:
@@ -141,20 +146,21 @@ def _start_engine(say: Say) -> tuple[subprocess.Popen[bytes], Path, Path]:
             stdout=stream,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the tests, which then stop the Engine in their own order
+            start_new_session=True,  # Ctrl-C must reach only the tests, which stop the Engine in order
         )
     deadline = time.monotonic() + 60
     while not engine_version():
         if daemon.poll() is not None or time.monotonic() > deadline:
             daemon.kill()
             last = _tail(log.read_text(errors="replace"), 5)
-            raise NotToBeHad(f"The Docker Engine does not start. The end of {log}:\n{last}")
+            raise Unavailable(f"The Docker Engine does not start. The end of {log}:\n{last}")
         time.sleep(0.2)
     return daemon, log, runtime
 
 
 def _remove_leftovers(say: Say) -> None:
-    """Stacks and bare machines of an earlier run that was killed; only for an Engine that nobody else can be using."""
+    """Remove the stacks and bare machines of an earlier run that was killed. Call this only for an Engine of our own,
+    which no other tests can be using."""
     projects = docker("ps", "--all", "--format", '{{.Label "com.docker.compose.project"}}').splitlines()
     for project in sorted({name for name in projects if name.startswith(PROJECT_PREFIX)}):
         say(f"Removing {project}, left behind by a run that was killed.")
@@ -165,14 +171,14 @@ def _remove_leftovers(say: Say) -> None:
 
 
 def remove_project(project: str) -> None:
-    """All containers, networks and volumes of one Compose project, without its compose file."""
-    mine = f"label=com.docker.compose.project={project}"
+    """Remove all containers, networks and volumes of a Compose project, without its compose file."""
+    label = f"label=com.docker.compose.project={project}"
     for listing, removal in (
         (("ps", "--all", "--quiet"), ("rm", "--force", "--volumes")),
         (("network", "ls", "--quiet"), ("network", "rm")),
         (("volume", "ls", "--quiet"), ("volume", "rm", "--force")),
     ):
-        found = docker(*listing, "--filter", mine).split()
+        found = docker(*listing, "--filter", label).split()
         if found:
             docker(*removal, *found)
 
@@ -181,14 +187,14 @@ def remove_project(project: str) -> None:
 
 
 def _install(programs: dict[str, str], say: Say) -> None:
-    """Debian packages for those programs that are missing, changing nothing else on the machine."""
+    """Install the Debian packages of missing programs. Change nothing else on the machine."""
     packages = sorted({package for program, package in programs.items() if not _which(program)})
     if not packages:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
-        raise NotToBeHad(
-            f"Missing: {', '.join(packages)}. As root on Debian the tests install that by themselves;"
-            f" else: apt-get install {' '.join(packages)}"
+        raise Unavailable(
+            f"Missing: {', '.join(packages)}. As root on Debian the tests install these packages themselves;"
+            f" otherwise run: apt-get install {' '.join(packages)}"
         )
     say(f"Installing {', '.join(packages)}.")
     quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "NEEDRESTART_SUSPEND": "1"}
@@ -208,7 +214,7 @@ def _which(program: str) -> str | None:
 
 @contextlib.contextmanager
 def _no_services_started() -> Iterator[None]:
-    """Installing a package starts its server; this is Debian's own switch against that."""
+    """Prevent Debian from starting the servers of the packages that the block installs (policy-rc.d)."""
     policy = Path("/usr/sbin/policy-rc.d")
     if policy.exists():
         yield
@@ -234,22 +240,22 @@ def _with_images(engine: Engine, say: Say) -> Iterator[Engine]:
     finally:
         for name in named_by_us:
             docker("rmi", name, check=False)
-        if engine.standins:  # builds of theirs that a newer one has replaced
+        if engine.standins:  # remove builds that newer builds have replaced
             docker("image", "prune", "--force", "--filter", f"label={STANDIN_LABEL}", check=False)
 
 
 def _base_images(say: Say) -> list[str]:
-    """Makes sure that all base images are there; returns those names that were not there before."""
+    """Ensure that all base images exist. Return the names of the images that were missing."""
     outdated = [name for name in BASE_IMAGES if _standin_mark(name) not in (None, _recipe())]
     for name in outdated:
         docker("rmi", "--force", name)
     missing = [name for name in BASE_IMAGES if _image(name) is None]
     if missing and not _pull(missing, say):
         lacking = [name for name in BASE_IMAGES if _image(name) is None]
-        if DEBIAN in lacking:  # what the others are made of
+        if DEBIAN in lacking:  # the other stand-ins build on it
             _make_standin(DEBIAN, say)
             lacking.remove(DEBIAN)
-        with ThreadPoolExecutor() as pool:  # each waits for its downloads most of the time
+        with ThreadPoolExecutor() as pool:  # each build mostly waits for downloads
             list(pool.map(lambda name: _make_standin(name, say), lacking))
     return missing
 
@@ -263,14 +269,14 @@ def _image(name: str) -> dict[str, object] | None:
 
 
 def _standin_mark(name: str) -> str | None:
-    """The recipe's mark if the image of this name is a stand-in of ours, else nothing."""
+    """Return the mark of the recipe if the image is a stand-in, else None."""
     image = _image(name)
     labels = (image or {}).get("Config", {}).get("Labels") or {}  # type: ignore[attr-defined]
     return labels.get(STANDIN_LABEL)
 
 
 def _pull(names: Sequence[str], say: Say) -> bool:
-    limit = 60.0  # for the first, which tells whether there is a registry at all
+    limit = 60.0  # for the first image, which shows whether a registry answers
     for name in names:
         say(f"Pulling {name}.")
         try:
@@ -283,7 +289,7 @@ def _pull(names: Sequence[str], say: Say) -> bool:
 
 
 def _recipe() -> str:
-    """A mark of what the stand-ins are made from: with another recipe or other CAs they are made anew."""
+    """Return a digest of the files that stand-ins are built from, and of the CAs. Another digest causes a new build."""
     digest = hashlib.sha256()
     for path in sorted(path for path in STANDINS.rglob("*") if path.is_file()):
         digest.update(path.relative_to(STANDINS).as_posix().encode() + path.read_bytes())
@@ -298,7 +304,7 @@ def _host_cas() -> list[Path]:
 
 
 def _make_standin(name: str, say: Say) -> None:
-    kept = "velikiy-standin/" + name  # stays when the official name is given back: the cache of later runs
+    kept = "velikiy-standin/" + name  # stays when the official name is removed, as a cache for later runs
     if _standin_mark(kept) != _recipe():
         say(f"Building a stand-in for {name} from Debian packages.")
         started = time.monotonic()
@@ -313,7 +319,7 @@ def _make_standin(name: str, say: Say) -> None:
 
 
 def build(context: Path, *arguments: str) -> str:
-    """A build with the legacy builder, which Debian's Engine has; its output."""
+    """Build an image with the legacy builder, which Debian's Engine has, and return the output."""
     legacy = os.environ | {"DOCKER_BUILDKIT": "0"}
     return run("docker", "build", *arguments, str(context), limit=900, env=legacy)
 
@@ -324,23 +330,24 @@ def _import_debian(name: str) -> None:
         root = Path(folder)
         root.chmod(0o755)
         mirrors = _debian_sources()
-        mirror = [mirrors["bookworm"]] if "bookworm" in mirrors else []  # else debootstrap's own default
+        mirror = [mirrors["bookworm"]] if "bookworm" in mirrors else []  # otherwise debootstrap uses its default
         run("debootstrap", "--variant=minbase", "bookworm", folder, *mirror, limit=900)
 
         if mirror:
             lines = [f"deb {uri} {suite} main\n" for suite, uri in mirrors.items()]
             (root / "etc/apt/sources.list").write_text("".join(lines))
-        policy = root / "usr/sbin/policy-rc.d"  # as in the official image: installing starts no server
+        policy = root / "usr/sbin/policy-rc.d"  # as in the official image: packages start no server
         policy.write_text("#!/bin/sh\nexit 101\n")
         policy.chmod(0o755)
-        # As there too: an image need not outlive a power cut, and dpkg waits for the disk after each file.
+        # As in the official image: dpkg would wait for the disk after each file, and an image need not survive a power
+        # cut.
         (root / "etc/dpkg/dpkg.cfg.d/docker-apt-speedup").write_text("force-unsafe-io\n")
         shutil.rmtree(root / "var/lib/apt/lists")
         (root / "var/lib/apt/lists/partial").mkdir(parents=True)
-        for of_the_host in ("etc/resolv.conf", "etc/hostname"):
-            (root / of_the_host).unlink(missing_ok=True)
-        # The host's CA bundle, so that what the host can fetch through TLS can be fetched in a build too;
-        # and its own CAs, which the package ca-certificates would else drop from the bundle.
+        for host_file in ("etc/resolv.conf", "etc/hostname"):
+            (root / host_file).unlink(missing_ok=True)
+        # The host's CA bundle, so that a build can fetch over TLS whatever the host can fetch. The host's own CAs too:
+        # the package ca-certificates would otherwise remove them from the bundle.
         if _host_cas():
             own = root / HOST_OWN_CAS.relative_to("/")
             own.mkdir(parents=True, exist_ok=True)
@@ -361,11 +368,11 @@ def _import_debian(name: str) -> None:
             limit=300,
         )
         if archive.wait() != 0:
-            raise NotToBeHad("tar could not read the Debian base system.")
+            raise Unavailable("tar could not read the Debian base system.")
 
 
 def _debian_sources() -> dict[str, str]:
-    """Where this machine gets Debian 12's packages: suite -> mirror; empty if it gets none."""
+    """Return the mirror of each suite of Debian 12 that this machine uses."""
     listing = run(
         "apt-get",
         "indextargets",
@@ -386,7 +393,7 @@ def _debian_sources() -> dict[str, str]:
 
 
 def _compose_v2(say: Say) -> list[str]:
-    """`docker compose` where it is; else Debian 13's, unpacked into the cache and not installed."""
+    """Return the command of Compose v2: `docker compose`, or Debian 13's, unpacked into the cache and not installed."""
     with contextlib.suppress(CommandFailed):
         docker("compose", "version")
         return ["docker", "compose"]
@@ -401,13 +408,13 @@ def _compose_v2(say: Say) -> list[str]:
 def _fetch_compose_v2(folder: Path) -> None:
     mirror = _debian_sources().get("bookworm")
     if not mirror:
-        raise NotToBeHad("Compose v2 is not here (the Docker package docker-compose-plugin brings it).")
+        raise Unavailable("Compose v2 is missing (the Docker package docker-compose-plugin contains it).")
     shutil.rmtree(folder, ignore_errors=True)
     for part in ("lists/partial", "cache/archives/partial", "sources", "download"):
         (folder / part).mkdir(parents=True)
     keys = "/usr/share/keyrings/debian-archive-keyring.gpg"
     (folder / "sources/trixie.list").write_text(f"deb [signed-by={keys}] {mirror} trixie main\n")
-    apart = {
+    separate = {
         "Dir::Etc::SourceList": "/dev/null",
         "Dir::Etc::SourceParts": folder / "sources",
         "Dir::State::Lists": folder / "lists",
@@ -415,7 +422,7 @@ def _fetch_compose_v2(folder: Path) -> None:
         "Dir::Cache": folder / "cache",
         "APT::Sandbox::User": "root",
     }
-    options = [part for key, value in apart.items() for part in ("-o", f"{key}={value}")]
+    options = [part for key, value in separate.items() for part in ("-o", f"{key}={value}")]
     run("apt-get", *options, "update", limit=300)
     run("apt-get", *options, "download", "docker-compose", limit=300, cwd=folder / "download")
     package = next((folder / "download").glob("docker-compose_*.deb"))
@@ -423,7 +430,7 @@ def _fetch_compose_v2(folder: Path) -> None:
 
 
 def _compose_v1(say: Say) -> list[str]:
-    """`docker-compose` 1.29.2, as Debian 12 packages it; nothing where there is only a newer one."""
+    """Return the command of Compose 1.29, as Debian 12 packages it, or nothing if only a newer Compose exists."""
     _install({"docker-compose": "docker-compose"}, say)
     version = run("docker-compose", "version", "--short")
     return ["docker-compose"] if version.startswith("1.") else []
@@ -444,5 +451,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except NotToBeHad as reason:
+    except Unavailable as reason:
         sys.exit(str(reason))

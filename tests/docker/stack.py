@@ -1,4 +1,4 @@
-"""The project's Compose stack as the tests see it: one project of its own name, on a free port."""
+"""Start the project's Compose stack for tests, under a project name of its own and on a free port."""
 
 import json
 import os
@@ -20,15 +20,14 @@ T = TypeVar("T")
 SERVICES = ("postgres", "redis", "app", "relay", "edge")
 ONE_SHOTS = ("secrets", "migrate")
 
-# What the machine's own environment says of a stack must not reach the one that is tested.
-OURS = (
+PERSONAL_SETTINGS = (
     *("BIND", "PORT", "REDIS_TTL", "EDGE_TTL", "APP_WORKERS", "APP_THREADS", "EDGE_WORKERS", "LOG_LEVEL"),
-    *("APP_FIRST_CPU", "DATABASE_TIMEOUT", "REDIS_TIMEOUT", "COMPOSE_FILE", "COMPOSE_PROFILES"),
+    *("APP_FIRST_CPU", "APP_WORKER_CLASS", "DATABASE_TIMEOUT", "REDIS_TIMEOUT", "COMPOSE_FILE", "COMPOSE_PROFILES"),
 )
 
 
 def wait_until(condition: Callable[[], T], what: str, limit: float = 60) -> T:
-    """The first true value of the condition; a server that does not answer yet counts as false."""
+    """Return the first true value of the condition. A server that does not answer yet counts as false."""
     deadline = time.monotonic() + limit
     last: object = None
     while time.monotonic() < deadline:
@@ -43,8 +42,8 @@ def wait_until(condition: Callable[[], T], what: str, limit: float = 60) -> T:
 
 
 def two_free_ports() -> int:
-    """The first of two neighbours, for two edges."""
-    # Below the range from which Linux gives ports to clients, or one of those may come before the Engine does.
+    """Return the first of two neighbouring ports, for two edges."""
+    # Below the range from which Linux gives ports to clients: a client could take a port before the Engine does.
     for port in random.sample(range(10_000, 20_000), 500):
         if is_free(port) and is_free(port + 1):
             return port
@@ -62,20 +61,23 @@ def is_free(port: int) -> bool:
 
 
 def clean_copy(folder: Path) -> Path:
-    """What a clone would hold: the files that git knows, as they are in the work tree now."""
+    """Copy the files that git knows, as they are in the work tree now, as a clone would contain them."""
     for name in filter(None, run("git", "ls-files", "-z", cwd=CHECKOUT).split("\0")):
         source, target = CHECKOUT / name, folder / name
-        if source.is_file():  # else deleted, and that not yet committed
+        if source.is_file():  # a deleted file may not be committed yet
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, target, follow_symlinks=False)
     return folder
 
 
 class Stack:
-    """A stack of the given checkout, driven by the given Compose (the start of its command line)."""
+    """A Compose stack of a checkout."""
 
     def __init__(self, compose: Sequence[str], checkout: Path, image_tag: str = "test") -> None:
-        """The images stay when the stack is removed: they are the cache of the next run's builds."""
+        """Describe the stack. `compose` is the beginning of Compose's command line.
+
+        The images stay when the stack is removed, as a cache for the builds of the next run.
+        """
         self.command = list(compose)
         self.image_tag = image_tag
         self.checkout = checkout
@@ -84,8 +86,8 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def compose(self, *arguments: str, settings: Mapping[str, str] = {}, limit: float = 300) -> str:
-        """What Compose printed; settings are given in its environment, an empty PORT meaning the default."""
-        environment = {key: value for key, value in os.environ.items() if key not in OURS}
+        """Run Compose with the settings in its environment, and return its output. An empty PORT means the default."""
+        environment = {key: value for key, value in os.environ.items() if key not in PERSONAL_SETTINGS}
         environment |= {
             "COMPOSE_PROJECT_NAME": self.project,
             "IMAGE_TAG": self.image_tag,
@@ -106,7 +108,7 @@ class Stack:
     # --- containers
 
     def containers(self, service: str) -> list[dict[str, Any]]:
-        """What the Engine knows of the containers of a service, those that have ended included."""
+        """Return the Engine's description of each container of a service, including ended containers."""
         ids = docker(
             *("ps", "--all", "--quiet", "--no-trunc"),
             *("--filter", f"label=com.docker.compose.project={self.project}"),
@@ -115,9 +117,9 @@ class Stack:
         return list(json.loads(docker("inspect", *ids))) if ids else []
 
     def containers_in_order(self, service: str) -> list[dict[str, Any]]:
-        """By the numbers that Compose gave them."""
+        """Return the containers in the order of the numbers that Compose gave them."""
         number = "com.docker.compose.container-number"
-        return sorted(self.containers(service), key=lambda one: int(one["Config"]["Labels"][number]))
+        return sorted(self.containers(service), key=lambda container: int(container["Config"]["Labels"][number]))
 
     def container(self, service: str) -> dict[str, Any]:
         (only,) = self.containers(service)
@@ -127,16 +129,16 @@ class Stack:
         return docker("exec", self.container(service)["Id"], *command)
 
     def sql(self, query: str) -> str:
-        """Past the app, as somebody with psql would."""
+        """Run SQL from outside the app, as a person with psql would."""
         return self.execute("postgres", "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
 
     def kill(self, service: str) -> None:
-        """Kills the container's first process from outside: after `docker kill` nothing would restart it."""
+        """Kill the container's first process from outside: after `docker kill` the Engine would not restart it."""
         pid = str(self.container(service)["State"]["Pid"])
         docker("run", "--rm", "--pid", "host", "--network", "none", DEBIAN, "bash", "-c", f"kill -9 {pid}")
 
     def describe(self) -> str:
-        """For the message of a failed test."""
+        """Return the state and the last log lines of the stack, for the message of a failed test."""
         states = docker("ps", "--all", "--filter", f"label=com.docker.compose.project={self.project}")
         return f"{states}\n{self.compose('logs', '--no-color', '--tail=15')}"
 
@@ -146,36 +148,36 @@ class Stack:
         return requests.get(self.url + path, timeout=5)
 
     def create(self, name: str) -> int:
-        """A new user's id; 0 if the service cannot do that now."""
+        """Return the id of a new user, or 0 if the service cannot create a user now."""
         user = {"name": name, "email": f"{uuid.uuid4().hex}@example.com"}
-        answer = requests.post(f"{self.url}/users", json=user, timeout=5)
-        return int(answer.json()["id"]) if answer.status_code == 201 else 0
+        response = requests.post(f"{self.url}/users", json=user, timeout=5)
+        return int(response.json()["id"]) if response.status_code == 201 else 0
 
     def rename(self, user: int, name: str, url: str = "") -> requests.Response:
-        # Longer than a write may take that has to wait for two fences.
+        # Longer than a write that waits until two fenced caches are excluded.
         return requests.put(f"{url or self.url}/users/{user}", json={"name": name}, timeout=10)
 
     def name_of(self, user: int, url: str = "") -> str:
         return str(requests.get(f"{url or self.url}/users/{user}", timeout=5).json().get("name"))
 
     def warm(self, user: int, url: str = "") -> None:
-        """Until Nginx answers for the user from what it has stored."""
+        """Read the user until Nginx answers from its own cache."""
         address = f"{url or self.url}/users/{user}"
         wait_until(lambda: requests.get(address, timeout=5).headers["X-Cache-Status"] == "HIT", "a hit in Nginx")
 
     def reads(self, user: int) -> bool:
         return self.get(f"/users/{user}").status_code == 200
 
-    def is_whole(self) -> bool:
-        answer = self.get("/readyz")
-        return answer.status_code == 200 and "warnings" not in answer.json()
+    def has_no_warnings(self) -> bool:
+        response = self.get("/readyz")
+        return response.status_code == 200 and "warnings" not in response.json()
 
     def wait_until_it_works(self) -> int:
-        """The id of a user that could be written, and read through all tiers."""
+        """Wait until users can be created and read, and no warning is left. Return the id of the user."""
         try:
             user = wait_until(lambda: self.create("Вера"), "a user can be created")
             wait_until(lambda: self.reads(user), "the new user can be read")
-            wait_until(self.is_whole, "the app has both of its servers")
+            wait_until(self.has_no_warnings, "the service works without warnings")
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe()}") from None
         return user

@@ -1,7 +1,7 @@
-"""A stranger with a bare Debian 12 machine types the README's two commands and works with users.
+"""A new user types the commands of the README on a bare Debian 12 machine.
 
-The machine is a container with nothing but the base system and Debian's python3 in it. The tests follow the
-stranger, in the order of this file: up, use, look, down, up again, wipe.
+The machine is a container with only the base system and Debian's python3. The tests follow the new user in the order of
+this file: up, use, status, down, up again, wipe.
 """
 
 import json
@@ -26,15 +26,15 @@ IMAGE = "velikiy-bare:test"
 HOME = "/root/velikiy-flask"
 NET_BIND_SERVICE = 1 << 10
 
-# What a machine that reaches the world through a proxy or a mirror of its own tells its programs.
-WAY_OUT = ("http_proxy", "https_proxy", "no_proxy", "pip_index_url", "uv_default_index")
+# The variables by which programs find a proxy or a mirror.
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "pip_index_url", "uv_default_index")
 
 
 @dataclass
 class Machine:
     name: str
     address: str = ""
-    """Where the service is, as `./run up` printed it."""
+    """The address of the service, as `./run up` printed it."""
 
     def run(self, command: str, check: bool = True, limit: float = 300, folder: str = HOME) -> str:
         return docker(*("exec", "--workdir", folder, self.name, "sh", "-c", command), check=check, limit=limit)
@@ -43,26 +43,26 @@ class Machine:
         return dict(json.loads(self.run("./run status --json", check=False)))
 
     def processes(self) -> list[dict[str, Any]]:
-        # From a container beside it, since inside even root may not look at the sockets of others' processes.
+        # From a container beside the machine: inside, even root may not inspect the sockets of other users' processes.
         beside = [f"--{what}=container:{self.name}" for what in ("pid", "network")]
         script = (BARE / "processes.py").read_text()
-        looking = ("run", "--rm", *beside, "--cap-add=SYS_PTRACE", IMAGE, "python3", "-c", script)
-        return list(json.loads(docker(*looking)))
+        command = ("run", "--rm", *beside, "--cap-add=SYS_PTRACE", IMAGE, "python3", "-c", script)
+        return list(json.loads(docker(*command)))
 
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Over HTTP from inside, by the one client that a bare machine has: status and body."""
+    def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
+        """Send a request from inside, with the only HTTP client of a bare machine. Return the status and the body."""
         script = (
             "import sys, urllib.error, urllib.request as web\n"
             "method, url, body = sys.argv[1:]\n"
             "head = {'Content-Type': 'application/json'}\n"
-            "try: answer = web.urlopen(web.Request(url, body.encode() or None, head, method=method), timeout=10)\n"
-            "except urllib.error.HTTPError as error: answer = error\n"
-            "print(answer.status, answer.read().decode())\n"
+            "try: response = web.urlopen(web.Request(url, body.encode() or None, head, method=method), timeout=10)\n"
+            "except urllib.error.HTTPError as error: response = error\n"
+            "print(response.status, response.read().decode())\n"
         )
         text = "" if body is None else json.dumps(body)
-        said = docker("exec", self.name, "python3", "-c", script, method, self.address + path, text)
-        status, _, answer = said.partition(" ")
-        return int(status), json.loads(answer)
+        output = docker("exec", self.name, "python3", "-c", script, method, self.address + path, text)
+        status, _, response = output.partition(" ")
+        return int(status), json.loads(response)
 
 
 @pytest.fixture(scope="module")
@@ -75,11 +75,11 @@ def image(engine: Engine, say: Say) -> str:
 def start(image: str) -> Machine:
     machine = Machine(f"{PROJECT_PREFIX}-bare-{uuid.uuid4().hex[:8]}")
     options = []
-    for name in WAY_OUT:
+    for name in PROXY_VARIABLES:
         for spelling in (name, name.upper()):
             if os.environ.get(spelling):
                 options += ["--env", spelling]
-    if any(HOST_OWN_CAS.glob("*.crt")):  # what the host trusts beyond the usual CAs, its programs need too
+    if any(HOST_OWN_CAS.glob("*.crt")):  # the machine needs the host's own CAs too
         bundle = "/opt/host-ca-bundle.crt"
         options += ["--volume", f"{HOST_CA_BUNDLE}:{bundle}:ro"]
         options += [f"--env={name}={bundle}" for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
@@ -93,7 +93,7 @@ def remove(machine: Machine) -> None:
 
 @pytest.fixture(scope="module")
 def machine(image: str, checkout: Path, say: Say, request: pytest.FixtureRequest) -> Iterator[Machine]:
-    """A machine on which the README's two commands were typed."""
+    """A machine on which the README's commands were typed."""
     machine = start(image)
     try:
         docker("cp", f"{checkout}/.", f"{machine.name}:{HOME}")
@@ -120,36 +120,36 @@ def address_in(output: str) -> str:
     return found[0]
 
 
-def test_the_bare_machine_has_nothing_of_what_the_stack_needs(image: str) -> None:
-    ours = "bash -c 'type -P curl git gcc nginx pip pip3 psql redis-server supervisord uv; true'"
-    assert docker("run", "--rm", image, "sh", "-c", ours) == ""
+def test_bare_machine_has_none_of_the_programs_that_the_stack_needs(image: str) -> None:
+    lookup = "bash -c 'type -P curl git gcc nginx pip pip3 psql redis-server supervisord uv; true'"
+    assert docker("run", "--rm", image, "sh", "-c", lookup) == ""
     packages = docker("run", "--rm", image, "dpkg-query", "--show", "--showformat", "${Package}\n").split()
     foreign = ("curl", "git", "nginx", "postgresql", "redis", "python3-pip", "python3-venv", "lua")
     assert not [package for package in packages if package.startswith(foreign)]
 
 
-def test_without_root_it_says_what_to_install_and_stops(image: str, checkout: Path) -> None:
+def test_up_without_root_names_the_missing_packages_and_stops(image: str, checkout: Path) -> None:
     machine = start(image)
     try:
         home = "/home/stranger/velikiy-flask"
         machine.run("useradd --create-home stranger", folder="/")
         docker("cp", f"{checkout}/.", f"{machine.name}:{home}")
         machine.run(f"chown -R stranger: {home}", folder="/")
-        said = machine.run("runuser -u stranger -- ./run up --detach; echo exit status $?", folder=home)
-        assert "apt-get install" in said
-        assert "exit status 0" not in said
+        output = machine.run("runuser -u stranger -- ./run up --detach; echo exit status $?", folder=home)
+        assert "apt-get install" in output
+        assert "exit status 0" not in output
     finally:
         remove(machine)
 
 
-def test_the_printed_address_answers(machine: Machine) -> None:
-    assert machine.ask("GET", "/health") == (200, {"status": "healthy"})
-    status, users = machine.ask("GET", "/users")
+def test_address_that_up_prints_answers(machine: Machine) -> None:
+    assert machine.request("GET", "/health") == (200, {"status": "healthy"})
+    status, users = machine.request("GET", "/users")
     assert status == 200
     assert [user["name"] for user in users] == ["Alice", "Bob", "Charlie"]
 
 
-def test_status_tells_what_runs_and_where(machine: Machine) -> None:
+def test_status_lists_the_processes_and_addresses(machine: Machine) -> None:
     status = machine.status()
     assert status["ready"] is True
     assert len(status["edges"]) == 1
@@ -161,46 +161,46 @@ def test_status_tells_what_runs_and_where(machine: Machine) -> None:
     assert {process["pid"] for process in status["processes"]} <= running
 
 
-def test_only_ours_listens_and_the_packages_left_no_server_running(machine: Machine) -> None:
+def test_only_processes_of_the_stack_listen_after_the_packages_were_installed(machine: Machine) -> None:
     processes = {process["pid"]: process for process in machine.processes()}
-    ours = {process["pid"] for process in machine.status()["processes"]}
+    services = {process["pid"] for process in machine.status()["processes"]}
 
-    def is_ours(pid: int) -> bool:
-        return pid in ours or (pid in processes and is_ours(processes[pid]["parent"]))
+    def is_of_stack(pid: int) -> bool:
+        return pid in services or (pid in processes and is_of_stack(processes[pid]["parent"]))
 
     listeners = [process for process in processes.values() if process["ports"]]
     assert listeners
-    assert [process for process in listeners if not is_ours(process["pid"])] == []
+    assert [process for process in listeners if not is_of_stack(process["pid"])] == []
     masters = [process for process in processes.values() if process["command"].startswith("nginx: master")]
     assert len(masters) == 1
-    assert masters[0]["pid"] in ours
+    assert masters[0]["pid"] in services
     assert 80 in masters[0]["ports"]
 
 
-def test_no_process_of_the_service_is_root_or_can_do_more_than_take_port_80(machine: Machine) -> None:
+def test_no_process_of_the_service_is_root_or_has_more_than_the_right_to_port_80(machine: Machine) -> None:
     processes = {process["pid"]: process for process in machine.processes()}
     assert {process["pid"] for process in machine.status()["processes"]} <= processes.keys()
     for process in processes.values():
-        if 0 in process["uids"]:  # only the container's own first processes, and the one that looks
+        if 0 in process["uids"]:  # only the first processes of the container, and the process that runs this script
             assert re.search(r"sleep infinity$|^python3 -c", process["command"]), process
         else:
-            # Nginx binds the port, and has the right to from its supervisor.
-            binds = re.match(r"nginx|.* -m supervisor", process["command"])
-            may = NET_BIND_SERVICE if binds else 0
-            assert process["capabilities"] & ~may == 0, process
+            # Nginx binds the port, and inherits the right from its supervisor.
+            may_bind = re.match(r"nginx|.* -m supervisor", process["command"])
+            allowed = NET_BIND_SERVICE if may_bind else 0
+            assert process["capabilities"] & ~allowed == 0, process
 
 
-def test_a_write_is_seen_by_the_very_next_read(machine: Machine) -> None:
+def test_write_is_seen_by_the_next_read_on_a_bare_machine(machine: Machine) -> None:
     for name in ("Robert", "Bob"):
         for _ in range(2):
-            assert machine.ask("GET", "/users/2")[0] == 200
-        assert machine.ask("PUT", "/users/2", {"name": name})[0] == 200
-        assert machine.ask("GET", "/users/2")[1]["name"] == name
+            assert machine.request("GET", "/users/2")[0] == 200
+        assert machine.request("PUT", "/users/2", {"name": name})[0] == 200
+        assert machine.request("GET", "/users/2")[1]["name"] == name
 
 
-def test_what_is_written_with_sql_is_seen_within_a_moment(machine: Machine) -> None:
+def test_sql_from_outside_is_seen_within_two_seconds_on_a_bare_machine(machine: Machine) -> None:
     def is_seen(name: str) -> bool:
-        return bool(machine.ask("GET", "/users/2")[1]["name"] == name)
+        return bool(machine.request("GET", "/users/2")[1]["name"] == name)
 
     for name in ("Robert", "Bob"):
         assert not is_seen(name)
@@ -209,16 +209,16 @@ def test_what_is_written_with_sql_is_seen_within_a_moment(machine: Machine) -> N
         wait_until(partial(is_seen, name), "the new name is read", limit=2)
 
 
-def test_passes_all_checks_of_test_app(machine: Machine) -> None:
-    # curl is the one thing that test_app.sh asks for and the service does not.
+def test_bare_machine_passes_all_checks_of_test_app(machine: Machine) -> None:
+    # test_app.sh needs curl, and the service does not.
     machine.run("command -v curl || apt-get install --yes --no-install-recommends curl")
     machine.run(f"./test_app.sh {machine.address}")
     machine.run("./test_app.sh")
 
 
-def test_down_ends_everything_and_up_finds_the_data_again(machine: Machine) -> None:
+def test_down_ends_all_processes_and_up_finds_the_data_again(machine: Machine) -> None:
     user = {"name": "Вера", "email": "vera@example.com"}
-    status, created = machine.ask("POST", "/users", user)
+    status, created = machine.request("POST", "/users", user)
     assert status == 201
 
     machine.run("./run down")
@@ -226,7 +226,7 @@ def test_down_ends_everything_and_up_finds_the_data_again(machine: Machine) -> N
     assert not [process for process in machine.processes() if process["ports"]]
 
     machine.address = address_in(machine.run("./run up --detach"))
-    status, found = machine.ask("GET", f"/users/{created['id']}")
+    status, found = machine.request("GET", f"/users/{created['id']}")
     assert status == 200
     assert found["name"] == "Вера"
 
@@ -239,10 +239,10 @@ def test_up_cleans_up_after_a_supervisor_that_was_killed(machine: Machine) -> No
     assert not before & {process["pid"] for process in machine.processes()}
 
 
-def test_wipe_takes_the_data_away(machine: Machine) -> None:
+def test_wipe_deletes_the_data(machine: Machine) -> None:
     machine.run("./run down --wipe")
     assert machine.run("ls -A /var/lib/velikiy 2>/dev/null || true") == ""
     machine.address = address_in(machine.run("./run up --detach"))
-    status, users = machine.ask("GET", "/users")
+    status, users = machine.request("GET", "/users")
     assert status == 200
     assert [user["name"] for user in users] == ["Alice", "Bob", "Charlie"]

@@ -1,4 +1,4 @@
-"""Run beside the bare machine, in its PID and network namespaces: what runs there and who listens, as JSON."""
+"""Print the processes of the bare machine and their TCP ports as JSON. Runs beside the machine, in its namespaces."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def sockets(folder: Path) -> set[str]:
 
 
 def listening() -> dict[str, int]:
-    """Socket -> TCP port."""
+    """Return the TCP port of each listening socket."""
     found = {}
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         if Path(table).exists():
@@ -33,18 +33,18 @@ def processes() -> list[dict[str, object]]:
     found: list[dict[str, object]] = []
     for folder in sorted(Path("/proc").glob("[0-9]*")):
         try:
-            told, theirs = status(folder), sockets(folder)
+            fields, open_sockets = status(folder), sockets(folder)
             command = (folder / "cmdline").read_text().replace("\0", " ").strip()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended meanwhile
             continue
         found.append(
             {
                 "pid": int(folder.name),
-                "parent": int(told["PPid"]),
+                "parent": int(fields["PPid"]),
                 "command": command,
-                "uids": [int(uid) for uid in told["Uid"].split()],
-                "capabilities": int(told["CapEff"], 16),
-                "ports": sorted({ports[socket] for socket in theirs & ports.keys()}),
+                "uids": [int(uid) for uid in fields["Uid"].split()],
+                "capabilities": int(fields["CapEff"], 16),
+                "ports": sorted({ports[socket] for socket in open_sockets & ports.keys()}),
             }
         )
     return found

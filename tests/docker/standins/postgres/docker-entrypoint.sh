@@ -1,7 +1,7 @@
 #!/bin/bash
-# The part of the official image's entrypoint that this project uses, in the official order: initdb with the
-# superuser's password from a file, passwords asked for on every network connection, the scripts of
-# /docker-entrypoint-initdb.d against a server that listens on its socket only, then the real server.
+# Do what this project needs from the official image's entrypoint, in the official order: run initdb with the
+# superuser's password from a file, require a password on every network connection, run the scripts of
+# /docker-entrypoint-initdb.d against a server that listens only on its socket, then start the real server.
 set -euo pipefail
 
 if [ "$(id -u)" = 0 ]; then
