@@ -106,7 +106,7 @@ class Soak:
         # The last window begins with operations of the window before; each of them is saved once.
         operations = {id(operation): operation for window in self._windows for operation in window}.values()
         # A read that is not judged yet may show a write that was not recorded yet: in the file it would look impossible.
-        save((it for it in operations if it.kind != "read" or it.returned <= self.checker.now), file)
+        save((it for it in operations if it.kind not in ("read", "list") or it.returned <= self.checker.now), file)
         self.saved.append(file)
 
 
