@@ -4,6 +4,7 @@ tests/edge tests the edge, and test_bad_input.py tests the responses to invalid 
 """
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
@@ -194,6 +195,43 @@ class TestChanging:
         assert requests.get(new_user["url"], timeout=5).status_code == 200
         requests.delete(new_user["url"], timeout=5)
         check_problem(requests.get(new_user["url"], timeout=5), 404)
+
+
+class TestUnchangedFields:
+    """Values that today's rules refuse: SQL wrote them, or the table was adopted."""
+
+    @pytest.fixture
+    def old_row(self, stack: Stack) -> Iterator[str]:
+        [(user_id,)] = stack.sql("INSERT INTO users (name, email) VALUES (E'tab\\tname', 'no address') RETURNING id")
+        yield f"{stack.app}/users/{user_id}"
+        stack.sql("DELETE FROM users WHERE id = %s", user_id)
+
+    @pytest.mark.parametrize("method", ["PUT", "PATCH"])
+    def test_update_accepts_an_invalid_value_that_is_stored_already(self, old_row: str, method: str) -> None:
+        row = requests.get(old_row, timeout=5).json()
+        response = requests.request(method, old_row, json={**row, "name": "New"}, timeout=5)
+        assert response.status_code == 200, response.text
+        after = requests.get(old_row, timeout=5).json()
+        assert (after["name"], after["email"], after["version"]) == ("New", "no address", 2)
+
+    def test_update_with_nothing_but_stored_values_increments_the_version(self, old_row: str) -> None:
+        row = requests.get(old_row, timeout=5).json()
+        assert requests.put(old_row, json=row, timeout=5).status_code == 200
+        after = requests.get(old_row, timeout=5).json()
+        assert (after["name"], after["email"], after["version"]) == ("tab\tname", "no address", 2)
+
+    def test_update_to_another_invalid_value_is_refused_by_field(self, old_row: str) -> None:
+        body = {"name": "New", "email": "another no address"}
+        check_problem(requests.put(old_row, json=body, timeout=5), 422, "email")
+        assert requests.get(old_row, timeout=5).json()["name"] == "tab\tname"
+
+    def test_one_invalid_value_that_differs_is_refused_beside_one_that_is_stored(self, old_row: str) -> None:
+        body = {"name": "", "email": "no address"}
+        check_problem(requests.put(old_row, json=body, timeout=5), 422, "name")
+
+    def test_update_of_a_missing_row_names_the_invalid_field(self, stack: Stack) -> None:
+        body = {"email": "no address"}
+        check_problem(requests.put(f"{stack.app}/users/999999999", json=body, timeout=5), 422, "email")
 
 
 class TestAddresses:

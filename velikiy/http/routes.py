@@ -102,7 +102,7 @@ class Routes:
     def _update(self, row_id: int, types: tuple[str, ...]) -> Response:
         until = requests.until()
         requests.parameters()
-        changes = requests.body(self.resource.update_model, types)
+        changes = requests.changes(self.resource, types, lambda: self.repository.stored(row_id))
         condition = precondition()
 
         def write(connection: Connection) -> Change[StoredResponse]:
