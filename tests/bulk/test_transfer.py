@@ -22,8 +22,9 @@ import requests
 
 from testkit.outages import hanging, refusing
 from testkit.stack import ROOT, Stack, clean_environment, running, wait_until
-from velikiy.bulk.output_files import Rejects
-from velikiy.bulk.readers import Row, Unreadable
+from velikiy.bulk.input_file import CannotImport
+from velikiy.bulk.readers import Row
+from velikiy.bulk.rejects import Rejects
 
 
 @pytest.fixture(scope="module")
@@ -442,7 +443,7 @@ def test_what_counts_is_the_file_that_was_opened_and_not_what_its_name_stands_fo
         return really(path, flags, mode)
 
     monkeypatch.setattr(os, "open", opened)
-    with io.FileIO(source) as raw, pytest.raises(Unreadable, match="does not begin with a rejected row"):
+    with io.FileIO(source) as raw, pytest.raises(CannotImport, match="does not begin with a rejected row"):
         Rejects(str(aside), 0, raw)
     assert (aside.read_bytes(), aside.stat().st_mtime_ns) == before
 
@@ -767,8 +768,9 @@ def test_a_file_is_not_imported_twice_at_a_time(own: Stack, tmp_path: Path) -> N
 READS_AHEAD = """
 import itertools, sys
 from velikiy.resources.base import registry
-from velikiy.bulk.importer import _samples, ahead
-for rows in ahead(_samples(registry()["users"], itertools.count(1))):
+from velikiy.bulk.prefetch import prefetch
+from velikiy.bulk.seeder import _seed_chunks
+for rows in prefetch(_seed_chunks(registry()["users"], itertools.count(1))):
     sys.exit(130)
 """
 
@@ -785,7 +787,7 @@ def test_without_postgresql_it_says_so(own_stack: Stack, tmp_path: Path) -> None
         for arguments in (("import", tmp_path / "a.csv"), ("export", "-"), ("seed", "--count", 5)):
             done = users(own_stack, *arguments)
             assert done.returncode == 1
-            assert said(done).startswith("velikiy: PostgreSQL does not answer")
+            assert said(done).startswith(f"velikiy users {arguments[0]}: PostgreSQL does not answer")
             assert said(done).count("\n") == 1
 
 
