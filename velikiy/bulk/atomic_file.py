@@ -81,7 +81,7 @@ def _replacement(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _copy_mode(descriptor: int, path: Path) -> None:
-    """Give the new file the group and mode of the file that it replaces. Without such a file, only the owner may read."""
+    """Give the new file the group and mode of the file that it replaces. Else only the owner may read."""
     mode = 0o600
     with suppress(FileNotFoundError):
         replaced = path.stat()

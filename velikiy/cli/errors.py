@@ -1,5 +1,7 @@
 """Errors as sentences for the operator: the failure, its cause, and the next step."""
 
+import errno
+
 import psycopg
 
 from velikiy.postgres import OURS, DatabaseUnavailable
@@ -18,6 +20,15 @@ SENTENCES = {
     "42703": "The tables of the database belong to another version: a column is missing",
 }
 """Causes that deserve another sentence here than in a response to a client of the API, by SQLSTATE."""
+
+
+FILE_NEXT_STEPS = {
+    errno.ENOENT: "Check the spelling of the path, and that its folder exists",
+    errno.EACCES: "Run the command as a user that may read and write there, or choose another path",
+    errno.EROFS: "Choose a path on a file system that can be written",
+    errno.ENOTDIR: "Check the spelling of the path: a part of it is a file, and not a folder",
+    errno.EEXIST: "Choose another path, or move the existing file away",
+}
 
 
 def statement_sentence(error: psycopg.Error) -> str:
@@ -53,6 +64,7 @@ def _connection_refusal(dsn: str) -> str | None:
 
 
 def os_sentence(error: OSError) -> str:
-    """Return a sentence about a file or folder that the system refused."""
+    """Return a sentence about a file, folder or stream that cannot be used."""
     path = f"{error.filename}: " if error.filename else ""
-    return f"{path}{error.strerror or error}. Check that the path exists and that this user may use it"
+    advice = f". {FILE_NEXT_STEPS[error.errno]}" if error.errno in FILE_NEXT_STEPS else ""
+    return f"{path}{error.strerror or error}{advice}"
