@@ -24,7 +24,7 @@ from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
 from velikiy.coherence import NOT_TRIED, Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, NotTried, RedisTier
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.redis_lease import RedisLease
-from velikiy.coherence.redis_tier import Lease
+from velikiy.coherence.redis_tier import FillLease
 from velikiy.http import edge_leases, middleware, problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
@@ -64,7 +64,7 @@ class Failpoints:
 class FailpointRedisTier(RedisTier):
     failpoints: Failpoints
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
         self.failpoints.reach("before the drops")
         return super().drop(paths, prefill)
 
@@ -77,7 +77,7 @@ class FailpointGate(Gate):
         path: CachePath,
         variant: str,
         load: Callable[[Connection], Entry],
-        from_edge: Lease | NotTried | None = NOT_TRIED,
+        from_edge: FillLease | NotTried | None = NOT_TRIED,
     ) -> Answer:
         def load_between_failpoints(connection: Connection) -> Entry:
             connection.query()  # send the probe now; usually it goes together with the statement that loads

@@ -1,4 +1,4 @@
-"""Requests as these very bytes: a library would mend what a test means to be broken."""
+"""HTTP requests as exact bytes: a library would repair what a test breaks on purpose."""
 
 import socket
 from typing import Any, NamedTuple
@@ -6,11 +6,13 @@ from urllib.parse import urlsplit
 
 import orjson
 
+TIMEOUT_S = 20
 
-class Told(NamedTuple):
+
+class RawResponse(NamedTuple):
     status: int
     headers: dict[str, str]
-    """By their names in small letters."""
+    """Values by header name, in lower case."""
 
     body: bytes
 
@@ -19,55 +21,67 @@ class Told(NamedTuple):
         return orjson.loads(self.body)
 
 
-class Nothing(Exception):
-    """The connection was closed without an answer."""
+class NoResponse(Exception):
+    """The server closed the connection without a response."""
 
 
-def ask(
+def send_request(
     base: str, method: str, target: str | bytes, headers: bytes = b"", body: bytes = b"", *, length: int | None = None
-) -> Told:
-    """`headers`: whole lines, each with its end; `length`: what is said of the body's, where that is not true, and then
-    our side of the connection is closed. A body without one of them is said to be as long as it is."""
+) -> RawResponse:
+    """Send one request on a connection of its own and return the response.
+
+    Args:
+        headers: whole lines, each with its end
+        length: a false Content-Length; the client then closes its side of the connection after the body. Without it the
+            Content-Length is right, and absent where the body is chunked.
+
+    Raises:
+        NoResponse
+    """
     target = target.encode() if isinstance(target, str) else target
-    said = b"" if b"transfer-encoding" in headers.lower() else b"Content-Length: %d\r\n" % (length or len(body))
+    framing = b"" if b"transfer-encoding" in headers.lower() else b"Content-Length: %d\r\n" % (length or len(body))
     if not body and length is None and method in ("GET", "HEAD", "OPTIONS", "DELETE"):
-        said = b""
+        framing = b""
     head = b"%b %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n%b%b\r\n" % (
         method.encode(),
         target,
-        said,
+        framing,
         headers,
     )
-    return told(raw(base, head + body, half=length is not None))
+    return parse_response(send_bytes(base, head + body, half_close=length is not None))
 
 
-def raw(base: str, request: bytes, *, half: bool = False) -> bytes:
-    """What comes back; `half`: our side is closed after the last byte."""
+def send_bytes(base: str, request: bytes, *, half_close: bool = False) -> bytes:
+    """Send these bytes and return all bytes of the response. `half_close`: close the client's side after the last
+    byte."""
     address = urlsplit(base)
     assert address.hostname and address.port
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+    with socket.create_connection((address.hostname, address.port), timeout=TIMEOUT_S) as connection:
         connection.sendall(request)
-        if half:
+        if half_close:
             connection.shutdown(socket.SHUT_WR)
-        answer = b""
+        response = b""
         while piece := connection.recv(65536):
-            answer += piece
-    return answer
+            response += piece
+    return response
 
 
-def told(answer: bytes) -> Told:
-    """Raises: Nothing"""
-    if not answer:
-        raise Nothing
-    head, _, body = answer.partition(b"\r\n\r\n")
+def parse_response(data: bytes) -> RawResponse:
+    """
+    Raises:
+        NoResponse
+    """
+    if not data:
+        raise NoResponse
+    head, _, body = data.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
     if headers.get("transfer-encoding") == "chunked":
-        body = _joined(body)
-    return Told(int(first.split(" ")[1]), headers, body)
+        body = _join_chunks(body)
+    return RawResponse(int(first.split(" ")[1]), headers, body)
 
 
-def _joined(chunks: bytes) -> bytes:
+def _join_chunks(chunks: bytes) -> bytes:
     body = b""
     while chunks:
         size, _, rest = chunks.partition(b"\r\n")
@@ -77,16 +91,16 @@ def _joined(chunks: bytes) -> bytes:
     return body
 
 
-def check(answer: Told, status: int, field: str | None = None) -> None:
-    """It is a problem of this status, and says which field it is about."""
-    assert answer.status == status, answer
-    assert answer.headers["content-type"] == "application/problem+json", answer
-    members = answer.json
+def check_raw_problem(response: RawResponse, status: int, field: str | None = None) -> None:
+    """Assert that the response is a problem of this status, and that it names this field."""
+    assert response.status == status, response
+    assert response.headers["content-type"] == "application/problem+json", response
+    members = response.json
     assert members["status"] == status
     assert members["type"].startswith("/problems/")
     assert members["title"]
     assert members["detail"]
-    assert members["request_id"] == answer.headers["x-request-id"]
+    assert members["request_id"] == response.headers["x-request-id"]
     if field:
         fields = [error["field"] for error in members.get("errors", [])]
         assert field in fields, (field, members)

@@ -82,7 +82,7 @@ function _M.start()
 end
 
 
--- Return the peers by turns. A peer that is down, or failed in this request, is chosen only if there is no other.
+-- Return the next peer in turn. A peer that is down, or failed in this request, is chosen only if there is no other.
 function _M.choose(failed)
     local any
     for i = 1, #peers do

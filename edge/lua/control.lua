@@ -8,9 +8,9 @@ local store = require "store"
 local _M = {}
 
 
--- Drop the paths in the body, one a line, or every path for `*`. The epoch does not matter, because a path may be
--- dropped too often. The edge does matter: at an address that another edge had before, that other edge may live on
--- elsewhere.
+-- Drop the paths in the body, one a line, or every path for `*`. The epoch is not checked, because an additional drop
+-- is harmless. The instance id is checked: the drop may be meant for an edge that had this address before, and that
+-- runs elsewhere now.
 function _M.drop()
     if ngx.var.http_x_edge ~= renewal.instance_id() then
         return ngx.exit(ngx.HTTP_CONFLICT)

@@ -1,5 +1,5 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
--- write, or an app. API keys, limits and counters belong here.
+-- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
 
 local read = require "read"
 
@@ -13,8 +13,8 @@ local is_internal = ngx.req.is_internal
 local _M = {}
 
 
--- In set_by_lua. Return the body of a hit, or "" if another location has to answer. (No `return f()`: LuaJIT would not
--- compile it.)
+-- In set_by_lua. Return the body of a hit, or "" if another location has to answer. (Without a
+-- tail call, which LuaJIT does not compile here.)
 function _M.enter()
     local var = ngx.var
     if is_internal() then  -- a subrequest or the error page of a request that has entered

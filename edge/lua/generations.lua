@@ -42,7 +42,7 @@ function _M.drop(path)
     local generation = generations:get(key)
     generations:delete(key)
     if generation then
-        store.forget(generation)  -- to free its memory; the entries of queries go as other entries need theirs
+        store.forget(generation)  -- frees its memory at once; the entries of queries are evicted later
     end
 end
 

@@ -32,8 +32,8 @@ end
 function _M.held()
     local epoch = state:get("epoch")
     local valid_until = state:get(epoch)
-    -- A worker that is about to exit does not know whether writers still reach this edge: an edge with a closed
-    -- listener counts as down.
+    -- A worker that is about to exit must not use the cache: the control listener may be closed, and an edge with a
+    -- closed listener counts as down.
     if valid_until and now_ms() < valid_until and not exiting() then
         return epoch
     end

@@ -58,7 +58,7 @@ end
 
 
 -- Serve the last entry with a mark, because neither an app nor PostgreSQL can confirm it. The generation is the last
--- one, with or without a lease: an entry that is known to be outdated has lost its generation.
+-- one, with or without a lease: a drop would have removed it.
 local function serve_stale(path, query, status)
     local entry, _, stored_at = store.get(key_of(path, query))
     if not entry then
@@ -178,8 +178,8 @@ function _M.answer()
         if entry then
             result, reason = "EXPIRED", "stale"
         end
-        -- If many reads miss at once, one goes on. The others start again with the lease: they have sent no
-        -- request yet, so they may as well begin now.
+        -- If many reads miss at once, one goes on. The others begin again with the check of the lease: they have sent
+        -- no request yet, so they may as well begin now.
         if fills:add(key, true, FILL_WAIT_S) or waited_s >= FILL_WAIT_S then
             break
         end

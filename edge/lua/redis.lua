@@ -1,7 +1,9 @@
 -- Tier 2, read by the edge itself, with the rules by which apps read (velikiy/coherence/redis_tier.py). An app fills
 -- what is missing, because only an app can probe the lock of a path.
 --
--- Gains: a request that enters Python costs as much as ten that do not, and most misses at the edge are hits in Redis.
+-- Gains: a request that enters Python costs as much as ten that do not, and most misses at the edge are hits -- Return
+-- the key of the hash of a path; nil for a path that no resource has, or whose id is too large. Such a path is never
+-- stored in Redis.
 -- Relies on: the script of the apps, and replies in RESP 2.
 -- Remove when: a client for Redis is packaged without further modules of Nginx (lua-nginx-redis brings twenty).
 
@@ -9,11 +11,11 @@ local clock = require "clock"
 local ids = require "ids"
 local lease = require "lease"
 local resolver = require "resolver"
-local shared = require "generated"
+local constants = require "constants"
 
 local POLL_S = 0.002
 local FILL_WAIT_S = 0.02          -- a read waits so long for the fill of another reader
-local FILL_LEASE_MS = tostring(shared.FILL_LEASE_MS)
+local FILL_LEASE_MS = tostring(constants.FILL_LEASE_MS)
 local BREAKER_MS = 1000           -- the time for which Redis is left alone after it did not reply
 local MAX_REPLY_BYTES = 2 ^ 26    -- no entry is as large, so a larger length is no reply of the script
 local KEEP_MS = 30000             -- an idle connection is kept so long
@@ -25,11 +27,11 @@ local sub, byte, find, match = string.sub, string.byte, string.find, string.matc
 
 local _M = {}
 
--- Tells the app: the edge has tried Redis and got no fill lease. Another reader fills, or Redis did not reply in time.
+-- Tells the app: the edge has tried Redis and got no fill lease. Another reader fills, or Redis timed out.
 _M.NO_LEASE = "-"
 
 local server             -- { name, port, greeting }; nil: apps read Redis for the edge
-local script             -- the text of read.lua
+local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
 local breaker_until = 0  -- until then this worker leaves Redis alone
@@ -202,11 +204,12 @@ end
 
 
 -- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large: it leaves
--- nothing in Redis.
+-- nothing -- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large. Such
+-- a path is never stored in Redis.
 local function key_of(path)
     local name, rest = path:match("^/([^/]+)/?(.*)$")
     local singular = singular_of(name)
-    local max_id = shared.MAX_ID
+    local max_id = constants.MAX_ID
     if not singular then
         return nil
     elseif rest == "" then
@@ -231,7 +234,7 @@ end
 
 
 -- Return an entry and the seconds for which Redis keeps it. Or return nil, nil and the fill lease for the app: a token,
--- NO_LEASE, or nil if Redis was not tried or did not reply.
+-- NO_LEASE, or nil if Redis was not tried or failed in another way than a timeout.
 function _M.read(epoch, path)
     local key = server and now_ms() >= breaker_until and key_of(path)
     if not key then

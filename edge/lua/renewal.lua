@@ -5,7 +5,7 @@ local balancer = require "balancer"
 local clock = require "clock"
 local ids = require "ids"
 local lease = require "lease"
-local shared = require "generated"
+local constants = require "constants"
 
 local RETRY_S = 0.1             -- after a renewal that failed
 local HANG_S = 5                -- after this time a renewal that has not ended no longer delays the next
@@ -27,8 +27,8 @@ local logged  -- the last message: each state is logged once, and not each secon
 -- id: no two running edges share it; address: the host under which apps reach this edge, or empty (both: edge/start).
 function _M.configure(id, address, control_port)
     if os.getenv("NGINX") then
-        error("an upgrade in place (SIGUSR2) would be two edges behind one port, each with a cache that the drops of "
-              .. "the other pass by; start it anew instead", 0)
+        error("an upgrade in place (SIGUSR2) is not supported: it would run two edges on one port, and each would miss "
+              .. "invalidations that are sent to the other. Restart the edge instead", 0)
     end
     instance_id, host, port = id, address, tonumber(control_port)
 end
@@ -112,7 +112,7 @@ local function renew()
         if status ~= 409 then
             return false  -- the lease that was granted before expires by itself
         end
-        log_once("writers pass this edge by, since they could not reach it: it starts again with nothing")
+        log_once("this edge was fenced, because writers could not reach it: it empties its cache and registers again")
         state:delete("registered")
     end
     -- In this order: writers may learn of this edge again only once it has a new epoch.
@@ -124,7 +124,7 @@ local function renew()
         grant(epoch, requested_at, granted)
         logged = nil
     elseif status == 424 then
-        log_once("the app that was asked cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
+        log_once("an app cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
                  .. port .. "): the cache is not used")
     end
     return granted ~= nil
@@ -144,7 +144,7 @@ local function run(premature)
     if not ok then
         log_once("cannot renew the lease: " .. tostring(held))
     end
-    next_at = ok and held and began + shared.RENEWAL_S * 1000 or now_ms() + RETRY_S * 1000
+    next_at = ok and held and began + constants.RENEWAL_S * 1000 or now_ms() + RETRY_S * 1000
 end
 
 

@@ -73,7 +73,7 @@ local function look_up(name)
     end
     if not answers or answers.errcode then
         if not name.lost then
-            ngx.log(ngx.WARN, "cannot resolve ", name.host, ": ", err or answers.errstr, "; going on with ",
+            ngx.log(ngx.ALERT, "cannot resolve ", name.host, ": ", err or answers.errstr, "; going on with ",
                     #name.addresses, " known addresses")
         end
         name.lost = true

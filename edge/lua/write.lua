@@ -11,7 +11,7 @@ local _M = {}
 local clock_name, timeout_ms
 
 -- Nginx would forward the first of two equal headers, and no empty header. A write that loses its precondition would
--- overwrite a newer row; two idempotency keys in another order would be another request; a web page without its origin
+-- overwrite a newer row; of two idempotency keys the order would decide; a web page without its origin
 -- would pass for a program.
 local ONCE = { "Content-Type", "If-Match", "If-None-Match", "If-Unmodified-Since", "Idempotency-Key", "Origin",
                "Sec-Fetch-Site" }

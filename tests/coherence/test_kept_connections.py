@@ -14,7 +14,7 @@ import redis.exceptions
 
 from testkit.stack import Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
-from velikiy.coherence import CachePath, EdgeTier, Entry, Lease, RedisTier
+from velikiy.coherence import CachePath, EdgeTier, Entry, FillLease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
 from velikiy.coherence.redis_tier import DoesNotAnswer
@@ -179,7 +179,7 @@ class TestToRedis:
     ) -> None:
         stack.redis().script_flush()
         stack.redis().set(OTHER_PATH.key, "something")
-        [dropped] = connections.run(DROP, (PATH.key, "token", 3000), after=[("UNLINK", OTHER_PATH.key)])
+        [dropped] = connections.run(DROP, (PATH.key, "token", 3000), before=[("UNLINK", OTHER_PATH.key)])
         assert (dropped, stack.redis().exists(OTHER_PATH.key)) == (0, 0)
         assert connections.run(FILL, (PATH.key, "", "token", b"200\t\t\t\n{}", 60_000)) == [1]
         assert connections.run(READ, (PATH.key, "", "another", 3000))[0][:2] == [1, b"200\t\t\t\n{}"]
@@ -188,7 +188,7 @@ class TestToRedis:
         self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy
     ) -> None:
         lease = self.repeat_delayed(stack, redis_proxy, lambda: tier.read(PATH, ""), tier)
-        assert isinstance(lease, Lease)
+        assert isinstance(lease, FillLease)
         tier.fill(PATH, "", lease, Entry(200, b"{}"))
         assert tier.read(PATH, "", patience=0) is None  # the delayed request holds the fill lease
 
@@ -196,7 +196,7 @@ class TestToRedis:
         self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy
     ) -> None:
         lease = self.repeat_delayed(stack, redis_proxy, lambda: tier.drop([PATH], [PATH])[PATH], tier)
-        assert isinstance(lease, Lease)
+        assert isinstance(lease, FillLease)
         assert lease not in str(stack.redis().hgetall(PATH.key))
 
     def repeat_delayed(

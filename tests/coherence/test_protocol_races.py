@@ -15,7 +15,7 @@ from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry
 from velikiy.coherence.locks import lock, lock_id, writer_in_flight
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.redis_lease import RedisLease
-from velikiy.coherence.redis_tier import Hit, Lease
+from velikiy.coherence.redis_tier import FillLease, Hit
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 _numbers = count(1)
@@ -31,7 +31,7 @@ class HookedRedisTier(RedisTier):
     before_drop: Callable[[], None] = staticmethod(do_nothing)
     after_drop: Callable[[], None] = staticmethod(do_nothing)
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
         self.before_drop()
         leases = super().drop(paths, prefill)
         self.after_drop()
@@ -358,9 +358,9 @@ def entry_in_redis(row: CachedRow, patience: float = 0) -> Entry:
     return hit.entry
 
 
-def fill_lease(row: CachedRow, variant: str = "") -> Lease:
+def fill_lease(row: CachedRow, variant: str = "") -> FillLease:
     lease = row.tier.read(row.path, variant)
-    assert isinstance(lease, Lease)
+    assert isinstance(lease, FillLease)
     return lease
 
 
@@ -368,7 +368,7 @@ class TestFillLeases:
     def test_one_reader_at_a_time_gets_the_fill_lease_of_a_variant_and_fills_once(self, row: CachedRow) -> None:
         lease = fill_lease(row)
         assert row.tier.read(row.path, "", patience=0) is None
-        assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant has its own fill lease
+        assert isinstance(row.tier.read(row.path, "limit=1"), FillLease)  # another variant has its own fill lease
         row.tier.fill(row.path, "", lease, Entry(200, b"x"))
         assert entry_in_redis(row) == Entry(200, b"x")
         row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # the fill lease is used up
@@ -390,15 +390,15 @@ class TestFillLeases:
         else:
             row.stack.redis().delete(row.path.key)
         row.tier.fill(row.path, "", lease, Entry(200, b"x"))
-        assert isinstance(row.tier.read(row.path, ""), Lease)
+        assert isinstance(row.tier.read(row.path, ""), FillLease)
 
     def test_fill_is_refused_after_its_lease_has_expired(self, row: CachedRow, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_tier, "FILL_LEASE_S", 0.05)
         late = fill_lease(row)
         other = wait_until(lambda: row.tier.read(row.path, "", patience=0))
-        assert isinstance(other, Lease)
+        assert isinstance(other, FillLease)
         row.tier.fill(row.path, "", late, Entry(200, b"late"))
-        assert isinstance(wait_until(lambda: row.tier.read(row.path, "", patience=0)), Lease)
+        assert isinstance(wait_until(lambda: row.tier.read(row.path, "", patience=0)), FillLease)
 
     def test_ttl_of_all_variants_of_a_path_counts_from_the_first_fill(self, row: CachedRow) -> None:
         for variant in ("", "limit=1"):

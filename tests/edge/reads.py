@@ -6,6 +6,7 @@ from testkit.failpoints import FailpointApp
 
 
 def edges(app: FailpointApp) -> list[str]:
+    """Return the edge in front of the stepped app and the edges of the stack."""
     return [app.edge, *app.stack.edges]
 
 
@@ -14,20 +15,21 @@ def get(edge: str, user: int) -> requests.Response:
 
 
 def name(edge: str, user: int) -> str | None:
-    """None where there is no such user."""
-    answer = get(edge, user)
-    assert answer.status_code in (200, 404), answer.text
-    assert answer.headers["X-Cache-Status"] != "STALE"
-    return str(answer.json()["name"]) if answer.status_code == 200 else None
+    """Return the name of the user, or None for a 404. A read with the STALE mark fails the test."""
+    response = get(edge, user)
+    assert response.status_code in (200, 404), response.text
+    assert response.headers["X-Cache-Status"] != "STALE"
+    return str(response.json()["name"]) if response.status_code == 200 else None
 
 
 def listed(edge: str, user: int) -> str | None:
-    answer = requests.get(f"{edge}/users", timeout=10)
-    assert answer.status_code == 200
-    assert answer.headers["X-Cache-Status"] != "STALE"
-    return next((row["name"] for row in answer.json() if row["id"] == user), None)
+    """Return the name of the user in the list, or None."""
+    response = requests.get(f"{edge}/users", timeout=10)
+    assert response.status_code == 200
+    assert response.headers["X-Cache-Status"] != "STALE"
+    return next((row["name"] for row in response.json() if row["id"] == user), None)
 
 
 def put(app: FailpointApp, user: int, new: str) -> None:
-    """By another process: the stack's own app."""
+    """Change the name through another process: the stack's own app."""
     assert requests.put(f"{app.stack.edge}/users/{user}", json={"name": new}, timeout=10).status_code == 200

@@ -1,4 +1,4 @@
-"""Tier 1: what is cached, how it is marked, and what does not get through."""
+"""Tier 1: which responses are cached, how they are marked, and which requests are refused."""
 
 import json
 import re
@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from testkit.api import User, check_problem
-from testkit.raw_http import raw
+from testkit.raw_http import send_bytes
 from testkit.stack import Stack, wait_until
 
 
@@ -20,7 +20,7 @@ def result(url: str) -> str:
 
 
 class TestCaching:
-    def test_a_read_is_a_miss_then_a_hit_and_runs_out(self, stack: Stack, new_user: User) -> None:
+    def test_read_is_a_miss_then_a_hit_and_expires(self, stack: Stack, new_user: User) -> None:
         url = f"{stack.edge}/users/{new_user['id']}"
         assert result(url) == "MISS"
         first = requests.get(url, timeout=5)
@@ -33,56 +33,56 @@ class TestCaching:
         for edge in stack.edges:
             assert result(f"{edge}/users/{new_user['id']}") == "MISS"
 
-    def test_the_first_answer_names_both_tiers_and_the_next_one_the_last(self, stack: Stack, new_user: User) -> None:
+    def test_cache_status_names_every_tier_that_the_response_passed(self, stack: Stack, new_user: User) -> None:
         stack.redis().delete(f"user:{new_user['id']}")
         url, other = (f"{edge}/users/{new_user['id']}" for edge in stack.edges)
         assert tiers(url) == "redis; fwd=uri-miss; stored, nginx; fwd=uri-miss; stored"
         assert re.fullmatch("redis; hit; ttl=(60|5[0-9]), nginx; fwd=uri-miss; stored", tiers(other))
-        # Redis was not asked for this one, whatever was true when it was stored.
+        # The stored Cache-Status is not repeated: this hit did not reach Redis.
         assert tiers(other) == "nginx; hit"
 
-    def test_the_reader_of_what_was_just_written_gets_it_from_redis(self, stack: Stack, new_user: User) -> None:
+    def test_first_read_after_a_write_is_a_hit_in_redis(self, stack: Stack, new_user: User) -> None:
         url = f"{stack.edge}/users/{new_user['id']}"
         requests.put(url, json={"name": "Written"}, timeout=5)
         assert re.fullmatch("redis; hit; ttl=(60|5[0-9]), nginx; fwd=uri-miss; stored", tiers(url))
 
-    def test_a_404_is_cached_too(self, stack: Stack) -> None:
+    def test_404_is_cached(self, stack: Stack) -> None:
         url = f"{stack.edge}/users/888888888"
         assert result(url) in ("MISS", "EXPIRED")
         assert result(url) == "HIT"
-        answer = requests.get(url, timeout=5)
-        check_problem(answer, 404)
-        assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
+        response = requests.get(url, timeout=5)
+        check_problem(response, 404)
+        assert response.json()["request_id"] == response.headers["X-Request-Id"]
 
     def test_head_and_get_share_an_entry(self, stack: Stack, new_user: User) -> None:
         url = f"{stack.edge}/users/{new_user['id']}"
         assert requests.head(url, timeout=5).headers["X-Cache-Status"] == "MISS"
-        answer = requests.get(url, timeout=5)
-        assert answer.headers["X-Cache-Status"] == "HIT"
-        assert answer.json()["id"] == new_user["id"]
+        response = requests.get(url, timeout=5)
+        assert response.headers["X-Cache-Status"] == "HIT"
+        assert response.json()["id"] == new_user["id"]
 
-    def test_a_page_keeps_its_link(self, stack: Stack) -> None:
+    def test_stored_page_keeps_its_link(self, stack: Stack) -> None:
         url = f"{stack.edge}/users?limit=1"
         links = [requests.get(url, timeout=5).links["next"]["url"] for _ in range(3)]
         assert len(set(links)) == 1
 
     @pytest.mark.parametrize("path", ["/health", "/livez", "/readyz", "/users?foo=1", "/users/1?x=1"])
-    def test_what_is_not_an_exact_route_is_never_cached(self, stack: Stack, path: str) -> None:
+    def test_address_without_a_cacheable_shape_is_never_cached(self, stack: Stack, path: str) -> None:
         assert [result(stack.edge + path) for _ in range(2)] == ["BYPASS", "BYPASS"]
 
-    def test_nor_is_what_has_the_shape_of_one(self, stack: Stack) -> None:
+    def test_404_of_an_unknown_resource_is_not_stored(self, stack: Stack) -> None:
         for address in ("/nope", "/nope/7"):
             assert [tiers(stack.edge + address) for _ in range(2)] == ["nginx; fwd=uri-miss"] * 2
 
     @pytest.mark.parametrize("spelling", ["007", "%37", "%D9%A7", "7/", "./7", "x/../7", "7?"])
-    def test_another_spelling_of_a_user_is_404_and_no_entry(self, stack: Stack, spelling: str) -> None:
+    def test_other_spelling_of_a_row_is_404_and_not_cached(self, stack: Stack, spelling: str) -> None:
         request = f"GET /users/{spelling} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         for _ in range(2):
-            answer = raw(stack.edge, request)
-            assert answer.startswith(b"HTTP/1.1 404")
-            assert b"X-Cache-Status: BYPASS" in answer
+            response = send_bytes(stack.edge, request)
+            assert response.startswith(b"HTTP/1.1 404")
+            assert b"X-Cache-Status: BYPASS" in response
 
-    def test_writes_pass_by_and_say_so(self, stack: Stack) -> None:
+    def test_writes_bypass_the_cache(self, stack: Stack) -> None:
         created = requests.post(f"{stack.edge}/users", json={"name": "P", "email": "p@example.com"}, timeout=5)
         url = stack.edge + created.headers["Location"]
         changed = requests.put(url, json={"name": "Q"}, timeout=5)
@@ -90,30 +90,30 @@ class TestCaching:
         assert [a.status_code for a in (created, changed, deleted)] == [201, 200, 200]
         assert {a.headers["X-Cache-Status"] for a in (created, changed, deleted)} == {"BYPASS"}
 
-    def test_a_write_is_forwarded_for_its_method(self, stack: Stack) -> None:
-        answer = requests.delete(f"{stack.edge}/users/777777777", timeout=5)
-        assert answer.headers["Cache-Status"] == "nginx; fwd=method"
+    def test_cache_status_of_a_write_names_the_method_as_reason(self, stack: Stack) -> None:
+        response = requests.delete(f"{stack.edge}/users/777777777", timeout=5)
+        assert response.headers["Cache-Status"] == "nginx; fwd=method"
 
-    def test_who_has_it_already_is_told_so_until_the_next_write(self, stack: Stack, new_user: User) -> None:
+    def test_client_with_the_current_etag_gets_304_until_the_next_write(self, stack: Stack, new_user: User) -> None:
         url = f"{stack.edge}/users/{new_user['id']}"
         for written in ("first", "second", "third"):
             requests.put(url, json={"name": written}, timeout=5)
             tag = requests.get(url, timeout=5).headers["ETag"]
             for edge in stack.edges:
                 for _ in range(2):
-                    answer = requests.get(f"{edge}/users/{new_user['id']}", headers={"If-None-Match": tag}, timeout=5)
-                    assert (answer.status_code, answer.headers["ETag"]) == (304, tag)
-            assert answer.headers["X-Cache-Status"] == "HIT"
+                    response = requests.get(f"{edge}/users/{new_user['id']}", headers={"If-None-Match": tag}, timeout=5)
+                    assert (response.status_code, response.headers["ETag"]) == (304, tag)
+            assert response.headers["X-Cache-Status"] == "HIT"
             requests.put(url, json={"name": f"not {written}"}, timeout=5)
-            answer = requests.get(url, headers={"If-None-Match": tag}, timeout=5)
-            assert (answer.status_code, answer.json()["name"]) == (200, f"not {written}")
+            response = requests.get(url, headers={"If-None-Match": tag}, timeout=5)
+            assert (response.status_code, response.json()["name"]) == (200, f"not {written}")
 
-    def test_browsers_must_ask_each_time(self, stack: Stack) -> None:
+    def test_browsers_must_revalidate_each_time(self, stack: Stack) -> None:
         assert requests.get(f"{stack.edge}/users/1", timeout=5).headers["Cache-Control"] == "private, no-cache"
 
 
-class TestWhatDoesNotGetThrough:
-    def test_no_header_of_a_client_changes_what_others_get(self, stack: Stack, new_user: User) -> None:
+class TestHostileRequests:
+    def test_no_header_of_a_client_changes_the_stored_response(self, stack: Stack, new_user: User) -> None:
         url = f"{stack.edge}/users/{new_user['id']}"
         hostile = {
             "Cookie": "a=b",
@@ -133,9 +133,9 @@ class TestWhatDoesNotGetThrough:
         assert clean.json()["id"] == new_user["id"]
         assert poisoned.status_code in (200, 206, 304)
 
-    def test_the_request_id_is_ours(self, stack: Stack) -> None:
-        answer = requests.get(f"{stack.edge}/livez", headers={"X-Request-Id": "mine"}, timeout=5)
-        assert re.fullmatch(r"[0-9a-f]{16}-\d+-\d+", answer.headers["X-Request-Id"])
+    def test_edge_replaces_the_request_id_of_a_client(self, stack: Stack) -> None:
+        response = requests.get(f"{stack.edge}/livez", headers={"X-Request-Id": "mine"}, timeout=5)
+        assert re.fullmatch(r"[0-9a-f]{16}-\d+-\d+", response.headers["X-Request-Id"])
 
     @pytest.mark.parametrize(
         ("request_bytes", "status"),
@@ -154,8 +154,8 @@ class TestWhatDoesNotGetThrough:
             (b"nonsense\r\n\r\n", 400),
         ],
     )
-    def test_nginx_errors_are_problems_too(self, stack: Stack, request_bytes: bytes, status: int) -> None:
-        head, _, body = raw(stack.edge, request_bytes).partition(b"\r\n\r\n")
+    def test_errors_of_nginx_are_problems(self, stack: Stack, request_bytes: bytes, status: int) -> None:
+        head, _, body = send_bytes(stack.edge, request_bytes).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d" % status), head
         assert b"Content-Type: application/problem+json" in head
         assert b"X-Cache-Status: BYPASS" in head

@@ -1,14 +1,14 @@
 """Every request of a client enters the edge once (edge/lua/entrance.lua), whatever answers it, and a step can refuse it."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
 import requests
 from werkzeug import Request, Response
 
-from testkit.fake_app import FakeApp, cacheable, fake_app
-from testkit.raw_http import raw
+from testkit.edge_copy import copy_edge, replace_once
+from testkit.fake_app import FakeApp, fake_app, storable
+from testkit.raw_http import send_bytes
 from testkit.stack import ROOT, folder, wait_until
 
 STEP = """
@@ -19,26 +19,22 @@ local STEPS = { function(route)
     end
 end }
 """
-"""Logs each request and refuses those that ask for it."""
+"""A step that logs each request, and refuses a request with the header X-Refuse."""
 
 ETAG = '"0123"'
 
 
 def respond(request: Request) -> Response:
     body = b'{"text":"%s"}' % (b"x" * 4000) if request.path.startswith("/large") else b'{"id":7}'
-    return cacheable(request, 404 if request.path == "/rows/404" else 200, body, ETag=ETAG)
+    return storable(request, 404 if request.path == "/rows/404" else 200, body, ETag=ETAG)
 
 
 @pytest.fixture(scope="module")
 def module_app() -> Iterator[FakeApp]:
     with folder() as checkout:
-        for part in ("edge", "velikiy/coherence"):  # the edge reads a script of the latter
-            shutil.copytree(ROOT / part, checkout / part)
-        entrance = checkout / "edge/lua/entrance.lua"
-        text = entrance.read_text()
-        assert text.count("local STEPS = {}\n") == 1
-        entrance.write_text(text.replace("local STEPS = {}\n", STEP))
-        with fake_app(home=checkout / "edge") as app:
+        edge = copy_edge(checkout)
+        replace_once(edge / "lua/entrance.lua", "local STEPS = {}\n", STEP)
+        with fake_app(home=edge) as app:
             yield app
 
 
@@ -66,7 +62,7 @@ def entered(app: FakeApp, address: str) -> list[str]:
         ("OPTIONS", "/rows/6", {}, 200, "BYPASS", "@bypass"),
         ("PUT", "/rows/7", {}, 200, "BYPASS", "@write"),
         ("POST", "/rows/batch", {}, 200, "BYPASS", "@write"),
-        ("BREW", "/rows/8", {}, 501, "BYPASS", "@unknown"),
+        ("BREW", "/rows/8", {}, 501, "BYPASS", "@unknown_method"),
         ("GET", "/readyz", {}, 200, "BYPASS", "@bypass"),
         ("GET", "/.other", {}, 404, "BYPASS", "@bypass"),
     ],
@@ -103,7 +99,7 @@ def test_a_stale_response_enters_once(app: FakeApp) -> None:
 
 
 def test_a_request_line_that_cannot_be_parsed_is_answered_without_entering(app: FakeApp) -> None:
-    assert raw(app.edge, b"GET /rows/22 HTTP/x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
+    assert send_bytes(app.edge, b"GET /rows/22 HTTP/x\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     assert entered(app, "/rows/22") == []
 
 

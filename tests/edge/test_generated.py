@@ -13,4 +13,4 @@ def test_generated_file_is_what_the_app_generates_now(name: str) -> None:
 
 def test_no_other_file_lies_among_the_generated_ones() -> None:
     generated = {str(file.relative_to(edge_config.EDGE)) for file in (edge_config.EDGE / "conf/generated").iterdir()}
-    assert generated | {"lua/generated.lua"} == set(edge_config.files())
+    assert generated | {"lua/constants.lua"} == set(edge_config.files())

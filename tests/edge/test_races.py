@@ -1,8 +1,7 @@
-"""Races between readers and writers through edges, each stepped: one stands at a place while the other runs through."""
+"""Races between readers and writers through edges: one stops at a failpoint while the other runs through."""
 
 import os
 import re
-import shutil
 import signal
 import socket
 import threading
@@ -16,30 +15,26 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import (
-    READER_FAILPOINTS,
-    WRITER_FAILPOINTS,
-    FailpointApp,
-    failpoint_app,
-    has_cache_lease,
-    running_edge,
-    writer_process,
-)
-from testkit.stack import ROOT, Stack, children_of, folder, wait_until
+from testkit.edge_copy import copy_edge
+from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge, writer_process
+from testkit.stack import Stack, children_of, folder, wait_until
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import CachePath, Entry
-from velikiy.coherence.redis_tier import Lease
+from velikiy.coherence.redis_tier import FillLease
 
 _numbers = count(1)
+
+READER_FAILPOINTS = ("between probe and snapshot", "between snapshot and fill", "between fill and response")
+WRITER_FAILPOINTS = ("before the lock", "before the drops", "between the drops", "before the commit")
 
 
 @pytest.fixture(scope="module", params=["redis-itself", "redis-through-the-app"])
 def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[FailpointApp]:
-    """How its edge reads Redis."""
+    """An app whose edge reads Redis itself, and an app whose edge does not."""
     with failpoint_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
         wait_until(lambda: has_cache_lease(app.edge))
         yield app
-        assert not app.failpoints.actions, "no reader or writer reached this failpoint"
+        assert not app.failpoints.actions, "a failpoint that was not reached"
 
 
 @pytest.fixture
@@ -51,7 +46,7 @@ def user(app: FailpointApp) -> Iterator[int]:
 
 
 def cold(app: FailpointApp, user: int) -> None:
-    """Neither tier has it."""
+    """Remove the user from every tier."""
     put(app, user, "old")
     app.stack.redis().flushdb()
 
@@ -60,20 +55,20 @@ def remove(app: FailpointApp, user: int) -> None:
     assert requests.delete(f"{app.stack.edge}/users/{user}", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("place", READER_FAILPOINTS)
+@pytest.mark.parametrize("failpoint", READER_FAILPOINTS)
 @pytest.mark.parametrize("look", [name, listed])
-def test_a_reader_that_a_write_overtakes_leaves_nothing_to_be_found(
-    app: FailpointApp, user: int, place: str, look: Callable[[str, int], str | None]
+def test_read_that_a_write_overtakes_stores_nothing_that_is_found_later(
+    app: FailpointApp, user: int, failpoint: str, look: Callable[[str, int], str | None]
 ) -> None:
     cold(app, user)
-    app.failpoints.actions[place] = lambda: put(app, user, "new")
+    app.failpoints.actions[failpoint] = lambda: put(app, user, "new")
     assert look(app.edge, user) in ("old", "new")  # it began before the write
     for edge in edges(app):
         assert [look(edge, user) for _ in range(2)] == ["new", "new"]
 
 
-@pytest.mark.parametrize("place", READER_FAILPOINTS)
-def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: FailpointApp, place: str) -> None:
+@pytest.mark.parametrize("failpoint", READER_FAILPOINTS)
+def test_read_of_a_missing_row_that_a_create_overtakes_leaves_no_404(app: FailpointApp, failpoint: str) -> None:
     app.stack.redis().flushdb()
     (user,) = app.stack.sql("SELECT last_value + 1 FROM users_id_seq")[0]
     made: list[int] = []
@@ -82,22 +77,22 @@ def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: Failpoint
         new = {"name": "new", "email": f"created{next(_numbers)}@example.com"}
         made.append(requests.post(f"{app.stack.edge}/users", json=new, timeout=10).json()["id"])
 
-    app.failpoints.actions[place] = create
+    app.failpoints.actions[failpoint] = create
     name(app.edge, user)
     assert made == [user]
     for edge in edges(app):
         assert [name(edge, user) for _ in range(2)] == ["new", "new"]
-    app.failpoints.actions[place] = lambda: remove(app, user)
+    app.failpoints.actions[failpoint] = lambda: remove(app, user)
     app.stack.redis().flushdb()
-    name(app.edge, 10**9 + user)  # whoever comes to the place: the delete runs there
+    name(app.edge, 10**9 + user)  # any read that reaches the failpoint: the delete runs there
     for edge in edges(app):
         assert [name(edge, user) for _ in range(2)] == [None, None]
 
 
-@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
+@pytest.mark.parametrize("failpoint", WRITER_FAILPOINTS)
 @pytest.mark.parametrize("warm", [True, False])
-def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
-    app: FailpointApp, user: int, place: str, warm: bool
+def test_reads_return_the_old_row_until_the_commit_and_the_new_row_after_it(
+    app: FailpointApp, user: int, failpoint: str, warm: bool
 ) -> None:
     cold(app, user)
     if warm:
@@ -109,32 +104,32 @@ def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
         for _ in range(2):
             seen.extend(look(edge, user) for edge in edges(app) for look in (name, listed))
 
-    app.failpoints.actions[place] = look
+    app.failpoints.actions[failpoint] = look
     app.users.update(user, "new")
     assert seen == ["old"] * 12  # not committed yet
     for edge in edges(app):
         assert (name(edge, user), listed(edge, user)) == ("new", "new")
 
 
-@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
-def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_longer(
-    app: FailpointApp, user: int, place: str
+@pytest.mark.parametrize("failpoint", WRITER_FAILPOINTS)
+def test_if_none_match_with_the_old_etag_is_304_until_the_commit_only(
+    app: FailpointApp, user: int, failpoint: str
 ) -> None:
     cold(app, user)
     has = {"If-None-Match": get(app.edge, user).headers["ETag"]}
 
     def unchanged() -> list[bool]:
-        answers = [requests.get(f"{edge}/users/{user}", headers=has, timeout=10) for edge in edges(app) * 2]
-        return [answer.status_code == 304 or answer.json()["name"] == "old" for answer in answers]
+        responses = [requests.get(f"{edge}/users/{user}", headers=has, timeout=10) for edge in edges(app) * 2]
+        return [response.status_code == 304 or response.json()["name"] == "old" for response in responses]
 
     seen: list[bool] = []
-    app.failpoints.actions[place] = lambda: seen.extend(unchanged())
+    app.failpoints.actions[failpoint] = lambda: seen.extend(unchanged())
     app.users.update(user, "new")
     assert seen == [True] * 6
     assert unchanged() == [False] * 6
 
 
-def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: FailpointApp, user: int) -> None:
+def test_read_between_invalidation_and_commit_is_stored_nowhere(app: FailpointApp, user: int) -> None:
     cold(app, user)
     seen: list[str] = []
     app.failpoints.actions["before the commit"] = lambda: seen.extend(
@@ -144,7 +139,7 @@ def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: FailpointAp
     assert set(seen) == {"redis; fwd=uri-miss; detail=write-in-flight, nginx; fwd=uri-miss"}
 
 
-def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: FailpointApp, user: int) -> None:
+def test_committed_row_is_read_before_its_writer_is_answered(app: FailpointApp, user: int) -> None:
     cold(app, user)
     seen: list[str | None] = []
     app.failpoints.actions["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
@@ -154,7 +149,7 @@ def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: Fa
 
 @pytest.fixture
 def slow_commits(app: FailpointApp) -> Iterator[None]:
-    """Of those who write the name 'slow'."""
+    """A commit takes 2 s if it writes the name 'slow'."""
     app.stack.sql(
         """
         CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
@@ -166,7 +161,7 @@ def slow_commits(app: FailpointApp) -> Iterator[None]:
     app.stack.sql("DROP FUNCTION slow CASCADE")
 
 
-def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
+def test_reads_during_a_slow_commit_return_the_old_row_and_are_stored_nowhere(
     app: FailpointApp, user: int, slow_commits: None
 ) -> None:
     cold(app, user)
@@ -177,8 +172,8 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
     assert committing.wait(5)
     seen: set[tuple[str | None, bool]] = set()
     while not committed.is_set():
-        answer = get(app.stack.edge, user)
-        seen.add((answer.json()["name"], "stored" in answer.headers["Cache-Status"]))
+        response = get(app.stack.edge, user)
+        seen.add((response.json()["name"], "stored" in response.headers["Cache-Status"]))
     writer.join()
     assert ("old", False) in seen
     assert ("old", True) not in seen
@@ -186,17 +181,17 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
         assert name(edge, user) == "slow"
 
 
-@pytest.mark.parametrize("place", [*WRITER_FAILPOINTS, "after the commit"])
-def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_path_uncached(
-    app: FailpointApp, user: int, place: str
+@pytest.mark.parametrize("failpoint", [*WRITER_FAILPOINTS, "after the commit"])
+def test_killed_writer_leaves_no_contradicting_read_and_every_path_cacheable(
+    app: FailpointApp, user: int, failpoint: str
 ) -> None:
     cold(app, user)
     for edge in edges(app):
         wait_until(lambda edge=edge: get(edge, user).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
-    with writer_process(app.stack, user, "new", place) as writer:
+    with writer_process(app.stack, user, "new", failpoint) as writer:
         writer.join(30)
         assert writer.exitcode == -signal.SIGKILL
-    left = "new" if place == "after the commit" else "old"
+    left = "new" if failpoint == "after the commit" else "old"
     for edge in edges(app):
         assert [(name(edge, user), listed(edge, user)) for _ in range(2)] == [(left, left)] * 2
     for edge in edges(app):
@@ -206,7 +201,7 @@ def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_p
         assert (name(edge, user), listed(edge, user)) == ("newer", "newer")
 
 
-def test_a_commit_that_goes_on_after_its_writer_was_killed_is_seen_by_all_at_once(
+def test_commit_that_outlives_its_killed_writer_becomes_visible_everywhere_at_once(
     app: FailpointApp, user: int, slow_commits: None
 ) -> None:
     cold(app, user)
@@ -214,7 +209,9 @@ def test_a_commit_that_goes_on_after_its_writer_was_killed_is_seen_by_all_at_onc
         wait_until(lambda: committing(app.stack), every=0.01)
         writer.kill()
         writer.join()
-        assert committing(app.stack)  # PostgreSQL has it all, and looks at nobody until it is done
+        assert committing(
+            app.stack
+        )  # PostgreSQL has received everything and notices no closed connection until it is done
         seen: list[tuple[str | None, bool]] = []
         while (last := get(app.edge, user)).json()["name"] == "old":
             seen.append(("old", "stored" in last.headers["Cache-Status"]))
@@ -229,7 +226,7 @@ def committing(stack: Stack) -> bool:
     return bool(stack.sql("SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'"))
 
 
-def test_of_two_writers_of_the_list_one_may_pass_the_other(app: FailpointApp, user: int) -> None:
+def test_one_writer_of_a_list_may_overtake_another(app: FailpointApp, user: int) -> None:
     other = app.users.create(name="old", email=f"other{next(_numbers)}@example.com")
     seen: list[tuple[str | None, str | None]] = []
 
@@ -237,26 +234,26 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: FailpointApp, us
         put(app, other, "second")
         seen.extend((listed(edge, user), listed(edge, other)) for edge in edges(app) for _ in range(2))
 
-    for place in WRITER_FAILPOINTS:
+    for failpoint in WRITER_FAILPOINTS:
         app.users.update(user, "old")
         seen.clear()
-        app.failpoints.actions[place] = pass_by
+        app.failpoints.actions[failpoint] = pass_by
         app.users.update(user, "first")
-        assert set(seen) == {("old", "second")}, place
+        assert set(seen) == {("old", "second")}, failpoint
         for edge in edges(app):
-            assert (listed(edge, user), listed(edge, other)) == ("first", "second"), place
+            assert (listed(edge, user), listed(edge, other)) == ("first", "second"), failpoint
     app.users.delete(other)
 
 
-def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(app: FailpointApp, user: int) -> None:
+def test_writer_prefills_redis_unless_a_second_writer_has_invalidated_since(app: FailpointApp, user: int) -> None:
     app.users.update(user, "mine")
     assert "redis; hit" in get(app.edge, user).headers["Cache-Status"]
 
-    # The first writer's fill comes when the second has committed and dropped: its lease is gone.
+    # The prefill of the first writer arrives after the second has invalidated and committed, so its lease is gone.
     tier = app.users.gate.redis_tier
     fill = tier.fill
 
-    def late(path: CachePath, variant: str, lease: Lease, entry: Entry | None) -> None:
+    def late(path: CachePath, variant: str, lease: FillLease, entry: Entry | None) -> None:
         tier.fill = fill  # type: ignore[method-assign]
         put(app, user, "second")
         fill(path, variant, lease, entry)
@@ -268,8 +265,8 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
         assert name(edge, user) == "second"
 
 
-class TestTheEdgeItself:
-    def test_a_reload_keeps_what_is_right_and_what_was_dropped(self, app: FailpointApp, user: int) -> None:
+class TestEdgeProcesses:
+    def test_reload_keeps_entries_and_invalidations(self, app: FailpointApp, user: int) -> None:
         assert name(app.edge, user) == "old"
         pid = int((Path(app.data) / "nginx.pid").read_text())
         before = workers(pid)
@@ -282,7 +279,7 @@ class TestTheEdgeItself:
         put(app, user, "newer")
         assert name(app.edge, user) == "newer"
 
-    def test_a_killed_worker_loses_no_drop(self, app: FailpointApp, user: int) -> None:
+    def test_killed_worker_loses_no_invalidation(self, app: FailpointApp, user: int) -> None:
         pid = int((Path(app.data) / "nginx.pid").read_text())
         for number in range(3):
             before = workers(pid)
@@ -293,26 +290,30 @@ class TestTheEdgeItself:
             wait_until(lambda before=before: workers(pid) - before)  # type: ignore[misc]
             wait_until(lambda number=number: name(app.edge, user) == f"after {number}", within=1)  # type: ignore[misc]
 
-    def test_a_stop_that_waits_for_its_clients_serves_nothing_old_meanwhile(self, app: FailpointApp, user: int) -> None:
-        """Its listener is closed, so writers take it for dead; a client still has a connection."""
+    def test_edge_that_stops_gracefully_serves_no_stale_read_to_its_last_client(
+        self, app: FailpointApp, user: int
+    ) -> None:
+        """The control listener is closed, so writers count the edge as dead, while a client still has a connection."""
         with running_edge(urlsplit(app.stack.app).netloc) as (edge, data), open_connection(edge) as client:
             wait_until(lambda: has_cache_lease(edge))
             put(app, user, "old")
             assert [name(edge, user) for _ in range(2)] == ["old"] * 2
             client.sendall(b"GET /users/%d HTTP/1.1\r\n" % user)  # the rest comes later
-            assert name(edge, user) == "old"  # its one worker has seen what came before: a silent client it would leave
+            assert (
+                name(edge, user) == "old"
+            )  # the only worker has received the first line; it would not wait for a silent client
             os.kill(int((Path(data) / "nginx.pid").read_text()), signal.SIGQUIT)
             wait_until(lambda: refuses(edge))
             put(app, user, "new")
             client.sendall(b"Host: x\r\n\r\n")
-            answer = b""
-            while not answer.endswith(b"}") and (some := client.recv(65536)):
-                answer += some
-            assert b'"name":"new"' in answer
-            assert b"X-Cache-Status: BYPASS" in answer
+            response = b""
+            while not response.endswith(b"}") and (piece := client.recv(65536)):
+                response += piece
+            assert b'"name":"new"' in response
+            assert b"X-Cache-Status: BYPASS" in response
 
-    def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: FailpointApp, user: int) -> None:
-        with cramped(app.stack.app, "generations", "fills", "small", "large") as edge:
+    def test_full_dictionaries_cost_misses_only(self, app: FailpointApp, user: int) -> None:
+        with edge_with_little_memory(app.stack.app, "generations", "fills", "small", "large") as edge:
             for number in range(3):
                 put(app, user, f"number {number}")
                 assert name(edge, user) == f"number {number}"
@@ -321,8 +322,8 @@ class TestTheEdgeItself:
                 assert name(edge, user) == f"number {number}"
             assert get(edge, user).headers["X-Cache-Status"] == "HIT"
 
-    def test_answers_that_writes_overtook_take_nobodys_place(self, app: FailpointApp, user: int) -> None:
-        with cramped(app.url, "small") as edge:
+    def test_responses_that_writes_overtook_evict_no_entries(self, app: FailpointApp, user: int) -> None:
+        with edge_with_little_memory(app.url, "small") as edge:
             assert [get(edge, 1).headers["X-Cache-Status"] for _ in range(2)] == ["MISS", "HIT"]
             for number in range(100):
                 app.failpoints.actions["between fill and response"] = partial(put, app, user, f"number {number}")
@@ -331,16 +332,16 @@ class TestTheEdgeItself:
 
 
 @contextmanager
-def cramped(apps: str, *dictionaries: str) -> Iterator[str]:
-    """An edge that has room for some dozens of entries in these."""
-    with folder() as place:
-        home = place / "edge"
-        for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
-            shutil.copytree(ROOT / part, place / part)
-        conf = (home / "conf" / "lua.conf").read_text()
-        conf, replaced = re.subn(rf"(lua_shared_dict (?:{'|'.join(dictionaries)})) [^;]+;", r"\1 24k;", conf)
+def edge_with_little_memory(apps: str, *dictionaries: str) -> Iterator[str]:
+    """Run an edge whose named dictionaries have room for some dozens of entries."""
+    with folder() as copy:
+        home = copy_edge(copy)
+        conf = home / "conf/lua.conf"
+        text, replaced = re.subn(
+            rf"(lua_shared_dict (?:{'|'.join(dictionaries)})) [^;]+;", r"\1 24k;", conf.read_text()
+        )
         assert replaced == len(dictionaries)
-        (home / "conf" / "lua.conf").write_text(conf)
+        conf.write_text(text)
         with running_edge(urlsplit(apps).netloc, home) as (edge, _):
             wait_until(lambda: has_cache_lease(edge))
             yield edge

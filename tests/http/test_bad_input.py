@@ -1,5 +1,5 @@
 """Invalid input in every place of a request where a client could send it. The response is a 4xx problem that names the
-field and the reason, and never a 5xx. Nothing is stored, and nothing is cached."""
+field and the reason, and never a 5xx. NoResponse is stored, and nothing is cached."""
 
 import json
 import re
@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import requests
 
-from testkit.raw_http import Nothing, Told, ask, check, raw, told
+from testkit.raw_http import NoResponse, RawResponse, check_raw_problem, parse_response, send_bytes, send_request
 from testkit.stack import Stack, wait_until
 
 JSON = b"Content-Type: application/json\r\n"
@@ -326,27 +326,31 @@ class TestBodies:
     @parameterised(INVALID_JSON_BODIES)
     def test_body_that_is_not_json_is_400(self, base_url: str, user: int, sent: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(base_url, method, path, JSON, sent), 400)
+            check_raw_problem(send_request(base_url, method, path, JSON, sent), 400)
 
     @pytest.mark.parametrize("lines", [b"", JSON, b"Content-Type: text/plain\r\n"])
     def test_empty_body_is_400_whatever_its_content_type(self, base_url: str, user: int, lines: bytes) -> None:
         for method, path in body_routes(user):
-            response = ask(base_url, method, path, lines)
-            check(response, 400)
+            response = send_request(base_url, method, path, lines)
+            check_raw_problem(response, 400)
             assert response.json["type"] == "/problems/not-json"
 
     @parameterised(INVALID_JSON_BODIES)
     def test_batch_that_contains_invalid_json_is_400(self, base_url: str, sent: bytes) -> None:
         body = b'{"operations": [%b]}' % (sent or b",")
-        check(ask(base_url, "POST", "/users/batch", JSON, body), 400)
+        check_raw_problem(send_request(base_url, "POST", "/users/batch", JSON, body), 400)
 
     @parameterised(NON_OBJECT_BODIES)
     def test_json_that_is_not_an_object_is_422(self, base_url: str, user: int, sent: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(base_url, method, path, JSON, sent), 422, "body")
-        check(ask(base_url, "POST", "/users/batch", JSON, b'{"operations": [%b]}' % sent), 422, "operations.0")
+            check_raw_problem(send_request(base_url, method, path, JSON, sent), 422, "body")
+        check_raw_problem(
+            send_request(base_url, "POST", "/users/batch", JSON, b'{"operations": [%b]}' % sent), 422, "operations.0"
+        )
         if not sent.startswith(b"["):
-            check(ask(base_url, "POST", "/users/batch", JSON, b'{"operations": %b}' % sent), 422, "operations")
+            check_raw_problem(
+                send_request(base_url, "POST", "/users/batch", JSON, b'{"operations": %b}' % sent), 422, "operations"
+            )
 
     @parameterised({**NON_STRINGS, **INVALID_LINES, **INVALID_NAMES})
     def test_invalid_name_is_422(self, base_url: str, user: int, sent: str) -> None:
@@ -368,16 +372,16 @@ class TestBodies:
         name = json.loads(f'"{field}"')
         body = f'{{"{field}": {sent}, {rest}}}'.encode()
         for method, path in body_routes(user)[:3]:
-            check(ask(base_url, method, path, JSON, body), 422, name)
+            check_raw_problem(send_request(base_url, method, path, JSON, body), 422, name)
         for operation in operations(user).values():
             batch = b'{"operations": [{%b, %b]}' % (operation, body[1:])
-            check(ask(base_url, "POST", "/users/batch", JSON, batch), 422, f"operations.0.{name}")
+            check_raw_problem(send_request(base_url, "POST", "/users/batch", JSON, batch), 422, f"operations.0.{name}")
 
     @parameterised(INVALID_IDS)
     def test_invalid_id_in_a_batch_is_422(self, base_url: str, sent: str) -> None:
         for op in ('"op": "delete"', '"op": "update", "name": "Spoilt"'):
             body = f'{{"operations": [{{{op}, "id": {sent}}}]}}'.encode()
-            check(ask(base_url, "POST", "/users/batch", JSON, body), 422, "operations.0.id")
+            check_raw_problem(send_request(base_url, "POST", "/users/batch", JSON, body), 422, "operations.0.id")
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -401,37 +405,39 @@ class TestBodies:
         ],
     )
     def test_malformed_batch_is_422_and_the_field_is_named(self, base_url: str, body: str, field: str) -> None:
-        check(ask(base_url, "POST", "/users/batch", JSON, body.encode()), 422, field)
+        check_raw_problem(send_request(base_url, "POST", "/users/batch", JSON, body.encode()), 422, field)
 
     def test_every_invalid_field_is_named(self, base_url: str) -> None:
-        response = ask(base_url, "POST", "/users", JSON, b'{"name": "", "email": 7, "x": 1}')
-        check(response, 422)
+        response = send_request(base_url, "POST", "/users", JSON, b'{"name": "", "email": 7, "x": 1}')
+        check_raw_problem(response, 422)
         assert {error["field"] for error in response.json["errors"]} == {"name", "email", "x"}
 
     def test_truncated_body_is_400_or_gets_no_response(self, base_url: str, user: int) -> None:
         body = NEW_USER_BODY
         for method, path in body_routes(user)[:3]:
-            with suppress(Nothing):  # the client has closed its side, so the server need not respond
-                check(ask(base_url, method, path, JSON, body, length=len(body) + 10), 400)
+            with suppress(NoResponse):  # the client has closed its side, so the server need not respond
+                check_raw_problem(send_request(base_url, method, path, JSON, body, length=len(body) + 10), 400)
 
     def test_truncated_or_malformed_chunks_are_400(self, base_url: str, user: int) -> None:
         chunked = JSON + b"Transfer-Encoding: chunked\r\n"
         body = NEW_USER_BODY
         for method, path in body_routes(user)[:3]:
-            check(ask(base_url, method, path, chunked, b"zz\r\n" + body + b"\r\n0\r\n\r\n"), 400)
-            with suppress(Nothing):
-                check(ask(base_url, method, path, chunked, b"%x\r\n%b\r\n" % (len(body), body), length=1), 400)
+            check_raw_problem(send_request(base_url, method, path, chunked, b"zz\r\n" + body + b"\r\n0\r\n\r\n"), 400)
+            with suppress(NoResponse):
+                check_raw_problem(
+                    send_request(base_url, method, path, chunked, b"%x\r\n%b\r\n" % (len(body), body), length=1), 400
+                )
 
     def test_content_length_over_the_limit_is_413(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
             limit = 2 * 1024 * 1024 if path.endswith("/batch") else 64 * 1024
-            check(ask(base_url, method, path, JSON, b"", length=limit + 1), 413)
+            check_raw_problem(send_request(base_url, method, path, JSON, b"", length=limit + 1), 413)
 
     def test_chunked_body_over_the_limit_is_413(self, base_url: str, user: int) -> None:
         body = NEW_USER_BODY + b" " * 64 * 1024
         for method, path in body_routes(user)[:3]:
             sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-            check(ask(base_url, method, path, JSON + b"Transfer-Encoding: chunked\r\n", sent), 413)
+            check_raw_problem(send_request(base_url, method, path, JSON + b"Transfer-Encoding: chunked\r\n", sent), 413)
 
 
 @pytest.mark.usefixtures("nothing_changed")
@@ -443,8 +449,8 @@ class TestAddresses:
         status = 400 if refused_by_nginx else 404
         for method in ("GET", "PUT", "PATCH", "DELETE"):
             body = b'{"name": "Spoilt"}' if method[0] == "P" else b""
-            check(ask(base_url, method, f"/users/{spelling}", JSON, body), status)
-        assert ask(base_url, "HEAD", f"/users/{spelling}").status == status
+            check_raw_problem(send_request(base_url, method, f"/users/{spelling}", JSON, body), status)
+        assert send_request(base_url, "HEAD", f"/users/{spelling}").status == status
 
     @pytest.mark.parametrize(("query", "field"), UNKNOWN_PARAMETERS)
     def test_unknown_parameters_are_400_at_every_address(
@@ -453,26 +459,26 @@ class TestAddresses:
         for method, path in all_routes(user):
             body = NEW_USER_BODY if method[0] == "P" else b""
             for _ in range(2):
-                check(ask(base_url, method, f"{path}?{query}", JSON, body), 400, field)
+                check_raw_problem(send_request(base_url, method, f"{path}?{query}", JSON, body), 400, field)
 
     @pytest.mark.parametrize(("query", "field"), [*INVALID_LIST_PARAMETERS, *INVALID_SEARCH_PARAMETERS])
     def test_invalid_parameters_of_a_list_are_400(self, base_url: str, query: str, field: str) -> None:
         for target in (f"/users?{query}", f"/users?{query}&sort=name" if field == "q" else f"/users?{query}&q=alice"):
             for _ in range(2):
-                response = ask(base_url, "GET", target)
-                check(response, 400, field)
+                response = send_request(base_url, "GET", target)
+                check_raw_problem(response, 400, field)
                 assert response.headers.get("x-cache-status") != "HIT"
-            assert ask(base_url, "HEAD", target).status == 400
+            assert send_request(base_url, "HEAD", target).status == 400
 
     @pytest.mark.parametrize(
         ("query", "field"),
         [*INVALID_SEARCH_PARAMETERS, ("limit=1", "limit"), ("sort=id", "sort"), ("cursor=a", "cursor")],
     )
     def test_invalid_parameters_of_a_count_are_400(self, base_url: str, query: str, field: str) -> None:
-        check(ask(base_url, "GET", f"/users/count?{query}"), 400, field)
+        check_raw_problem(send_request(base_url, "GET", f"/users/count?{query}"), 400, field)
 
     def test_too_many_parameters_are_400(self, base_url: str) -> None:
-        check(ask(base_url, "GET", "/users?" + "&".join(f"p{n}=1" for n in range(200))), 400)
+        check_raw_problem(send_request(base_url, "GET", "/users?" + "&".join(f"p{n}=1" for n in range(200))), 400)
 
 
 @pytest.mark.usefixtures("nothing_changed")
@@ -484,39 +490,39 @@ class TestHeaders:
     ) -> None:
         line = b"%b: %b\r\n" % (header.encode(), value)
         for method in ("PUT", "PATCH", "DELETE"):
-            response = ask(
+            response = send_request(
                 base_url, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
             )
             # The edge itself refuses an empty value, without naming the header.
-            check(response, 400, header if value or base_url == stack.app else None)
+            check_raw_problem(response, 400, header if value or base_url == stack.app else None)
 
     @pytest.mark.parametrize("value", [b"Sun, 06 Nov 1994 08:49:37 GMT", b"yesterday", b"\xff"])
     def test_if_unmodified_since_on_a_write_is_400(self, base_url: str, user: int, value: bytes) -> None:
         line = b"If-Unmodified-Since: %b\r\n" % value
         for method in ("PUT", "PATCH", "DELETE"):
-            response = ask(
+            response = send_request(
                 base_url, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
             )
-            check(response, 400, "If-Unmodified-Since")
+            check_raw_problem(response, 400, "If-Unmodified-Since")
 
     @pytest.mark.parametrize("value", INVALID_IDEMPOTENCY_KEYS)
     def test_invalid_idempotency_key_is_400(self, stack: Stack, base_url: str, value: bytes) -> None:
         line = b"Idempotency-Key: %b\r\n" % value
         field = "Idempotency-Key" if value or base_url == stack.app else None
-        check(ask(base_url, "POST", "/users", JSON + line, NEW_USER_BODY), 400, field)
+        check_raw_problem(send_request(base_url, "POST", "/users", JSON + line, NEW_USER_BODY), 400, field)
         batch = b'{"operations": [{"op": "create", %b]}' % NEW_USER_BODY[1:]
-        check(ask(base_url, "POST", "/users/batch", JSON + line, batch), 400, field)
+        check_raw_problem(send_request(base_url, "POST", "/users/batch", JSON + line, batch), 400, field)
 
     @pytest.mark.parametrize("value", ACCEPT_WITHOUT_JSON)
     def test_client_that_does_not_accept_json_gets_406(self, base_url: str, user: int, value: bytes) -> None:
         for method, path in all_routes(user):
             body = NEW_USER_BODY if method[0] == "P" else b""
-            check(ask(base_url, method, path, JSON + b"Accept: %b\r\n" % value, body), 406)
+            check_raw_problem(send_request(base_url, method, path, JSON + b"Accept: %b\r\n" % value, body), 406)
 
     @pytest.mark.parametrize("value", NON_JSON_TYPES)
     def test_content_type_other_than_json_is_415(self, base_url: str, user: int, value: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(base_url, method, path, b"Content-Type: %b\r\n" % value, NEW_USER_BODY), 415)
+            check_raw_problem(send_request(base_url, method, path, b"Content-Type: %b\r\n" % value, NEW_USER_BODY), 415)
 
     @pytest.mark.parametrize("sent", [NEW_USER_BODY, b"nope", b"[" * 30_000])
     def test_body_without_a_content_type_is_415_and_the_detail_names_the_header(
@@ -525,34 +531,38 @@ class TestHeaders:
         for method, path in body_routes(user):
             chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(sent), sent)
             for response in (
-                ask(base_url, method, path, b"", sent),
-                ask(base_url, method, path, b"Transfer-Encoding: chunked\r\n", chunks),
+                send_request(base_url, method, path, b"", sent),
+                send_request(base_url, method, path, b"Transfer-Encoding: chunked\r\n", chunks),
             ):
-                check(response, 415)
+                check_raw_problem(response, 415)
                 assert "Content-Type: application/json" in response.json["detail"]
                 assert "application/json" in response.headers["accept-patch" if method == "PATCH" else "accept"]
 
     def test_empty_content_type_is_refused(self, stack: Stack, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
-            response = ask(base_url, method, path, b"Content-Type:\r\n", NEW_USER_BODY)
-            check(response, 415 if base_url == stack.app else 400)  # the edge itself refuses an empty header
+            response = send_request(base_url, method, path, b"Content-Type:\r\n", NEW_USER_BODY)
+            check_raw_problem(
+                response, 415 if base_url == stack.app else 400
+            )  # the edge itself refuses an empty header
 
     def test_merge_patch_type_is_415_for_other_methods_than_patch(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
             if method != "PATCH":
-                response = ask(
+                response = send_request(
                     base_url, method, path, b"Content-Type: application/merge-patch+json\r\n", b'{"name": "Spoilt"}'
                 )
-                check(response, 415)
+                check_raw_problem(response, 415)
 
     def test_compressed_body_is_415(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
-            check(ask(base_url, method, path, JSON + b"Content-Encoding: gzip\r\n", b"\x1f\x8b"), 415)
+            check_raw_problem(
+                send_request(base_url, method, path, JSON + b"Content-Encoding: gzip\r\n", b"\x1f\x8b"), 415
+            )
 
     @pytest.mark.parametrize("value", INVALID_REQUEST_IDS)
     def test_invalid_request_id_is_replaced(self, base_url: str, value: bytes) -> None:
-        response = ask(base_url, "GET", "/users/0", b"X-Request-Id: %b\r\n" % value)
-        check(response, 404)
+        response = send_request(base_url, "GET", "/users/0", b"X-Request-Id: %b\r\n" % value)
+        check_raw_problem(response, 404)
         assert response.headers["x-request-id"] != value.decode("latin-1")
 
 
@@ -580,43 +590,46 @@ class TestInvalidHttp:
         ],
     )
     def test_response_to_invalid_http_is_a_problem(self, stack: Stack, request_: bytes, status: int) -> None:
-        check(told(raw(stack.edge, request_)), status)
+        check_raw_problem(parse_response(send_bytes(stack.edge, request_)), status)
 
 
 class TestTexts:
     @pytest.mark.parametrize("text", UNUSUAL_TEXTS)
     def test_unusual_text_is_returned_unchanged(self, stack: Stack, base_url: str, text: str) -> None:
         new = {"name": text, "email": "texts@example.com"}
-        created = ask(base_url, "POST", "/users", JSON, json.dumps(new).encode())
+        created = send_request(base_url, "POST", "/users", JSON, json.dumps(new).encode())
         assert created.status == 201, created
         location = created.headers["location"]
         try:
             for edge in stack.edges:
                 assert self.name_at(edge, location) == text
-                newest = [row["name"] for row in ask(edge, "GET", "/users?sort=-id&limit=1").json]
+                newest = [row["name"] for row in send_request(edge, "GET", "/users?sort=-id&limit=1").json]
                 assert newest == [text]
-            assert ask(base_url, "PATCH", location, JSON, json.dumps({"name": f"{text[:-1]}!"}).encode()).status == 200
+            assert (
+                send_request(base_url, "PATCH", location, JSON, json.dumps({"name": f"{text[:-1]}!"}).encode()).status
+                == 200
+            )
             for edge in stack.edges:
                 assert self.name_at(edge, location) == f"{text[:-1]}!"
         finally:
-            ask(base_url, "DELETE", location)
+            send_request(base_url, "DELETE", location)
 
     def name_at(self, edge: str, location: str) -> str:
-        return str(ask(edge, "GET", location).json["name"])
+        return str(send_request(edge, "GET", location).json["name"])
 
     @pytest.mark.parametrize(
         "email", ["o'brien+tag--x@example.com", "a$b%c&d@example.com", "{x}|y@example.com", "почта@пример.рф"]
     )
     def test_unusual_email_is_returned_unchanged(self, base_url: str, email: str) -> None:
-        created = ask(base_url, "POST", "/users", JSON, json.dumps({"name": "E", "email": email}).encode())
+        created = send_request(base_url, "POST", "/users", JSON, json.dumps({"name": "E", "email": email}).encode())
         assert created.status == 201, created
-        assert ask(base_url, "GET", created.headers["location"]).json["email"] == email
-        ask(base_url, "DELETE", created.headers["location"])
+        assert send_request(base_url, "GET", created.headers["location"]).json["email"] == email
+        send_request(base_url, "DELETE", created.headers["location"])
 
 
 def test_invalid_input_has_changed_no_user_and_caused_no_unexpected_error(stack: Stack, user: int) -> None:
     def is_unchanged() -> bool:
-        responses: list[Told] = [ask(edge, "GET", f"/users/{user}") for edge in stack.edges]
+        responses: list[RawResponse] = [send_request(edge, "GET", f"/users/{user}") for edge in stack.edges]
         return all(response.status == 200 and response.json["name"] == "Unspoilt" for response in responses)
 
     wait_until(is_unchanged)

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from testkit.api import User, check_problem
-from testkit.raw_http import ask, check
+from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import Stack, wait_until
 
 JSON = b"Content-Type: application/json\r\n"
@@ -306,7 +306,7 @@ class TestAccept:
         self, stack: Stack, base_url: str, accept: str
     ) -> None:
         def is_hit() -> bool:
-            response = ask(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+            response = send_request(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
             assert response.status == 200
             return base_url == stack.app or response.headers["x-cache-status"] == "HIT"
 
@@ -316,15 +316,15 @@ class TestAccept:
     def test_unusual_accept_header_that_allows_json_is_served_by_an_app(
         self, stack: Stack, base_url: str, accept: str
     ) -> None:
-        response = ask(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+        response = send_request(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
         assert response.status == 200
         assert base_url == stack.app or response.headers["x-cache-status"] == "BYPASS"
 
     @pytest.mark.parametrize("accept", NOT_ACCEPTED)
     def test_accept_header_that_does_not_allow_json_is_406(self, base_url: str, accept: str) -> None:
         for _ in range(2):
-            response = ask(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
-            check(response, 406)
+            response = send_request(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
+            check_raw_problem(response, 406)
             assert response.headers.get("x-cache-status") in (None, "BYPASS")
 
 
@@ -347,22 +347,22 @@ class TestMethods:
     @pytest.mark.parametrize("path", METHODS)
     def test_unsupported_method_is_405_and_allow_lists_the_supported_methods(self, base_url: str, path: str) -> None:
         for method in {"GET", "POST", "PUT", "PATCH", "DELETE"} - METHODS[path]:
-            response = ask(base_url, method, path, JSON, b"{}" if method[0] == "P" else b"")
-            check(response, 405)
+            response = send_request(base_url, method, path, JSON, b"{}" if method[0] == "P" else b"")
+            check_raw_problem(response, 405)
             assert set(re.split(r",\s*", response.headers["allow"])) == METHODS[path]
 
     @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "FOO"])
     def test_unknown_method_is_400_405_or_501(self, base_url: str, method: str) -> None:
-        response = ask(base_url, method, "/users")
+        response = send_request(base_url, method, "/users")
         assert response.status in (400, 405, 501)
-        check(response, response.status)
+        check_raw_problem(response, response.status)
 
     @pytest.mark.parametrize(
         "path", ["/users", "/users/1", "/users/count", "/users?limit=1&sort=-name", "/users/0", "/users?x=1"]
     )
     def test_head_returns_the_status_and_headers_of_get_without_a_body(self, base_url: str, path: str) -> None:
         for _ in range(2):
-            get_, head = ask(base_url, "GET", path), ask(base_url, "HEAD", path)
+            get_, head = send_request(base_url, "GET", path), send_request(base_url, "HEAD", path)
             assert (head.status, head.body) == (get_.status, b"")
             for name in ("content-type", "content-length", "etag", "last-modified", "link", "cache-control"):
                 assert head.headers.get(name) == get_.headers.get(name), name

@@ -16,7 +16,7 @@ import requests
 
 from testkit.api import check_problem
 from testkit.outages import refusing
-from testkit.raw_http import ask, check
+from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import Stack, children_of, status_of, wait_until
 
 
@@ -145,7 +145,10 @@ class TestMisuse:
 
     def test_request_with_two_keys_is_400(self, base_url: str, key: str) -> None:
         lines = f"Content-Type: application/json\r\nIdempotency-Key: {key}\r\nIdempotency-Key: {key}x\r\n".encode()
-        check(ask(base_url, "POST", "/users", lines, f'{{"name":"Once","email":"{key}@example.com"}}'.encode()), 400)
+        check_raw_problem(
+            send_request(base_url, "POST", "/users", lines, f'{{"name":"Once","email":"{key}@example.com"}}'.encode()),
+            400,
+        )
 
 
 class TestInFlight:

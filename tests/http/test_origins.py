@@ -12,7 +12,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
 
-from testkit.raw_http import Told, ask, check, raw, told
+from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
 from testkit.stack import Stack, wait_until
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -25,16 +25,16 @@ WRITES = [
 ]
 
 
-def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> Told:
+def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> RawResponse:
     """Send a write with these header lines. Its body is invalid, so a write that is not forbidden gets 422."""
     head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return told(raw(base_url, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
+    return parse_response(send_bytes(base_url, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
 
 
-def is_forbidden(response: Told) -> bool:
+def is_forbidden(response: RawResponse) -> bool:
     if response.status != 403:
         return False
-    check(response, 403)
+    check_raw_problem(response, 403)
     assert response.json["type"] == "/problems/forbidden"
     assert "Origin" in response.json["detail"]
     return True
@@ -107,8 +107,8 @@ class TestHeaders:
         lines = b"Sec-Fetch-Site: cross-site\r\nOrigin: http://evil.example\r\n"
         for base_url in (stack.app, stack.edge):
             for method in ("GET", "HEAD", "OPTIONS"):
-                assert ask(base_url, method, "/users/1", lines).status in (200, 204)
-        wait_until(lambda: ask(stack.edge, "GET", "/users/1", lines).headers["x-cache-status"] == "HIT")
+                assert send_request(base_url, method, "/users/1", lines).status in (200, 204)
+        wait_until(lambda: send_request(stack.edge, "GET", "/users/1", lines).headers["x-cache-status"] == "HIT")
 
 
 EMAIL = "foreign@example.com"

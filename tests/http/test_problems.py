@@ -7,7 +7,7 @@ import psycopg
 import pytest
 import requests
 
-from testkit.raw_http import ask, check
+from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import ROOT, Stack, wait_until
 from velikiy.resources.problems import KINDS
 
@@ -28,10 +28,10 @@ def test_every_problem_type_has_a_page(base_url: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "none", "Taken", "taken/", "taken/x", "<b>", "%74aken", "taken%00"])
 def test_unknown_problem_type_has_no_page(base_url: str, name: str) -> None:
-    response = ask(base_url, "GET", f"/problems/{name}")
+    response = send_request(base_url, "GET", f"/problems/{name}")
     if name:
         assert response.status in (400, 404)
-        check(response, response.status)
+        check_raw_problem(response, response.status)
     else:
         assert response.status == 200
 
@@ -46,7 +46,7 @@ def test_edge_and_app_agree_on_the_status_and_title_of_each_problem_type() -> No
 
 def test_every_error_status_that_nginx_can_send_by_itself_is_a_problem() -> None:
     """The list includes statuses that no configuration makes Nginx send so far, such as the 429 of a limit."""
-    config = (ROOT / "edge/conf/generated/server.conf").read_text()
+    config = (ROOT / "edge/conf/generated/errors_and_batches.conf").read_text()
     [listed] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
     statuses = set(map(int, listed.split()))
     assert statuses == {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 429, *range(500, 506)}
@@ -74,8 +74,8 @@ def test_each_error_has_its_problem_type(
     base_url: str, method: str, target: str, headers: bytes, body: bytes, status: int, kind: str
 ) -> None:
     for _ in range(2):
-        response = ask(base_url, method, target, headers, body)
-        check(response, status)
+        response = send_request(base_url, method, target, headers, body)
+        check_raw_problem(response, status)
         assert response.json["type"] == f"/problems/{kind}"
         assert response.json["title"] == KINDS[kind].title
         assert response.json["request_id"] in response.headers["x-request-id"]
@@ -86,8 +86,8 @@ def test_missing_column_is_500_and_logged_without_the_values_of_the_row(own_stac
     new = b'{"name": "A", "email": "a@example.com"}'
     for base_url in (own_stack.app, own_stack.edge):
         for method, target in (("GET", "/users/1"), ("GET", "/users"), ("POST", "/users"), ("PUT", "/users/1")):
-            response = ask(base_url, method, target, JSON, new if method[0] == "P" else b"")
-            check(response, 500)
+            response = send_request(base_url, method, target, JSON, new if method[0] == "P" else b"")
+            check_raw_problem(response, 500)
             assert response.json["type"] == "/problems/internal-error"
             assert "retry-after" not in response.headers
 
@@ -108,24 +108,24 @@ def test_detail_for_a_cancelled_write_says_that_the_database_cancelled_it(
     target, waiting = f"/users/{new_user['id']}", "wait_event_type = 'Lock' AND application_name = 'velikiy writes'"
     with psycopg.connect(stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
         outside.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (new_user["id"],))
-        response = pool.submit(ask, base_url, "PUT", target, JSON, b'{"name": "A"}')
+        response = pool.submit(send_request, base_url, "PUT", target, JSON, b'{"name": "A"}')
         wait_until(lambda: stack.sql(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {waiting}"))
-        check(response.result(), 503)
+        check_raw_problem(response.result(), 503)
     assert response.result().json["detail"].startswith("The database cancelled the request. The outcome of a write")
     assert response.result().headers["retry-after"] == "1"
 
 
 def test_each_request_has_its_own_request_id(base_url: str) -> None:
-    ids = {ask(base_url, "GET", "/users/999999999").json["request_id"] for _ in range(5)}
+    ids = {send_request(base_url, "GET", "/users/999999999").json["request_id"] for _ in range(5)}
     assert len(ids) == 5
 
 
 def test_app_adopts_the_request_id_that_it_receives(stack: Stack) -> None:
-    response = ask(stack.app, "GET", "/users/999999999", b"X-Request-Id: given-by-hand\r\n")
+    response = send_request(stack.app, "GET", "/users/999999999", b"X-Request-Id: given-by-hand\r\n")
     assert response.json["request_id"] == response.headers["x-request-id"] == "given-by-hand"
 
 
 def test_problem_that_repeats_a_part_of_the_request_is_not_sniffed_as_html(base_url: str) -> None:
-    response = ask(base_url, "GET", "/users?%3Cscript%3E=1")
-    check(response, 400, "<script>")
+    response = send_request(base_url, "GET", "/users?%3Cscript%3E=1")
+    check_raw_problem(response, 400, "<script>")
     assert response.headers["x-content-type-options"] == "nosniff"

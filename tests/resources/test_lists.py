@@ -12,7 +12,7 @@ import requests
 
 from testkit.api import is_hit
 from testkit.failpoints import READER_FAILPOINTS, FailpointApp, failpoint_app, has_cache_lease
-from testkit.raw_http import ask, check
+from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import Stack, wait_until
 from velikiy.resources import pagination
 from velikiy.resources.pagination import Page
@@ -161,7 +161,7 @@ class TestCursors:
     @pytest.mark.parametrize("other", ["id", "name", "-email", "created_at"])
     def test_cursor_of_another_order_is_400(self, base_url: str, people: list[int], other: str) -> None:
         url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
-        check(ask(base_url, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
+        check_raw_problem(send_request(base_url, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
 
     @pytest.mark.parametrize(
         ("sort", "content"),
@@ -194,7 +194,7 @@ class TestCursors:
     def test_forged_cursor_is_400(self, base_url: str, sort: str, content: str) -> None:
         cursor = urlsafe_b64encode(content.encode()).rstrip(b"=").decode()
         for q in ("", "&q=alice"):
-            check(ask(base_url, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
+            check_raw_problem(send_request(base_url, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
 
     def test_cursor_in_another_spelling_is_400(self, base_url: str, people: list[int]) -> None:
         url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
@@ -207,7 +207,7 @@ class TestCursors:
             f"{cursor}A",
             cursor[:-1],
         ):
-            check(ask(base_url, "GET", url.replace(cursor, quote(other))), 400, "cursor")
+            check_raw_problem(send_request(base_url, "GET", url.replace(cursor, quote(other))), 400, "cursor")
 
 
 SEARCHES = [

@@ -15,7 +15,7 @@ import requests
 
 from testkit.failpoints import Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
-from testkit.raw_http import ask
+from testkit.raw_http import send_request
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
 from velikiy.coherence.deadline import CLOCK, parse
@@ -71,7 +71,7 @@ def test_write_that_waits_in_a_stopped_worker_does_not_overwrite_a_newer_write(s
 def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_of_the_request(slow: Stack) -> None:
     def put(left_ms: int) -> tuple[int, str]:
         header = b"Content-Type: application/json\r\nWrite-Deadline: elsewhere 1 %d\r\n" % left_ms
-        response = ask(slow.app, "PUT", "/users/2", header, b'{"name": "Elsewhere %d"}' % left_ms)
+        response = send_request(slow.app, "PUT", "/users/2", header, b'{"name": "Elsewhere %d"}' % left_ms)
         return response.status, response.body.decode()
 
     with ThreadPoolExecutor(2) as pool:

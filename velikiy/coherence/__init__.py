@@ -17,7 +17,7 @@ from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry, found
 from velikiy.coherence.membership import Caches
 from velikiy.coherence.protocol import NOT_TRIED, Answer, Change, Gate, NotTried, TooLate, connect
-from velikiy.coherence.redis_tier import Lease, RedisTier
+from velikiy.coherence.redis_tier import FillLease, RedisTier
 
 __all__ = [
     "NOT_TRIED",
@@ -27,8 +27,8 @@ __all__ = [
     "Change",
     "EdgeTier",
     "Entry",
+    "FillLease",
     "Gate",
-    "Lease",
     "NotTried",
     "RedisTier",
     "TooLate",

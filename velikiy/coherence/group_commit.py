@@ -91,8 +91,8 @@ class GroupCommit(Generic[R]):
         """Yield to threads that are ready and lack only the interpreter or the CPU: then more writers share the round.
 
         A writer without company, now and in the round before, does not yield: on a busy CPU its turn may come back
-        milliseconds later. After a shared round a writer yields at that price, because the writers of that round come
-        back together and would otherwise all wait for it.
+        milliseconds later. After a shared round a writer yields all the same, because the writers of that
+        round come back together, and would otherwise all wait for this writer.
         """
         seen = -1
         while len(self._waiting) > seen:
@@ -101,8 +101,8 @@ class GroupCommit(Generic[R]):
 
     def _flush(self, drop: Drop, drop_all: Callable[[Sequence[Drop]], R], contended: bool) -> R:
         included: list[_Writer[R]] = []
-        # A variable of its own, and not the writer that has waited: a leader that has included that one in vain may
-        # still set its result, which says nothing about the drops of this round.
+        # The result is a variable, and not `writer.result`: another leader that has included this writer in vain may
+        # still set `writer.result`, and that result belongs to another round.
         result: R | None = None
         try:
             if contended or self._shared:

@@ -53,7 +53,7 @@ def text(uri: str, tiers: list[dict[str, Any]]) -> str:
 def _words(tier: dict[str, Any]) -> list[str]:
     if tier["tier"] == "postgres":
         return ["a writer is in flight" if tier["writer_in_flight"] else "no writer in flight"]
-    words = ["fenced: not in use"] if tier["fenced"] else []
+    words = ["fenced"] if tier["fenced"] else []
     if not tier["answers"]:
         return [*words, "does not answer"]
     if tier["tier"] == "redis":

@@ -19,8 +19,8 @@ EVERYTHING = CachePath("*", "")
 
 
 def lock(connection: Connection, paths: Sequence[CachePath] | None, already_locked: Sequence[CachePath] = ()) -> None:
-    """Lock these paths, or every path for None, until the transaction ends. The paths in `already_locked` are locked
-    already, or by the next statement."""
+    """Lock these paths, or every path for None, until the transaction ends. The paths in `already_locked` are left
+    out: they are locked already, or the next statement locks them."""
     connection.query(*locks(None if paths is None else [path for path in paths if path not in already_locked]))
 
 
@@ -28,8 +28,8 @@ def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
     """Return the statement that locks these paths, or nothing for no paths.
 
     The locks are shared, so writers of one path do not wait for each other here. The lock for every path is exclusive,
-    so such writers follow one another. Readers probe it in shared mode, so that they do not take each other for a
-    writer.
+    so such writers follow one another. Readers probe the lock for every path in shared
+    mode, so that they do not take each other for such a writer.
     """
     if paths is None or len(paths) > MAX_PATH_LOCKS:
         return (Statement("SELECT pg_advisory_xact_lock($1)", (lock_id(EVERYTHING),)),)
@@ -52,8 +52,8 @@ SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE t
 def check(path: CachePath) -> Statement:
     """Return the statement that probes whether a transaction holds the lock of this path, or of every path.
 
-    The statement tries to take each lock, and releases it at once. Two readers that probe at the same moment may take
-    each other for a writer; then a fill is omitted.
+    The statement tries to take each lock, and releases it at once. Two readers that probe the lock of one path
+    at the same moment may take each other for a writer; then a fill is omitted.
     """
     return Statement(CHECK, (lock_id(path), lock_id(EVERYTHING)))
 

@@ -1,6 +1,6 @@
 """Keep both cache tiers consistent with PostgreSQL.
 
-    Write:  lock the paths -> drop them in Redis -> drop them at every edge -> COMMIT
+    Write:  SQL -> lock the paths -> drop them in Redis -> drop them at every edge -> COMMIT
     Read:   probe the lock -> load the row       -> fill Redis (and the edge)
 
 Invariant: a cache entry that can be found equals the committed row.
@@ -31,7 +31,7 @@ from velikiy.coherence.group_commit import Drop, GroupCommit
 from velikiy.coherence.locks import check, is_written, lock, locks
 from velikiy.coherence.membership import REDIS, Cache, Caches
 from velikiy.coherence.redis_lease import RedisLease
-from velikiy.coherence.redis_tier import DoesNotAnswer, Hit, Lease, RedisTier
+from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.timing import now
 from velikiy.postgres import Connection, Database, Deadlock
 from velikiy.settings import Settings
@@ -73,7 +73,7 @@ class Change(NamedTuple, Generic[T]):
 
 
 class Dropped(NamedTuple):
-    leases: dict[CachePath, Lease]
+    leases: dict[CachePath, FillLease]
     """Fill leases for the paths that writers want to prefill."""
 
     fenced: list[Cache]
@@ -103,7 +103,7 @@ class Gate:
         path: CachePath,
         variant: str,
         load: Callable[[Connection], Entry],
-        from_edge: Lease | NotTried | None = NOT_TRIED,
+        from_edge: FillLease | NotTried | None = NOT_TRIED,
     ) -> Answer:
         """Return the entry from Redis, or else from PostgreSQL; then fill Redis with it.
 
@@ -124,11 +124,13 @@ class Gate:
             checked = connection.enqueue(check(path))
             entry = load(connection)
             written = is_written(checked)
-        if isinstance(found, Lease):
+        if isinstance(found, FillLease):
             self.redis_tier.fill(path, variant, found, None if written else entry)
         if written:
             return Answer(entry, False, "redis; fwd=uri-miss; detail=write-in-flight")
-        return Answer(entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, Lease) else "redis; fwd=bypass")
+        return Answer(
+            entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, FillLease) else "redis; fwd=bypass"
+        )
 
     def write(
         self,
@@ -140,8 +142,8 @@ class Gate:
         """Run `change` in a transaction, lock the paths that it invalidates, drop them in every cache, and commit.
 
         Args:
-            timeout_factor: The time that PostgreSQL has for the write, in times of one request.
-            lock_first: Those of the paths that are known before. They are locked with BEGIN, which saves an exchange.
+            timeout_factor: The time that PostgreSQL has for the write, as a multiple of the time for one request.
+            lock_first: The paths that are known in advance. They are locked in the same exchange as BEGIN.
             until: The moment (`timing.now`) after which nothing is committed.
 
         Raises:
@@ -183,7 +185,7 @@ class Gate:
         prefill: CachePath | None = None,
         *,
         wait: bool = True,
-    ) -> Lease | None:
+    ) -> FillLease | None:
         """Drop these paths, or every path for None, in Redis and then at every edge.
 
         A cache that does not acknowledge is fenced, and the call returns only after its exclusion: a commit must come
@@ -199,7 +201,7 @@ class Gate:
         if wait:
             self._await_exclusion(connection, dropped.fenced)
             if any(cache.name == REDIS for cache in dropped.fenced):
-                # While Redis was in use, an edge could copy from it an entry that was to be dropped, and keep it.
+                # Drop at the edges again: until its exclusion Redis had the old entry, and an edge could copy it.
                 self._await_exclusion(connection, self._drop_at_edges(connection, paths))
         return dropped.leases.get(prefill) if prefill else None
 
@@ -207,13 +209,13 @@ class Gate:
         """Drop for all of these writers; each holds its own locks. Each waits by itself for an exclusion."""
         named = Counter(path for drop in drops for path in drop.paths or ())
         paths = None if any(drop.paths is None for drop in drops) else list(named)
-        # A path that two of the writers drop is prefilled by neither: the later drop would have taken the lease of the
-        # earlier one, and here no drop is later.
+        # If two of the writers drop one path, neither may prefill it. In two rounds the later drop would take the fill
+        # lease of the earlier drop away; in one round no drop is later.
         prefill = (
             [drop.prefill for drop in drops if drop.prefill and named[drop.prefill] == 1] if paths is not None else []
         )
-        leases: dict[CachePath, Lease] = {}
-        # The row is read after the locks were taken: a process that uses Redis again once it is readmitted finds them.
+        leases: dict[CachePath, FillLease] = {}
+        # The row of Redis is read after the locks were taken: a process that uses a readmitted Redis finds the locks.
         redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None
         if redis is None or not redis.fenced:
             try:

@@ -94,11 +94,11 @@ class Connections:
                 raise reply
         return replies
 
-    def run(self, script: Script, *calls: tuple[Any, ...], after: Sequence[tuple[Argument, ...]] = ()) -> list[Any]:
-        """Run the script once for each call (a key, arguments) and return the results. The commands in `after` are sent
-        first, in the same exchange."""
+    def run(self, script: Script, *calls: tuple[Any, ...], before: Sequence[tuple[Argument, ...]] = ()) -> list[Any]:
+        """Run the script once for each call (a key, arguments) and return the results. The commands in `before`
+        are sent first, in the same exchange."""
         try:
-            return self.exchange(*after, *(script.run(*call) for call in calls))[len(after) :]
+            return self.exchange(*before, *(script.run(*call) for call in calls))[len(before) :]
         except redis.exceptions.NoScriptError:
             return self.exchange(*(script.load(*call) for call in calls))
 

@@ -25,7 +25,7 @@ class RedisLease:
         stopped for any time between question and answer.
 
         Raises:
-            DatabaseUnavailable: what was promised has run out, and nobody can promise more.
+            DatabaseUnavailable: The lease has expired, and PostgreSQL cannot renew it.
         """
         if now() - self._asked >= RENEWAL_S and self._asking.acquire(blocking=False):
             try:

@@ -27,7 +27,7 @@ log = structlog.get_logger()
 AWAY = (redis.exceptions.RedisError, OSError)
 
 
-class Lease(str):
+class FillLease(str):
     """A fill lease: the right to fill one variant of a path until a write drops the path. A token that was never used
     before (as in Nishtala et al., Scaling Memcache at Facebook, NSDI 2013)."""
 
@@ -38,17 +38,17 @@ class Hit(NamedTuple):
     """Seconds that Redis keeps it."""
 
 
-class NewLease:
+class NewFillLease:
     """A fill lease that is requested with another token at each attempt.
 
     A request whose reply was lost may reach Redis late, from a buffer on the way. With the same token it would grant a
     lease again that a write has taken away, and a row that was read before that write would be stored after it.
     """
 
-    given = Lease("")
+    given = FillLease("")
 
-    def __call__(self) -> Lease:
-        self.given = new_lease()
+    def __call__(self) -> FillLease:
+        self.given = new_fill_lease()
         return self.given
 
 
@@ -60,10 +60,10 @@ class RedisTier:
     """Reads and fills skip Redis while it is fenced (`RedisLease`), and for a second after a failure (a breaker):
     otherwise a hanging Redis would cost every read its timeout.
 
-    An edge opens its breaker only if Redis has sent no other reply meanwhile (edge/lua/redis.lua). An edge waits
-    without holding a thread, and its fallback are apps, which carry a tenth of its load. A thread that waits here is
-    one of a few, and its fallback is PostgreSQL, which carries the load: where a twentieth of the requests is lost,
-    waiting would cost the app most of its throughput.
+    An edge opens its breaker only if Redis has sent no other reply meanwhile (edge/lua/redis.lua). The edge can wait,
+    because waiting holds no thread and the apps could take only a tenth of its load. In an app each waiting thread is
+    one of a few, and PostgreSQL can take the load: if one request of twenty to Redis were lost, waiting would cost the
+    app most of its throughput.
     """
 
     BREAKER_S = 1.0
@@ -84,7 +84,7 @@ class RedisTier:
         self._drop_connections = Connections(url, DROP_TIMEOUT_S)
         self._skip_until = 0.0
 
-    def read(self, path: CachePath, variant: str, *, patience: float = 0.02) -> Hit | Lease | None:
+    def read(self, path: CachePath, variant: str, *, patience: float = 0.02) -> Hit | FillLease | None:
         """Return the entry, or a fill lease for it, or None.
 
         None: Redis is fenced or does not answer, or another reader fills the entry and has not finished after
@@ -95,7 +95,7 @@ class RedisTier:
         """
         if self.breaker_open:
             return None
-        lease = NewLease()
+        lease = NewFillLease()
         end = time.monotonic() + patience
         try:
             while True:
@@ -122,9 +122,11 @@ class RedisTier:
             self._failed("read", error)
         return None
 
-    def fill(self, path: CachePath, variant: str, lease: Lease, entry: Entry | None) -> None:
-        """Store the entry if the lease still exists; None returns the lease. The call does not wait for Redis: a later
-        read finds the entry, because Redis executes commands in order."""
+    def fill(self, path: CachePath, variant: str, lease: FillLease, entry: Entry | None) -> None:
+        """Store the entry if the fill lease still exists. With None, give the lease up.
+
+        The call does not wait for Redis: a later read finds the entry, because Redis executes commands in order.
+        """
         if self.breaker_open:
             return
         try:
@@ -136,7 +138,7 @@ class RedisTier:
         except AWAY as error:
             self._failed("fill", error)
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
         """Drop these paths, or every path for None, and return fill leases for the paths in `prefill`; none if Redis is
         fenced.
 
@@ -146,7 +148,7 @@ class RedisTier:
         Raises:
             DoesNotAnswer
         """
-        leases = {path: NewLease() for path in prefill}
+        leases = {path: NewFillLease() for path in prefill}
         trusted_until = 0.0
         if prefill:
             with suppress(DatabaseUnavailable):
@@ -156,7 +158,7 @@ class RedisTier:
             others = [("UNLINK", path.key) for path in paths if path not in leases]
         calls = [(path.key, lease, int(FILL_LEASE_S * 1000)) for path, lease in leases.items()]
         try:
-            self._drop_connections.run(DROP, *calls, after=others)
+            self._drop_connections.run(DROP, *calls, before=others)
         except AWAY as error:
             if self.direct and refused(error):
                 return {}
@@ -221,8 +223,8 @@ class RedisTier:
         log.warning("redis.unavailable", during=what, cause=type(error).__name__)
 
 
-def new_lease() -> Lease:
-    return Lease(f"{_run(os.getpid())}.{next(_leases)}")
+def new_fill_lease() -> FillLease:
+    return FillLease(f"{_run(os.getpid())}.{next(_leases)}")
 
 
 _leases = itertools.count()

@@ -1,8 +1,8 @@
 """The protocol's times, and the clock that they are counted with.
 
-A cache may be used for LEASE_S from before its last question to PostgreSQL. A writer that has fenced a cache waits for
-EXCLUSION_S from when the fence is visible; then no lease from before it is left. Each party counts with its own clock,
-so the second has to be longer than the first by more than two clocks drift apart meanwhile.
+A cache may be used for LEASE_S, counted from before its last query of PostgreSQL. A writer that has fenced a cache
+waits for EXCLUSION_S from when the fence is visible; then no lease from before it is left. Each party counts with its
+own clock, so EXCLUSION_S must exceed LEASE_S by more than the drift of two clocks in that time.
 """
 
 import time
@@ -17,7 +17,7 @@ DROP_TIMEOUT_S = 0.4
 """Seconds that a cache has to acknowledge a drop. Together with EXCLUSION_S a write waits for 3 s at most."""
 
 RENEWAL_S = 1.0
-"""Seconds between two renewals by an app process. An edge renews as often (edge/lua/lease.lua)."""
+"""Seconds between two renewals by an app process. An edge renews as often (edge/lua/renewal.lua)."""
 
 FILL_LEASE_S = 3.0
 """Seconds after which a fill lease is void and another reader may fill the entry. Only speed depends on it."""

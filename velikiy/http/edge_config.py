@@ -57,11 +57,11 @@ def write() -> list[str]:
 def files() -> dict[str, str]:
     """Return the text of each generated file, by its name below edge/."""
     return {
-        "conf/generated/paths.conf": _commented("#", [*_routes(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
-        "conf/generated/limits.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
+        "conf/generated/routes.conf": _commented("#", [*_routes(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
+        "conf/generated/sizes.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
         "conf/generated/problems.conf": _commented("#", _problems()),
-        "conf/generated/server.conf": _commented("#", _error_pages_and_batches()),
-        "lua/generated.lua": _commented("--", _constants()),
+        "conf/generated/errors_and_batches.conf": _commented("#", _error_pages_and_batches()),
+        "lua/constants.lua": _commented("--", _constants()),
     }
 
 
@@ -83,7 +83,7 @@ def _routes() -> list[str]:
         '"$takes_json$request_method $request_uri"',
         "route",
         {
-            "default": "@unknown",
+            "default": "@unknown_method",
             '"~[^\\x20-\\x7e]"': "@unreadable",  # gunicorn answers such a request with a page of its own
             f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}|/count)?)$"': "@read",
             f'"~^1(GET|HEAD) (?<shape>/{name}(/count)?)\\?{query}$"': "@read",

@@ -99,7 +99,8 @@ def log(response: Response) -> Response:
 
 
 BEFORE: tuple[Callable[[], None], ...] = (begin, refuse_other_origins, refuse_encoded_paths)
-"""The steps before the route, in this order. A step returns or raises Problem. Keys and limits belong here."""
+"""The steps before the route, in this order. A step returns or raises Problem. A check that must also hold for hits at
+the edge belongs into edge/lua/entrance.lua."""
 
 AFTER: tuple[Callable[[Response], Response], ...] = (complete, log)
 """The steps behind the route, in this order. Counters belong here."""

@@ -11,7 +11,7 @@ from flask import request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 
-from velikiy.coherence import NOT_TRIED, Lease, NotTried, deadline
+from velikiy.coherence import NOT_TRIED, FillLease, NotTried, deadline
 from velikiy.resources.base import Body, Resource
 from velikiy.resources.idempotency import Key
 from velikiy.resources.pagination import MAX_PAGE_ROWS, Page
@@ -124,15 +124,15 @@ def bad_cursor() -> Problem:
     return bad("cursor", "is not valid for this order; take the address of the next page from the Link header")
 
 
-def from_edge() -> Lease | NotTried | None:
+def from_edge() -> FillLease | NotTried | None:
     """Return the result of the edge's own read of Redis (edge/lua/redis.lua), for `Gate.read`.
 
-    The edge passes on no client's header of this name. A made-up fill lease fills nothing.
+    A client cannot set this header, because the edge does not forward it. A made-up fill lease would fill nothing.
     """
     header = request.headers.get("Fill-Lease")
     if not header:
         return NOT_TRIED
-    return None if header == "-" else Lease(header)
+    return None if header == "-" else FillLease(header)
 
 
 def until() -> float | None:

@@ -47,7 +47,8 @@ class Connection(psycopg.Connection):
     """
 
     deadline: float | None = None
-    """The deadline of the request that holds the connection, on the monotonic clock. None: the pool holds it."""
+    """The deadline of the request that holds the connection, on the monotonic clock; None while the pool holds the
+    connection."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

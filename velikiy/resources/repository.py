@@ -11,7 +11,7 @@ import orjson
 import psycopg
 from psycopg import sql
 
-from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, Gate, Lease, NotTried, found
+from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, FillLease, Gate, NotTried, found
 from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection, Row, Statement
 from velikiy.resources import pagination
@@ -91,7 +91,7 @@ class Repository:
 
     # ---- reads ----
 
-    def get(self, row_id: int, from_edge: Lease | NotTried | None = NOT_TRIED) -> Answer:
+    def get(self, row_id: int, from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
         """Return the row as a JSON object, or an entry with status 404. `from_edge`: see `Gate.read`."""
 
         def load(connection: Connection) -> Entry:
@@ -100,7 +100,7 @@ class Repository:
 
         return self.gate.read(self.resource.row_path(row_id), "", load, from_edge)
 
-    def page(self, page: Page, from_edge: Lease | NotTried | None = NOT_TRIED) -> Answer:
+    def page(self, page: Page, from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
         """Return the page as a JSON array.
 
         Raises:
@@ -134,7 +134,7 @@ class Repository:
         window = pagination.scan_window(page, expected, max(rows, expected))
         return _execute(connection, *pagination.select(self.resource, page, scan_window=window)) if window else []
 
-    def count(self, q: str = "", from_edge: Lease | NotTried | None = NOT_TRIED) -> Answer:
+    def count(self, q: str = "", from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
         """Return `{"count": 3}`: the number of rows, or of matches of `q`. It costs a scan of an index."""
         condition, values = pagination.matching(self.resource, q)
         statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)

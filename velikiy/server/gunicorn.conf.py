@@ -31,8 +31,8 @@ else:
     worker_class = "gthread"
     pre_request = abandoned_writes.discard
 
-# Longer than Nginx keeps its end (edge/nginx.conf, keepalive_timeout 30s). The side that reuses a connection must be
-# the side that closes it, or a PUT may arrive on a connection that is just being closed.
+# Longer than Nginx keeps its end (edge/conf/upstream.conf, keepalive_timeout 30s). The side that reuses a connection
+# must be the side that closes it, or a PUT may arrive on a connection that is just being closed.
 keepalive = 75
 
 # Connections of one process. Writes in the queue keep their connections open, and an edge renews its cache lease over a
@@ -63,7 +63,7 @@ forwarder_headers = ""
 header_map = "drop"
 forwarded_allow_ips = "127.0.0.1"
 
-# Above the limits of Nginx (edge/nginx.conf, large_client_header_buffers).
+# Above the limits of Nginx (edge/conf/timeouts_and_sizes.conf, large_client_header_buffers).
 limit_request_line = 8190
 limit_request_field_size = 8190
 
