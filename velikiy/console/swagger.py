@@ -13,7 +13,7 @@ SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
 """The published files of Swagger UI. The page of the package is not used, because it has inline scripts."""
 
 MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
-"""Media types by file name. The system's own table differs between machines, and with `nosniff` a wrong type breaks the page."""
+"""Media types by suffix. The system's own table differs between machines; a wrong type breaks the page (`nosniff`)."""
 
 CONTENT_SECURITY_POLICY = "; ".join(
     (
