@@ -44,7 +44,9 @@ def visit(stack: Stack) -> Iterator[Visit]:
         page.on("requestfailed", lambda request: visit.complaints.append(f"{request.url}: {request.failure}"))
         page.on("request", lambda request: visit.requested.append(request.url))
         # The browser reports a violation of the policy that only blocks a style as an event, not as an error.
-        page.expose_function("violated", visit.complaints.append)
+        page.expose_function(
+            "violated", lambda text: visit.complaints.append(text)
+        )  # playwright needs a Python function
         page.add_init_script(
             "addEventListener('securitypolicyviolation', e => violated(`${e.violatedDirective} ${e.blockedURI}`))"
         )

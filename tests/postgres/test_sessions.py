@@ -353,7 +353,7 @@ class TestIdleTransaction:
         def slow(*_: object, **__: object) -> Iterator[Callable[..., None]]:
             yield lambda *_: time.sleep(1.5)
 
-        monkeypatch.setattr(exporter, "shown", slow)
+        monkeypatch.setattr(exporter, "progress_bar", slow)
         count = exporter.export_to(registry()["users"], gate, str(tmp_path / "users.csv"), "csv")
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 

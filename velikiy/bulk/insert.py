@@ -85,17 +85,18 @@ def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row])
         "new": sql.Identifier(f"new_{resource.name}"),
         "fields": sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
     }
+    # No field of a resource can begin with an underscore, so `_position` is free.
     connection.execute(
         sql.SQL(
             "CREATE TEMPORARY TABLE IF NOT EXISTS {new} ON COMMIT DELETE ROWS AS"
-            " SELECT 0 AS position, {fields} FROM {table} WITH NO DATA"
+            " SELECT 0 AS _position, {fields} FROM {table} WITH NO DATA"
         ).format(**names)
     )
     connection.execute(sql.SQL("DELETE FROM {new}").format(**names))
     _copy(
         connection,
         f"new_{resource.name}",
-        ("position", *resource.fields),
+        ("_position", *resource.fields),
         ([n, *row.values] for n, row in enumerate(rows)),
     )
     # Ids are assigned before the INSERT. They identify the inserted rows: the values cannot, because a unique index
@@ -105,13 +106,13 @@ def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row])
             """
             WITH numbered AS MATERIALIZED (
                 SELECT nextval((SELECT pg_get_serial_sequence(%(name)s, 'id')::regclass)) AS id, sorted.*
-                FROM (SELECT * FROM {new} ORDER BY position) sorted
+                FROM (SELECT * FROM {new} ORDER BY _position) sorted
             ), inserted AS (
                 INSERT INTO {table} (id, {fields}) OVERRIDING SYSTEM VALUE SELECT id, {fields} FROM numbered
                 ON CONFLICT DO NOTHING RETURNING id
             )
-            SELECT position, id, id IN (SELECT id FROM inserted) AS is_inserted FROM numbered
-            WHERE %(all)s OR id NOT IN (SELECT id FROM inserted) ORDER BY position
+            SELECT _position, id, id IN (SELECT id FROM inserted) AS is_inserted FROM numbered
+            WHERE %(all)s OR id NOT IN (SELECT id FROM inserted) ORDER BY _position
             """
         ).format(**names),
         {"name": resource.name, "all": len(rows) <= MAX_INVALIDATED_ROWS},

@@ -13,7 +13,7 @@ NEXT_STEPS = {
     "42501": "Grant its user the rights on the tables, or let DATABASE_URL name their owner",
     "25006": "Let DATABASE_URL name the primary server",
 }
-"""What the operator can do, by SQLSTATE."""
+"""The next step of the operator, by SQLSTATE."""
 
 SENTENCES = {
     "42P01": "The database is not migrated: its tables are missing",
@@ -29,6 +29,7 @@ FILE_NEXT_STEPS = {
     errno.ENOTDIR: "Check the spelling of the path: a part of it is a file, and not a folder",
     errno.EEXIST: "Choose another path, or move the existing file away",
 }
+"""The next step of the operator, by error number of the system."""
 
 
 def statement_sentence(error: psycopg.Error) -> str:
@@ -51,7 +52,7 @@ def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
 
 
 def _connection_refusal(dsn: str) -> str | None:
-    """Return the reason for which the server refuses a connection, such as a wrong password; None if there is none.
+    """Return the reason for which the server refuses a connection, such as a wrong password, or None.
 
     A pool hides the reason: a server that refuses connections looks like a server that does not answer.
     """

@@ -5,5 +5,5 @@ SwaggerUIBundle({
     dom_id: "#page",
     deepLinking: true,
     displayRequestDuration: true,
-    validatorUrl: null,  // by default it sends the document's address to somebody else's server
+    validatorUrl: null,  // the default sends the address of the document to a public server
 });

@@ -1,4 +1,4 @@
-"""A page for people at /docs: Swagger UI, from the package that brings it, showing /openapi.json."""
+"""Swagger UI at /docs, which shows /openapi.json. Its files come from the package flask-swagger-ui."""
 
 import hashlib
 from importlib.resources import files
@@ -10,12 +10,12 @@ from werkzeug.exceptions import NotFound
 from velikiy.http import requests
 
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
-"""As it was published; of the package we take nothing else: its own page has inline scripts."""
+"""The published files of Swagger UI. The page of the package is not used, because it has inline scripts."""
 
-TYPES = {".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
-"""Not left to the system's own table, which differs between machines: with nosniff a wrong one stops the page."""
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
+"""Media types by suffix. The system's own table differs between machines; a wrong type breaks the page (`nosniff`)."""
 
-POLICY = "; ".join(
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         "script-src 'self'",
@@ -46,7 +46,7 @@ This page needs JavaScript. Without it, read <a href="/openapi.json">the OpenAPI
 
 
 def install(app: Flask) -> None:
-    """Adds `GET /docs` and the files that its page loads."""
+    """Add `GET /docs` and the files that its page loads."""
     app.register_blueprint(_routes())
 
 
@@ -55,7 +55,7 @@ def _routes() -> Blueprint:
     assets: dict[str, Path] = {}
 
     def address(file: Path) -> str:
-        # Named for what is in it, so that browsers keep it for good and still get the new one after an upgrade.
+        # The name contains a digest of the content, so browsers may cache the file for ever: an upgrade has new names.
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         name = f"{file.stem}.{digest}{file.suffix}"
         assets[name] = file
@@ -76,17 +76,17 @@ def _routes() -> Blueprint:
     def asset(name: str) -> Response:
         if name not in assets:
             raise NotFound
-        response = send_file(assets[name], mimetype=TYPES[assets[name].suffix])
+        response = send_file(assets[name], mimetype=MEDIA_TYPES[assets[name].suffix])
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         return response
 
     @routes.before_request
-    def takes_no_parameters() -> None:
+    def refuse_parameters() -> None:
         requests.parameters()
 
     @routes.after_request
-    def protect(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = POLICY
+    def add_security_headers(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
         return response
 
