@@ -1,11 +1,11 @@
-"""How fast it is, beside other designs on the same machine: `./run bench`.
+"""`./run bench`: compare the speed of the service with other designs on the same machine.
 
-./run bench --quick              the whole table within 5 minutes
-./run bench                      and the report: bench/results/, docs/benchmarks.md
-./run bench --report FILE        the document again, from such a file
-./run bench --only hit,redis     prints, and writes no report
+./run bench --quick              measure the whole table within 5 minutes
+./run bench                      measure, and write bench/results/ and docs/benchmarks.md
+./run bench --report FILE        regenerate the document from a file of results
+./run bench --only hit,redis     measure these rows, and write no report
 ./run bench --only memory --minutes 30
-./run bench --beside DIR         this checkout against another one, in one run
+./run bench --beside DIR         compare this checkout with another one in one run
 """
 
 import argparse
@@ -29,27 +29,31 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="use fewer users and shorter rounds, and write no report (under 5 minutes)"
     )
-    parser.add_argument("--only", default="", metavar="ROW,...", help=f"measure only these rows: {','.join(ROWS)}")
-    parser.add_argument("--minutes", type=float, default=None, help="length of the row memory (1.5; quick: 0.1)")
-    parser.add_argument("--report", type=Path, metavar="FILE", help="regenerate docs/benchmarks.md from these results")
-    parser.add_argument("--beside", type=Path, metavar="DIR", help="compare only with another checkout")
+    parser.add_argument("--only", default="", metavar="ROW,...", help=f"measure only these rows: {', '.join(ROWS)}")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="length of the row memory (default: 1.5, with --quick 0.1)"
+    )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="regenerate docs/benchmarks.md from FILE and measure nothing"
+    )
+    parser.add_argument("--beside", type=Path, metavar="DIR", help="compare this checkout only with the one in DIR")
     parser.add_argument("--json", action="store_true", help="print all results, raw samples included, for programs")
-    given = parser.parse_args()
-    everything = [name for name in ROWS if not (given.quick and name == PICTURES)]
-    given.rows = [name for name in given.only.split(",") if name] or everything
-    if unknown := set(given.rows) - set(ROWS):
+    options = parser.parse_args()
+    everything = [name for name in ROWS if not (options.quick and name == PICTURES)]
+    options.rows = [name for name in options.only.split(",") if name] or everything
+    if unknown := set(options.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
-    if given.report and not given.report.is_file():
-        parser.error(f"there is no file {given.report}")
-    if given.beside and not (given.beside / "run").is_file():
-        parser.error(f"{given.beside} is not a checkout of this project")
-    if given.minutes is None:
-        given.minutes = 0.1 if given.quick else 1.5
-    return given
+    if options.report and not options.report.is_file():
+        parser.error(f"there is no file {options.report}")
+    if options.beside and not (options.beside / "run").is_file():
+        parser.error(f"{options.beside} is not a checkout of this project")
+    if options.minutes is None:
+        options.minutes = 0.1 if options.quick else 1.5
+    return options
 
 
 class Progress:
-    """What is being done, on one line of a terminal; in a pipe a line for each row, when it begins."""
+    """Show the current step: on one line of a terminal, elsewhere as a line for each row when it begins."""
 
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
@@ -61,10 +65,10 @@ class Progress:
         if not self.shown:
             print(f"{time.monotonic() - self.began:4.0f} s  {row}", file=sys.stderr, flush=True)
 
-    def __call__(self, what: str) -> None:
+    def __call__(self, step: str) -> None:
         if self.shown:
             width = shutil.get_terminal_size().columns - 1
-            text = f"{time.monotonic() - self.began:4.0f} s  {self.row}: {what}"[:width]
+            text = f"{time.monotonic() - self.began:4.0f} s  {self.row}: {step}"[:width]
             print(f"\r{text:<{width}}", end="", file=sys.stderr, flush=True)
 
     def clear(self) -> None:
@@ -73,51 +77,52 @@ class Progress:
 
 
 def main() -> int:
-    given = arguments()
-    if given.report:
-        document.write(json.loads(given.report.read_text()), given.report.name)
+    options = arguments()
+    if options.report:
+        document.write(json.loads(options.report.read_text()), options.report.name)
         return 0
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
+    # SIGINT too: a shell starts background jobs with SIGINT ignored. In any case the servers of the run must end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     progress = Progress()
     progress.begin("start")
-    progress("starting our stack with two edges")
+    progress("starting velikiy with two edges")
     began = time.monotonic()
-    if not given.json:
+    if not options.json:
         print(report.head(), flush=True)
     try:
         with peers() as running:
-            users = 100_000 if given.quick or given.beside else 1_000_000
-            bench = Bench(running, progress, quick=given.quick, users=users, minutes=given.minutes)
-            if given.beside:
-                for result in beside(bench, given.beside.resolve()):
+            users = 100_000 if options.quick or options.beside else 1_000_000
+            bench = Bench(running, progress, quick=options.quick, users=users, minutes=options.minutes)
+            if options.beside:
+                for result in beside(bench, options.beside.resolve()):
                     progress.clear()
                     report.show(result)
                 return 0
-            if "growth" not in given.rows:
+            if "growth" not in options.rows:
                 progress(f"filling the table with {users:,} users")
                 running.seed(users)
-            for name in [name for name in ROWS if name in given.rows]:
+            for name in [name for name in ROWS if name in options.rows]:
                 progress.begin(name)
                 row_began = time.monotonic()
                 bench.results[name] = ROWS[name](bench)
                 bench.results[name].more["took"] = round(time.monotonic() - row_began, 1)
                 progress.clear()
-                if not given.json:
+                if not options.json:
                     report.show(bench.results[name])
     except KeyboardInterrupt:
         progress.clear()
         print("interrupted; nothing is left running", file=sys.stderr)
         return 130
     took = time.monotonic() - began
-    kept = report.kept(bench.results, given, took)
-    if given.json:
-        print(json.dumps(kept, indent=1))
+    results = report.as_json(bench.results, options, took)
+    if options.json:
+        print(json.dumps(results, indent=1))
     else:
         print(report.summary(bench.results, took))
-    if not (given.quick or given.only):
-        path = report.save(kept)
-        document.write(kept, path.name)
+    if not (options.quick or options.only):
+        path = report.save(results)
+        document.write(results, path.name)
         written = [str(it.relative_to(report.ROOT)) for it in (path, document.DOCUMENT)]
         print(f"written: {', '.join(written)}", file=sys.stderr)
     return 0

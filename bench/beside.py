@@ -1,65 +1,67 @@
-"""This checkout beside another one, `./run bench --beside DIR`: a change that is not about speed is measured in one run
-with the commit before it, in rounds that alternate."""
+"""Compare this checkout with another checkout: `./run bench --beside DIR`.
+
+A change that is not about speed is measured against the commit before it, in one run with alternating rounds.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from bench import wrk
-from bench.measure import Contestant, Result, alternate, line
+from bench.measure import Result, Subject, alternate, compare_rates
 from bench.peers.running import Peer, Peers, peers
-from bench.rows.base import MANY, MIX, Bench, at, halves, moving, pinned
-from bench.wrk import Answered
+from bench.rows.base import ACTIVE_USERS, MIX, Bench, closed_loop, cycling, edge_hits, pinned, split_cores
+from bench.wrk import LoadResult
 
 TARGET = 0.95
-"""A row below this has become slower."""
+"""A row below this ratio has become slower."""
 
 ROUNDS = 15
-"""More than a row of the table has: the difference that is looked for is small."""
+"""More rounds than a row of the table has, because the difference is small."""
 
-SECONDS = 1
+ROUND_S = 1
 
-THIS, OTHER = "this checkout", "the other"
+THIS, OTHER = "this checkout", "the other checkout"
 
 
-def hit(_: Bench, peer: Peer) -> Contestant:
-    servers, load = halves()
+def hit(_: Bench, peer: Peer) -> Subject:
+    subject = edge_hits(peer)
+    servers, _load = split_cores()
 
-    def run_load(seconds: int) -> Answered:
+    def run(seconds: int) -> LoadResult:
         with pinned([peer], servers):
-            return wrk.closed(peer.url, ("one", "/users/2"), seconds, threads=len(load), cores=load)
+            return subject.run(seconds)
 
-    return Contestant(peer.name, run_load, peer.roots)
+    return replace(subject, run=run)
 
 
-ROWS: dict[str, Callable[[Bench, Peer], Contestant]] = {
+ROWS: dict[str, Callable[[Bench, Peer], Subject]] = {
     "edge hit": hit,
-    "first page": lambda _, peer: at(peer, ("one", "/users?limit=20")),
-    "Redis hit": lambda bench, peer: moving(bench, peer, "ids", MANY),
-    "mix 95/5": lambda _, peer: at(peer, MIX),
-    "full miss, app alone": lambda bench, peer: moving(bench, peer, "ids", bench.users),
-    "full miss": lambda bench, peer: moving(bench, peer, "ids", bench.users),
-    "PUT, 2 edges": lambda bench, peer: moving(bench, peer, "put", bench.users),
+    "first page": lambda _, peer: closed_loop(peer, ("one", "/users?limit=20")),
+    "Redis hit": lambda bench, peer: cycling(bench, peer, "ids", ACTIVE_USERS),
+    "mix 95/5": lambda _, peer: closed_loop(peer, MIX),
+    "full miss, app alone": lambda bench, peer: cycling(bench, peer, "ids", bench.users),
+    "full miss": lambda bench, peer: cycling(bench, peer, "ids", bench.users),
+    "PUT, 2 edges": lambda bench, peer: cycling(bench, peer, "put", bench.users),
 }
-"""In the order in which they run: the first ones need Redis filled, the misses need it empty."""
+"""In the order in which they run: the first rows need a filled Redis, the misses need an empty one."""
 
 
 def beside(bench: Bench, root: Path) -> Iterator[Result]:
-    """Yield the result of each row."""
+    """Yield the result of each row. `root` is the other checkout."""
     with peers(root=root) as other:
         both = {THIS: bench.peers, OTHER: other}
-        for name, of in both.items():
-            bench.say(f"filling the table of {name} with {bench.users:,} users")
-            of.seed(bench.users)
-            of.fill_redis(MANY)
-        for row, load in ROWS.items():
+        for name, side in both.items():
+            bench.show(f"filling the table of {name} with {bench.users:,} users")
+            side.seed(bench.users)
+            side.fill_redis(ACTIVE_USERS)
+        for row, make_subject in ROWS.items():
             if "miss" in row:
-                for of in both.values():
-                    of.forget()
-            contestants = [load(bench, replace(_asked(row, of), name=name)) for name, of in both.items()]
-            samples = alternate(contestants, rounds=ROUNDS, seconds=SECONDS, warmup=1, say=bench.say)
-            yield Result([line(row, "to the other checkout", samples, THIS, OTHER, TARGET)], samples)
+                for side in both.values():
+                    side.empty_redis()
+            subjects = [make_subject(bench, replace(_peer(row, side), name=name)) for name, side in both.items()]
+            samples = alternate(subjects, rounds=ROUNDS, seconds=ROUND_S, warmup=1, show=bench.show)
+            yield Result([compare_rates(row, f"{THIS} / {OTHER}", samples, THIS, OTHER, TARGET)], samples)
 
 
-def _asked(row: str, of: Peers) -> Peer:
-    return of.velikiy_app if "alone" in row else of.velikiy
+def _peer(row: str, side: Peers) -> Peer:
+    return side.velikiy_app if "alone" in row else side.velikiy

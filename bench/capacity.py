@@ -1,4 +1,4 @@
-"""What one core of each piece carries, and how many of each a larger load would take."""
+"""Compute the load that one core of each part carries, and the cores that a larger load needs."""
 
 import statistics
 from typing import Any
@@ -6,44 +6,48 @@ from typing import Any
 PIECES = ("edge", "app", "redis", "postgres")
 
 KINDS = {"edge hit": "hit", "Redis hit": "redis", "full miss": "miss", "PUT": "put"}
-"""What is asked for, and the row that has measured it."""
+"""Kinds of requests, each with the row that measures it."""
 
-WANTED = 100_000
+TARGET_RATE = 100_000
 """Requests per second."""
 
 SHARES = {"edge hit": 0.90, "Redis hit": 0.089, "full miss": 0.001, "PUT": 0.01}
-"""An assumption, and the only one: 1 % writes; of the reads nearly all of users that edges have."""
+"""The only assumption: 1 % of the requests are writes, and edges have nearly all users that are read."""
 
-FULL = 0.7
-"""Of a core; more in it, and queues grow."""
+MAX_UTILISATION = 0.7
+"""Share of a core. Above it, queues grow."""
 
-CORES = {"edge": 2, "app": 2, "redis": 1, "postgres": 1}
-"""Of one: two workers of an edge, two of an app, one thread of Redis. PostgreSQL's are counted singly."""
+CORES_PER_INSTANCE = {"edge": 2, "app": 2, "redis": 1, "postgres": 1}
+"""Two workers of an edge, two workers of an app, the one thread of Redis. PostgreSQL's cores are counted singly."""
 
 
-def cost(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Milliseconds of CPU that one request of a kind costs each piece, by medians of the rounds."""
+def cost_ms(rows: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the CPU time of each part for one request of each kind, as the median of the rounds."""
     costs = {}
     for kind, row in KINDS.items():
         samples = rows[row]["samples"]["velikiy"]
-        costs[kind] = {piece: statistics.median(_spent(sample, piece) for sample in samples) for piece in PIECES}
+        costs[kind] = {
+            piece: statistics.median(_sample_cost_ms(sample, piece) for sample in samples) for piece in PIECES
+        }
     return costs
 
 
-def _spent(sample: dict[str, Any], piece: str) -> float:
+def _sample_cost_ms(sample: dict[str, Any], piece: str) -> float:
     cpu: dict[str, float] = sample["cpu"]
-    # An edge's log is written by the supervisor.
+    # The supervisor writes the edge's log.
     seconds = cpu.get(piece, 0.0) + (cpu.get("supervisor", 0.0) if piece == "edge" else 0.0)
     return 1000 * seconds / float(sample["requests"])
 
 
-def carried(milliseconds: float) -> float | None:
-    """Requests per second by one core; None where it has next to nothing to do: the clock counts 10 ms."""
+def rate_per_core(milliseconds: float) -> float | None:
+    """Return the requests per second of one core; None if the part has next to nothing to do: the kernel counts in
+    ticks of 10 ms."""
     return 1000 / milliseconds if milliseconds > 0.001 else None
 
 
-def needed(costs: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Cores of each piece for the load that is assumed."""
+def cores_needed(costs: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Return the cores of each part for the assumed load."""
     return {
-        piece: sum(WANTED * SHARES[kind] * of[piece] / 1000 for kind, of in costs.items()) / FULL for piece in PIECES
+        piece: sum(TARGET_RATE * SHARES[kind] * cost[piece] / 1000 for kind, cost in costs.items()) / MAX_UTILISATION
+        for piece in PIECES
     }

@@ -1,6 +1,6 @@
-"""Flame graphs: where the app's workers spend their time, as py-spy sees it, drawn small.
+"""Draw small flame graphs of the app's workers, from the stacks that py-spy samples.
 
-py-spy draws as well, but its pictures are pages with a script, white, and ten times as large.
+py-spy also draws flame graphs, but each is a page with a script, on white, and ten times as large.
 """
 
 import subprocess
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-WIDTH = 1160
-HEIGHT = 17
-"""Of one frame."""
+WIDTH_PX = 1160
+FRAME_HEIGHT_PX = 17
+"""Height of a frame."""
 
-LEAST = 0.004
-"""Of the whole: what is narrower is left out."""
+MIN_SHARE = 0.004
+"""Share of all samples. A narrower frame is left out."""
 
-LETTER = 6.6
-"""Width of one, at font size 11."""
+LETTER_WIDTH_PX = 6.6
+"""Width of a letter at font size 11."""
 
 COLOURS = {
     "velikiy": "#f2b366",
@@ -30,12 +30,12 @@ COLOURS = {
     "werkzeug": "#93b7dd",
     "gunicorn": "#bcaed6",
 }
-OTHER = "#c9c9c9"
-"""Python's own library, and all that is C."""
+OTHER_COLOUR = "#c9c9c9"
+"""Python's standard library, and everything in C."""
 
 
 IDLE = ("queue.py", "threading.py", "sched.py", "selectors.py", "concurrent/futures/thread.py")
-"""Where a thread waits that has no request: py-spy takes some of these for work."""
+"""Files in which a thread without a request waits. py-spy counts some of these waits as work."""
 
 
 @dataclass
@@ -44,20 +44,21 @@ class Frame:
     count: int = 0
     callees: dict[str, "Frame"] = field(default_factory=dict)
 
-    def depth(self, least: float) -> int:
-        return 1 + max((it.depth(least) for it in self.callees.values() if it.count >= least), default=0)
+    def depth(self, min_count: float) -> int:
+        visible = [it for it in self.callees.values() if it.count >= min_count]
+        return 1 + max((it.depth(min_count) for it in visible), default=0)
 
 
 def record(workers: list[int], seconds: int, load: Callable[[], object]) -> str:
-    """The stacks of these processes while there is load, one a line with how often it was met.
+    """Return the stacks of these processes under load, each on a line with the number of its samples.
 
     Raises:
-        RuntimeError: py-spy may not look into them; on many systems only root may.
+        RuntimeError: py-spy may not read the processes; on many systems only root may.
     """
     program = str(Path(sys.executable).parent / "py-spy")
-    with tempfile.TemporaryDirectory() as place:
-        files = [Path(place) / str(pid) for pid in workers]
-        # 97 a second: not in step with anything that happens a hundred times a second.
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / str(pid) for pid in workers]
+        # 97 samples a second: out of step with everything that happens a hundred times a second.
         options = ["--rate", "97", "--format", "raw", "--function", "--duration", str(seconds)]
         loading = threading.Thread(target=load)
         loading.start()
@@ -70,15 +71,15 @@ def record(workers: list[int], seconds: int, load: Callable[[], object]) -> str:
             )
             for pid, file in zip(workers, files, strict=True)
         ]
-        said = [spy.communicate()[1] for spy in spies]
+        errors = [spy.communicate()[1] for spy in spies]
         loading.join()
         if any(spy.returncode for spy in spies):
-            raise RuntimeError(f"py-spy: {said[0].strip()}")
+            raise RuntimeError(f"py-spy: {errors[0].strip()}")
         return "".join(file.read_text() for file in files)
 
 
 def tree(stacks: str) -> Frame:
-    """Below what all threads have in common: how Python starts a thread is nobody's question."""
+    """Build the tree of calls, without the frames that start a thread, and without idle threads."""
     root = Frame("all")
     for line in stacks.splitlines():
         names, _, count = line.rpartition(" ")
@@ -98,32 +99,33 @@ def is_idle(name: str) -> bool:
 
 
 def draw(root: Frame, title: str) -> str:
-    """The callers on top. A frame of its own colour on any page, so it can be read on a light and on a dark one."""
-    least = LEAST * root.count
-    height = HEIGHT * (root.depth(least) + 1) + 6
-    shapes = "\n".join(_shapes(root, 0, 1, least, root.count))
+    """Draw the tree, callers on top. Frames have a colour of their own on any page, light or dark."""
+    min_count = MIN_SHARE * root.count
+    height = FRAME_HEIGHT_PX * (root.depth(min_count) + 1) + 6
+    shapes = "\n".join(_shapes(root, 0, 1, min_count, root.count))
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="monospace"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH_PX} {height}" font-family="monospace"'
         f' font-size="11">\n<text x="2" y="12" fill="#888888">{escape(title)}, {root.count} samples</text>\n'
         f"{shapes}\n</svg>\n"
     )
 
 
-def _shapes(frame: Frame, left: float, row: int, least: float, whole: int) -> Iterator[str]:
-    width = frame.count / whole * WIDTH
-    top = row * HEIGHT + 4
-    fill = next((colour for name, colour in COLOURS.items() if f"({name}" in frame.name), OTHER)
-    hint = f"{escape(frame.name)}: {100 * frame.count / whole:.1f} %"
+def _shapes(frame: Frame, left: float, row: int, min_count: float, total: int) -> Iterator[str]:
+    width = frame.count / total * WIDTH_PX
+    top = row * FRAME_HEIGHT_PX + 4
+    fill = next((colour for name, colour in COLOURS.items() if f"({name}" in frame.name), OTHER_COLOUR)
+    hint = f"{escape(frame.name)}: {100 * frame.count / total:.1f} %"
     yield (
-        f'<rect x="{left:.1f}" y="{top}" width="{max(width - 0.5, 0.5):.1f}" height="{HEIGHT - 1}" fill="{fill}">'
+        f'<rect x="{left:.1f}" y="{top}" width="{max(width - 0.5, 0.5):.1f}" height="{FRAME_HEIGHT_PX - 1}"'
+        f' fill="{fill}">'
         f"<title>{hint}</title></rect>"
     )
-    room = int((width - 4) / LETTER)
+    room = int((width - 4) / LETTER_WIDTH_PX)
     if room >= 4:
-        # Short enough, the file is left out first.
+        # A name that is too long is shown without its file.
         name = frame.name if len(frame.name) <= room else frame.name.partition(" (")[0][:room]
         yield f'<text x="{left + 2:.1f}" y="{top + 12}" fill="#111111" pointer-events="none">{escape(name)}</text>'
     for callee in sorted(frame.callees.values(), key=lambda it: it.name):
-        if callee.count >= least:
-            yield from _shapes(callee, left, row + 1, least, whole)
-        left += callee.count / whole * WIDTH
+        if callee.count >= min_count:
+            yield from _shapes(callee, left, row + 1, min_count, total)
+        left += callee.count / total * WIDTH_PX

@@ -1,4 +1,7 @@
-"""Rounds in turn (A B C A B C ...), so that whatever else the machine does meets all alike; ratios within a round."""
+"""Measure subjects in alternating rounds (A B C A B C ...) and compare them within each round.
+
+The machine's other work then slows down all subjects alike.
+"""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -6,14 +9,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 from bench.processes import Processes
-from bench.wrk import Answered
+from bench.wrk import LoadResult
 
-ENOUGH = 0.2
-"""Seconds of CPU; of less, clock ticks of 10 ms say little about how it was shared."""
+MIN_CPU_S = 0.2
+"""Seconds of CPU time below which the share of a worker is unknown: the kernel counts in ticks of 10 ms."""
 
 
 class Ratio(NamedTuple):
-    """The median of the rounds, and the spread: the lowest and the highest."""
+    """The median of the rounds, with the lowest and the highest."""
 
     median: float
     lowest: float
@@ -26,21 +29,21 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """What came of one contestant in one round."""
+    """The measurement of one subject in one round."""
 
-    answered: Answered
+    load: LoadResult
     cpu: dict[str, float]
-    """Seconds, by group of processes; the load generator's is `load`."""
+    """Seconds by group of processes; the load generator is the group `load`."""
 
     memory: dict[str, float]
-    """Megabytes, at the end."""
+    """Megabytes at the end of the round, by group of processes."""
 
     busiest: float | None = None
-    """What the app's busiest worker had of the CPU time of all: of two that share the load, a half."""
+    """The share of the busiest worker in the CPU time of all app workers; 0.5 if two workers share the load evenly."""
 
     @property
     def rate(self) -> float:
-        return self.answered.rate
+        return self.load.rate
 
     @property
     def server_cpu(self) -> float:
@@ -48,11 +51,11 @@ class Sample:
 
     @property
     def per_cpu_second(self) -> float:
-        """Requests for each second of CPU that everything but the load generator used."""
-        return self.answered.requests / max(self.server_cpu, 0.01)
+        """Requests per second of CPU time, without the CPU time of the load generator."""
+        return self.load.requests / max(self.server_cpu, 0.01)
 
-    def kept(self) -> dict[str, Any]:
-        shown = {name: round(value, 4) for name, value in asdict(self.answered).items() if name != "cpu"}
+    def as_json(self) -> dict[str, Any]:
+        shown = {name: round(value, 4) for name, value in asdict(self.load).items() if name != "cpu"}
         cpu = {group: round(seconds, 2) for group, seconds in self.cpu.items()}
         busiest = None if self.busiest is None else round(self.busiest, 2)
         return {
@@ -64,12 +67,15 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Subject:
+    """A design under load."""
+
     name: str
-    load: Callable[[int], Answered]
-    """For so many seconds."""
+    run: Callable[[int], LoadResult]
+    """Send load for this many seconds."""
 
     roots: dict[str, list[int]]
+    """Root processes by group (`bench/processes.py:Processes`)."""
 
 
 @dataclass
@@ -83,10 +89,11 @@ class Line:
     at_most: bool = False
     unit: str = "x"
     by_cpu: Ratio | None = None
-    """The same by requests for each second of CPU: what is left of a ratio where others work on the machine too."""
+    """The same ratio by requests per second of CPU time, which other work on the machine disturbs less."""
 
     @property
     def met(self) -> bool | None:
+        """None without a target."""
         if self.target is None:
             return None
         return self.ratio.median <= self.target if self.at_most else self.ratio.median >= self.target
@@ -94,55 +101,63 @@ class Line:
 
 @dataclass
 class Result:
-    """Of one row: its lines, and what they were computed from."""
+    """The lines of one row, and the samples that they are computed from."""
 
     lines: list[Line] = field(default_factory=list)
     samples: dict[str, list[Sample]] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
-    def kept(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         return {
             "lines": [
                 {**asdict(line), "ratio": [round(n, 4) for n in line.ratio], "met": line.met} for line in self.lines
             ],
-            "samples": {name: [sample.kept() for sample in samples] for name, samples in self.samples.items()},
+            "samples": {name: [sample.as_json() for sample in samples] for name, samples in self.samples.items()},
             **self.more,
         }
 
 
-def measured(contestant: Contestant, seconds: int) -> Sample:
-    processes = Processes(contestant.roots)
-    before, of_workers = processes.cpu(), processes.workers("app")
-    answered = contestant.load(seconds)
+def measure(subject: Subject, seconds: int) -> Sample:
+    processes = Processes(subject.roots)
+    before, worker_cpu = processes.cpu(), processes.workers("app")
+    load = subject.run(seconds)
     after = processes.cpu()
     cpu = {group: after[group] - before[group] for group in after}
-    spent = [until - of_workers.get(pid, 0.0) for pid, until in processes.workers("app").items()]
-    busiest = max(spent) / sum(spent) if sum(spent) >= ENOUGH else None
-    return Sample(answered, {**cpu, "load": answered.cpu}, processes.memory(), busiest)
+    spent = [until - worker_cpu.get(pid, 0.0) for pid, until in processes.workers("app").items()]
+    busiest = max(spent) / sum(spent) if sum(spent) >= MIN_CPU_S else None
+    return Sample(load, {**cpu, "load": load.cpu}, processes.memory(), busiest)
 
 
 def alternate(
-    contestants: Sequence[Contestant], *, rounds: int, seconds: int, warmup: int, say: Callable[[str], None]
+    subjects: Sequence[Subject], *, rounds: int, seconds: int, warmup: int, show: Callable[[str], None]
 ) -> dict[str, list[Sample]]:
-    """Each of them once for the warm-up, and then in turn."""
-    samples: dict[str, list[Sample]] = {contestant.name: [] for contestant in contestants}
-    for contestant in contestants:
-        say(f"warm-up: {contestant.name}")
+    """Warm up each subject once, then measure them in alternating rounds.
+
+    Args:
+        show: Displays progress.
+    """
+    samples: dict[str, list[Sample]] = {subject.name: [] for subject in subjects}
+    for subject in subjects:
+        show(f"warm-up: {subject.name}")
         if warmup:
-            contestant.load(warmup)
+            subject.run(warmup)
     for number in range(rounds):
-        for contestant in contestants:
-            say(f"round {number + 1} of {rounds}: {contestant.name}")
-            samples[contestant.name].append(measured(contestant, seconds))
+        for subject in subjects:
+            show(f"round {number + 1} of {rounds}: {subject.name}")
+            samples[subject.name].append(measure(subject, seconds))
     return samples
 
 
-def compared(
+def compare(
     samples: dict[str, list[Sample]], of: str, to: str, by: Callable[[Sample], float] = lambda sample: sample.rate
 ) -> Ratio:
+    """Divide the value of subject `of` by that of subject `to`, round by round."""
     return Ratio.of([by(a) / max(by(b), 1e-9) for a, b in zip(samples[of], samples[to], strict=True)])
 
 
-def line(row: str, what: str, samples: dict[str, list[Sample]], of: str, to: str, target: float | None = None) -> Line:
-    by_cpu = compared(samples, of, to, lambda sample: sample.per_cpu_second)
-    return Line(row, what, compared(samples, of, to), target, by_cpu=by_cpu)
+def compare_rates(
+    row: str, what: str, samples: dict[str, list[Sample]], of: str, to: str, target: float | None = None
+) -> Line:
+    """Return the line of the table that compares the rates of two subjects."""
+    by_cpu = compare(samples, of, to, lambda sample: sample.per_cpu_second)
+    return Line(row, what, compare(samples, of, to), target, by_cpu=by_cpu)

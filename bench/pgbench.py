@@ -1,13 +1,13 @@
-"""pgbench: what PostgreSQL alone does of the same statements."""
+"""Run pgbench: the rate of PostgreSQL alone, with the same statements."""
 
 import re
 import subprocess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bench.measure import Contestant
+from bench.measure import Subject
 from bench.peers.running import Peers
-from bench.wrk import Answered
+from bench.wrk import LoadResult
 from velikiy.stack.cluster import binaries
 
 STATEMENTS = {
@@ -16,10 +16,10 @@ STATEMENTS = {
 }
 
 
-def contestant(peers: Peers, kind: str, users: int) -> Contestant:
-    def load(seconds: int) -> Answered:
-        with TemporaryDirectory() as place:
-            script = Path(place) / "script.sql"
+def subject(peers: Peers, kind: str, users: int) -> Subject:
+    def run(seconds: int) -> LoadResult:
+        with TemporaryDirectory() as directory:
+            script = Path(directory) / "script.sql"
             script.write_text(f"\\set id random(1, {users})\n{STATEMENTS[kind]}\n")
             program = str(binaries(Path("none")) / "pgbench")
             command = [program, "--client=16", "--jobs=2", "--no-vacuum", "--protocol=prepared", f"--time={seconds}"]
@@ -30,20 +30,20 @@ def contestant(peers: Peers, kind: str, users: int) -> Contestant:
                 check=True,
                 timeout=60 + seconds,
             )
-        return parsed(done.stdout, seconds)
+        return parse(done.stdout, seconds)
 
-    return Contestant(f"pgbench {kind}", load, {"postgres": peers.shared["postgres"]})
-
-
-def parsed(text: str, seconds: float) -> Answered:
-    done = int(found(r"actually processed: (\d+)", text))
-    average = float(found(r"latency average = ([\d.]+) ms", text))
-    # It prints averages only.
-    return Answered(done, seconds, 0, average, average, average, average, average)
+    return Subject(f"pgbench {kind}", run, {"postgres": peers.shared["postgres"]})
 
 
-def found(pattern: str, text: str) -> str:
+def parse(text: str, seconds: float) -> LoadResult:
+    transactions = int(_find(r"actually processed: (\d+)", text))
+    average_ms = float(_find(r"latency average = ([\d.]+) ms", text))
+    # pgbench prints averages only.
+    return LoadResult(transactions, seconds, 0, average_ms, average_ms, average_ms, average_ms, average_ms)
+
+
+def _find(pattern: str, text: str) -> str:
     match = re.search(pattern, text)
     if not match:
-        raise ValueError(f"pgbench said nothing like {pattern}: {text}")
+        raise ValueError(f"the output of pgbench contains no {pattern!r}: {text}")
     return match[1]

@@ -1,4 +1,4 @@
-"""The plots of docs/benchmarks.md. The same figures give the same file, byte for byte."""
+"""Draw the plots of docs/benchmarks.md. The same figures give the same file, byte for byte."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 GREY = "#808080"
-"""To be read on a white page and on a black one."""
+"""Readable on a white page and on a black page."""
 
 OURS = "#e08a1e"
 OTHERS = ("#5b8fd0", "#4ba38a", "#b07cc6", "#c96a6a")
 
 STYLE: Any = {
-    "svg.hashsalt": "velikiy",  # or the names inside would be random
-    "svg.fonttype": "none",  # text as text: small
+    "svg.hashsalt": "velikiy",  # otherwise the ids in the file are random
+    "svg.fonttype": "none",  # text stays text, which keeps the file small
     "font.family": "sans-serif",
     "font.size": 9,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), GREY),
@@ -32,7 +32,7 @@ def save(path: Path) -> None:
 
 
 def ratios(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """How many times as fast as each peer; on a line of tenfolds, with the spread and the target."""
+    """Draw the ratios on a logarithmic axis, with their range and their target."""
     shown = [line for line in lines if line["unit"] == "x" and not line["at_most"] and line["row"] != "growth"]
     with mpl.rc_context(STYLE):
         _, axes = plt.subplots(figsize=(8.5, 0.24 * len(shown) + 0.6))
@@ -52,10 +52,10 @@ def ratios(lines: Sequence[dict[str, Any]], path: Path) -> None:
         save(path)
 
 
-def latencies(found: Sequence[dict[str, Any]], path: Path) -> None:
-    """p50, p99 and p99.9 of the open loop, each scene a column, each share of the capacity a row."""
-    scenes = list(dict.fromkeys(one["scene"] for one in found))
-    shares = sorted({one["share"] for one in found})
+def latencies(samples: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw p50, p99 and p99.9 of the open loop: a column for each load, a row for each share of the capacity."""
+    scenes = list(dict.fromkeys(it["scene"] for it in samples))
+    shares = sorted({it["share"] for it in samples})
     with mpl.rc_context(STYLE):
         _, grid = plt.subplots(
             len(shares), len(scenes), figsize=(3 * len(scenes), 2.4 * len(shares)), sharey=True, squeeze=False
@@ -64,20 +64,20 @@ def latencies(found: Sequence[dict[str, Any]], path: Path) -> None:
             for column, scene in enumerate(scenes):
                 axes = grid[row][column]
                 others = iter(OTHERS)
-                for one in (it for it in found if it["scene"] == scene and it["share"] == share):
-                    limit = one["peer"].startswith("return 200")
-                    colour = OURS if one["peer"] == "velikiy" else GREY if limit else next(others)
+                for sample in (it for it in samples if it["scene"] == scene and it["share"] == share):
+                    is_limit = sample["peer"].startswith("return 200")
+                    is_ours = sample["peer"] == "velikiy"
                     axes.plot(
                         ["p50", "p99", "p99.9"],
-                        [one["p50"], one["p99"], one["p999"]],
+                        [sample["p50"], sample["p99"], sample["p999"]],
                         marker="o",
                         markersize=3,
-                        linestyle=":" if limit else "-",
-                        color=colour,
-                        label=one["peer"],
+                        linestyle=":" if is_limit else "-",
+                        color=OURS if is_ours else GREY if is_limit else next(others),
+                        label=sample["peer"],
                     )
                 axes.set_yscale("log")
-                axes.minorticks_off()  # each would be a line of the file
+                axes.minorticks_off()  # each tick would be a line of the file
                 axes.set_title(f"{scene}, {share} %", color=GREY, fontsize=9)
                 axes.legend(fontsize=7)
                 _open(axes)

@@ -1,4 +1,4 @@
-"""CPU and memory of what runs, by what it is for."""
+"""Measure CPU time and memory of running processes, by their role."""
 
 import contextlib
 from collections.abc import Mapping
@@ -8,40 +8,45 @@ import psutil
 
 MEGABYTE = 1_000_000
 
-
-ALONE = "supervisor"
-"""It has started all the others, which have groups of their own."""
+SUPERVISOR = "supervisor"
+"""The group that consists of its root alone: the supervisor has started all other servers, which have groups of their
+own."""
 
 
 class Processes:
-    """Groups of processes, each by the ones that have started the others."""
+    """Groups of processes. A group is named by its roots: the processes that started the others."""
 
     def __init__(self, roots: Mapping[str, list[int]]) -> None:
         self.roots = roots
 
     def cpu(self) -> dict[str, float]:
-        """Seconds that each group has used until now, those of its processes that have ended too."""
+        """Return the CPU seconds that each group has used so far, processes that have ended included."""
         return {
-            group: sum(_own_cpu(root) if group == ALONE else _cpu(root) for root in roots)
+            group: sum(_own_cpu(root) if group == SUPERVISOR else _family_cpu(root) for root in roots)
             for group, roots in self.roots.items()
         }
 
     def workers(self, group: str) -> dict[int, float]:
-        """Seconds of each process of a group that has no children: of those that do the work."""
+        """Return the CPU seconds of each worker of a group, by process id."""
         families = [family(root) for root in self.roots.get(group, [])]
-        # A family is its root and what it has started; without children the root itself does the work.
-        return {process.pid: _own_cpu(process.pid) for them in families for process in them[1:] or them}
+        # A root without children does the work itself.
+        return {process.pid: _own_cpu(process.pid) for members in families for process in members[1:] or members}
 
     def memory(self, *kinds: str) -> dict[str, float]:
-        """Megabytes; what processes share counts once (PSS), or PostgreSQL's buffers would count for each backend.
-        `kinds`: of these alone (proc_pid_smaps(5))."""
+        """Return the megabytes of each group.
+
+        Shared memory counts once (PSS); otherwise PostgreSQL's buffers would count for each backend.
+
+        Args:
+            kinds: Count only these fields of smaps_rollup (proc_pid_smaps(5)).
+        """
         return {
-            group: sum(proportional(process, *kinds) for process in self._of(group, roots)) / MEGABYTE
+            group: sum(pss_bytes(process, *kinds) for process in self._of(group, roots)) / MEGABYTE
             for group, roots in self.roots.items()
         }
 
     def pin(self, cores: list[int]) -> dict[psutil.Process, list[int]]:
-        """Where each was allowed to run before."""
+        """Keep all processes on these cores. Return the cores that each process could use before."""
         before = {}
         for group, roots in self.roots.items():
             for process in self._of(group, roots):
@@ -52,10 +57,11 @@ class Processes:
 
     def _of(self, group: str, roots: list[int]) -> list[psutil.Process]:
         families = [family(root) for root in roots]
-        return [process for family in families for process in (family[:1] if group == ALONE else family)]
+        return [process for members in families for process in (members[:1] if group == SUPERVISOR else members)]
 
 
 def family(root: int) -> list[psutil.Process]:
+    """Return the process and all its descendants; nothing if it has ended."""
     try:
         process = psutil.Process(root)
         return [process, *process.children(recursive=True)]
@@ -63,12 +69,13 @@ def family(root: int) -> list[psutil.Process]:
         return []
 
 
-def _cpu(root: int) -> float:
+def _family_cpu(root: int) -> float:
     seconds = 0.0
     for process in family(root):
         with contextlib.suppress(psutil.Error):
             times = process.cpu_times()
-            # Of children that have ended: a connection to PostgreSQL is a process, and the classic makes one each time.
+            # Includes children that have ended: each connection to PostgreSQL is a process, and cache-aside opens a
+            # connection for each request.
             seconds += times.user + times.system + times.children_user + times.children_system
     return seconds
 
@@ -80,8 +87,8 @@ def _own_cpu(pid: int) -> float:
     return 0.0
 
 
-def proportional(process: psutil.Process, *kinds: str) -> int:
-    """Bytes (PSS); 0 of one that has ended."""
+def pss_bytes(process: psutil.Process, *kinds: str) -> int:
+    """Return the proportional set size; 0 if the process has ended."""
     try:
         lines = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()[1:]  # the first has no name
     except (OSError, ProcessLookupError):

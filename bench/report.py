@@ -1,4 +1,4 @@
-"""What came of it: on the terminal, and as JSON."""
+"""Report results: on the terminal, and as JSON."""
 
 import argparse
 import json
@@ -30,7 +30,7 @@ def text(line: Line) -> str:
 
 
 def head() -> str:
-    return f"{'':<17} {'':<50} {'ratio':<17} {'rounds':<18} {'by CPU time':<12} target"
+    return f"{'row':<17} {'comparison':<50} {'ratio':<17} {'rounds':<18} {'by CPU time':<12} target"
 
 
 def goal(line: Line) -> str:
@@ -49,18 +49,18 @@ def summary(results: dict[str, Result], seconds: float) -> str:
     return f"{sum(bool(line.met) for line in goals)} of {len(goals)} targets met, in {seconds:.0f} s"
 
 
-def kept(results: dict[str, Result], given: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def as_json(results: dict[str, Result], options: argparse.Namespace, seconds: float) -> dict[str, Any]:
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds),
-        "quick": given.quick,
+        "quick": options.quick,
         "machine": machine(),
-        "rows": {name: result.kept() for name, result in results.items()},
+        "rows": {name: result.as_json() for name, result in results.items()},
     }
 
 
 def save(results: dict[str, Any]) -> Path:
-    """Small enough to be kept with the code: one line for each sample."""
+    """Write the results, small enough for the repository: one line for each sample."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{results['when'][:10]}.json"
     path.write_text(compact(results) + "\n")
@@ -68,7 +68,7 @@ def save(results: dict[str, Any]) -> Path:
 
 
 def compact(value: Any, depth: int = 0) -> str:
-    """JSON, indented as far as what a person looks at goes."""
+    """Return JSON that is indented down to the samples, each of which is one line."""
     if not value or depth > 4 or not isinstance(value, dict | list):
         return json.dumps(value)
     pad = "\n" + " " * (depth + 1)

@@ -1,4 +1,4 @@
-"""Starting a server of a peer's, and being rid of it afterwards."""
+"""Start the servers of peers, and end them."""
 
 import contextlib
 import os
@@ -15,7 +15,7 @@ from string import Template
 from testkit.stack import ROOT, clean_environment, free_ports, status_of, wait_until
 
 THREADS = 8
-"""Of one worker, as in ours."""
+"""Threads of one worker, as in velikiy's own app."""
 
 
 def addresses(count: int) -> list[str]:
@@ -24,24 +24,31 @@ def addresses(count: int) -> list[str]:
 
 
 @contextmanager
-def answering(command: list[str], url: str, environment: dict[str, str], pass_fds: Sequence[int] = ()) -> Iterator[int]:
-    """The process of a server that answers, and is gone at the end with all that it has started."""
-    with tempfile.TemporaryFile() as said:
-        # A session of its own: Ctrl-C is for us, who end it in its turn, and its workers can be ended without it.
+def run_server(
+    command: list[str], url: str, environment: dict[str, str], pass_fds: Sequence[int] = ()
+) -> Iterator[int]:
+    """Start a server and wait until it responds to `url` with 200. Yield its process id.
+
+    At the end the server is terminated, and all processes that it has started are killed.
+    """
+    with tempfile.TemporaryFile() as stderr:
+        # In a session of its own the server does not receive Ctrl-C, which this process handles, and its workers can be
+        # killed without this process.
         process = subprocess.Popen(
             command,
             env=environment,
             start_new_session=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=said,
+            stderr=stderr,
             pass_fds=pass_fds,
         )
         try:
             wait_until(lambda: process.poll() is not None or status_of(url) == 200, what=" ".join(command))
             if process.poll() is not None:
-                said.seek(0)
-                raise RuntimeError(f"it did not start: {' '.join(command)}\n{said.read().decode(errors='replace')}")
+                stderr.seek(0)
+                error = stderr.read().decode(errors="replace")
+                raise RuntimeError(f"the server did not start: {' '.join(command)}\n{error}")
             yield process.pid
         finally:
             try:
@@ -57,77 +64,84 @@ def answering(command: list[str], url: str, environment: dict[str, str], pass_fd
 @contextmanager
 def gunicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
     command = [sys.executable, "-P", "-m", "gunicorn", app, "--bind", listen]
-    # A socket for each worker, as of uvicorn below: else one of them may take all connections that wait.
+    # A socket for each worker, as for uvicorn below: otherwise one worker may accept all waiting connections.
     command += ["--reuse-port"]
-    # As in velikiy/server/gunicorn.conf.py, where the reasons are.
+    # As in velikiy/server/gunicorn.conf.py, which gives the reasons.
     command += ["--worker-class", "gthread", "--workers", str(workers), "--threads", str(THREADS), "--keep-alive", "75"]
     command += ["--worker-tmp-dir", "/dev/shm", "--no-control-socket", "--log-level", "warning"]  # noqa: S108
-    with answering(command, f"http://{listen}/users/1", ours_for(**environment)) as process:
+    with run_server(command, f"http://{listen}/users/1", environment_with(**environment)) as process:
         yield process
 
 
 @contextmanager
-def gunicorn_as_ours(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
-    """With our worker and settings, on the CPUs that ours stay on: what differs from ours is the app alone."""
+def gunicorn_like_velikiy(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    """Start gunicorn with velikiy's worker and settings, on the same CPUs, so that only the app differs."""
     command = [sys.executable, "-P", "-m", "gunicorn", "-c", str(ROOT / "velikiy/server/gunicorn.conf.py"), app]
-    ours = {"APP_LISTEN": listen, "APP_WORKERS": str(workers), "APP_THREADS": str(THREADS), "APP_FIRST_CPU": "0"}
-    with answering(command, f"http://{listen}/users/1", ours_for(**ours, **environment)) as process:
+    settings = {"APP_LISTEN": listen, "APP_WORKERS": str(workers), "APP_THREADS": str(THREADS), "APP_FIRST_CPU": "0"}
+    with run_server(command, f"http://{listen}/users/1", environment_with(**settings, **environment)) as process:
         yield process
 
 
 @contextmanager
 def uvicorn(app: str, listen: str, *, workers: int = 2, **environment: str) -> Iterator[list[int]]:
-    """One process for each worker, each with a socket of its own for the same port (SO_REUSEPORT): then the kernel
-    shares the connections out. Of uvicorn's own --workers, which share a socket, the one that wakes first takes all
-    that wait, and wrk opens its connections at once: one worker had work, the other had none."""
+    """Start one process for each worker, each with a socket of its own for the same port (SO_REUSEPORT): then the
+    kernel distributes the connections.
+
+    With uvicorn's own --workers, which share a socket, the worker that wakes first accepts all waiting connections, and
+    wrk opens all its connections at once: one worker had work, the other had none.
+    """
     host, _, port = listen.rpartition(":")
     command = [sys.executable, "-P", "-m", "uvicorn", app, "--factory", "--timeout-keep-alive", "75"]
-    command += ["--no-access-log", "--log-level", "warning"]  # as gunicorn
+    command += ["--no-access-log", "--log-level", "warning"]  # as for gunicorn
     with ExitStack() as context:
         sockets = [context.enter_context(socket.socket()) for _ in range(workers)]
-        for one in sockets:
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            # uvicorn takes a socket that it is given for one of Unix, and so does not do this itself; without it each
-            # answer waits 40 ms for the acknowledgement of its header. Connections have it from their listener.
-            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            one.bind((host, int(port)))
+        for listener in sockets:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # uvicorn takes an inherited socket for a Unix socket and does not set this option itself. Without it each
+            # response waits 40 ms for the acknowledgement of its header. Connections inherit it from their listener.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            listener.bind((host, int(port)))
         yield [
             context.enter_context(
-                answering(
-                    [*command, "--fd", str(one.fileno())],
+                run_server(
+                    [*command, "--fd", str(listener.fileno())],
                     f"http://{listen}/users/1",
-                    ours_for(**environment),
-                    pass_fds=[one.fileno()],
+                    environment_with(**environment),
+                    pass_fds=[listener.fileno()],
                 )
             )
-            for one in sockets
+            for listener in sockets
         ]
 
 
 @contextmanager
-def nginx(template: Path, place: Path, listen: str, **values: str) -> Iterator[int]:
-    """`values`: what the template leaves open, besides FOLDER and LISTEN."""
-    place.mkdir()
-    configuration = place / "nginx.conf"
-    # "Safe" leaves Nginx's own variables, which have no value here, as they are.
-    text = Template(template.read_text()).safe_substitute(FOLDER=place, LISTEN=listen, **values)
+def nginx(template: Path, directory: Path, listen: str, **values: str) -> Iterator[int]:
+    """Start Nginx with a configuration from `template`.
+
+    Args:
+        values: The variables of the template, besides FOLDER and LISTEN.
+    """
+    directory.mkdir()
+    configuration = directory / "nginx.conf"
+    # safe_substitute leaves Nginx's own variables, which have no value here, as they are.
+    text = Template(template.read_text()).safe_substitute(FOLDER=directory, LISTEN=listen, **values)
     configuration.write_text(text)
-    command = ["/usr/sbin/nginx", "-e", "stderr", "-p", str(place), "-c", str(configuration)]
-    with answering(command, f"http://{listen}/users/1", clean_environment()) as process:
+    command = ["/usr/sbin/nginx", "-e", "stderr", "-p", str(directory), "-c", str(configuration)]
+    with run_server(command, f"http://{listen}/users/1", clean_environment()) as process:
         yield process
 
 
 @contextmanager
-def varnish(template: Path, place: Path, listen: str, app: str) -> Iterator[int]:
-    place.mkdir()
+def varnish(template: Path, directory: Path, listen: str, app: str) -> Iterator[int]:
+    directory.mkdir()
     host, _, port = app.rpartition(":")
-    configuration = place / "default.vcl"
+    configuration = directory / "default.vcl"
     configuration.write_text(Template(template.read_text()).substitute(HOST=host, PORT=port))
-    command = ["/usr/sbin/varnishd", "-F", "-a", listen, "-f", str(configuration), "-n", str(place / "work")]
-    command += ["-s", "malloc,256m"]  # Debian's unit
-    with answering(command, f"http://{listen}/users/1", clean_environment()) as process:
+    command = ["/usr/sbin/varnishd", "-F", "-a", listen, "-f", str(configuration), "-n", str(directory / "work")]
+    command += ["-s", "malloc,256m"]  # as in Debian's unit
+    with run_server(command, f"http://{listen}/users/1", clean_environment()) as process:
         yield process
 
 
-def ours_for(**values: str) -> dict[str, str]:
+def environment_with(**values: str) -> dict[str, str]:
     return clean_environment(PYTHONPATH=str(ROOT), **values)

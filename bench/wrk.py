@@ -1,4 +1,4 @@
-"""wrk: what it is told, and what it says."""
+"""Run wrk with the scripts in bench/load, and parse its output."""
 
 import json
 import os
@@ -9,57 +9,63 @@ from typing import Any
 
 LOAD = Path(__file__).parent / "load"
 
-Maker = tuple[str | int | float, ...]
-"""One of bench/load/requests.lua, and what it takes."""
+RequestKind = tuple[str | int | float, ...]
+"""The name of a maker in bench/load/requests.lua, and its arguments."""
 
 
 @dataclass(frozen=True)
-class Answered:
+class LoadResult:
     requests: int
     seconds: float
     failed: int
-    """Without an answer, or with one of status 400 and above."""
+    """Requests without a response, or with a status of 400 or above."""
 
     p50: float
-    """Milliseconds, as those that follow."""
+    """Milliseconds, as the fields below."""
 
     p90: float
     p99: float
     p999: float
     max: float
     cpu: float = 0.0
-    """Seconds of the load generator's own."""
+    """CPU seconds of the load generator itself."""
 
     @property
     def rate(self) -> float:
         return self.requests / self.seconds
 
 
-def closed(
-    url: str, maker: Maker, seconds: int, *, connections: int = 64, threads: int = 2, cores: list[int] | None = None
-) -> Answered:
-    """As fast as so many connections are answered; wrk knows whole seconds only."""
+def closed_loop(
+    url: str,
+    kind: RequestKind,
+    seconds: int,
+    *,
+    connections: int = 64,
+    threads: int = 2,
+    cores: list[int] | None = None,
+) -> LoadResult:
+    """Send the next request on each connection as soon as the last response arrives. wrk accepts whole seconds only."""
     arguments = ["-t", threads, "-c", connections, "-d", f"{seconds}s", "-s", LOAD / "closed.lua", url, "--", threads]
-    return _run([*map(str, arguments), *map(str, maker)], cores)
+    return _run([*map(str, arguments), *map(str, kind)], cores)
 
 
 def open_loop(
     url: str,
-    maker: Maker,
+    kind: RequestKind,
     seconds: int,
     *,
     rate: float,
     warmup: int,
     connections: int = 64,
     cores: list[int] | None = None,
-) -> Answered:
-    """So many requests per second, however long their answers take; those of the warm-up are not counted."""
-    arguments = ["-t", connections, "-c", connections, "-d", f"{seconds + warmup}s", "-s", LOAD / "open.lua"]
-    given = [*arguments, url, "--", connections, *maker, rate, warmup]
-    return _run([*map(str, given)], cores)
+) -> LoadResult:
+    """Send `rate` requests per second, however long the responses take. The warm-up is not counted."""
+    options = ["-t", connections, "-c", connections, "-d", f"{seconds + warmup}s", "-s", LOAD / "open.lua"]
+    arguments = [*options, url, "--", connections, *kind, rate, warmup]
+    return _run([*map(str, arguments)], cores)
 
 
-def _run(arguments: list[str], cores: list[int] | None) -> Answered:
+def _run(arguments: list[str], cores: list[int] | None) -> LoadResult:
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
     process = subprocess.Popen(
         [*pinned, "wrk", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -75,10 +81,10 @@ def _run(arguments: list[str], cores: list[int] | None) -> Answered:
             process.wait()
     if process.returncode != 0:
         raise RuntimeError(f"wrk {' '.join(arguments)}: {text.strip()}")
-    return parsed(text, usage.ru_utime + usage.ru_stime)
+    return parse(text, usage.ru_utime + usage.ru_stime)
 
 
-def parsed(text: str, cpu: float = 0.0) -> Answered:
-    """Of what our scripts make wrk print, its last line."""
-    said: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-    return Answered(**{name: value for name, value in said.items() if name != "recorded"}, cpu=cpu)
+def parse(text: str, cpu: float = 0.0) -> LoadResult:
+    """Parse the last line of wrk's output, which the scripts in bench/load write as JSON."""
+    members: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
+    return LoadResult(**{name: value for name, value in members.items() if name != "recorded"}, cpu=cpu)

@@ -1,4 +1,4 @@
-"""What tests share that speak to the API with requests."""
+"""Helpers for tests that send requests to the API with the library requests."""
 
 import requests
 
@@ -6,7 +6,7 @@ User = dict[str, str]
 """A user that a fixture created: `id`, `name`, `email`, `url`."""
 
 
-def problem(response: requests.Response, status: int, field: str | None = None) -> str:
+def check_problem(response: requests.Response, status: int, field: str | None = None) -> str:
     """Check that the response is a problem with this status, about this field; return its detail."""
     assert response.status_code == status, response.text
     assert response.headers["Content-Type"] == "application/problem+json"
@@ -17,3 +17,8 @@ def problem(response: requests.Response, status: int, field: str | None = None) 
         assert field in [error["field"] for error in body["errors"]]
     assert body["detail"]
     return str(body["detail"])
+
+
+def is_hit(url: str) -> bool:
+    """Return whether the edge serves this address from its memory."""
+    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"

@@ -11,28 +11,29 @@ from testkit.stack import Stack
 _numbers = count(1)
 
 
-def superuser(stack: Stack) -> str:
+def superuser_dsn(stack: Stack) -> str:
     password = (stack.data / "secrets" / "postgres_password").read_text().strip()
     return make_conninfo(stack.postgres, user="postgres", password=password, dbname="postgres")
 
 
-def make_database(stack: Stack, options: str = "") -> tuple[str, str]:
+def create_database(stack: Stack, options: str = "") -> tuple[str, str]:
+    """Create a database that belongs to the app's role; return its name and its DSN."""
     name = f"migration_{next(_numbers)}"
-    with psycopg.connect(superuser(stack), autocommit=True) as connection:
+    with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {} OWNER velikiy " + options).format(sql.Identifier(name)))
     return name, make_conninfo(stack.postgres, dbname=name)
 
 
 def drop_database(stack: Stack, name: str) -> None:
-    with psycopg.connect(superuser(stack), autocommit=True) as connection:
+    with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
         connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def rows(address: str, query: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(address, autocommit=True) as connection:
+def fetch_rows(dsn: str, query: str) -> list[tuple[object, ...]]:
+    with psycopg.connect(dsn, autocommit=True) as connection:
         return connection.execute(query).fetchall()
 
 
-def execute(address: str, script: str) -> None:
-    with psycopg.connect(address) as connection:
+def execute(dsn: str, script: str) -> None:
+    with psycopg.connect(dsn) as connection:
         connection.execute(script)

@@ -1,6 +1,6 @@
-"""An app in this process whose reads and writes stop where a test wants them to, behind an edge of its own.
+"""Run an app in this process whose reads and writes stop at failpoints, behind an edge of its own.
 
-The servers are those of a running stack; the edge registers in its database like any other.
+PostgreSQL and Redis are those of a running stack, and the edge registers in its database like any other edge.
 """
 
 import os
@@ -32,35 +32,45 @@ from velikiy.resources.repository import Repository
 from velikiy.resources.users import NewUser
 
 T = TypeVar("T")
-Step = Callable[[], None]
+Action = Callable[[], None]
+
+READER_FAILPOINTS = ("between probe and snapshot", "between snapshot and fill", "between fill and response")
+"""The failpoints of a read that loads from PostgreSQL, in order."""
+
+WRITER_FAILPOINTS = ("before the lock", "before the drops", "between the drops", "before the commit")
+"""The failpoints of a write inside its transaction, in order: before the paths are locked, before the drop in Redis,
+between the drops in Redis and at the edges, and before COMMIT. "after the commit" follows outside of the transaction."""
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     pass
 
 
 @dataclass
-class Steps:
-    """What is done at each place, by whoever comes there first; the next one passes."""
+class Failpoints:
+    """The failpoints of one app, by name."""
 
-    steps: dict[str, Step] = field(default_factory=dict)
-    passed: list[str] = field(default_factory=list)
+    actions: dict[str, Action] = field(default_factory=dict)
+    """The first reader or writer that reaches a failpoint runs its action. The next one passes."""
 
-    def at(self, place: str) -> None:
-        self.passed.append(place)
-        self.steps.pop(place, nothing)()
+    reached: list[str] = field(default_factory=list)
+    """The name of each failpoint that was reached, in order."""
 
-
-class SteppedRedis(RedisTier):
-    steps: Steps
-
-    def drop(self, paths: Iterable[CachePath] | None, mine: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
-        self.steps.at("before the drops")
-        return super().drop(paths, mine)
+    def reach(self, failpoint: str) -> None:
+        self.reached.append(failpoint)
+        self.actions.pop(failpoint, do_nothing)()
 
 
-class SteppedGate(Gate):
-    steps: Steps
+class FailpointRedisTier(RedisTier):
+    failpoints: Failpoints
+
+    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
+        self.failpoints.reach("before the drops")
+        return super().drop(paths, prefill)
+
+
+class FailpointGate(Gate):
+    failpoints: Failpoints
 
     def read(
         self,
@@ -69,15 +79,15 @@ class SteppedGate(Gate):
         load: Callable[[Connection], Entry],
         from_edge: Lease | NotTried | None = NOT_TRIED,
     ) -> Answer:
-        def stepped(connection: Connection) -> Entry:
-            connection.query()  # the check, which else goes with the statement that loads
-            self.steps.at("between check and snapshot")
+        def load_between_failpoints(connection: Connection) -> Entry:
+            connection.query()  # send the probe now; usually it goes together with the statement that loads
+            self.failpoints.reach("between probe and snapshot")
             entry = load(connection)
-            self.steps.at("between snapshot and fill")
+            self.failpoints.reach("between snapshot and fill")
             return entry
 
-        answer = super().read(path, variant, stepped, from_edge)
-        self.steps.at("between fill and answer")
+        answer = super().read(path, variant, load_between_failpoints, from_edge)
+        self.failpoints.reach("between fill and response")
         return answer
 
     def write(
@@ -87,24 +97,24 @@ class SteppedGate(Gate):
         lock_first: Sequence[CachePath] = (),
         until: float | None = None,
     ) -> T:
-        def stepped(connection: Connection) -> Change[T]:
-            done = change(connection)
-            self.steps.at("before the lock")
-            return done
+        def change_before_failpoint(connection: Connection) -> Change[T]:
+            changed = change(connection)
+            self.failpoints.reach("before the lock")
+            return changed
 
-        outcome = super().write(stepped, timeout_factor, lock_first, until)
-        self.steps.at("after the commit")
+        outcome = super().write(change_before_failpoint, timeout_factor, lock_first, until)
+        self.failpoints.reach("after the commit")
         return outcome
 
     def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
-        self.steps.at("between the drops")
+        self.failpoints.reach("between the drops")
         fenced = super()._drop_at_edges(connection, paths)
-        self.steps.at("before the commit")
+        self.failpoints.reach("before the commit")
         return fenced
 
 
 class Users:
-    """Users, written in this process and without HTTP."""
+    """Write users in this process, without HTTP."""
 
     def __init__(self, gate: Gate) -> None:
         self.gate = gate
@@ -123,43 +133,53 @@ class Users:
 
 
 @dataclass
-class SteppedApp:
+class FailpointApp:
     stack: Stack
+    """The stack whose PostgreSQL and Redis the app uses."""
+
     edge: str
+    """The address of the edge in front of the app."""
+
     data: str
-    """The edge's folder."""
-    steps: Steps
+    """The folder of that edge."""
+
+    failpoints: Failpoints
     users: Users
     url: str
-    """Of the app itself."""
+    """The address of the app itself."""
 
 
-def stepped_gate(postgres: str, redis_url: str, steps: Steps) -> SteppedGate:
+def failpoint_gate(postgres: str, redis_url: str, failpoints: Failpoints) -> FailpointGate:
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
-    redis_tier = SteppedRedis(redis_url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
-    gate = SteppedGate(database, caches, redis_tier, EdgeTier())
-    redis_tier.steps = gate.steps = steps
+    redis_tier = FailpointRedisTier(redis_url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
+    gate = FailpointGate(database, caches, redis_tier, EdgeTier())
+    redis_tier.failpoints = gate.failpoints = failpoints
     return gate
 
 
 @contextmanager
-def stepped_app(stack: Stack, **settings: str) -> Iterator[SteppedApp]:
-    """`settings`: of its edge. With a REDIS_URL the edge reads Redis itself, and without one through the app."""
-    steps = Steps()
-    gate = stepped_gate(stack.postgres, stack.redis_url, steps)
-    with serving(gate) as url, edge_of(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
-        yield SteppedApp(stack, edge, data, steps, Users(gate), url)
+def failpoint_app(stack: Stack, **settings: str) -> Iterator[FailpointApp]:
+    """Run an app with failpoints and an edge with these settings.
+
+    With a REDIS_URL the edge reads Redis itself; without one it reads Redis through the app.
+    """
+    failpoints = Failpoints()
+    gate = failpoint_gate(stack.postgres, stack.redis_url, failpoints)
+    with running_app(gate) as url, running_edge(urlsplit(url).netloc, ROOT / "edge", **settings) as (edge, data):
+        yield FailpointApp(stack, edge, data, failpoints, Users(gate), url)
     gate.database.close()
 
 
 @contextmanager
-def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterator[SpawnProcess]:
-    """Start a process that writes to this user, as an app's worker does, and is killed at this place. Without a place
-    the test may kill the process. When the block ends the process is gone in any case."""
-    # Spawned: a fork of this process would have our connections, and would end them as it dies.
+def writer_process(stack: Stack, user: int, name: str, kill_at: str = "") -> Iterator[SpawnProcess]:
+    """Start a process that writes to this user, as a worker of an app does, and kills itself at the failpoint `kill_at`.
+
+    Without a failpoint the test may kill the process. The process is gone when the block ends.
+    """
+    # Spawn, do not fork: a fork would inherit the connections of this process, and close them when it dies.
     writer = get_context("spawn").Process(
-        target=_write_and_die, args=(stack.postgres, stack.redis_url, user, name, place)
+        target=_write_until_killed, args=(stack.postgres, stack.redis_url, user, name, kill_at)
     )
     writer.start()
     try:
@@ -169,17 +189,18 @@ def dying_writer(stack: Stack, user: int, name: str, place: str = "") -> Iterato
         writer.join()
 
 
-def _write_and_die(postgres: str, redis_url: str, user: int, name: str, place: str) -> None:
-    steps = Steps({place: lambda: os.kill(os.getpid(), signal.SIGKILL)})
-    gate = stepped_gate(postgres, redis_url, steps)
+def _write_until_killed(postgres: str, redis_url: str, user: int, name: str, kill_at: str) -> None:
+    failpoints = Failpoints({kill_at: lambda: os.kill(os.getpid(), signal.SIGKILL)})
+    gate = failpoint_gate(postgres, redis_url, failpoints)
     gate.database.open()
     Users(gate).update(user, name)
 
 
 @contextmanager
-def serving(gate: Gate) -> Iterator[str]:
-    """The address of an app in this process with this fence."""
+def running_app(gate: Gate) -> Iterator[str]:
+    """Run an app with this gate in this process; yield its address."""
     app = Flask("in this process")
+    middleware.install(app)
     middleware.install(app)
     problems.install(app)
     routes.install(app, registry(), gate)
@@ -195,21 +216,20 @@ def serving(gate: Gate) -> Iterator[str]:
         thread.join()
 
 
-def caching(edge: str) -> bool:
-    """It has a lease."""
+def has_cache_lease(edge: str) -> bool:
     return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
 
 
 @contextmanager
-def edge_of(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
-    """An edge before these apps: its address and its folder. `home` is where its code is."""
-    first = free_ports(2)
+def running_edge(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
+    """Run an edge in front of these apps, with the code in `home`; yield its address and its folder."""
+    first_port = free_ports(2)
     with folder() as data:
         settings = {
             "REDIS_URL": "",
             "EDGE_DATA": str(data),
-            "EDGE_LISTEN": f"127.0.0.1:{first}",
-            "EDGE_CONTROL": f"127.0.0.1:{first + 1}",
+            "EDGE_LISTEN": f"127.0.0.1:{first_port}",
+            "EDGE_CONTROL": f"127.0.0.1:{first_port + 1}",
             "EDGE_APPS": apps,
             "EDGE_WORKERS": "1",
             "DATABASE_TIMEOUT": "10",
@@ -220,7 +240,7 @@ def edge_of(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iterator[
                 [str(home / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
             )
             try:
-                url = f"http://127.0.0.1:{first}"
+                url = f"http://127.0.0.1:{first_port}"
                 wait_until(lambda: status_of(f"{url}/.edge") == 200, what=(data / "log").read_text())
                 yield url, str(data)
             finally:

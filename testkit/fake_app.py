@@ -1,68 +1,68 @@
-"""An edge before an app that answers what a test tells it to, and keeps what it heard: for what Nginx does by itself."""
+"""An edge in front of an app that responds as a test wants, and records the requests: for what Nginx does by itself."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path as File
+from pathlib import Path
 
 from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
-from testkit.failpoints import caching, edge_of
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, wait_until
 
 
-def fenced(request: Request, status: int = 200, body: bytes = b'{"id":7}', **headers: str) -> Response:
-    """An answer that may be stored."""
-    return plain(request, status, body, Cache_Status="redis; hit", **headers)
+def cacheable(request: Request, status: int = 200, body: bytes = b'{"id":7}', **headers: str) -> Response:
+    """Return a response that passed the gate, so the edge may store it."""
+    return uncacheable(request, status, body, Cache_Status="redis; hit", **headers)
 
 
-def plain(request: Request, status: int = 200, body: bytes = b"{}", **headers: str) -> Response:
-    """One that may not; a header is spelled as a keyword."""
-    kind = "application/json" if status < 400 else "application/problem+json"
-    answer = Response(body, status, content_type=kind)
-    answer.headers["X-Request-Id"] = request.headers.get("X-Request-Id", "")
-    answer.headers["Cache-Control"] = "private, no-cache"
+def uncacheable(request: Request, status: int = 200, body: bytes = b"{}", **headers: str) -> Response:
+    """Return a response that the edge must not store. A header is spelled as a keyword."""
+    media_type = "application/json" if status < 400 else "application/problem+json"
+    response = Response(body, status, content_type=media_type)
+    response.headers["X-Request-Id"] = request.headers.get("X-Request-Id", "")
+    response.headers["Cache-Control"] = "private, no-cache"
     for name, value in headers.items():
-        answer.headers[name.replace("_", "-")] = value
-    return answer
+        response.headers[name.replace("_", "-")] = value
+    return response
 
 
 @dataclass
-class Told:
+class FakeApp:
     edge: str = ""
-    data: File = File()
-    """The edge's folder."""
-    answer: Callable[[Request], Response] = fenced
-    leasing: bool = True
+    data: Path = Path()
+    """The folder of the edge."""
+    respond: Callable[[Request], Response] = cacheable
+    grants_leases: bool = True
     lease: str = "2400"
-    heard: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
-    """Requests: the line, headers in lower case, the body."""
+    received: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
+    """Each request: its line, its headers by their names in lower case, its body."""
 
     def __call__(self, request: Request) -> Response:
         if request.path.startswith("/.lease/"):
-            return Response(self.lease, 200 if self.leasing else 503)
+            return Response(self.lease, 200 if self.grants_leases else 503)
         headers = {name.lower(): value for name, value in request.headers.items() if value}
-        self.heard.append((f"{request.method} {request.environ['REQUEST_URI']}", headers, request.get_data()))
-        return self.answer(request)
+        self.received.append((f"{request.method} {request.environ['REQUEST_URI']}", headers, request.get_data()))
+        return self.respond(request)
 
     def log(self) -> str:
         return (self.data / "log").read_text()
 
 
 @contextmanager
-def told_app(lease: str = "2400", **settings: str) -> Iterator[Told]:
-    """`settings`: of the edge."""
-    told = Told(lease=lease)
-    server = make_server("127.0.0.1", 0, Request.application(told), threaded=True)
+def fake_app(lease: str = "2400", home: Path = ROOT / "edge", **settings: str) -> Iterator[FakeApp]:
+    """Start the app and its edge. `home`: the code of the edge; `settings`: the environment of the edge."""
+    app = FakeApp(lease=lease)
+    server = make_server("127.0.0.1", 0, Request.application(app), threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with edge_of(f"127.0.0.1:{server.port}", ROOT / "edge", **settings) as (told.edge, data):
-            told.data = File(data)
-            wait_until(lambda: caching(told.edge))
-            yield told
+        with running_edge(f"127.0.0.1:{server.port}", home, **settings) as (app.edge, data):
+            app.data = Path(data)
+            wait_until(lambda: has_cache_lease(app.edge))
+            yield app
     finally:
         server.shutdown()
         thread.join()

@@ -1,4 +1,4 @@
-"""Taking a stack's servers away for a while."""
+"""Take servers of a stack away for a while."""
 
 import os
 import signal
@@ -12,35 +12,37 @@ from testkit.stack import Stack, children_of, status_of, wait_until
 
 
 def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
-    answer = requests.get(f"{stack.app}/readyz", timeout=5)
-    return answer.status_code, answer.json()
+    response = requests.get(f"{stack.app}/readyz", timeout=5)
+    return response.status_code, response.json()
 
 
-def all_back(stack: Stack, since: float) -> bool:
-    """All answer, and the relay has looked at PostgreSQL since then: what it heard nothing of meanwhile it drops, which
-    would come as a surprise to a test that has gone on."""
+def is_recovered(stack: Stack, since: float) -> bool:
+    """Return whether all servers respond and the relay has probed PostgreSQL after `since`.
+
+    The relay invalidates what it may have missed during the outage. A test that went on earlier would not expect that.
+    """
     with suppress(requests.RequestException, FileNotFoundError):
         return (
             readiness(stack)[1]["checks"] == {"postgres": "ok", "redis": "ok"}
-            and all(map(answers, stack.edges))
+            and all(map(is_up, stack.edges))
             and ("relay" not in stack.pids() or stack.supervisor.plan.heartbeat.stat().st_mtime > since)
         )
     return False
 
 
-def answers(edge: str) -> bool:
+def is_up(edge: str) -> bool:
     return status_of(f"{edge}/.edge") == 200
 
 
-def servers_of(stack: Stack, name: str) -> list[int]:
-    """The server's process and its children."""
+def pids_of(stack: Stack, name: str) -> list[int]:
+    """Return the process ids of the server's master and its children."""
     master = stack.pids()[name]
     return [master, *children_of(master)]
 
 
 @contextmanager
 def refusing(stack: Stack, *names: str) -> Iterator[None]:
-    """Stopped: connections to it are refused."""
+    """Stop these servers: connections to them are refused."""
     for name in names:
         stack.supervisor.rpc.stopProcess(name)
     try:
@@ -49,13 +51,13 @@ def refusing(stack: Stack, *names: str) -> Iterator[None]:
         for name in names:
             stack.supervisor.rpc.startProcess(name)
         since = time.time()
-        wait_until(lambda: all_back(stack, since), what="all back")
+        wait_until(lambda: is_recovered(stack, since), what="all servers respond again")
 
 
 @contextmanager
 def hanging(stack: Stack, name: str) -> Iterator[None]:
-    """Stopped in its tracks: connections stay, packets are acknowledged, nothing is answered."""
-    pids = servers_of(stack, name)
+    """Freeze a server: its connections stay open and packets are acknowledged, but no request gets a response."""
+    pids = pids_of(stack, name)
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -64,4 +66,4 @@ def hanging(stack: Stack, name: str) -> Iterator[None]:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
         since = time.time()
-        wait_until(lambda: all_back(stack, since), what="all back")
+        wait_until(lambda: is_recovered(stack, since), what="all servers respond again")

@@ -1,4 +1,4 @@
-"""What stands between two servers: it passes bytes on, and does to them what a test wants, when they come by."""
+"""A proxy between two servers, which passes bytes on, and changes or withholds them where a test wants it."""
 
 import contextlib
 import socket
@@ -6,125 +6,129 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-Hook = Callable[["Link", bytes], bytes]
-"""Gets what came, and returns what is to be passed on; meanwhile nothing passes on this connection."""
+RECEIVE_BYTES = 2**20
+
+Hook = Callable[["ProxiedConnection", bytes], bytes]
+"""Receives the bytes that arrived and returns the bytes to pass on. While it runs, nothing passes in this direction of
+the connection."""
 
 
-def passes(link: "Link", said: bytes) -> bytes:
-    return said
+def pass_on(connection: "ProxiedConnection", data: bytes) -> bytes:
+    return data
 
 
-class Cut(Exception):
-    """The connection is to end here."""
+class CloseConnection(Exception):
+    """Raised by a hook to close the connection."""
 
 
-class Link:
-    """A connection that goes through."""
+class ProxiedConnection:
+    """A connection of a client and the connection to the server that belongs to it."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
 
-    def hang_up(self) -> None:
-        """On the client alone: what it has said is still on its way to the server."""
-        _end(self.client)
+    def close_client(self) -> None:
+        """Close only the client's side: the bytes that the client has sent still reach the server."""
+        _close(self.client)
 
-    def cut(self) -> None:
-        _end(self.client)
-        _end(self.server)
+    def close(self) -> None:
+        _close(self.client)
+        _close(self.server)
 
 
-def _end(one: socket.socket) -> None:
+def _close(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        one.shutdown(socket.SHUT_RDWR)  # which wakes who reads there; to close would not
+        connection.shutdown(socket.SHUT_RDWR)  # wakes a thread that is reading there; close() would not
 
 
-class Between:
+class TcpProxy:
     def __init__(self, server: tuple[str, int]) -> None:
-        self.question: Hook = passes
-        self.reply: Hook = passes
-        self.questions: list[bytes] = []
-        self.links: list[Link] = []
+        self.on_request: Hook = pass_on
+        self.on_reply: Hook = pass_on
+        self.requests: list[bytes] = []
+        self.connections: list[ProxiedConnection] = []
         self._server = server
         self.port = 0
-        self.accept()
+        self.listen()
 
-    def accept(self) -> None:
-        """At the same port as before."""
+    def listen(self) -> None:
+        """Listen, again at the same port if there was one."""
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.bind(("127.0.0.1", self.port))
         self._listener.listen(100)
         self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._take, args=(self._listener,), daemon=True).start()
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def refuse(self) -> None:
-        """New connections, and the end of all old ones."""
-        _end(self._listener)
+        """Refuse new connections, and close all that are open."""
+        _close(self._listener)
         self._listener.close()
-        self.cut()
+        self.close_connections()
 
-    def cut(self) -> None:
-        while self.links:
-            self.links.pop().cut()
+    def close_connections(self) -> None:
+        while self.connections:
+            self.connections.pop().close()
 
-    def let_be(self) -> None:
-        self.question = self.reply = passes
+    def reset_hooks(self) -> None:
+        self.on_request = self.on_reply = pass_on
 
-    def _take(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):  # it was closed
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = listener.accept()
-                link = Link(client, socket.create_connection(self._server))
-                self.links.append(link)
-                for pump in (self._ask, self._answer):
-                    threading.Thread(target=pump, args=(link,), daemon=True).start()
+                connection = ProxiedConnection(client, socket.create_connection(self._server))
+                self.connections.append(connection)
+                for pump in (self._pump_requests, self._pump_replies):
+                    threading.Thread(target=pump, args=(connection,), daemon=True).start()
 
-    def _ask(self, link: Link) -> None:
-        with contextlib.suppress(OSError, Cut):
-            while said := link.client.recv(2**20):
-                self.questions.append(said)
-                link.server.sendall(self.question(link, said))
-        link.cut()
+    def _pump_requests(self, connection: ProxiedConnection) -> None:
+        with contextlib.suppress(OSError, CloseConnection):
+            while data := connection.client.recv(RECEIVE_BYTES):
+                self.requests.append(data)
+                connection.server.sendall(self.on_request(connection, data))
+        connection.close()
 
-    def _answer(self, link: Link) -> None:
-        with contextlib.suppress(OSError, Cut):
-            while said := link.server.recv(2**20):
-                link.client.sendall(self.reply(link, said))
-        link.cut()
+    def _pump_replies(self, connection: ProxiedConnection) -> None:
+        with contextlib.suppress(OSError, CloseConnection):
+            while data := connection.server.recv(RECEIVE_BYTES):
+                connection.client.sendall(self.on_reply(connection, data))
+        connection.close()
 
 
 @contextmanager
-def between(server: tuple[str, int]) -> Iterator[Between]:
-    one = Between(server)
+def tcp_proxy(server: tuple[str, int]) -> Iterator[TcpProxy]:
+    proxy = TcpProxy(server)
     try:
-        yield one
+        yield proxy
     finally:
-        one.let_be()
-        one.refuse()
+        proxy.reset_hooks()
+        proxy.refuse()
 
 
-def once(then: Callable[[], object]) -> Hook:
-    """This is done when the first comes by; it waits meanwhile, and those after it pass."""
-    waiting = threading.Lock()
+def on_first(action: Callable[[], object]) -> Hook:
+    """Return a hook that runs the action when the first bytes arrive and then passes them on. Later bytes pass."""
+    has_run = threading.Lock()
 
-    def first(link: Link, said: bytes) -> bytes:
-        if waiting.acquire(blocking=False):
-            then()
-        return said
+    def run_once(connection: ProxiedConnection, data: bytes) -> bytes:
+        if has_run.acquire(blocking=False):
+            action()
+        return data
 
-    return first
+    return run_once
 
 
-class Lost:
-    """A hook for questions: of the first one the client hears no more, and it arrives when it is `late`."""
+class DelayedRequest:
+    """A hook for requests: the client's side of the first request is closed, and the request reaches the server only
+    when the test sets `release`."""
 
     def __init__(self) -> None:
-        self.late = threading.Event()
-        self.said: list[bytes] = []
+        self.release = threading.Event()
+        self.received: list[bytes] = []
 
-    def __call__(self, link: Link, said: bytes) -> bytes:
-        if not self.said:
-            self.said.append(said)
-            link.hang_up()
-            self.late.wait(9)
-        return said
+    def __call__(self, connection: ProxiedConnection, data: bytes) -> bytes:
+        if not self.received:
+            self.received.append(data)
+            connection.close_client()
+            self.release.wait(9)
+        return data

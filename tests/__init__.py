@@ -1,7 +1,7 @@
-"""Tests, on real servers.
+"""Tests on real servers.
 
-If several processes run them, each process gets a loopback of its own before it imports any code of the project: a
-process reads only once which host it is on (velikiy/coherence/membership.py, HOST).
+When several processes run the tests, each process has a network namespace of its own. It is created before any module
+of `velikiy` is imported, because such a module determines its host once, at import (velikiy/coherence/membership.py, HOST).
 """
 
 import os
@@ -9,5 +9,6 @@ import os
 from testkit.isolation import enter_network_namespace
 
 if "PYTEST_XDIST_WORKER" in os.environ and "VELIKIY_APART" not in os.environ:
-    os.environ["VELIKIY_APART"] = "yes"  # child processes import this package too, and must stay in the namespace
+    # A process that a test starts imports this module as well, and shares the namespace of its parent.
+    os.environ["VELIKIY_APART"] = "yes"
     enter_network_namespace()

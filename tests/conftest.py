@@ -17,40 +17,40 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """Two edges, two apps; shared, so tests leave it as they found it."""
+    """Two edges and two apps. All tests share this stack, so each test leaves it unchanged."""
     with running("--edges", "2") as stack:
         yield stack
 
 
 @pytest.fixture
 def own_stack() -> Iterator[Stack]:
-    """For tests that break something: one of their own."""
+    """A stack for one test, which may break it."""
     with running("--edges", "2") as stack:
         yield stack
 
 
 @pytest.fixture(scope="module")
-def restartable() -> Iterator[Stack]:
+def restartable_stack() -> Iterator[Stack]:
     with running() as stack:
         yield stack
 
 
 @pytest.fixture
-def stopped(restartable: Stack) -> Stack:
-    """One that ran and was stopped. Tests do something to its files, and start it again."""
-    run("down", "--data", str(restartable.data))
-    return restartable
+def stopped_stack(restartable_stack: Stack) -> Stack:
+    """A stack that ran and was stopped. Tests change its files and start it again."""
+    run("down", "--data", str(restartable_stack.data))
+    return restartable_stack
 
 
 @pytest.fixture(params=["app", "edge"])
-def door(request: pytest.FixtureRequest, stack: Stack) -> str:
-    """Where a client may come in: an app itself, and an edge before it."""
+def base_url(request: pytest.FixtureRequest, stack: Stack) -> str:
+    """The address of an app, and the address of an edge: a test with this fixture runs against both."""
     return stack.app if request.param == "app" else stack.edge
 
 
 @pytest.fixture
 def database(stack: Stack) -> Iterator[Database]:
-    """The stack's, as an app has it."""
+    """The database of the stack, opened as an app opens it."""
     database = Database(stack.postgres, size=8, timeout=5)
     database.open()
     yield database
@@ -62,11 +62,11 @@ _numbers = count(1)
 
 @pytest.fixture
 def new_user(stack: Stack) -> Iterator[dict[str, str]]:
-    """A user made for one test, `{"id", "name", "email", "url"}`; deleted afterwards."""
+    """A user for one test, `{"id", "name", "email", "url"}`. The fixture deletes it afterwards."""
     number = next(_numbers)
     name, email = f"Person {number}", f"person{number}@example.com"
-    answer = requests.post(f"{stack.app}/users", json={"name": name, "email": email}, timeout=5)
-    assert answer.status_code == 201, answer.text
-    user_id = answer.json()["id"]
+    response = requests.post(f"{stack.app}/users", json={"name": name, "email": email}, timeout=5)
+    assert response.status_code == 201, response.text
+    user_id = response.json()["id"]
     yield {"id": user_id, "name": name, "email": email, "url": f"{stack.app}/users/{user_id}"}
     requests.delete(f"{stack.app}/users/{user_id}", timeout=5)

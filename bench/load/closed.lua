@@ -1,6 +1,6 @@
--- The closed loop: each connection asks again as soon as it is answered.
+-- The closed loop: each connection sends its next request as soon as the response arrives.
 --     wrk -s closed.lua URL -- THREADS MAKER ...
--- To what it measured wrk adds the waits of those that it would have sent during a pause, by its mean rate.
+-- wrk corrects the latencies: it adds the waits of requests that it would have sent during a pause, at its mean rate.
 
 local here = debug.getinfo(1, "S").source:match("^@(.*/)")
 local threads = 0

@@ -1,14 +1,14 @@
--- The open loop: requests are due at fixed times, whether or not those before were answered.
+-- The open loop: requests are due at fixed times, whether or not the earlier ones were answered.
 --     wrk -t N -c N -s open.lua URL -- N MAKER ... RATE WARMUP
 --
--- A closed loop that meets a pause sends less, and so measures the pause once instead of for all who would have come
--- (coordinated omission). Here each latency counts from when its request was due; what has no answer when the run ends
--- is not counted.
+-- During a pause of the server a closed loop sends less, and so measures the pause once instead of for every request
+-- that was due meanwhile (coordinated omission). Here each latency counts from the moment at which its request was due.
+-- A request without a response at the end of the run is not counted.
 --
--- wrk tells a script neither which connection it is about nor when an answer came. So each connection has a thread of
--- its own: then the next request is asked for right after the answer to the last one, and a thread may sleep until its
--- request is due, exactly and without wrk's timers, which know whole milliseconds. The price is a change of threads
--- for each request, some microseconds; what it does to the figures bench/rows/mixed.py shows against `return 200`.
+-- wrk passes a script neither the connection nor the time of a response. So each connection has a thread of its own:
+-- then wrk asks for the next request right after the last response, and a thread may sleep until its request is due,
+-- exactly and without wrk's timers, which count whole milliseconds. The price is a switch of threads for each request,
+-- some microseconds; bench/rows/mixed.py measures its effect against `return 200`.
 
 local ffi = require "ffi"
 ffi.cdef [[
@@ -19,7 +19,7 @@ ffi.cdef [[
 ]]
 local C = ffi.C
 local MONOTONIC, ABSOLUTE, PR_SET_TIMERSLACK = 1, 1, 29
-local STEPS = 100  -- of the histogram, for each factor of e: 1 %
+local STEPS = 100  -- of the histogram, per factor of e: 1 % each
 
 local here = debug.getinfo(1, "S").source:match("^@(.*/)")
 local moment = ffi.new("moment")
@@ -49,7 +49,7 @@ function init(arguments)
     local count, begin, due = 0, nil, nil
     counts, recorded, late = {}, 0, 0
 
-    -- Since the request before was due.
+    -- Record the time since the last request was due.
     local function waited(at)
         late = at - due
         if due >= begin + warmup then
@@ -63,8 +63,8 @@ function init(arguments)
         count = count + 1
         local at = now()
         if count == 1 then
-            -- Of the first thread wrk asks once before the load, to see what a request looks like; the times that are
-            -- due meanwhile are made up for during the warm-up.
+            -- wrk calls the first thread once before the load, to see the form of a request. The requests that become
+            -- due meanwhile are sent during the warm-up.
             C.prctl(PR_SET_TIMERSLACK, 1)
             begin = at + every * number / tonumber(arguments[1])
         else
@@ -90,7 +90,7 @@ function done(summary, _)
     end
     local function percentile(share)
         if recorded == 0 then
-            return latest * 1e3  -- so far behind that none of those that count was sent: they wait longer than this
+            return latest * 1e3  -- no request after the warm-up was sent: each waits longer than this
         end
         local left = share * recorded
         for step = 0, last do

@@ -1,5 +1,5 @@
--- What wrk sends: each maker returns a function that gives the next request of its thread, as it goes on the wire.
--- A request is put together from strings that are there already; wrk.format would cost several times as much.
+-- The requests: each maker returns a function that returns the next request of its thread, as bytes for the wire.
+-- A request is concatenated from ready strings, because wrk.format costs several times as much.
 
 local ffi = require "ffi"
 
@@ -12,19 +12,20 @@ local function get(path)
 end
 
 local function put(id, number)
-    -- Always of one length, and never the name that is there.
+    -- The length is constant, and the name differs from the stored name.
     local body = string.format('{"name":"Bench %09d"}', number % 1e9)
     return "PUT /users/" .. id .. HEAD .. "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n"
         .. body
 end
 
--- One address, again and again.
+-- Read one address again and again.
 function makers.one(_, path)
     local request = get(path)
     return function() return request end
 end
 
--- Users one after the other, from `offset` on, in a circle of `count` that begins with `first`; threads share them out.
+-- Read users one after the other, from `offset` on, in a circle of `count` that begins with `first`. The threads share
+-- the users.
 function makers.ids(thread, first, count, offset)
     local at = offset + thread.number - thread.count
     return function()
@@ -33,7 +34,7 @@ function makers.ids(thread, first, count, offset)
     end
 end
 
--- The same, each of them changed.
+-- Change users one after the other, in the same order.
 function makers.put(thread, first, count, offset)
     local at = offset + thread.number - thread.count
     return function()
@@ -42,7 +43,7 @@ function makers.put(thread, first, count, offset)
     end
 end
 
--- One user, changed again and again.
+-- Change one user again and again.
 function makers.put_one(thread, id)
     local at = thread.number
     return function()
@@ -51,8 +52,8 @@ function makers.put_one(thread, id)
     end
 end
 
--- By Zipf's law: the n-th most popular of `count` users is asked for 1/n^exponent as often as the first. `writes` of
--- these requests, from 0 to 1, change the user.
+-- Read users by Zipf's law: the n-th most popular of `count` users is requested 1/n^exponent times as often as the
+-- first. The share `writes` of the requests, from 0 to 1, change the user.
 function makers.mix(thread, first, count, exponent, writes)
     local up_to = ffi.new("double[?]", count)
     local sum = 0
@@ -68,7 +69,7 @@ function makers.mix(thread, first, count, exponent, writes)
             local middle = math.floor((low + high) / 2)
             if up_to[middle] < wanted then low = middle + 1 else high = middle end
         end
-        -- Popular ones lie scattered, as in life, and not on one page of the table.
+        -- Popular users are scattered over the table, as in practice, and not on one page of it.
         local id = first + low * 7919 % count
         if random() < writes then
             at = at + 1
@@ -86,7 +87,7 @@ local function numbers(arguments, from)
     return values
 end
 
--- `arguments`: number of threads, maker, what the maker takes.
+-- `arguments`: the number of threads, the name of the maker, the arguments of the maker.
 return function(number, arguments)
     local thread = { number = number, count = tonumber(arguments[1]) }
     return makers[arguments[2]](thread, unpack(numbers(arguments, 3)))

@@ -1,4 +1,4 @@
-"""FastAPI on uvicorn, with async clients of Redis and PostgreSQL: cache-aside, and the key deleted after COMMIT."""
+"""FastAPI on uvicorn, with async clients of Redis and PostgreSQL: cache-aside, the key is deleted after COMMIT."""
 
 import os
 from collections.abc import AsyncIterator
@@ -6,24 +6,17 @@ from contextlib import asynccontextmanager
 
 import orjson
 from fastapi import FastAPI, HTTPException, Response
-from psycopg.rows import dict_row
 from psycopg_pool import AsyncConnectionPool
 from redis.asyncio import Redis
 
-from bench.peers.user import SELECT, UPDATE, Changes
+from bench.peers.user import POOL, SELECT, UPDATE, Changes
 
 TTL = int(os.environ.get("REDIS_TTL", "60"))
 
 
 def create_app() -> FastAPI:
     cache = Redis.from_url(os.environ["REDIS_URL"])
-    database = AsyncConnectionPool(
-        os.environ["DATABASE_URL"],
-        kwargs={"autocommit": True, "row_factory": dict_row},
-        min_size=1,
-        max_size=8,
-        open=False,
-    )
+    database = AsyncConnectionPool(os.environ["DATABASE_URL"], open=False, **POOL)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -32,7 +25,7 @@ def create_app() -> FastAPI:
 
     app = FastAPI(lifespan=lifespan)
 
-    # Bytes are sent as they are: a response model would parse and write them anew.
+    # The handlers return bytes: a response model would parse and serialise them once more.
     @app.get("/users/{user_id}")
     async def get_user(user_id: int) -> Response:
         key = f"user:{user_id}"

@@ -1,29 +1,22 @@
-"""Flask with Flask-Caching on Redis: views are cached, a write deletes what it changes, after its COMMIT."""
+"""Flask with Flask-Caching on Redis: views are cached, and a write deletes the view that it changes after COMMIT."""
 
 import os
 
 import orjson
 from flask import Flask, abort, request
 from flask_caching import Cache
-from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 
-from bench.peers.user import SELECT, UPDATE, Changes
+from bench.peers.user import POOL, SELECT, UPDATE, Changes
 
 JSON = {"Content-Type": "application/json"}
 
 
 def create_app() -> Flask:
     app = Flask(__name__)
-    # `cached`, and no memoize: that one asks Redis twice for each read.
+    # `cached` and not `memoize`, which reads Redis twice per request.
     cache = Cache(app, config={"CACHE_TYPE": "RedisCache", "CACHE_REDIS_URL": os.environ["REDIS_URL"]})
-    database = ConnectionPool(
-        os.environ["DATABASE_URL"],
-        kwargs={"autocommit": True, "row_factory": dict_row},
-        min_size=1,
-        max_size=8,
-        open=True,
-    )
+    database = ConnectionPool(os.environ["DATABASE_URL"], open=True, **POOL)
 
     @app.get("/users/<int:user_id>")
     @cache.cached(timeout=int(os.environ.get("REDIS_TTL", "60")))

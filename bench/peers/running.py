@@ -1,6 +1,6 @@
-"""The stack of ours and the peers, running: one PostgreSQL with one table of users, one Redis with a database for each.
+"""Run the velikiy stack and its peers: one PostgreSQL with one table of users, one Redis with a database for each.
 
-A peer starts when somebody asks for it, and stays; one that stands idle costs memory only.
+A peer starts when it is first used, and stays. An idle peer costs memory only.
 """
 
 import itertools
@@ -23,17 +23,27 @@ from velikiy.coherence.entry import found
 from velikiy.stack.plan import is_free
 
 HERE = Path(__file__).parent
-CLASSIC = HERE.parent / "classic" / "nginx.conf"
+CACHE_ASIDE_CONF = HERE.parent / "cache_aside" / "nginx.conf"
 
 WORKERS = 2
-"""Processes of each app, and of each Nginx."""
+"""Processes of each app and of each Nginx."""
 
 REDIS_TTL = 3600
-"""Seconds; for all of them. What is filled before a row is measured must still be there at its end."""
+"""Seconds, for all designs: entries that are filled before a row must still be there at its end."""
 
+MAX_EDGES = 8
+"""Edges of the velikiy stack."""
 
-EDGES = 8
-"""Of ours, at most."""
+NGINX_HEADERS = (
+    "Date",
+    "Server",
+    "Connection",
+    "Content-Length",
+    "Content-Type",
+    "Transfer-Encoding",
+    "Keep-Alive",
+)
+"""Headers that Nginx adds by itself."""
 
 
 @dataclass(frozen=True)
@@ -47,66 +57,66 @@ class Peer:
 
 
 class Peers:
-    """All that is measured. Names are as in the table."""
+    """Everything that is measured, under the names of the table."""
 
-    def __init__(self, ours: Stack, place: Path, context: ExitStack) -> None:
-        self.ours = ours
-        self.place = place
+    def __init__(self, stack: Stack, directory: Path, context: ExitStack) -> None:
+        self.stack = stack
+        self.directory = directory
         self.context = context
-        # Behind those that edges of ours may get: a stack that is started anew needs them free.
-        self._ports = itertools.count(max(int(edge.rpartition(":")[2]) for edge in ours.edges) + EDGES)
+        # Above the ports of MAX_EDGES edges, which must stay free for a restart of the stack.
+        self._ports = itertools.count(max(int(edge.rpartition(":")[2]) for edge in stack.edges) + MAX_EDGES)
 
-    # ---- ours ----
+    # ---- velikiy ----
 
     @cached_property
     def velikiy(self) -> Peer:
-        return Peer("velikiy", self.ours.edge, self.roots_of_ours())
+        return Peer("velikiy", self.stack.edge, self.stack_roots())
 
     @cached_property
     def velikiy_app(self) -> Peer:
-        """The app alone, without an edge before it."""
-        return Peer("velikiy, app alone", self.ours.app, self.roots_of_ours())
+        """The app without an edge in front."""
+        return Peer("velikiy, app alone", self.stack.app, self.stack_roots())
 
-    def roots_of_ours(self) -> dict[str, list[int]]:
+    def stack_roots(self) -> dict[str, list[int]]:
         roots: dict[str, list[int]] = {}
-        for name, pid in self.ours.pids().items():
+        for name, pid in self.stack.pids().items():
             roots.setdefault(name.rstrip("0123456789"), []).append(pid)
-        supervisor = self.ours.supervisor.pid()
+        supervisor = self.stack.supervisor.pid()
         assert supervisor is not None
         return {**roots, "supervisor": [supervisor]}
 
     @property
     def shared(self) -> dict[str, list[int]]:
-        roots = self.roots_of_ours()
+        roots = self.stack_roots()
         return {name: roots[name] for name in ("postgres", "redis")}
 
     # ---- peers ----
 
     @property
     def database(self) -> str:
-        """As peers see it: SQL of theirs is not to be told to our relay, which no peer has to pay for."""
-        return f"{self.ours.postgres}?options={quote('-c velikiy.passes_gate=on')}"
+        """The address for peers. Their sessions do not notify the relay, whose work no peer should pay for."""
+        return f"{self.stack.postgres}?options={quote('-c velikiy.passes_gate=on')}"
 
     def redis_url(self, number: int) -> str:
-        return urlsplit(self.ours.redis_url)._replace(path=f"/{number}").geturl()
+        return urlsplit(self.stack.redis_url)._replace(path=f"/{number}").geturl()
 
     @cached_property
-    def classic_app(self) -> Peer:
-        return self._gunicorn("classic, app alone", "bench.classic.app:create_app()", 1)
+    def cache_aside_app(self) -> Peer:
+        return self._gunicorn("cache-aside, app alone", "bench.cache_aside.app:create_app()", 1)
 
     @cached_property
-    def classic(self) -> Peer:
-        return self._nginx("classic", CLASSIC, self.classic_app)
+    def cache_aside(self) -> Peer:
+        return self._nginx("cache-aside", CACHE_ASIDE_CONF, self.cache_aside_app)
 
     @cached_property
-    def classic_correct(self) -> Peer:
-        app = self._gunicorn("classic without caches", "bench.classic.app:create_app()", 1, CACHES="off")
-        return self._nginx("classic without caches", HERE / "plain.conf", app)
+    def cache_aside_uncached(self) -> Peer:
+        app = self._gunicorn("cache-aside without caches", "bench.cache_aside.app:create_app()", 1, CACHES="off")
+        return self._nginx("cache-aside without caches", HERE / "plain.conf", app)
 
     @cached_property
     def uncached(self) -> Peer:
         app = self._gunicorn(
-            "velikiy without caches", "bench.peers.uncached:create_app()", 0, serve=servers.gunicorn_as_ours
+            "velikiy without caches", "bench.peers.uncached:create_app()", 0, serve=servers.gunicorn_like_velikiy
         )
         return self._nginx("velikiy without caches", HERE / "plain.conf", app)
 
@@ -118,38 +128,40 @@ class Peers:
     def fastapi(self) -> Peer:
         listen = self._address()
         processes = self.context.enter_context(
-            servers.uvicorn("bench.peers.fastapi:create_app", listen, workers=WORKERS, **self._servers(3))
+            servers.uvicorn("bench.peers.fastapi:create_app", listen, workers=WORKERS, **self._addresses(3))
         )
         return Peer("FastAPI", f"http://{listen}", {"app": processes, **self.shared})
 
     @cached_property
     def varnish(self) -> Peer:
-        listen = self._address()
+        listen, app = self._address(), urlsplit(self.stack.app).netloc
         process = self.context.enter_context(
-            servers.varnish(HERE / "varnish.vcl", self.place / "varnish", listen, urlsplit(self.ours.app).netloc)
+            servers.varnish(HERE / "varnish.vcl", self.directory / "varnish", listen, app)
         )
-        ours = {name: pids for name, pids in self.roots_of_ours().items() if name != "edge"}
-        return Peer("Varnish", f"http://{listen}", {"edge": [process], **ours})
+        return Peer("Varnish", f"http://{listen}", {"edge": [process], **self._roots_without_edges()})
 
     @cached_property
-    def stock(self) -> Peer:
-        ours = {name: pids for name, pids in self.roots_of_ours().items() if name != "edge"}
-        app = Peer("", self.ours.app, ours)
-        return self._nginx("proxy_cache", HERE / "stock.conf", app)
+    def proxy_cache(self) -> Peer:
+        app = Peer("", self.stack.app, self._roots_without_edges())
+        return self._nginx("proxy_cache", HERE / "proxy_cache.conf", app)
 
     @cached_property
     def limit(self) -> Peer:
-        """`return 200` of what our edge answers, header for header."""
-        url = f"{self.ours.edge}/users/1"
+        """`return 200` with the response of velikiy's edge, header for header."""
+        url = f"{self.stack.edge}/users/1"
         requests.get(url, timeout=5)
-        answer = requests.get(url, timeout=5)
-        kept = {name: value for name, value in answer.headers.items() if name not in OF_NGINX}
-        headers = "\n".join(f"add_header {name} '{value}';" for name, value in kept.items())
+        response = requests.get(url, timeout=5)
+        headers = "\n".join(
+            f"add_header {name} '{value}';" for name, value in response.headers.items() if name not in NGINX_HEADERS
+        )
         listen = self._address()
         process = self.context.enter_context(
-            servers.nginx(HERE / "limit.conf", self.place / "limit", listen, HEADERS=headers, BODY=answer.text)
+            servers.nginx(HERE / "limit.conf", self.directory / "limit", listen, HEADERS=headers, BODY=response.text)
         )
         return Peer("return 200", f"http://{listen}", {"edge": [process]})
+
+    def _roots_without_edges(self) -> dict[str, list[int]]:
+        return {name: pids for name, pids in self.stack_roots().items() if name != "edge"}
 
     def _address(self) -> str:
         return f"127.0.0.1:{next(port for port in self._ports if is_free('127.0.0.1', port))}"
@@ -159,70 +171,71 @@ class Peers:
     ) -> Peer:
         listen = self._address()
         process = self.context.enter_context(
-            serve(app, listen, workers=WORKERS, **self._servers(database), **environment)
+            serve(app, listen, workers=WORKERS, **self._addresses(database), **environment)
         )
         return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
 
     def _nginx(self, name: str, template: Path, app: Peer) -> Peer:
         listen = self._address()
-        place = self.place / name.replace(" ", "-")
-        process = self.context.enter_context(servers.nginx(template, place, listen, APP=urlsplit(app.url).netloc))
+        directory = self.directory / name.replace(" ", "-")
+        process = self.context.enter_context(servers.nginx(template, directory, listen, APP=urlsplit(app.url).netloc))
         return Peer(name, f"http://{listen}", {"edge": [process], **app.roots})
 
-    def _servers(self, number: int) -> dict[str, str]:
+    def _addresses(self, number: int) -> dict[str, str]:
         return {"DATABASE_URL": self.database, "REDIS_URL": self.redis_url(number), "REDIS_TTL": str(REDIS_TTL)}
 
-    # ---- what is in them ----
+    # ---- their data ----
 
     def seed(self, count: int) -> None:
-        """So many users, with the ids from 1 on."""
-        there = self.ours.sql("SELECT count(*) FROM users")[0][0]
-        if count > there:
-            done = run_in(
-                self.ours.root, "velikiy", "--data", str(self.ours.data), "users", "seed", "--count", str(count - there)
-            )
+        """Fill the table up to `count` users, with ids from 1 on."""
+        present = self.stack.sql("SELECT count(*) FROM users")[0][0]
+        if count > present:
+            data, missing = str(self.stack.data), str(count - present)
+            done = run_in(self.stack.root, "velikiy", "--data", data, "users", "seed", "--count", missing)
             assert done.returncode == 0, done.stderr
-            self.ours.sql("VACUUM ANALYZE users")
-        last, rows = self.ours.sql("SELECT max(id), count(*) FROM users")[0]
-        assert last == rows, f"{rows} users, and the last is {last}: the load asks for all ids up to it"
+            self.stack.sql("VACUUM ANALYZE users")
+        last, rows = self.stack.sql("SELECT max(id), count(*) FROM users")[0]
+        assert last == rows, f"{rows} users, but the last id is {last}: the load requests every id up to the last"
 
-    def forget(self) -> None:
-        """Nothing in any Redis; what edges have runs out by itself, or is dropped by who asks for other users."""
-        with redis.Redis.from_url(self.ours.redis_url) as server:
+    def empty_redis(self) -> None:
+        """Empty Redis, for all designs. Entries of edges expire, or are evicted when other users are requested."""
+        with redis.Redis.from_url(self.stack.redis_url) as server:
             server.flushall()
 
-    def asked_of_redis(self) -> int:
-        """How many scripts Redis has run until now. Nobody but our edges and apps has scripts there: where all are
-        reads of what it has, each is one of these."""
-        with redis.Redis.from_url(self.ours.redis_url) as server:
+    def redis_reads(self) -> int:
+        """Return how many scripts Redis has run so far.
+
+        Only velikiy's edges and apps run scripts there, so each script is a read, as long as Redis has every entry.
+        """
+        with redis.Redis.from_url(self.stack.redis_url) as server:
             return int(server.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
 
     def fill_redis(self, count: int) -> None:
-        """The first users, as each of the apps would have stored them. By a read for each it would take minutes."""
-        self.forget()
+        """Fill Redis with the first users, in the form of each app. Reads through the apps would take minutes."""
+        self.empty_redis()
         statement = (
             "SELECT id, updated_at, row_to_json(r)::text FROM"
             " (SELECT id, name, email, created_at, updated_at, version FROM users WHERE id <= %s) r"
         )
         rows = [
             (number, found(body.encode(), modified=http_date(changed)))
-            for number, changed, body in self.ours.sql(statement, count)
+            for number, changed, body in self.stack.sql(statement, count)
         ]
-        keep = REDIS_TTL * 1000
+        ttl_ms = REDIS_TTL * 1000
         json = {"Content-Type": "application/json"}
 
-        def ours(pipeline: Any, number: int, entry: Any) -> None:
+        def velikiy(pipeline: Any, number: int, entry: Any) -> None:
             pipeline.hset(f"user:{number}", mapping={"body:": entry.pack(), "filled": "1"})
-            pipeline.pexpire(f"user:{number}", keep)
+            pipeline.pexpire(f"user:{number}", ttl_ms)
 
-        def plain(pipeline: Any, number: int, entry: Any) -> None:
-            pipeline.set(f"user:{number}", entry.body, px=keep)
+        def body_only(pipeline: Any, number: int, entry: Any) -> None:
+            pipeline.set(f"user:{number}", entry.body, px=ttl_ms)
 
         def flask_caching(pipeline: Any, number: int, entry: Any) -> None:
             value = b"!" + pickle.dumps((entry.body, 200, json))
-            pipeline.set(f"flask_cache_view//users/{number}", value, px=keep)
+            pipeline.set(f"flask_cache_view//users/{number}", value, px=ttl_ms)
 
-        for database, put in ((0, ours), (1, plain), (2, flask_caching), (3, plain)):
+        for database, put in ((0, velikiy), (1, body_only), (2, flask_caching), (3, body_only)):
             with redis.Redis.from_url(self.redis_url(database)) as server:
                 for start in range(0, len(rows), 1000):
                     with server.pipeline(transaction=False) as pipeline:
@@ -232,21 +245,21 @@ class Peers:
         self._check_fill(rows[count // 2])
 
     def _check_fill(self, row: tuple[int, Any]) -> None:
-        """That it is found: PostgreSQL is not asked for a row that everybody is said to have."""
+        """Check that velikiy finds the entry: otherwise the load would reach PostgreSQL."""
         number, entry = row
-        answer = requests.get(f"{self.ours.app}/users/{number}", timeout=5)
-        assert "redis; hit" in answer.headers["Cache-Status"], "what we store in Redis has another form by now"
-        assert answer.content == entry.body
-
-
-OF_NGINX = ("Date", "Server", "Connection", "Content-Length", "Content-Type", "Transfer-Encoding", "Keep-Alive")
-"""What it says by itself."""
+        response = requests.get(f"{self.stack.app}/users/{number}", timeout=5)
+        assert "redis; hit" in response.headers["Cache-Status"], "velikiy stores entries in Redis in another form now"
+        assert response.content == entry.body
 
 
 @contextmanager
 def peers(edges: int = 2, root: Path = ROOT) -> Iterator[Peers]:
-    """`root`: the checkout that our stack is started from."""
-    port = free_ports(2 * EDGES)
+    """Start the velikiy stack from the checkout `root`. Peers start on first use, and end with the block."""
+    port = free_ports(2 * MAX_EDGES)
     options = ("--port", str(port), "--edges", str(edges), "--apps", "1")
-    with running(*options, root=root, REDIS_TTL=str(REDIS_TTL)) as ours, folder() as place, ExitStack() as context:
-        yield Peers(ours, place, context)
+    with (
+        running(*options, root=root, REDIS_TTL=str(REDIS_TTL)) as stack,
+        folder() as directory,
+        ExitStack() as context,
+    ):
+        yield Peers(stack, directory, context)

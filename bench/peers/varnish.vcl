@@ -1,4 +1,4 @@
-# Varnish before our app, with a plain TTL. A template: bench/servers.py fills in ${HOST} and ${PORT}.
+# Varnish in front of velikiy's app, with a plain TTL. A template: bench/servers.py fills in ${HOST} and ${PORT}.
 vcl 4.1;
 
 backend app {
@@ -8,6 +8,6 @@ backend app {
 
 sub vcl_backend_response {
     set beresp.ttl = 5s;
-    # Our app's Cache-Control is for those who cannot be told of a write; Varnish' own rules would keep nothing by it.
+    # velikiy's Cache-Control addresses caches that no writer invalidates; by its own rules Varnish would store nothing.
     return (deliver);
 }

@@ -1,4 +1,4 @@
-"""The rows of the table: who is compared at what, and what has to come of it."""
+"""The rows of the table: which subjects are compared under which load, and with which target."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from bench.rows.writes import after_write, hot, put
 __all__ = ["PICTURES", "ROWS", "Bench"]
 
 PICTURES = "flames"
-"""For the report only."""
+"""The row that only the report needs."""
 
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "growth": growth,
@@ -31,6 +31,11 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "edges": edges,
     "up": start,
 }
-"""In the order in which they run. The first fills the table; hot counts what PostgreSQL does, which during hit is
-nothing; redis fills Redis, which the two after it find so; latency needs to know what each one carries; edges starts
-the stack anew, so no row comes after it that needs the old one."""
+"""In the order in which they run.
+
+- growth fills the table.
+- hot counts statements in PostgreSQL; hit, which runs before it, sends none.
+- redis fills Redis, and the next two rows need it filled.
+- latency needs the capacities that the rows before it have measured.
+- edges restarts the stack, so no later row may need the old stack.
+"""

@@ -1,4 +1,4 @@
-"""What the rows have in common."""
+"""The context of a run, and the kinds of load that the rows share."""
 
 import contextlib
 import http.client
@@ -9,34 +9,39 @@ from dataclasses import dataclass, field
 import psutil
 
 from bench import wrk
-from bench.measure import Contestant, Result, Sample, alternate
+from bench.measure import Result, Sample, Subject, alternate
 from bench.peers.running import Peer, Peers
 from bench.processes import Processes
-from bench.wrk import Answered, Maker
+from bench.wrk import LoadResult, RequestKind
 
-MANY = 100_000
-"""Users that reads and writes are spread over."""
+ACTIVE_USERS = 100_000
+"""Users that the reads and writes of a row are spread over."""
 
-ZIPF = 0.99
+ZIPF_EXPONENT = 0.99
 
-MIX: Maker = ("mix", 1, MANY, ZIPF, 0.05)
+WRITE_SHARE = 0.05
 
-Say = Callable[[str], None]
+MIX: RequestKind = ("mix", 1, ACTIVE_USERS, ZIPF_EXPONENT, WRITE_SHARE)
+
+MAX_UNCOUNTED = 200
+"""Requests that are in flight when a load ends, which wrk does not count."""
 
 
 @dataclass
 class Bench:
     peers: Peers
-    say: Say
+    show: Callable[[str], None]
+    """Displays progress."""
+
     quick: bool
     users: int
-    """In the table, once it is full."""
+    """Users in the table, once it is full."""
 
     minutes: float
-    """Of the long run."""
+    """Length of the row `memory`."""
 
     results: dict[str, Result] = field(default_factory=dict)
-    _asked: dict[str, int] = field(default_factory=dict)
+    _offsets: dict[str, int] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -44,50 +49,66 @@ class Bench:
 
     @property
     def seconds(self) -> int:
-        """Of one round. At three, no circle of MANY users comes round before an edge's five seconds are over, up to
-        20,000 reads/s; what was read of Redis is counted besides (bench/rows/reads.py)."""
+        """The length of one round.
+
+        In 3 s no subject reads all ACTIVE_USERS before the 5 s for which an edge caches are over, up to 20,000 reads/s.
+        The row also counts the reads that reach Redis (bench/rows/reads.py).
+        """
         return 1 if self.quick else 3
 
-    def alternate(self, *contestants: Contestant, warmup: int = 1) -> dict[str, list[Sample]]:
-        return alternate(contestants, rounds=self.rounds, seconds=self.seconds, warmup=warmup, say=self.say)
+    def alternate(self, *subjects: Subject, warmup: int = 1) -> dict[str, list[Sample]]:
+        return alternate(subjects, rounds=self.rounds, seconds=self.seconds, warmup=warmup, show=self.show)
 
     @property
-    def warmup_again(self) -> int:
-        """Seconds, for those who were asked in the rows before."""
+    def second_warmup(self) -> int:
+        """Seconds of warm-up for subjects that an earlier row has loaded."""
         return 0 if self.quick else 1
 
     def offset(self, name: str) -> int:
-        """The first id that this contestant has not asked for yet."""
-        return self._asked.get(name, 0)
+        """Return the first offset that this load has not used yet."""
+        return self._offsets.get(name, 0)
 
-    def asked(self, name: str, requests: int) -> None:
-        # And those that were on their way at the end, which nobody counts.
-        self._asked[name] = self.offset(name) + requests + 200
-
-
-def at(peer: Peer, maker: Maker, *, connections: int = 64, name: str = "") -> Contestant:
-    def load(seconds: int) -> Answered:
-        return wrk.closed(peer.url, maker, seconds, connections=connections)
-
-    return Contestant(name or peer.name, load, peer.roots)
+    def advance(self, name: str, requests: int) -> None:
+        self._offsets[name] = self.offset(name) + requests + MAX_UNCOUNTED
 
 
-def moving(bench: Bench, peer: Peer, kind: str, count: int) -> Contestant:
-    """Over so many users in a circle; each round goes on where the last one ended, so that none is asked for twice as
-    far as there are enough."""
+def closed_loop(peer: Peer, kind: RequestKind, *, connections: int = 64, name: str = "") -> Subject:
+    def run(seconds: int) -> LoadResult:
+        return wrk.closed_loop(peer.url, kind, seconds, connections=connections)
+
+    return Subject(name or peer.name, run, peer.roots)
+
+
+def edge_hits(peer: Peer) -> Subject:
+    """Read one user from the first cache. The load generator has its own cores; the caller pins the servers."""
+    _servers, load = split_cores()
+
+    def run(seconds: int) -> LoadResult:
+        return wrk.closed_loop(peer.url, ("one", "/users/2"), seconds, threads=len(load), cores=load)
+
+    return Subject(peer.name, run, peer.roots)
+
+
+def cycling(bench: Bench, peer: Peer, kind: str, count: int) -> Subject:
+    """Send requests for `count` users one after the other, in a circle.
+
+    Each round continues where the last one ended, so no user is requested twice as long as there are enough users.
+    """
     name = f"{kind} {count} {peer.name}"
 
-    def load(seconds: int) -> Answered:
-        answered = wrk.closed(peer.url, (kind, 1, count, bench.offset(name)), seconds)
-        bench.asked(name, answered.requests)
-        return answered
+    def run(seconds: int) -> LoadResult:
+        result = wrk.closed_loop(peer.url, (kind, 1, count, bench.offset(name)), seconds)
+        bench.advance(name, result.requests)
+        return result
 
-    return Contestant(peer.name, load, peer.roots)
+    return Subject(peer.name, run, peer.roots)
 
 
-def halves() -> tuple[list[int], list[int]]:
-    """Cores for servers, and for the load generator: so a server is what is measured where it answers faster than wrk
-    asks."""
+def split_cores() -> tuple[list[int], list[int]]:
+    """Return cores for the servers, and other cores for the load generator.
+
+    Apart from each other, the server is the bottleneck even if it responds faster than wrk sends.
+    """
     cores = sorted(psutil.Process().cpu_affinity())
     half = max(1, len(cores) // 2)
     return cores[:half], cores[half:] or cores
@@ -95,24 +116,25 @@ def halves() -> tuple[list[int], list[int]]:
 
 @contextlib.contextmanager
 def pinned(peers: list[Peer], cores: list[int]) -> Iterator[None]:
+    """Keep the processes of these peers on these cores."""
     before: list[tuple[psutil.Process, list[int]]] = []
     try:
         for peer in peers:
             before += Processes(peer.roots).pin(cores).items()
         yield
     finally:
-        for process, own in reversed(before):  # peers have processes in common
+        for process, own in reversed(before):  # reversed, because peers share processes
             with contextlib.suppress(psutil.Error):
                 process.cpu_affinity(own)
 
 
-def ask(
+def send(
     connection: http.client.HTTPConnection, method: str, path: str, body: object = None
 ) -> http.client.HTTPResponse:
-    """Whose body has been read."""
+    """Send a request that must succeed, and read the response to its end."""
     headers = {"Content-Type": "application/json"} if body is not None else {}
     connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-    answer = connection.getresponse()
-    answer.read()
-    assert answer.status == 200, f"{method} {path}: {answer.status}"
-    return answer
+    response = connection.getresponse()
+    response.read()
+    assert response.status == 200, f"{method} {path}: {response.status}"
+    return response

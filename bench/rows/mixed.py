@@ -1,4 +1,4 @@
-"""Reads and writes together; and how long answers take at rates below the highest."""
+"""Reads and writes together, and latencies at rates below the capacity."""
 
 import statistics
 from collections.abc import Callable
@@ -6,92 +6,101 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench import wrk
-from bench.measure import Contestant, Line, Ratio, Result, line, measured
+from bench.measure import Line, Ratio, Result, Subject, compare_rates, measure
 from bench.peers.running import Peer
-from bench.rows.base import MANY, MIX, Bench, at, halves, pinned
-from bench.wrk import Maker
+from bench.rows.base import ACTIVE_USERS, MIX, Bench, closed_loop, pinned, split_cores
+from bench.wrk import RequestKind
 
-SHARES = (50, 80)
-"""Per cent of what each one carries."""
+LOADS_PERCENT = (50, 80)
+"""Rates of the open loop, in per cent of the capacity of each subject."""
 
 
 def mix(bench: Bench) -> Result:
-    """95 reads to 5 writes, over 100,000 users by Zipf's law; all of them are in Redis when it begins."""
+    """Send 95 reads to 5 writes, over 100,000 users by Zipf's law. Redis has all of them when the row begins."""
     peers = bench.peers
     if "redis" not in bench.results:
-        bench.say("filling Redis")
-        peers.fill_redis(MANY)
-    names = (peers.velikiy, peers.classic_correct, peers.classic, peers.flask_caching, peers.fastapi)
-    samples = bench.alternate(*(at(peer, MIX) for peer in (*names, peers.varnish, peers.stock)))
-    lines = [line("mix 95/5", "to the classic made correct", samples, "velikiy", peers.classic_correct.name, 5)]
-    for peer in (*names[2:], peers.varnish, peers.stock):
-        lines.append(line("mix 95/5", f"to {peer.name}, which may be stale", samples, "velikiy", peer.name, 1.0))
+        bench.show("filling Redis")
+        peers.fill_redis(ACTIVE_USERS)
+    velikiy, cache_aside_uncached = peers.velikiy, peers.cache_aside_uncached
+    may_be_stale = (peers.cache_aside, peers.flask_caching, peers.fastapi, peers.varnish, peers.proxy_cache)
+    samples = bench.alternate(*(closed_loop(peer, MIX) for peer in (velikiy, cache_aside_uncached, *may_be_stale)))
+    lines = [
+        compare_rates(
+            "mix 95/5", "velikiy / cache-aside without caches", samples, "velikiy", cache_aside_uncached.name, 5
+        )
+    ]
+    for peer in may_be_stale:
+        what = f"velikiy / {peer.name} (may be stale)"
+        lines.append(compare_rates("mix 95/5", what, samples, "velikiy", peer.name, 1.0))
     return Result(lines, samples)
 
 
 @dataclass(frozen=True)
 class Scene:
     row: str
-    """Whose closed loop says what each one carries."""
+    """The row whose closed loop measures the capacity of each peer."""
 
     peers: list[Peer]
-    maker: Callable[[Bench, Peer], Maker]
+    kind: Callable[[Bench, Peer], RequestKind]
 
 
-def one(_: Bench, __: Peer) -> Maker:
+def one_user(_: Bench, __: Peer) -> RequestKind:
     return ("one", "/users/2")
 
 
-def next_ids(bench: Bench, peer: Peer) -> Maker:
-    return ("ids", 1, MANY, bench.offset(f"ids {MANY} {peer.name}"))
+def next_ids(bench: Bench, peer: Peer) -> RequestKind:
+    return ("ids", 1, ACTIVE_USERS, bench.offset(f"ids {ACTIVE_USERS} {peer.name}"))
 
 
-def mixed(_: Bench, __: Peer) -> Maker:
+def mixed(_: Bench, __: Peer) -> RequestKind:
     return MIX
 
 
 def latency(bench: Bench) -> Result:
-    """The open loop, at 50 and 80 % of what each one carried in the closed loop; and, for what the load generator
-    itself adds, `return 200` at the same rate as ours."""
+    """Run the open loop at 50 and 80 % of the capacity that each subject reached in the closed loop.
+
+    `return 200` at the rate of velikiy shows what the load generator itself adds.
+    """
     peers = bench.peers
     scenes = {
-        "edge hit": Scene("hit", [peers.velikiy, peers.stock, peers.varnish], one),
-        "Redis hit": Scene("redis", [peers.velikiy, peers.classic, peers.fastapi], next_ids),
-        "mix 95/5": Scene("mix", [peers.velikiy, peers.classic_correct, peers.classic, peers.fastapi], mixed),
+        "edge hit": Scene("hit", [peers.velikiy, peers.proxy_cache, peers.varnish], one_user),
+        "Redis hit": Scene("redis", [peers.velikiy, peers.cache_aside, peers.fastapi], next_ids),
+        "mix 95/5": Scene("mix", [peers.velikiy, peers.cache_aside_uncached, peers.cache_aside, peers.fastapi], mixed),
     }
-    if bench.quick:  # no target is for latencies, and this one takes ten seconds of five minutes
+    if bench.quick:  # latencies have no target, and this scene takes 10 s of the 5 minutes
         del scenes["Redis hit"]
     lines = []
-    kept = []
+    entries = []
     for name, scene in scenes.items():
         if scene.row not in bench.results:
             continue
         closed = bench.results[scene.row].samples
-        for share in SHARES[-1:] if bench.quick else SHARES:
-            for peer, of in [*((peer, peer) for peer in scene.peers), (peers.limit, peers.velikiy)]:
-                rate = share / 100 * statistics.median(sample.rate for sample in closed[of.name])
-                bench.say(f"{name}, {share} %: {peer.name}")
-                found = measured(steady(bench, scene, peer, rate), 1 if bench.quick else 6)
-                what = "return 200 at our rate" if peer is peers.limit else peer.name
-                kept.append({"scene": name, "peer": what, "share": share, "rate": round(rate), **found.kept()})
-                if share == SHARES[-1]:
+        for share in LOADS_PERCENT[-1:] if bench.quick else LOADS_PERCENT:
+            for peer, capacity_of in [*((peer, peer) for peer in scene.peers), (peers.limit, peers.velikiy)]:
+                rate = share / 100 * statistics.median(sample.rate for sample in closed[capacity_of.name])
+                bench.show(f"{name}, {share} %: {peer.name}")
+                sample = measure(open_loop(bench, scene, peer, rate), 1 if bench.quick else 6)
+                what = "return 200 at velikiy's rate" if peer is peers.limit else peer.name
+                entries.append({"scene": name, "peer": what, "share": share, "rate": round(rate), **sample.as_json()})
+                if share == LOADS_PERCENT[-1]:
                     lines.append(
-                        Line(f"at {share} %", f"{name}: p99 of {what}", Ratio.of([found.answered.p99]), unit="ms")
+                        Line(f"at {share} %", f"{name}: p99 of {what}", Ratio.of([sample.load.p99]), unit="ms")
                     )
-    return Result(lines, more={"open": kept})
+    return Result(lines, more={"open": entries})
 
 
-def steady(bench: Bench, scene: Scene, peer: Peer, rate: float) -> Contestant:
-    maker = ("one", "/users/2") if peer is bench.peers.limit else scene.maker(bench, peer)
-    servers, load = halves()
+def open_loop(bench: Bench, scene: Scene, peer: Peer, rate: float) -> Subject:
+    kind = one_user(bench, peer) if peer is bench.peers.limit else scene.kind(bench, peer)
+    servers, load_cores = split_cores()
 
-    def run_load(seconds: int) -> wrk.Answered:
+    def run(seconds: int) -> wrk.LoadResult:
         with ExitStack() as context:
-            apart = scene.row == "hit"  # as in the closed loop
-            if apart:
+            is_split = scene.row == "hit"  # as in the closed loop
+            if is_split:
                 context.enter_context(pinned([peer], servers))
-            answered = wrk.open_loop(peer.url, maker, seconds, rate=rate, warmup=1, cores=load if apart else None)
-        bench.asked(f"ids {MANY} {peer.name}", answered.requests)
-        return answered
+            cores = load_cores if is_split else None
+            result = wrk.open_loop(peer.url, kind, seconds, rate=rate, warmup=1, cores=cores)
+        bench.advance(f"ids {ACTIVE_USERS} {peer.name}", result.requests)
+        return result
 
-    return Contestant(peer.name, run_load, peer.roots)
+    return Subject(peer.name, run, peer.roots)

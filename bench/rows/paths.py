@@ -1,29 +1,29 @@
-"""Where the app spends its time, as pictures for docs/benchmarks.md."""
+"""Draw where the app spends its time, for docs/benchmarks.md."""
 
 from bench import flames
 from bench.document import PICTURES
 from bench.measure import Result
 from bench.processes import Processes
-from bench.rows.base import Bench, moving
+from bench.rows.base import Bench, cycling
 
 
 def paths(bench: Bench) -> Result:
-    """Of a miss and of a write, each through an edge. Under py-spy the app is slower, so nothing is measured here."""
+    """Draw a miss and a write, each through an edge. py-spy slows the app down, so this row measures nothing."""
     peers = bench.peers
     PICTURES.mkdir(exist_ok=True)
-    workers = list(Processes(peers.roots_of_ours()).workers("app"))
+    workers = list(Processes(peers.stack_roots()).workers("app"))
     seconds = 3 if bench.quick else 10
-    why = {}
+    failures = {}
     for name, kind, title in (("miss", "ids", "A miss"), ("put", "put", "A write, with two edges")):
-        bench.say(title)
+        bench.show(title)
         if kind == "ids":
-            peers.forget()
-        load = moving(bench, peers.velikiy, kind, bench.users).load
-        load(1)
+            peers.empty_redis()
+        run = cycling(bench, peers.velikiy, kind, bench.users).run
+        run(1)
         try:
-            stacks = flames.record(workers, seconds, lambda load=load: load(seconds + 2))  # type: ignore[misc]
+            stacks = flames.record(workers, seconds, lambda run=run: run(seconds + 2))  # type: ignore[misc]
         except RuntimeError as failed:
-            why[name] = str(failed)
+            failures[name] = str(failed)
             continue
         (PICTURES / f"{name}.svg").write_text(flames.draw(flames.tree(stacks), title))
-    return Result(more={"no_picture": why} if why else {})
+    return Result(more={"no_picture": failures} if failures else {})

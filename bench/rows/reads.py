@@ -1,90 +1,91 @@
-"""Reads: out of an edge, out of Redis, out of PostgreSQL."""
+"""Reads from an edge, from Redis, and from PostgreSQL."""
 
-from bench import pgbench, wrk
-from bench.measure import Contestant, Line, Ratio, Result, compared, line
-from bench.rows.base import MANY, Bench, halves, moving, pinned
-from bench.wrk import Answered
+from dataclasses import replace
 
-HIT = ("edge", "supervisor")
-"""What has work to do at a hit: our edge's log goes through the supervisor."""
+from bench import pgbench
+from bench.measure import Line, Ratio, Result, Subject, compare, compare_rates
+from bench.rows.base import ACTIVE_USERS, Bench, cycling, edge_hits, pinned, split_cores
+from bench.wrk import LoadResult
+
+HIT_GROUPS = ("edge", "supervisor")
+"""Groups of processes that work at an edge hit: the supervisor writes the edge's log."""
 
 
 def hit(bench: Bench) -> Result:
-    """One user, again and again, out of the first cache. The servers have one core, the load generator the other."""
+    """Read one user again and again from the first cache. Servers and load generator have half of the cores each."""
     peers = bench.peers
-    servers, load = halves()
-    contestants = []
-    everybody = [peers.velikiy, peers.stock, peers.limit, peers.varnish]
-    for peer in everybody:
-
-        def run_load(seconds: int, url: str = peer.url) -> Answered:
-            return wrk.closed(url, ("one", "/users/2"), seconds, threads=len(load), cores=load)
-
-        contestants.append(Contestant(peer.name, run_load, {n: r for n, r in peer.roots.items() if n in HIT}))
-    with pinned(everybody, servers):
-        samples = bench.alternate(*contestants)
-    cpu = compared(samples, "velikiy", "Varnish", lambda sample: sample.per_cpu_second)
+    servers, _load = split_cores()
+    compared = [peers.velikiy, peers.proxy_cache, peers.limit, peers.varnish]
+    subjects = [
+        replace(edge_hits(peer), roots={group: pids for group, pids in peer.roots.items() if group in HIT_GROUPS})
+        for peer in compared
+    ]
+    with pinned(compared, servers):
+        samples = bench.alternate(*subjects)
+    cpu = compare(samples, "velikiy", "Varnish", lambda sample: sample.per_cpu_second)
     return Result(
         [
-            line("edge hit", "to proxy_cache", samples, "velikiy", "proxy_cache", 1.1),
-            line("edge hit", "to return 200", samples, "velikiy", "return 200", 0.65),
-            Line("edge hit", "to Varnish, per CPU second", cpu, 1.5),
+            compare_rates("edge hit", "velikiy / proxy_cache", samples, "velikiy", "proxy_cache", 1.1),
+            compare_rates("edge hit", "velikiy / return 200", samples, "velikiy", "return 200", 0.65),
+            Line("edge hit", "velikiy / Varnish, per CPU second", cpu, 1.5),
         ],
         samples,
     )
 
 
 def redis_hit(bench: Bench) -> Result:
-    """Users one after the other, all of them in Redis, none of them at an edge: by the time that one is asked for
-    again, the edges' 5 seconds are over."""
+    """Read users one after the other. Redis has all of them and no edge has any: when a user is read again, the 5 s for
+    which edges cache are over."""
     peers = bench.peers
-    bench.say("filling Redis")
-    peers.fill_redis(MANY)
+    bench.show("filling Redis")
+    peers.fill_redis(ACTIVE_USERS)
     shares: list[float] = []
-    ours = moving(bench, peers.velikiy, "ids", MANY)
+    velikiy = cycling(bench, peers.velikiy, "ids", ACTIVE_USERS)
 
-    def counted(seconds: int) -> Answered:
-        before = peers.asked_of_redis()
-        answered = ours.load(seconds)
-        shares.append((peers.asked_of_redis() - before) / answered.requests)
-        return answered
+    def run_counted(seconds: int) -> LoadResult:
+        before = peers.redis_reads()
+        load = velikiy.run(seconds)
+        shares.append((peers.redis_reads() - before) / load.requests)
+        return load
 
-    others = (peers.classic, peers.flask_caching, peers.fastapi)
+    others = (peers.cache_aside, peers.flask_caching, peers.fastapi)
     samples = bench.alternate(
-        Contestant(ours.name, counted, ours.roots), *(moving(bench, peer, "ids", MANY) for peer in others)
+        Subject(velikiy.name, run_counted, velikiy.roots),
+        *(cycling(bench, peer, "ids", ACTIVE_USERS) for peer in others),
     )
     return Result(
         [
-            line("Redis hit", "to the classic", samples, "velikiy", "classic", 5),
-            line("Redis hit", "to Flask-Caching", samples, "velikiy", "Flask-Caching"),
-            line("Redis hit", "to FastAPI", samples, "velikiy", "FastAPI"),
-            Line("Redis hit", "asked of Redis, and not found at the edge", Ratio.of(shares[1:]), unit="of the reads"),
+            compare_rates("Redis hit", "velikiy / cache-aside", samples, "velikiy", "cache-aside", 5),
+            compare_rates("Redis hit", "velikiy / Flask-Caching", samples, "velikiy", "Flask-Caching"),
+            compare_rates("Redis hit", "velikiy / FastAPI", samples, "velikiy", "FastAPI"),
+            Line("Redis hit", "reads that reach Redis", Ratio.of(shares[1:]), unit="of the reads"),
         ],
         samples,
     )
 
 
 def miss(bench: Bench) -> Result:
-    """Each user once, and nobody has them but PostgreSQL. The apps are asked at their own ports: each asks its Redis,
-    then PostgreSQL, and puts into Redis what it got."""
+    """Read each user once, while no cache has any. The load goes to the ports of the apps: each app reads Redis, then
+    PostgreSQL, and fills Redis."""
     peers = bench.peers
-    peers.forget()
-    alone = (peers.velikiy_app, peers.fastapi, peers.flask_caching, peers.classic_app)
-    through = (peers.velikiy, peers.classic)
+    peers.empty_redis()
+    alone = (peers.velikiy_app, peers.fastapi, peers.flask_caching, peers.cache_aside_app)
+    through_edge = (peers.velikiy, peers.cache_aside)
     samples = bench.alternate(
-        *(moving(bench, peer, "ids", bench.users) for peer in (*alone, *through)),
-        pgbench.contestant(peers, "select", bench.users),
-        warmup=bench.warmup_again,
+        *(cycling(bench, peer, "ids", bench.users) for peer in (*alone, *through_edge)),
+        pgbench.subject(peers, "select", bench.users),
+        warmup=bench.second_warmup,
     )
-    ours = peers.velikiy_app.name
+    app = peers.velikiy_app.name
+    cache_aside_app = peers.cache_aside_app.name
     return Result(
         [
-            line("full miss", "to FastAPI, apps alone", samples, ours, "FastAPI", 1.0),
-            line("full miss", "to Flask-Caching, apps alone", samples, ours, "Flask-Caching"),
-            line("full miss", "to the classic, apps alone", samples, ours, peers.classic_app.name, 1.5),
-            line("full miss", "to the classic, both through an edge", samples, "velikiy", "classic", 1.5),
-            line("full miss", "through the edge, to the app alone", samples, "velikiy", ours),
-            line("full miss", "to pgbench's SELECT, app alone", samples, ours, "pgbench select"),
+            compare_rates("full miss", "velikiy / FastAPI, apps alone", samples, app, "FastAPI", 1.0),
+            compare_rates("full miss", "velikiy / Flask-Caching, apps alone", samples, app, "Flask-Caching"),
+            compare_rates("full miss", "velikiy / cache-aside, apps alone", samples, app, cache_aside_app, 1.5),
+            compare_rates("full miss", "velikiy / cache-aside, through edges", samples, "velikiy", "cache-aside", 1.5),
+            compare_rates("full miss", "velikiy through an edge / app alone", samples, "velikiy", app),
+            compare_rates("full miss", "velikiy, app alone / pgbench SELECT", samples, app, "pgbench select"),
         ],
         samples,
     )

@@ -1,4 +1,4 @@
-"""Writes, and reads that follow them."""
+"""Writes, and the reads that follow them."""
 
 import contextlib
 import http.client
@@ -9,50 +9,51 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from bench import pgbench
-from bench.measure import Contestant, Line, Ratio, Result, Sample, compared, line, measured
-from bench.rows.base import MANY, Bench, ask, at, moving
+from bench.measure import Line, Ratio, Result, Sample, Subject, compare, compare_rates, measure
+from bench.rows.base import ACTIVE_USERS, Bench, closed_loop, cycling, send
 
-HOT = 7
-READERS = 256
-WRITES = 20
-"""Per second."""
+HOT_USER = 7
+HOT_CONNECTIONS = 256
+WRITES_PER_S = 20
 
-REPORTED = 11
-"""Seconds after which PostgreSQL's processes have told what they did: an idle one does so after ten."""
+STATISTICS_DELAY_S = 11
+"""Seconds until the statistics of PostgreSQL are complete: an idle backend reports after ten seconds."""
 
 
 def put(bench: Bench) -> Result:
-    """Users one after the other, each of them changed; ours with two edges that have to be told."""
+    """Change users one after the other. velikiy has two edges to invalidate."""
     peers = bench.peers
-    apps = (peers.velikiy, peers.uncached, peers.classic, peers.fastapi, peers.flask_caching)
+    apps = (peers.velikiy, peers.uncached, peers.cache_aside, peers.fastapi, peers.flask_caching)
     samples = bench.alternate(
-        *(moving(bench, peer, "put", bench.users) for peer in apps),
-        pgbench.contestant(peers, "update", bench.users),
-        warmup=bench.warmup_again,
+        *(cycling(bench, peer, "put", bench.users) for peer in apps),
+        pgbench.subject(peers, "update", bench.users),
+        warmup=bench.second_warmup,
     )
     return Result(
         [
-            line("PUT, 2 edges", "to no caches at all", samples, "velikiy", peers.uncached.name, 0.8),
-            line("PUT, 2 edges", "to the classic", samples, "velikiy", "classic", 4),
-            line("PUT, 2 edges", "to FastAPI", samples, "velikiy", "FastAPI"),
-            line("PUT, 2 edges", "to Flask-Caching", samples, "velikiy", "Flask-Caching"),
-            line("PUT, 2 edges", "to pgbench's UPDATE", samples, "velikiy", "pgbench update"),
+            compare_rates(
+                "PUT, 2 edges", "velikiy / velikiy without caches", samples, "velikiy", peers.uncached.name, 0.8
+            ),
+            compare_rates("PUT, 2 edges", "velikiy / cache-aside", samples, "velikiy", "cache-aside", 4),
+            compare_rates("PUT, 2 edges", "velikiy / FastAPI", samples, "velikiy", "FastAPI"),
+            compare_rates("PUT, 2 edges", "velikiy / Flask-Caching", samples, "velikiy", "Flask-Caching"),
+            compare_rates("PUT, 2 edges", "velikiy / pgbench UPDATE", samples, "velikiy", "pgbench update"),
         ],
         samples,
     )
 
 
 def after_write(bench: Bench) -> Result:
-    """A user is changed through one edge and then read through the other: who answers that?"""
-    first, second = (http.client.HTTPConnection(urlsplit(edge).netloc) for edge in bench.peers.ours.edges[:2])
+    """Change a user through one edge, read it through the other, and count which tier has the entry."""
+    first, second = (http.client.HTTPConnection(urlsplit(edge).netloc) for edge in bench.peers.stack.edges[:2])
     shares = []
     tiers: dict[str, int] = {}
     for _ in range(bench.rounds):
         by_redis = 0
         for number in range(100):
-            user = 1 + number % MANY
-            ask(first, "PUT", f"/users/{user}", {"name": f"After {time.monotonic_ns()}"})
-            status = ask(second, "GET", f"/users/{user}").getheader("Cache-Status", "")
+            user = 1 + number % ACTIVE_USERS
+            send(first, "PUT", f"/users/{user}", {"name": f"After {time.monotonic_ns()}"})
+            status = send(second, "GET", f"/users/{user}").getheader("Cache-Status", "")
             tier = status.partition(", nginx")[0]
             tier = "redis; hit" if tier.startswith("redis; hit") else tier
             tiers[tier] = tiers.get(tier, 0) + 1
@@ -60,73 +61,73 @@ def after_write(bench: Bench) -> Result:
         shares.append(by_redis / 100)
     first.close()
     second.close()
-    share = Line("read after write", "answered by Redis", Ratio.of(shares), 0.99, unit="of the reads")
+    share = Line("read after write", "reads answered by Redis", Ratio.of(shares), 0.99, unit="of the reads")
     return Result([share], more={"tiers": tiers})
 
 
 def hot(bench: Bench) -> Result:
-    """256 readers of one user, with and without somebody who changes it 20 times a second."""
+    """Read one user on 256 connections, with and without a client that changes the user 20 times a second."""
     peer = bench.peers.velikiy
-    calm = at(peer, ("one", f"/users/{HOT}"), connections=READERS, name="nobody writes")
-    busy = Contestant("20 writes/s", calm.load, calm.roots)
+    calm = closed_loop(peer, ("one", f"/users/{HOT_USER}"), connections=HOT_CONNECTIONS, name="no writes")
+    busy = Subject("20 writes/s", calm.run, calm.roots)
     samples: dict[str, list[Sample]] = {calm.name: [], busy.name: []}
-    calm.load(1)
+    calm.run(1)
     reads, counted = reads_per_write(bench, busy)
     for number in range(bench.rounds):
-        bench.say(f"round {number + 1} of {bench.rounds}")
-        samples[calm.name].append(measured(calm, bench.seconds))
-        with writing(bench.peers.ours.edges[-1], HOT, WRITES):
-            samples[busy.name].append(measured(busy, bench.seconds))
-    p99 = compared(samples, busy.name, calm.name, lambda sample: sample.answered.p99)
+        bench.show(f"round {number + 1} of {bench.rounds}")
+        samples[calm.name].append(measure(calm, bench.seconds))
+        with writing(bench.peers.stack.edges[-1], HOT_USER, WRITES_PER_S):
+            samples[busy.name].append(measure(busy, bench.seconds))
+    p99 = compare(samples, busy.name, calm.name, lambda sample: sample.load.p99)
     return Result(
         [
-            line("hot key", "reads with 20 writes/s to without", samples, busy.name, calm.name, 0.7),
-            Line("hot key", "p99 with 20 writes/s to without", p99, 5, at_most=True),
-            Line("hot key", "reads of PostgreSQL for each write", reads, 3, at_most=True, unit=""),
+            compare_rates("hot key", "reads with 20 writes/s / without writes", samples, busy.name, calm.name, 0.7),
+            Line("hot key", "p99 with 20 writes/s / without writes", p99, 5, at_most=True),
+            Line("hot key", "PostgreSQL reads per write", reads, 3, at_most=True, unit=""),
         ],
         samples,
         more={"scans": counted},
     )
 
 
-def reads_per_write(bench: Bench, busy: Contestant) -> tuple[Ratio, dict[str, float]]:
-    """How often PostgreSQL looks the row up for readers, for each write.
+def reads_per_write(bench: Bench, busy: Subject) -> tuple[Ratio, dict[str, float]]:
+    """Return how often PostgreSQL looks the row up for readers, per write.
 
-    Counted are scans of the table `users` and of its indexes, by whoever (pg_stat_user_tables). A write scans too, to
-    find what it changes; nothing else does, at least not here, where the relay and the leases have other tables. So the
-    writer is first counted alone, and that much is taken off for each of its writes when there are readers.
+    The counter is that of all scans of the table `users` and its indexes (pg_stat_user_tables). A write scans, too, to
+    find the row that it changes; nothing else does, because the relay and the leases use other tables. So the scans of
+    a writer without readers are counted first, and subtracted for each write of the run with readers.
     """
-    if "hit" not in bench.results:  # nothing has been asked of PostgreSQL while that row ran
-        bench.say("waiting for PostgreSQL's counters")
-        time.sleep(REPORTED)
-    before = looked_up(bench)
+    if "hit" not in bench.results:  # the row `hit` sends nothing to PostgreSQL while it runs
+        bench.show("waiting for PostgreSQL's counters")
+        time.sleep(STATISTICS_DELAY_S)
+    before = table_scans(bench)
     seconds = bench.seconds * 2
-    with writing(bench.peers.ours.edges[-1], HOT, WRITES) as alone:
+    with writing(bench.peers.stack.edges[-1], HOT_USER, WRITES_PER_S) as alone:
         time.sleep(seconds)
-    bench.say("waiting for PostgreSQL's counters: a writer alone")
-    time.sleep(REPORTED)
-    between = looked_up(bench)
-    with writing(bench.peers.ours.edges[-1], HOT, WRITES) as written:
-        requests = busy.load(seconds).requests
-    bench.say("waiting for PostgreSQL's counters: a writer and readers")
-    time.sleep(REPORTED)
-    after = looked_up(bench)
+    bench.show("waiting for PostgreSQL's counters: a writer alone")
+    time.sleep(STATISTICS_DELAY_S)
+    between = table_scans(bench)
+    with writing(bench.peers.stack.edges[-1], HOT_USER, WRITES_PER_S) as written:
+        requests = busy.run(seconds).requests
+    bench.show("waiting for PostgreSQL's counters: a writer and readers")
+    time.sleep(STATISTICS_DELAY_S)
+    after = table_scans(bench)
     own = (between - before) / len(alone)
     reads = (after - between) / len(written) - own
     counted = {"writes": len(written), "reads": requests, "scans": after - between, "scans_of_a_write_alone": own}
     return Ratio.of([max(0.0, reads)]), counted
 
 
-def looked_up(bench: Bench) -> int:
-    ((scans,),) = bench.peers.ours.sql("SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relname = 'users'")
+def table_scans(bench: Bench) -> int:
+    ((scans,),) = bench.peers.stack.sql("SELECT seq_scan + idx_scan FROM pg_stat_user_tables WHERE relname = 'users'")
     return int(scans)
 
 
 @contextlib.contextmanager
 def writing(edge: str, user: int, rate: float) -> Iterator[list[float]]:
-    """A writer in the background; the milliseconds of each of its writes."""
+    """Run a writer in the background. Yield the list of its latencies in milliseconds, which grows meanwhile."""
     ended = threading.Event()
-    took: list[float] = []
+    latencies: list[float] = []
 
     def write() -> None:
         connection = http.client.HTTPConnection(urlsplit(edge).netloc)
@@ -135,13 +136,13 @@ def writing(edge: str, user: int, rate: float) -> Iterator[list[float]]:
             if ended.wait(max(0.0, began + number / rate - time.monotonic())):
                 return
             sent = time.monotonic()
-            ask(connection, "PUT", f"/users/{user}", {"name": f"Hot {number}"})
-            took.append((time.monotonic() - sent) * 1000)
+            send(connection, "PUT", f"/users/{user}", {"name": f"Hot {number}"})
+            latencies.append((time.monotonic() - sent) * 1000)
 
     thread = threading.Thread(target=write)
     thread.start()
     try:
-        yield took
+        yield latencies
     finally:
         ended.set()
         thread.join()

@@ -1,23 +1,25 @@
--- Which app instance answers a request: the addresses behind EDGE_APPS, followed as they change.
+-- Chooses the app instance for a request, among the addresses behind EDGE_APPS, which are followed as they change.
 --
--- The names of an upstream Nginx resolves once, at its start; with a variable in proxy_pass it asks again, but gives up
--- keepalive and retries. A balancer has all three.
+-- Gains: keepalive, retries and changing addresses at once. Nginx resolves the names of an upstream only at its start,
+-- and with a variable in proxy_pass it gives up keepalive and retries.
+-- Relies on: balancer_by_lua and resolver.lua.
+-- Remove when: Debian's Nginx has `server ... resolve` in an upstream (1.27.3), and health checks.
 
 local balancer = require "ngx.balancer"
 local resolver = require "resolver"
 
-local CHECK = 1    -- seconds between two questions to each instance: do you live?
-local PATIENCE = 500  -- milliseconds for its answer
+local CHECK_INTERVAL_S = 1
+local CHECK_TIMEOUT_MS = 500
 
 local _M = {}
 
 local apps = {}   -- as configured: { name, port }
-local peers = {}  -- what their names stand for now: { address, port, down }
+local peers = {}  -- the present addresses: { address, port, down }
 local turn = 0
 
 
--- Keeps the peers that stay, with what is known of them.
-local function gather()
+-- Update the peers. A peer that stays keeps its state.
+local function update_peers()
     local old, new = {}, {}
     for _, peer in ipairs(peers) do
         old[peer.address .. ":" .. peer.port] = peer
@@ -44,11 +46,11 @@ function _M.configure(list)
 end
 
 
--- Writes are sent once, so they cannot find out for themselves that an instance is gone: of two, one of which is
--- gone, it would cost every second write.
-local function lives(peer)
+-- Return whether an instance answers. A write is sent once, so it cannot find out by itself that an instance is gone:
+-- if one of two were gone, every second write would fail.
+local function is_alive(peer)
     local socket = ngx.socket.tcp()
-    socket:settimeouts(PATIENCE, PATIENCE, PATIENCE)
+    socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
     local line
     if socket:connect(peer.address, peer.port) and socket:send("GET /livez HTTP/1.0\r\n\r\n") then
         line = socket:receiveany(64)  -- once: an app that sends byte by byte must not keep this timer
@@ -58,29 +60,29 @@ local function lives(peer)
 end
 
 
-local function check(premature)
-    if premature or #peers < 2 then  -- an only one is asked in any case
+local function check_peers(premature)
+    if premature or #peers < 2 then  -- a single instance gets every request in any case
         return
     end
-    local questions = {}
+    local checks = {}
     for i, peer in ipairs(peers) do
-        questions[i] = { peer, ngx.thread.spawn(lives, peer) }
+        checks[i] = { peer = peer, thread = ngx.thread.spawn(is_alive, peer) }
     end
-    for _, question in ipairs(questions) do
-        local _, alive = ngx.thread.wait(question[2])
-        question[1].down = not alive
+    for _, check in ipairs(checks) do
+        local _, alive = ngx.thread.wait(check.thread)
+        check.peer.down = not alive
     end
 end
 
 
--- In init_worker_by_lua: each worker follows for itself.
-function _M.follow()
-    resolver.start(gather)
-    ngx.timer.every(CHECK, check)
+-- In init_worker_by_lua: each worker follows the apps for itself.
+function _M.start()
+    resolver.start(update_peers)
+    ngx.timer.every(CHECK_INTERVAL_S, check_peers)
 end
 
 
--- By turns; one that is down, or failed this very request, only where there is no other.
+-- Return the peers by turns. A peer that is down, or failed in this request, is chosen only if there is no other.
 function _M.choose(failed)
     local any
     for i = 1, #peers do

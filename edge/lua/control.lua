@@ -1,16 +1,18 @@
--- What writers and people ask of an edge, on a listener of its own that clients do not reach.
+-- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it.
 
-local store = require "store"
-local lease = require "lease"
 local generations = require "generations"
+local lease = require "lease"
+local renewal = require "renewal"
+local store = require "store"
 
 local _M = {}
 
 
--- The body: paths, one a line, or `*`. Which epoch the writer knows of does not matter, a path may be dropped too
--- often; but it has to be this edge: at an address where another one was, that other one may live on elsewhere.
+-- Drop the paths in the body, one a line, or every path for `*`. The epoch does not matter, because a path may be
+-- dropped too often. The edge does matter: at an address that another edge had before, that other edge may live on
+-- elsewhere.
 function _M.drop()
-    if ngx.var.http_x_edge ~= lease.place() then
+    if ngx.var.http_x_edge ~= renewal.instance_id() then
         return ngx.exit(ngx.HTTP_CONFLICT)
     end
     ngx.req.read_body()
@@ -29,18 +31,18 @@ function _M.drop()
 end
 
 
--- One `name value` a line: the lease, and with ?uri=... what is known of it.
+-- Send one `name value` a line: the lease, and the entry of the address in ?uri=.
 function _M.show()
-    local lines = { "place " .. lease.place(), "lease " .. lease.left() }
+    local lines = { "instance_id " .. renewal.instance_id(), "lease " .. lease.left_ms() }
     local uri = ngx.var.arg_uri and ngx.unescape_uri(ngx.var.arg_uri)
     local path, query = (uri or ""):match("^([^?]*)(.*)$")
     local generation = generations.known(lease.epoch(), path)
     if generation then
         lines[#lines + 1] = "generation " .. generation
-        local entry, _, stored = store.get(generation .. query)
+        local entry, _, stored_at = store.get(generation .. query)
         if entry then
             lines[#lines + 1] = "size " .. #entry
-            lines[#lines + 1] = "age " .. ngx.time() - stored
+            lines[#lines + 1] = "age " .. ngx.time() - stored_at
         end
     end
     ngx.say(table.concat(lines, "\n"))

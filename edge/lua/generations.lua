@@ -1,53 +1,54 @@
--- Each path has a generation, a name that is part of its key in the cache. To drop a path is to forget the name:
--- the next read gives it one that was never used, so whatever lies in the cache, or is on its way there, is not found
--- again. The names are in a dictionary of their own, which may lose any of them at any time: that costs a miss.
+-- Each path has a generation, which is part of its key in the cache. To drop a path is to forget its generation: the
+-- next read creates one that was never used, so no entry that is stored, or about to be, is found again. The dictionary
+-- of generations may lose any of them at any time, which costs a miss.
 
-local store = require "store"
+local ids = require "ids"
 local lease = require "lease"
+local store = require "store"
 
-local names = ngx.shared.generations
+local generations = ngx.shared.generations
 
 local _M = {}
 
 
--- The name of this path in this epoch.
+-- Return the generation of this path in this epoch; nil if there is no memory for it.
 function _M.current(epoch, path)
     local key = epoch .. path
-    local name = names:get(key)
-    while not name do
-        -- Never a default: an entry that was stored under it before would be found again. `add`, since somebody else
-        -- may be faster: both have to go on with the same one.
-        local fresh = lease.fresh()
-        local added, why = names:add(key, fresh)
+    local generation = generations:get(key)
+    while not generation do
+        -- Never a default: an entry that was stored under it before would be found again. `add`, because another read
+        -- may have added a generation meanwhile, which both have to use.
+        local fresh = ids.fresh()
+        local added, err = generations:add(key, fresh)
         if added then
             return fresh
-        elseif why ~= "exists" then
-            return nil  -- no memory at all, not even for what is evicted for it: not cached
+        elseif err ~= "exists" then
+            return nil  -- no memory, even after eviction: the response is not stored
         end
-        name = names:get(key)
+        generation = generations:get(key)
     end
-    return name
+    return generation
 end
 
 
--- The same, but only if there is one: where nothing is to be asked for, a new one would find nothing.
+-- Return the generation of this path if it has one. A new one would find no entry.
 function _M.known(epoch, path)
-    return names:get(epoch .. path)
+    return generations:get(epoch .. path)
 end
 
 
 function _M.drop(path)
     local key = lease.epoch() .. path
-    local name = names:get(key)
-    names:delete(key)
-    if name then
-        store.forget(name)  -- for its place alone, and not of each query: those go as others need theirs
+    local generation = generations:get(key)
+    generations:delete(key)
+    if generation then
+        store.forget(generation)  -- to free its memory; the entries of queries go as other entries need theirs
     end
 end
 
 
 function _M.drop_all()
-    names:flush_all()
+    generations:flush_all()
 end
 
 

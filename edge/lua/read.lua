@@ -1,137 +1,141 @@
--- A cached read, tier by tier: what this edge keeps, Redis, an app; where none of them can tell, what was true last.
+-- A cached read, tier by tier: the memory of this edge, Redis, an app. If no app can answer, the last entry is served
+-- with a mark.
 
-local store = require "store"
 local generations = require "generations"
 local lease = require "lease"
 local redis = require "redis"
+local store = require "store"
 
-local POLL = 0.002     -- seconds
-local PATIENCE = 0.05  -- seconds that a read waits for another one's fill; then it asks for itself
+local POLL_S = 0.002
+local FILL_WAIT_S = 0.05  -- a read waits so long for the fill of another read, then it fetches the response itself
 
 local fills = ngx.shared.fills
-local find, sub = string.find, string.sub  -- these are compiled; match is not
+local find, sub = string.find, string.sub  -- LuaJIT compiles these, and not match
 local concat = table.concat
 
 local _M = {}
 
--- Of the app's header what is for Nginx, and what Nginx says itself (nginx.conf).
-local OURS = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
-               ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true, ["X-Accel-Expires"] = true,
-               ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
+-- Headers of an app's response that are for Nginx, or that Nginx sends itself (edge/conf/site.conf).
+local NOT_FORWARDED = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
+                        ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true,
+                        ["X-Accel-Expires"] = true, ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
--- Nginx would compare these dates with Last-Modified, and say of what two writes did within a second that nothing has
--- changed. HTTP leaves a cache free to ignore them; `if_modified_since off` would ignore If-None-Match beside them.
--- If-Match of a read is for the origin alone (RFC 9111, 4.3.2): to refuse for it, Nginx would break off what Lua is
--- sending, and its worker would crash.
-local function forget_conditions()
+-- Nginx would compare these dates with Last-Modified, and report two writes within one second as no change. HTTP allows
+-- a cache to ignore them; the directive `if_modified_since off` would also ignore If-None-Match beside them. If-Match
+-- of a read is for the origin alone (RFC 9111, 4.3.2): to refuse because of it, Nginx would abort what Lua is sending,
+-- and its worker would crash.
+local function clear_conditions()
     ngx.req.clear_header("If-Modified-Since")
     ngx.req.clear_header("If-Unmodified-Since")
     ngx.req.clear_header("If-Match")
 end
 
 
--- What came of it; unsaid, it is a hit (nginx.conf).
-local function say(result, status)
+-- Set the result for the response and the log. Without this call it is a hit (edge/conf/site.conf).
+local function set_cache_status(result, status)
     ngx.var.cache_result = result
     ngx.var.cache_status = status
 end
 
 
--- The app's answer as it is.
-local function pass_on(answer)
-    ngx.status = answer.status
-    for name, value in pairs(answer.header) do
-        if not OURS[name] then
+-- Send the app's response unchanged.
+local function forward(response)
+    ngx.status = response.status
+    for name, value in pairs(response.header) do
+        if not NOT_FORWARDED[name] then
             ngx.header[name] = value
         end
     end
-    ngx.print(answer.body)
+    ngx.print(response.body)
 end
 
 
--- Under which an answer is found now; a path that has lost its name has none.
+-- Return the key under which a response is found now. A path without a generation has no entry.
 local function key_of(path, query)
     return (generations.known(lease.epoch(), path) or "") .. query
 end
 
 
--- Nobody could tell what is true: better what was true, and marked, than nothing. Under the name that is the last one,
--- whether there is a lease for it or not: what is known to be outdated has lost its name.
-local function stale(path, query, status)
-    local entry, _, stored = store.get(key_of(path, query))
+-- Serve the last entry with a mark, because neither an app nor PostgreSQL can confirm it. The generation is the last
+-- one, with or without a lease: an entry that is known to be outdated has lost its generation.
+local function serve_stale(path, query, status)
+    local entry, _, stored_at = store.get(key_of(path, query))
     if not entry then
-        say("BYPASS", "nginx; fwd=bypass")
+        set_cache_status("BYPASS", "nginx; fwd=bypass")
         return ngx.exit(status)
     end
-    say("STALE", "nginx; hit; detail=stale")
-    ngx.var.fenced = 1
-    ngx.header["Age"] = math.max(0, ngx.time() - stored)
+    set_cache_status("STALE", "nginx; hit; detail=stale")
+    ngx.var.passed_gate = 1
+    ngx.header["Age"] = math.max(0, ngx.time() - stored_at)
     return store.send(entry)
 end
 
 
--- Whether it is kept. Not where a write has taken the name away meanwhile: nobody asks for that one again, and it would
--- have its place until others need it. Looked at afterwards: a drop that comes later finds the entry and forgets it.
-local function keep(path, query, key, entry)
-    local kept = store.put(key, entry)
+-- Store an entry and return whether it is current. If a write has forgotten the generation meanwhile, no read uses that
+-- key again, and the entry would keep its memory until others need it. The check comes after the store: a drop that
+-- comes later finds the entry and forgets it.
+local function store_if_current(path, query, key, entry)
+    local stored = store.put(key, entry)
     if key_of(path, query) ~= key then
         store.forget(key)
         return false
     end
-    return kept
+    return stored
 end
 
 
--- From an app. key: where to keep it, or nil; lease_to_fill: as redis_tier.read gives it.
-local function ask(path, query, key, result, why, lease_to_fill)
-    local var, told = ngx.var, {}
-    local answer = ngx.location.capture("/.app", { vars = { fill_lease = lease_to_fill or "" }, ctx = told })
-    var.app, var.app_status, var.app_seconds = told.app or "", answer.status, told.seconds or ""
-    local failed = answer.status >= 502 and answer.status <= 504 or answer.truncated
-    local entry = not failed and store.pack(answer, var.id)
-    local stored = key and entry and keep(path, query, key, entry)
+-- Fetch the response from an app and send it.
+-- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
+local function fetch_from_app(path, query, key, result, reason, fill_lease)
+    local var, upstream = ngx.var, {}
+    local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease or "" }, ctx = upstream })
+    var.app, var.app_status, var.app_seconds = upstream.app or "", response.status, upstream.seconds or ""
+    local failed = response.status >= 502 and response.status <= 504 or response.truncated
+    local entry = not failed and store.pack(response, var.id)
+    local stored = key and entry and store_if_current(path, query, key, entry)
     if key then
         fills:delete(key)
     end
-    local tier2 = answer.header["Cache-Status"]
-    if type(tier2) == "table" then  -- what stands between us and the app has said something too
-        tier2 = concat(tier2, ", ")
+    local redis_status = response.header["Cache-Status"]
+    if type(redis_status) == "table" then  -- a proxy between the edge and the app has added its own
+        redis_status = concat(redis_status, ", ")
     end
-    var.fenced = tier2 and "1" or ""
+    var.passed_gate = redis_status and "1" or ""
     if failed then
-        return stale(path, query, answer.truncated and 502 or answer.status)
+        return serve_stale(path, query, response.truncated and 502 or response.status)
     end
-    say(result, (tier2 and tier2 .. ", " or "") .. "nginx; fwd=" .. why .. (stored and "; stored" or ""))
+    set_cache_status(result, (redis_status and redis_status .. ", " or "")
+                             .. "nginx; fwd=" .. reason .. (stored and "; stored" or ""))
     if entry then
         return store.send(entry)
     end
-    return pass_on(answer)
+    return forward(response)
 end
 
 
--- An address' path, and the rest from its "?" on.
+-- Return the path of an address, and the rest from its "?" on.
 local function split(uri)
-    local cut = find(uri, "?", 1, true)
-    if cut then
-        return sub(uri, 1, cut - 1), sub(uri, cut)
+    local question_mark = find(uri, "?", 1, true)
+    if question_mark then
+        return sub(uri, 1, question_mark - 1), sub(uri, question_mark)
     end
     return uri, ""
 end
 
 
--- In set_by_lua, so without waiting for anything: the body of a hit, if it is one that Nginx can send by itself, and in
--- variables what goes into its header; else nothing. (No `return f()` here: LuaJIT would not compile it.)
+-- In set_by_lua, so without waiting. Return the body of a hit that Nginx can send by itself, and set variables for its
+-- headers; else return "".
 function _M.hit()
     local var = ngx.var
-    -- Two Nginx looks at even where they are empty, which a map does not tell from absent.
+    -- Nginx evaluates If-Unmodified-Since and If-Match even if they are empty. A map does not tell empty from absent.
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
     local path, query = split(var.request_uri)
     local epoch = lease.held()
     local generation = epoch and generations.known(epoch, path)
-    local entry = generation and store.at_hand(generation .. query)
+    local entry = generation and store.get_small_fresh(generation .. query)
     if not entry then
         return ""
     end
@@ -148,50 +152,50 @@ function _M.hit()
 end
 
 
--- In content_by_lua: any other.
+-- In content_by_lua: answer any other cached read.
 function _M.answer()
     local var = ngx.var
     local path, query = split(var.request_uri)
     if var.http_if_modified_since or var.http_if_unmodified_since or var.http_if_match then
-        forget_conditions()
+        clear_conditions()
     end
-    local epoch, key, result, why
-    local waited = 0
+    local epoch, key, result, reason
+    local waited_s = 0
     while true do
         epoch = lease.held()
-        -- The name that is part of the key, for once and before anything is asked of anybody: an answer that a write
-        -- overtakes is then stored under a name that nobody asks for any more.
+        -- The generation is part of the key, and is noted before any request to another tier: a response that a write
+        -- overtakes is then stored under a generation that no read uses again.
         local generation = epoch and generations.current(epoch, path)
         if not generation then
-            return ask(path, query, nil, "BYPASS", "bypass")
+            return fetch_from_app(path, query, nil, "BYPASS", "bypass")
         end
         key = generation .. query
         local entry, outdated = store.get(key)
         if entry and not outdated then
             return store.send(entry)
         end
-        result, why = "MISS", "uri-miss"
+        result, reason = "MISS", "uri-miss"
         if entry then
-            result, why = "EXPIRED", "stale"
+            result, reason = "EXPIRED", "stale"
         end
-        -- Of many that miss at once one asks; and again from the lease on: this read has asked for nothing yet, so it
-        -- may as well begin now.
-        if fills:add(key, true, PATIENCE) or waited >= PATIENCE then
+        -- If many reads miss at once, one goes on. The others start again with the lease: they have sent no
+        -- request yet, so they may as well begin now.
+        if fills:add(key, true, FILL_WAIT_S) or waited_s >= FILL_WAIT_S then
             break
         end
-        ngx.sleep(POLL)
-        waited = waited + POLL
+        ngx.sleep(POLL_S)
+        waited_s = waited_s + POLL_S
     end
-    local entry, more
+    local entry, ttl_s, fill_lease
     if query == "" then
-        entry, more = redis.read(epoch, path)
+        entry, ttl_s, fill_lease = redis.read(epoch, path)
     end
     if not entry then
-        return ask(path, query, key, result, why, more)
+        return fetch_from_app(path, query, key, result, reason, fill_lease)
     end
-    local stored = keep(path, query, key, entry)
+    local stored = store_if_current(path, query, key, entry)
     fills:delete(key)
-    say(result, "redis; hit; ttl=" .. more .. ", nginx; fwd=" .. why .. (stored and "; stored" or ""))
+    set_cache_status(result, "redis; hit; ttl=" .. ttl_s .. ", nginx; fwd=" .. reason .. (stored and "; stored" or ""))
     return store.send(entry)
 end
 

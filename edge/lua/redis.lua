@@ -1,60 +1,66 @@
--- Tier 2, read without entering Python. The rules are those of velikiy/coherence/redis_tier.py, by which apps read;
--- what is missing is filled by an app, which alone can ask PostgreSQL whether a writer is in flight.
+-- Tier 2, read by the edge itself, with the rules by which apps read (velikiy/coherence/redis_tier.py). An app fills
+-- what is missing, because only an app can probe the lock of a path.
 --
--- Debian's client for Redis (lua-nginx-redis) comes with twenty modules of Nginx; needed of it is what `reply` does.
+-- Gains: a request that enters Python costs as much as ten that do not, and most misses at the edge are hits in Redis.
+-- Relies on: the script of the apps, and replies in RESP 2.
+-- Remove when: a client for Redis is packaged without further modules of Nginx (lua-nginx-redis brings twenty).
 
+local clock = require "clock"
+local ids = require "ids"
 local lease = require "lease"
 local resolver = require "resolver"
+local shared = require "generated"
 
-local POLL = 0.002      -- seconds
-local PATIENCE = 0.02   -- seconds that somebody else's fill is waited for
-local LEASE = "3000"    -- milliseconds after which a lease to fill is void; only speed depends on it
-local REST = 1000       -- milliseconds that Redis is left alone after it did not answer
-local LARGEST = 2 ^ 26  -- bytes; no entry is as large, and what says that it is speaks of something else
-local IDLE = 30000      -- milliseconds that a connection is kept
-local CONNECTIONS = 64  -- that each worker keeps
+local POLL_S = 0.002
+local FILL_WAIT_S = 0.02          -- a read waits so long for the fill of another reader
+local FILL_LEASE_MS = tostring(shared.FILL_LEASE_MS)
+local BREAKER_MS = 1000           -- the time for which Redis is left alone after it did not reply
+local MAX_REPLY_BYTES = 2 ^ 26    -- no entry is as large, so a larger length is no reply of the script
+local KEEP_MS = 30000             -- an idle connection is kept so long
+local MAX_KEPT_CONNECTIONS = 64   -- of each worker
 
-local now, sleep = lease.now, ngx.sleep
+local now_ms, sleep = clock.now_ms, ngx.sleep
 local concat = table.concat
 local sub, byte, find, match = string.sub, string.byte, string.find, string.match
 
 local _M = {}
 
-_M.NO_LEASE = "-"  -- for the app: Redis was asked; somebody else fills it, or it did not answer in time
+-- Tells the app: the edge has tried Redis and got no fill lease. Another reader fills, or Redis did not reply in time.
+_M.NO_LEASE = "-"
 
-local server        -- { name, port, greeting }; nil: apps ask for us
-local script        -- read.lua
-local ask, digest   -- the beginning of each question
-local timeout
-local resting = 0   -- until when this worker leaves Redis alone
-local heard = 0     -- when it answered this worker last
+local server             -- { name, port, greeting }; nil: apps read Redis for the edge
+local script             -- the text of read.lua
+local evalsha            -- the beginning of each request
+local timeout_ms
+local breaker_until = 0  -- until then this worker leaves Redis alone
+local last_reply_at = 0  -- the moment of the last reply to this worker
 
 
--- A command with so many more words to come; or all of it.
+-- Return a command in RESP. more: the number of further arguments that the caller sends behind it.
 local function command(more, ...)
-    local words = { ... }
-    local lines = { "*" .. #words + more .. "\r\n" }
-    for i, word in ipairs(words) do
-        lines[i + 1] = "$" .. #word .. "\r\n" .. word .. "\r\n"
+    local arguments = { ... }
+    local lines = { "*" .. #arguments + more .. "\r\n" }
+    for i, argument in ipairs(arguments) do
+        lines[i + 1] = "$" .. #argument .. "\r\n" .. argument .. "\r\n"
     end
     return concat(lines)
 end
 
 
-local function decoded(text)
+local function percent_decoded(text)
     return (text:gsub("%%(%x%x)", function(hex) return string.char(tonumber(hex, 16)) end))
 end
 
 
--- In init_by_lua. An address that cannot be read here (TLS, a socket, options) is left to the apps.
--- file: the script that apps use as well; seconds: that Redis has to connect, and to answer.
-function _M.configure(url, file, seconds)
-    timeout = tonumber(seconds) * 1000
+-- In init_by_lua. A URL that this client does not support (TLS, a socket, options) leaves Redis to the apps.
+-- file: the script that apps use as well; timeout_s: the time to connect, and the time for a reply.
+function _M.configure(url, file, timeout_s)
+    timeout_ms = tonumber(timeout_s) * 1000
     local source = assert(io.open(file))
     script = source:read("*a")
     source:close()
-    digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
-    ask = command(5, "EVALSHA", digest)
+    local digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
+    evalsha = command(5, "EVALSHA", digest)
     local login, host, port, database = url:match("^redis://([^@/]*)@([%w._-]+):?(%d*)/?(%d*)$")
     if not host then
         login, host, port, database = "", url:match("^redis://([%w._-]+):?(%d*)/?(%d*)$")
@@ -65,9 +71,9 @@ function _M.configure(url, file, seconds)
     end
     local greeting = {}
     if user == "" then
-        greeting[1] = command(0, "AUTH", decoded(password))
+        greeting[1] = command(0, "AUTH", percent_decoded(password))
     elseif user then
-        greeting[1] = command(0, "AUTH", decoded(user), decoded(password))
+        greeting[1] = command(0, "AUTH", percent_decoded(user), percent_decoded(password))
     end
     if database ~= "" and database ~= "0" then
         greeting[#greeting + 1] = command(0, "SELECT", database)
@@ -76,9 +82,9 @@ function _M.configure(url, file, seconds)
 end
 
 
--- What Redis says (RESP 2): a string, a number, an array, false for nothing; or nil and why not, from "-" on if Redis
--- says so itself. After any other why not, what comes next on this connection is nobody's answer.
-local function reply(socket)
+-- Return a reply (RESP 2): a string, a number, an array, or false for null. Or return nil and an error, which begins
+-- with "-" if Redis sent it. After any other error the next bytes on this connection are the reply to no request.
+local function receive(socket)
     local line, err = socket:receive("*l")
     if not line then
         return nil, err
@@ -88,7 +94,7 @@ local function reply(socket)
         return rest
     end
     local size = find(rest, "^-?%d+$") and tonumber(rest)
-    if not size or size > LARGEST then
+    if not size or size > MAX_REPLY_BYTES then
         return nil, line
     elseif kind == ":" then
         return size
@@ -101,7 +107,7 @@ local function reply(socket)
     elseif kind == "*" then
         local array = {}
         for i = 1, size do
-            array[i], err = reply(socket)
+            array[i], err = receive(socket)
             if array[i] == nil then
                 return nil, err
             end
@@ -112,22 +118,23 @@ local function reply(socket)
 end
 
 
+-- Return a connection and whether it was kept from an earlier request; or nil and an error.
 local function connect()
     local address = server.name.addresses[1]
     if not address then
         return nil, "no address"
     end
     local socket = ngx.socket.tcp()
-    socket:settimeouts(timeout, timeout, timeout)
-    local ok, err = socket:connect(address, server.port, { pool_size = CONNECTIONS })
+    socket:settimeouts(timeout_ms, timeout_ms, timeout_ms)
+    local ok, err = socket:connect(address, server.port, { pool_size = MAX_KEPT_CONNECTIONS })
     if not ok then
         return nil, err
     end
     local kept = socket:getreusedtimes() > 0
-    for _, words in ipairs(kept and {} or server.greeting) do
-        ok, err = socket:send(words)
+    for _, greeting in ipairs(kept and {} or server.greeting) do
+        ok, err = socket:send(greeting)
         if ok then
-            ok, err = reply(socket)
+            ok, err = receive(socket)
         end
         if not ok then
             socket:close()
@@ -138,65 +145,82 @@ local function connect()
 end
 
 
--- read.lua's answer, and the token that is the lease if it gives one; or nil and why not.
-local function question(key)
-    local begin = ask
+-- Run the script for this key. Return its reply and the token that is the fill lease if the reply grants one; or nil
+-- and an error.
+local function run_script(key)
+    local begin = evalsha
     while true do
-        -- Another one for each attempt: one whose reply was lost may come to Redis late, and would give a lease again
-        -- that a write has taken away meanwhile.
-        local token = lease.fresh()
-        local words = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
-                               "\r\n$", #LEASE, "\r\n", LEASE, "\r\n" })
+        -- A new token for each attempt: a request whose reply was lost may reach Redis late, and would grant a fill
+        -- lease again that a write has taken away meanwhile.
+        local token = ids.fresh()
+        local arguments = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
+                                   "\r\n$", #FILL_LEASE_MS, "\r\n", FILL_LEASE_MS, "\r\n" })
         local socket, kept = connect()
         if not socket then
             return nil, kept
         end
-        local answer
-        local ok, err = socket:send({ begin, words })
+        local reply
+        local ok, err = socket:send({ begin, arguments })
         if ok then
-            answer, err = reply(socket)
+            reply, err = receive(socket)
         end
-        if answer ~= nil then
-            heard = now()
+        if reply ~= nil then
+            last_reply_at = now_ms()
         end
-        if type(answer) == "table" then
-            socket:setkeepalive(IDLE)
-            return answer, token
-        elseif err and sub(err, 1, 9) == "-NOSCRIPT" and begin == ask then
-            socket:setkeepalive(IDLE)
+        if type(reply) == "table" then
+            socket:setkeepalive(KEEP_MS)
+            return reply, token
+        elseif err and sub(err, 1, 9) == "-NOSCRIPT" and begin == evalsha then
+            socket:setkeepalive(KEEP_MS)
             begin = command(5, "EVAL", script)
         else
             socket:close()
-            -- A kept connection to a Redis that was restarted is broken; a new one tells what is there now.
-            if answer ~= nil or not kept or err == "timeout" or sub(err, 1, 1) == "-" then
-                return nil, err or "no answer of this script's"
+            -- A kept connection to a Redis that was restarted is broken; a new one shows the present state.
+            if reply ~= nil or not kept or err == "timeout" or sub(err, 1, 1) == "-" then
+                return nil, err or "no reply of this script"
             end
         end
     end
 end
 
 
-local LARGEST_ID = "9223372036854775807"  -- what is above it, is none, and leaves nothing in Redis
+local singulars, parsed = {}, nil
 
 
--- Of a path as clients spell it, its hash; nil where apps have named no such resource.
+-- Return the singular of a resource, which is part of the keys of its rows; nil if the apps have no such resource. The
+-- apps send the names with each lease (renewal.lua).
+local function singular_of(name)
+    local resources = ngx.shared.state:get("resources")
+    if resources ~= parsed then
+        singulars, parsed = {}, resources
+        for plural, singular in (resources or ""):gmatch("(%S+):(%S+)") do
+            singulars[plural] = ngx.unescape_uri(singular)
+        end
+    end
+    return singulars[name]
+end
+
+
+-- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large: it leaves
+-- nothing in Redis.
 local function key_of(path)
     local name, rest = path:match("^/([^/]+)/?(.*)$")
-    local one = lease.rows(name)
-    if not one then
+    local singular = singular_of(name)
+    local max_id = shared.MAX_ID
+    if not singular then
         return nil
     elseif rest == "" then
         return "all_" .. name
     elseif rest == "count" then
         return "count_" .. name
-    elseif #rest >= #LARGEST_ID and (#rest > #LARGEST_ID or rest > LARGEST_ID) then
+    elseif #rest >= #max_id and (#rest > #max_id or rest > max_id) then
         return nil
     end
-    return one .. ":" .. rest
+    return singular .. ":" .. rest
 end
 
 
--- As velikiy/coherence/entry.py looks at it.
+-- Return whether a value is an entry, by the rules of velikiy/coherence/entry.py.
 local function is_entry(text)
     if type(text) ~= "string" or byte(text, -1) == 10 then
         return false
@@ -206,39 +230,39 @@ local function is_entry(text)
 end
 
 
--- The entry and the seconds that Redis keeps it; or nil and what to tell the app that is to fill it: a lease, or that
--- there is none, or nothing, where Redis was not asked or did not answer.
+-- Return an entry and the seconds for which Redis keeps it. Or return nil, nil and the fill lease for the app: a token,
+-- NO_LEASE, or nil if Redis was not tried or did not reply.
 function _M.read(epoch, path)
-    local key = server and now() >= resting and key_of(path)
+    local key = server and now_ms() >= breaker_until and key_of(path)
     if not key then
         return nil
     end
-    local waited = 0
+    local waited_s = 0
     while lease.trusts_redis(epoch) do
-        local asked = now()
-        local found, more = question(key)
-        -- After the answer: whatever was believed before, a write may have passed a fenced Redis by meanwhile.
+        local began = now_ms()
+        local reply, token_or_error = run_script(key)
+        -- After the reply: whatever the edge knew before, a write may have skipped a fenced Redis meanwhile.
         if not lease.trusts_redis(epoch) then
             return nil
-        elseif not found then
-            -- One that has answered others meanwhile is busy and not away: to rest would be to send all reads of a
-            -- second to the apps, which carry a tenth of them.
-            if sub(more, 1, 1) ~= "-" and heard < asked then
-                resting = now() + REST
+        elseif not reply then
+            -- A Redis that has sent other replies meanwhile is busy, and not away. An open breaker would send all reads
+            -- of a second to the apps, which carry a tenth of them.
+            if sub(token_or_error, 1, 1) ~= "-" and last_reply_at < began then
+                breaker_until = now_ms() + BREAKER_MS
             end
-            return nil, more == "timeout" and _M.NO_LEASE or nil  -- an app need not wait as long once more
-        elseif found[1] == 1 then
-            if not is_entry(found[2]) then
-                return nil  -- somebody else's, under our key; the app clears up
+            return nil, nil, token_or_error == "timeout" and _M.NO_LEASE or nil  -- the app need not wait as long again
+        elseif reply[1] == 1 then
+            if not is_entry(reply[2]) then
+                return nil  -- another program's value under our key; the app removes it
             end
-            return found[2], math.max(0, math.floor(found[3] / 1000))
-        elseif found[1] == 2 then
-            return nil, more
-        elseif waited >= PATIENCE then
-            return nil, _M.NO_LEASE
+            return reply[2], math.max(0, math.floor(reply[3] / 1000))
+        elseif reply[1] == 2 then
+            return nil, nil, token_or_error
+        elseif waited_s >= FILL_WAIT_S then
+            return nil, nil, _M.NO_LEASE
         end
-        sleep(POLL)
-        waited = waited + POLL
+        sleep(POLL_S)
+        waited_s = waited_s + POLL_S
     end
     return nil
 end

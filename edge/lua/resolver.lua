@@ -1,18 +1,22 @@
--- What host names stand for, followed as it changes: Nginx itself resolves once, at its start, and then asks a
--- container that is gone.
+-- The addresses of host names, followed as they change.
+--
+-- Gains: Nginx resolves a name once, at its start, and then sends requests to a container that is gone.
+-- Relies on: lua-nginx-dns, /etc/resolv.conf and /etc/hosts, which are read once.
+-- Remove when: Debian's Nginx has `server ... resolve` in an upstream (1.27.3), and Redis is not read from Lua.
 
-local dns_client = require "nginx.dns.resolver"
+local dns_resolver = require "nginx.dns.resolver"
 
-local LOOK_UP = 2  -- seconds between two look-ups
+local INTERVAL_S = 2  -- between two look-ups of a name
+local QUERY_TIMEOUT_MS = 500
 
-local known = ngx.shared.names
+local known = ngx.shared.addresses
 
 local _M = {}
 
-local servers    -- of the DNS
-local files = {} -- /etc/hosts
+local nameservers
+local hosts = {}  -- address by name, from /etc/hosts
 local followed = {}
-local tell
+local on_change
 
 
 local function lines_of(name)
@@ -29,28 +33,28 @@ end
 
 
 local function read_files()
-    servers = {}
+    nameservers = {}
     for _, line in ipairs(lines_of("/etc/resolv.conf")) do
         local address = line:match("^%s*nameserver%s+(%S+)")
         if address then
-            servers[#servers + 1] = address:find(":", 1, true) and "[" .. address .. "]" or address
+            nameservers[#nameservers + 1] = address:find(":", 1, true) and "[" .. address .. "]" or address
         end
     end
     for _, line in ipairs(lines_of("/etc/hosts")) do
         local address, names = line:match("^%s*(%d+%.%d+%.%d+%.%d+)%s+(.*)$")
         for name in (names or ""):gmatch("%S+") do
-            files[name] = files[name] or address
+            hosts[name] = hosts[name] or address
         end
     end
 end
 
 
--- In init_by_lua. Returns a table whose `addresses` are those of the moment.
+-- In init_by_lua. Return a table whose `addresses` are always the present ones.
 function _M.follow(host)
-    if not servers then
+    if not nameservers then
         read_files()
     end
-    local fixed = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$") or files[host]
+    local fixed = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$") or hosts[host]
     if fixed then
         return { host = host, addresses = { fixed } }
     end
@@ -60,9 +64,9 @@ function _M.follow(host)
 end
 
 
--- What was found last stays when the DNS does not answer.
+-- Look a name up. While the DNS does not answer, the last addresses stay.
 local function look_up(name)
-    local dns, err = dns_client:new { nameservers = servers, timeout = 500, retrans = 2 }
+    local dns, err = dns_resolver:new { nameservers = nameservers, timeout = QUERY_TIMEOUT_MS, retrans = 2 }
     local answers
     if dns then
         answers, err = dns:query(name.host, { qtype = dns.TYPE_A })
@@ -94,23 +98,23 @@ local function refresh(premature)
     for _, name in ipairs(followed) do
         look_up(name)
     end
-    tell()
+    on_change()
 end
 
 
--- In init_worker_by_lua: each worker follows for itself, and `whom` is called after each round.
-function _M.start(whom)
-    tell = whom
-    -- After a reload, or as the successor of a worker that was killed: with what was known, and not with nobody.
+-- In init_worker_by_lua: each worker follows the names for itself and calls `callback` after each round.
+function _M.start(callback)
+    on_change = callback
+    -- After a reload, and in the successor of a worker that was killed, the last addresses are known already.
     for _, name in ipairs(followed) do
         for address in (known:get(name.host) or ""):gmatch("%S+") do
             name.addresses[#name.addresses + 1] = address
         end
     end
-    tell()
+    on_change()
     if #followed > 0 then
         ngx.timer.at(0, refresh)
-        ngx.timer.every(LOOK_UP, refresh)
+        ngx.timer.every(INTERVAL_S, refresh)
     end
 end
 

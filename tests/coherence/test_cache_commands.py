@@ -1,4 +1,4 @@
-"""`velikiy cache`: what each tier holds of an address, and dropping it."""
+"""`velikiy cache`: show the entries of a path in each tier, and purge them."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +14,9 @@ from testkit.stack import Stack, run, wait_until
 
 
 def cache(stack: Stack, *arguments: str) -> str:
-    done = run("velikiy", "cache", *arguments, DATA=str(stack.data))
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    completed = run("velikiy", "cache", *arguments, DATA=str(stack.data))
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout
 
 
 def tiers(stack: Stack, address: str) -> dict[str, dict[str, Any]]:
@@ -24,8 +24,8 @@ def tiers(stack: Stack, address: str) -> dict[str, dict[str, Any]]:
 
 
 @pytest.fixture(autouse=True)
-def _its_own_edges_alone(stack: Stack) -> None:
-    """Those of other tests are on the list for some seconds after their end."""
+def _only_edges_of_this_stack(stack: Stack) -> None:
+    """Wait until the edges of other tests are removed from the list, which takes some seconds."""
     wait_until(lambda: stack.sql("SELECT count(*) FROM caches WHERE kind = 'edge'") == [(len(stack.edges),)])
 
 
@@ -34,7 +34,7 @@ def warm(stack: Stack, path: str) -> None:
         wait_until(lambda edge=edge: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
 
 
-def test_show_tells_what_each_tier_holds(stack: Stack, new_user: User) -> None:
+def test_show_reports_the_entry_of_each_tier(stack: Stack, new_user: User) -> None:
     path = f"/users/{new_user['id']}"
     warm(stack, path)
     body = requests.get(stack.edge + path, timeout=5).content
@@ -52,7 +52,7 @@ def test_show_tells_what_each_tier_holds(stack: Stack, new_user: User) -> None:
     assert shown["edge"]["generation"].split(".")[0] in text
 
 
-def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
+def test_show_distinguishes_pages_by_their_parameters(stack: Stack) -> None:
     warm(stack, "/users?limit=2")
     shown = tiers(stack, "/users?limit=2")
     assert "limit=2" in shown["redis"]["entries"]
@@ -60,7 +60,7 @@ def test_pages_are_shown_by_their_parameters(stack: Stack) -> None:
     assert tiers(stack, "/users?limit=77")["edge"]["bytes"] is None
 
 
-def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
+def test_show_reports_a_writer_in_flight(stack: Stack) -> None:
     from velikiy.coherence.locks import lock
     from velikiy.postgres import Connection
     from velikiy.resources.base import registry
@@ -70,7 +70,7 @@ def test_a_writer_in_flight_is_shown(stack: Stack) -> None:
         assert "a writer is in flight" in cache(stack, "show", "/users/2")
 
 
-def test_purge_drops_one_address_or_everything_everywhere(stack: Stack) -> None:
+def test_purge_drops_one_path_or_every_path_in_both_tiers(stack: Stack) -> None:
     for path in ("/users/1", "/users/2"):
         warm(stack, path)
     assert cache(stack, "purge", "/users/1") == "dropped /users/1 in Redis and at 2 edges\n"
@@ -83,7 +83,7 @@ def test_purge_drops_one_address_or_everything_everywhere(stack: Stack) -> None:
         assert requests.get(f"{edge}/users/2", timeout=5).headers["X-Cache-Status"] == "MISS"
 
 
-def test_a_cache_that_hangs_is_shown_as_such(own_stack: Stack) -> None:
+def test_show_reports_a_hanging_redis_as_fenced(own_stack: Stack) -> None:
     with hanging(own_stack, "redis"):
         assert "does not answer" in cache(own_stack, "show", "/users/1")
         requests.put(f"{own_stack.edge}/users/1", json={"name": "Alice"}, timeout=10)
@@ -91,7 +91,7 @@ def test_a_cache_that_hangs_is_shown_as_such(own_stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("show", "/health"), "'/health' is not cached"),
         (("show", "/users/007"), "'/users/007' is not cached"),
@@ -99,24 +99,26 @@ def test_a_cache_that_hangs_is_shown_as_such(own_stack: Stack) -> None:
         (("purge", "/users", "--all"), "give either a PATH or --all"),
     ],
 )
-def test_what_cannot_be_done_is_said(stack: Stack, arguments: tuple[str, ...], said: str) -> None:
-    done = run("velikiy", "cache", *arguments, DATA=str(stack.data))
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_wrong_usage_exits_with_2_and_a_message(stack: Stack, arguments: tuple[str, ...], message: str) -> None:
+    completed = run("velikiy", "cache", *arguments, DATA=str(stack.data))
+    assert completed.returncode == 2
+    assert message in completed.stderr
 
 
-def test_a_command_that_postgresql_cancels_says_so(own_stack: Stack) -> None:
+def test_purge_reports_a_statement_that_postgresql_cancelled(own_stack: Stack) -> None:
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
     with psycopg.connect(own_stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
         outside.execute("LOCK TABLE caches IN ACCESS EXCLUSIVE MODE")
-        done = pool.submit(run, "velikiy", "cache", "purge", "--all", DATA=str(own_stack.data))
-        wait_until(lambda: own_stack.sql(cancel) is not None and done.done())  # apps and the relay wait for it too
-    assert done.result().returncode == 1
-    assert "PostgreSQL cancelled the statement (QueryCanceled 57014)" in done.result().stderr
+        completed = pool.submit(run, "velikiy", "cache", "purge", "--all", DATA=str(own_stack.data))
+        # This cancels statements of the apps and of the relay, too, which wait for the same lock.
+        wait_until(lambda: own_stack.sql(cancel) is not None and completed.done())
+    assert completed.result().returncode == 1
+    assert "PostgreSQL cancelled the statement (QueryCanceled 57014)" in completed.result().stderr
 
 
-def test_without_a_database_it_says_so(own_stack: Stack) -> None:
+def test_show_without_postgresql_fails_with_one_line(own_stack: Stack) -> None:
     own_stack.supervisor.rpc.stopProcess("postgres")
-    done = run("velikiy", "cache", "show", "/users/1", DATA=str(own_stack.data))
-    assert done.returncode == 1
-    assert "PostgreSQL does not answer" in done.stderr
+    completed = run("velikiy", "cache", "show", "/users/1", DATA=str(own_stack.data))
+    assert completed.returncode == 1
+    assert completed.stderr.startswith("velikiy cache show: PostgreSQL does not answer")
+    assert completed.stderr.count("\n") == 1

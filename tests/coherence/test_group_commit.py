@@ -1,4 +1,4 @@
-"""Writers who meet (velikiy/coherence/group_commit.py): who goes for whom, and what becomes of those whose leader fails."""
+"""Contending writers (velikiy/coherence/group_commit.py): which writers share a round, and what a failed round means."""
 
 import random
 import threading
@@ -15,180 +15,194 @@ from velikiy.coherence import CachePath
 from velikiy.coherence.group_commit import MAX_GROUP_PATHS, Drop, GroupCommit
 from velikiy.postgres import Database
 
-Told = tuple[Drop, ...]
+Round = tuple[Drop, ...]
 
 
-class Lost(Exception):
+class RoundFailed(Exception):
     pass
 
 
-class Meeting:
-    """Each who joins is told what was dropped with its own. The first is held up, and the others come meanwhile."""
+class Writers:
+    """Writers of one group. The result of a writer is the round that included its drop.
+
+    The first round is held up until `release_first`, so that other writers queue meanwhile.
+    """
 
     def __init__(self, database: Database, threads: ThreadPoolExecutor) -> None:
         self.database, self.threads = database, threads
-        self.group = GroupCommit[Told]()
-        self.went: list[Told] = []
-        self.released = threading.Event()
-        self.failing = False
-        self.deadlines: dict[str, float] = {}
-        """By how many seconds each one's has moved."""
+        self.group = GroupCommit[Round]()
+        self.rounds: list[Round] = []
+        self.release_first = threading.Event()
+        self.fail_shared_rounds = False
+        self.extensions: dict[str, float] = {}
+        """The seconds by which the deadline of each writer was extended."""
 
-    def go(self, drops: Sequence[Drop]) -> Told:
-        self.went.append(tuple(drops))
-        if len(self.went) == 1:
-            assert self.released.wait(10)
-        elif self.failing and len(drops) > 1:
-            raise Lost
+    def drop_all(self, drops: Sequence[Drop]) -> Round:
+        self.rounds.append(tuple(drops))
+        if len(self.rounds) == 1:
+            assert self.release_first.wait(10)
+        elif self.fail_shared_rounds and len(drops) > 1:
+            raise RoundFailed
         return tuple(drops)
 
-    def join(self, drop: Drop, name: str = "") -> Told:
+    def submit(self, drop: Drop, name: str = "") -> Round:
         with self.database.autocommit() as connection:
             before = connection.deadline
             try:
-                return self.group.submit(connection, drop, self.go)
+                return self.group.submit(connection, drop, self.drop_all)
             finally:
                 assert before is not None
                 assert connection.deadline is not None
-                self.deadlines[name] = connection.deadline - before
+                self.extensions[name] = connection.deadline - before
 
-    def waiting(self, count: int) -> bool:
+    def has_queued(self, count: int) -> bool:
         return len(self.group._waiting) == count
 
-    def after_the_first(self, *drops: Drop) -> list[Future[Told]]:
-        """What comes of these, who come while the first is under way, in this order."""
-        first = self.threads.submit(self.join, one("first"), "first")
-        wait_until(lambda: self.went)
-        others = []
+    def submit_during_first_round(self, *drops: Drop) -> list[Future[Round]]:
+        """Return the results of these drops, which queue in this order while the first round is under way."""
+        first = self.threads.submit(self.submit, drop_of("first"), "first")
+        wait_until(lambda: self.rounds)
+        results = []
         for number, drop in enumerate(drops, start=1):
-            others.append(self.threads.submit(self.join, drop, f"{number}"))
-            wait_until(partial(self.waiting, number))
-        self.released.set()
-        assert first.result(10) == self.went[0] == (one("first"),)
-        return others
+            results.append(self.threads.submit(self.submit, drop, f"{number}"))
+            wait_until(partial(self.has_queued, number))
+        self.release_first.set()
+        assert first.result(10) == self.rounds[0] == (drop_of("first"),)
+        return results
 
 
-def one(name: str) -> Drop:
+def drop_of(name: str) -> Drop:
     return Drop([CachePath(f"/{name}", name)])
 
 
-def many(name: str, count: int) -> Drop:
+def drop_of_many(name: str, count: int) -> Drop:
     return Drop([CachePath(f"/{name}/{number}", f"{name}:{number}") for number in range(count)])
 
 
 @contextmanager
-def meeting_of(stack: Stack, timeout: float, kind: type[Meeting] = Meeting) -> Iterator[Meeting]:
-    """`timeout`: the seconds that each has for PostgreSQL."""
-    database = Database(stack.postgres, size=8, timeout=timeout)
+def writers_with_timeout(stack: Stack, seconds: float, kind: type[Writers] = Writers) -> Iterator[Writers]:
+    """Yield writers that each have so many seconds for PostgreSQL."""
+    database = Database(stack.postgres, size=8, timeout=seconds)
     database.open()
     with ThreadPoolExecutor() as threads:
-        meeting = kind(database, threads)
+        writers = kind(database, threads)
         try:
-            yield meeting
+            yield writers
         finally:
-            meeting.released.set()
+            writers.release_first.set()
     database.close()
 
 
 @pytest.fixture
-def meeting(stack: Stack) -> Iterator[Meeting]:
-    with meeting_of(stack, 20) as meeting:
-        yield meeting
+def writers(stack: Stack) -> Iterator[Writers]:
+    with writers_with_timeout(stack, 20) as writers:
+        yield writers
 
 
-def test_who_is_alone_goes_at_once_and_for_itself(meeting: Meeting) -> None:
-    meeting.released.set()
-    assert [meeting.join(one(name)) for name in "abc"] == meeting.went == [(one("a"),), (one("b"),), (one("c"),)]
+def test_writer_without_contention_drops_alone_and_at_once(writers: Writers) -> None:
+    writers.release_first.set()
+    results = [writers.submit(drop_of(name)) for name in "abc"]
+    assert results == writers.rounds == [(drop_of("a"),), (drop_of("b"),), (drop_of("c"),)]
 
 
-def test_who_comes_while_one_is_under_way_is_not_told_of_that_but_of_the_next(meeting: Meeting) -> None:
-    come = [one("a"), one("b"), Drop(None)]
-    told = meeting.after_the_first(*come)
-    assert [one.result(10) for one in told] == [tuple(come)] * 3
-    assert len(meeting.went) == 2
+def test_writers_that_arrive_during_a_round_share_the_next_round(writers: Writers) -> None:
+    drops = [drop_of("a"), drop_of("b"), Drop(None)]
+    results = writers.submit_during_first_round(*drops)
+    assert [result.result(10) for result in results] == [tuple(drops)] * 3
+    assert len(writers.rounds) == 2
 
 
-def test_where_one_fails_it_alone_is_told_and_the_others_go_each_for_itself(meeting: Meeting) -> None:
-    meeting.failing = True
-    leader, *others = meeting.after_the_first(one("a"), one("b"), one("c"))
-    assert isinstance(leader.exception(10), Lost)
-    assert [other.result(10) for other in others] == [(one("b"),), (one("c"),)]
-    assert meeting.join(one("d")) == (one("d"),)  # and the group goes on
+def test_failed_round_fails_only_its_leader_and_the_other_writers_drop_by_themselves(writers: Writers) -> None:
+    writers.fail_shared_rounds = True
+    leader, *others = writers.submit_during_first_round(drop_of("a"), drop_of("b"), drop_of("c"))
+    assert isinstance(leader.exception(10), RoundFailed)
+    assert [other.result(10) for other in others] == [(drop_of("b"),), (drop_of("c"),)]
+    assert writers.submit(drop_of("d")) == (drop_of("d"),)  # the group still works
 
 
-def test_one_takes_no_more_along_than_an_edge_can_hear(meeting: Meeting) -> None:
-    come = [many("a", MAX_GROUP_PATHS - 1), one("b"), many("c", MAX_GROUP_PATHS + 1), one("d")]
-    told = [one.result(10) for one in meeting.after_the_first(*come)]
-    assert [len(drops) for drops in told] == [2, 2, 1, 1]
+def test_round_includes_no_more_paths_than_an_edge_accepts(writers: Writers) -> None:
+    drops = [
+        drop_of_many("a", MAX_GROUP_PATHS - 1),
+        drop_of("b"),
+        drop_of_many("c", MAX_GROUP_PATHS + 1),
+        drop_of("d"),
+    ]
+    rounds = [result.result(10) for result in writers.submit_during_first_round(*drops)]
+    assert [len(drops) for drops in rounds] == [2, 2, 1, 1]
 
 
-def test_who_is_told_gets_back_the_time_that_it_has_waited_and_who_goes_itself_does_not(meeting: Meeting) -> None:
-    came = time.monotonic()
-    leader, told = meeting.after_the_first(one("a"), one("b"))
-    assert leader.result(10) == told.result(10)
-    assert 0 < meeting.deadlines["2"] <= time.monotonic() - came
-    assert meeting.deadlines["first"] == meeting.deadlines["1"] == 0
+def test_wait_for_a_leader_extends_the_deadline_of_the_included_writer_only(writers: Writers) -> None:
+    began = time.monotonic()
+    leader, included = writers.submit_during_first_round(drop_of("a"), drop_of("b"))
+    assert leader.result(10) == included.result(10)
+    assert 0 < writers.extensions["2"] <= time.monotonic() - began
+    assert writers.extensions["first"] == writers.extensions["1"] == 0
 
 
-def test_nobody_waits_longer_for_another_than_half_of_its_own_time(stack: Stack) -> None:
-    with meeting_of(stack, 1) as meeting:
-        first = meeting.threads.submit(meeting.join, one("first"), "first")
-        wait_until(lambda: meeting.went)
-        others = [meeting.threads.submit(meeting.join, one(name), name) for name in "ab"]
-        told = [other.result(10) for other in others]
-        assert all(one(name) in drops for name, drops in zip("ab", told, strict=True))
-        assert 0 in meeting.deadlines.values()  # of the one that went; the other one may have been taken along
-        came = time.monotonic()
-        assert meeting.join(one("c"), "c") == (one("c"),)
-        assert time.monotonic() - came < 0.25  # nobody waits for the same one again
+def test_writer_waits_for_a_leader_for_half_of_its_own_time_at_most(stack: Stack) -> None:
+    with writers_with_timeout(stack, 1) as writers:
+        first = writers.threads.submit(writers.submit, drop_of("first"), "first")
+        wait_until(lambda: writers.rounds)
+        others = [writers.threads.submit(writers.submit, drop_of(name), name) for name in "ab"]
+        rounds = [other.result(10) for other in others]
+        assert all(drop_of(name) in drops for name, drops in zip("ab", rounds, strict=True))
+        assert 0 in writers.extensions.values()  # a leader; the other writer may have been included in its round
+        began = time.monotonic()
+        assert writers.submit(drop_of("c"), "c") == (drop_of("c"),)
+        assert time.monotonic() - began < 0.25  # no writer waits for the same leader again
         assert not first.done()
-        meeting.released.set()
-        assert first.result(10) == (one("first"),)
-        assert meeting.join(one("d"), "d") == (one("d"),)
+        writers.release_first.set()
+        assert first.result(10) == (drop_of("first"),)
+        assert writers.submit(drop_of("d"), "d") == (drop_of("d"),)
 
 
-def test_who_comes_after_a_round_with_company_lets_others_come_and_who_comes_after_a_lonely_one_does_not(
-    meeting: Meeting, monkeypatch: pytest.MonkeyPatch
+def test_leader_yields_to_arriving_writers_after_a_shared_round_and_not_after_a_round_of_one_writer(
+    writers: Writers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for other in meeting.after_the_first(one("a"), one("b")):
-        assert other.result(10) == (one("a"), one("b"))
-    ready = [one("late")]
-    came: list[Future[Told]] = []
+    for result in writers.submit_during_first_round(drop_of("a"), drop_of("b")):
+        assert result.result(10) == (drop_of("a"), drop_of("b"))
+    ready = [drop_of("late")]
+    late_results: list[Future[Round]] = []
     yields = []
 
-    def others_run() -> None:
-        yields.append(len(meeting.went))
+    def run_other_threads() -> None:
+        yields.append(len(writers.rounds))
         if ready:
-            came.append(meeting.threads.submit(meeting.join, ready.pop()))
-            wait_until(partial(meeting.waiting, 1))
+            late_results.append(writers.threads.submit(writers.submit, ready.pop()))
+            wait_until(partial(writers.has_queued, 1))
 
-    monkeypatch.setattr("velikiy.coherence.group_commit.os.sched_yield", others_run)
-    told = [meeting.join(one(name)) for name in "cdef"]
-    assert told == [(one("c"), one("late")), (one("d"),), (one("e"),), (one("f"),)]
-    assert came[0].result(10) == told[0]
-    assert yields == [2, 2, 3]  # twice for c, since somebody came; once for d; e and f come after lonely ones
+    monkeypatch.setattr("velikiy.coherence.group_commit.os.sched_yield", run_other_threads)
+    rounds = [writers.submit(drop_of(name)) for name in "cdef"]
+    assert rounds == [(drop_of("c"), drop_of("late")), (drop_of("d"),), (drop_of("e"),), (drop_of("f"),)]
+    assert late_results[0].result(10) == rounds[0]
+    assert yields == [2, 2, 3]  # c yields twice, since a writer arrived; d yields once; e and f follow rounds of one
 
 
-@pytest.mark.parametrize(("at_most", "turns"), [(0.002, 100), (1.0, 10)], ids=["in time", "too late for some"])
-def test_many_who_come_at_any_time_are_each_told_of_their_own(stack: Stack, at_most: float, turns: int) -> None:
-    """`at_most`: seconds that one is under way; the others have half a second for it."""
+@pytest.mark.parametrize(
+    ("max_round_s", "drops_per_writer"), [(0.002, 100), (1.0, 10)], ids=["in time", "too late for some"]
+)
+def test_concurrent_writers_each_get_a_round_that_includes_their_own_drop(
+    stack: Stack, max_round_s: float, drops_per_writer: int
+) -> None:
+    """A round takes up to `max_round_s`. A writer waits for the round of another writer for half a second."""
 
-    class Busy(Meeting):
-        def go(self, drops: Sequence[Drop]) -> Told:
-            time.sleep(at_most * random.random())
+    class SlowWriters(Writers):
+        def drop_all(self, drops: Sequence[Drop]) -> Round:
+            time.sleep(max_round_s * random.random())
             return tuple(drops)
 
-    with meeting_of(stack, 1, Busy) as busy:
+    with writers_with_timeout(stack, 1, SlowWriters) as writers:
 
-        def come(name: str) -> float:
+        def submit_all(name: str) -> float:
             longest = 0.0
-            for mine in (one(f"{name}{turn}") for turn in range(turns)):
-                came = time.monotonic()
-                assert mine in busy.join(mine)
-                longest = max(longest, time.monotonic() - came)
+            for own in (drop_of(f"{name}{number}") for number in range(drops_per_writer)):
+                began = time.monotonic()
+                assert own in writers.submit(own)
+                longest = max(longest, time.monotonic() - began)
             return longest
 
-        longest = max(busy.threads.map(come, "abcdef"))
-        assert longest < (0.45 if at_most < 0.1 else 2.5)  # in time: nobody was forgotten, and had to help itself
-        assert not busy.group._waiting
-        assert not busy.group._under_way
+        longest = max(writers.threads.map(submit_all, "abcdef"))
+        # In time: no writer was left in the queue until its wait ended.
+        assert longest < (0.45 if max_round_s < 0.1 else 2.5)
+        assert not writers.group._waiting
+        assert not writers.group._under_way

@@ -1,5 +1,5 @@
-"""Connections that are kept between requests: to Redis, to edges, to PostgreSQL. None is used again after a reply was
-missed, and none that broke meanwhile costs more than a new one."""
+"""Connections that are kept between requests: to Redis, to edges and to PostgreSQL. A connection is never used again
+after a reply has missed its deadline, and a connection that broke in between costs no more than a new one."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ import pytest
 import redis.exceptions
 
 from testkit.stack import Stack, wait_until
-from testkit.tcp_proxy import Between, Cut, Link, Lost, between, once
+from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from velikiy.coherence import CachePath, EdgeTier, Entry, Lease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
@@ -22,229 +22,256 @@ from velikiy.coherence.timing import DROP_TIMEOUT_S, now
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
 
 PATH = CachePath("/kept/1", "kept:1")
-OTHER = CachePath("/kept/2", "kept:2")
+OTHER_PATH = CachePath("/kept/2", "kept:2")
 
 
-class Always:
-    """Redis is never fenced."""
+class PermanentLease:
+    """A cache lease for a Redis that is never fenced."""
 
     def trusted_until(self) -> float:
         return now() + 9
 
 
 @pytest.fixture
-def way(stack: Stack) -> Iterator[Between]:
-    """To Redis."""
-    with between(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as way:
-        yield way
-    stack.redis().delete(PATH.key, OTHER.key, "kept:text", "kept:list", "kept:unheard")
+def redis_proxy(stack: Stack) -> Iterator[TcpProxy]:
+    with tcp_proxy(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as proxy:
+        yield proxy
+    stack.redis().delete(PATH.key, OTHER_PATH.key, "kept:text", "kept:list", "kept:number")
 
 
-def is_kept(stack: Stack, said: bytes) -> bool:
-    return bool(stack.redis().get("kept:unheard") == said)
+def is_stored(stack: Stack, value: bytes) -> bool:
+    return bool(stack.redis().get("kept:number") == value)
 
 
-def url(stack: Stack, way: Between) -> str:
-    return stack.redis_url.replace(f":{urlsplit(stack.redis_url).port}", f":{way.port}")
+def url_through(stack: Stack, proxy: TcpProxy) -> str:
+    return stack.redis_url.replace(f":{urlsplit(stack.redis_url).port}", f":{proxy.port}")
+
+
+def close_connection(connection: ProxiedConnection, data: bytes) -> bytes:
+    """A hook that closes the connection instead of passing the bytes on."""
+    raise CloseConnection
+
+
+def hold_until(event: threading.Event) -> Callable[[ProxiedConnection, bytes], bytes]:
+    """Return a hook that passes nothing on until the event is set."""
+
+    def hold(connection: ProxiedConnection, data: bytes) -> bytes:
+        event.wait(9)
+        return data
+
+    return hold
 
 
 class TestToRedis:
     @pytest.fixture
-    def connections(self, stack: Stack, way: Between) -> Connections:
-        return Connections(url(stack, way), 0.3)
+    def connections(self, stack: Stack, redis_proxy: TcpProxy) -> Connections:
+        return Connections(url_through(stack, redis_proxy), 0.3)
 
     @pytest.fixture
-    def tier(self, stack: Stack, way: Between) -> RedisTier:
-        return RedisTier(url(stack, way), Always(), ttl=60, timeout=0.3)  # type: ignore[arg-type]
+    def tier(self, stack: Stack, redis_proxy: TcpProxy) -> RedisTier:
+        return RedisTier(url_through(stack, redis_proxy), PermanentLease(), ttl=60, timeout=0.3)  # type: ignore[arg-type]
 
-    def test_one_is_enough_for_questions_that_follow_each_other(self, connections: Connections, way: Between) -> None:
+    def test_successive_exchanges_share_one_redis_connection(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
         for number in range(5):
             assert connections.exchange(("SET", "kept:text", number), ("GET", "kept:text")) == [b"OK", b"%d" % number]
-        assert len(way.links) == 1
+        assert len(redis_proxy.connections) == 1
 
-    def test_a_reply_that_comes_too_late_is_nobodys(self, connections: Connections, way: Between) -> None:
-        go_on = threading.Event()
-
-        def hold(link: Link, said: bytes) -> bytes:
-            go_on.wait(9)
-            return said
-
+    def test_late_reply_of_redis_is_not_taken_for_the_reply_to_a_later_command(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
+        release = threading.Event()
         connections.exchange(("SET", "kept:text", "mine"))
-        way.reply = hold
+        redis_proxy.on_reply = hold_until(release)
         with pytest.raises(redis.exceptions.TimeoutError):
             connections.exchange(("GET", "kept:text"))
-        way.let_be()
-        go_on.set()
+        redis_proxy.reset_hooks()
+        release.set()
         for number in range(3):
             assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
 
-    def test_of_several_commands_one_may_fail_and_the_others_are_heard(
-        self, connections: Connections, way: Between
+    def test_error_of_one_redis_command_leaves_the_others_and_the_connection_intact(
+        self, connections: Connections, redis_proxy: TcpProxy
     ) -> None:
         with pytest.raises(redis.exceptions.ResponseError):
             connections.exchange(("SET", "kept:text", "1"), ("LPUSH", "kept:text", "x"), ("SET", "kept:text", "2"))
         assert connections.exchange(("GET", "kept:text")) == [b"2"]
-        assert len(way.links) == 1
+        assert len(redis_proxy.connections) == 1
 
-    def test_those_that_broke_are_replaced_at_once(self, connections: Connections, way: Between) -> None:
+    def test_broken_redis_connection_is_replaced_without_an_error(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
         for number in range(3):
             assert connections.exchange(("ECHO", f"{number}")) == [b"%d" % number]
-            way.cut()
+            redis_proxy.close_connections()
 
-    def test_however_many_broke_there_is_one_more(self, connections: Connections, way: Between) -> None:
-        """redis-py's pool counts those that it made, and stops at a hundred."""
-        way.refuse()
+    def test_redis_connections_do_not_run_out_after_many_failures(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
+        """The pool of redis-py counts the connections that it has made, and stops at a hundred."""
+        redis_proxy.refuse()
         for _ in range(120):
             with pytest.raises(redis.exceptions.ConnectionError):
                 connections.exchange(("PING",))
-        way.accept()
+        redis_proxy.listen()
         assert connections.exchange(("PING",)) == [b"PONG"]
 
-    def test_threads_share_them_and_each_gets_its_own_answers(self, connections: Connections, way: Between) -> None:
+    def test_threads_that_share_redis_connections_each_get_their_own_replies(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
         wrong: list[object] = []
 
-        def ask(who: int) -> None:
+        def exchange_many(thread_number: int) -> None:
             for number in range(200):
-                mine = b"%d %d" % (who, number)
+                sent = b"%d %d" % (thread_number, number)
                 try:
-                    answer = connections.exchange(("ECHO", mine))
+                    reply = connections.exchange(("ECHO", sent))
                 except redis.exceptions.ConnectionError:
-                    continue  # cut once more while it was asked again
-                if answer != [mine]:
-                    wrong.append((mine, answer))
+                    continue  # the connection of the second attempt was closed as well
+                if reply != [sent]:
+                    wrong.append((sent, reply))
 
-        threads = [threading.Thread(target=ask, args=(who,)) for who in range(4)]
+        threads = [threading.Thread(target=exchange_many, args=(number,)) for number in range(4)]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
-            way.cut()
+            redis_proxy.close_connections()
             time.sleep(0.02)
         for thread in threads:
             thread.join()
         assert wrong == []
         assert len(connections._idle) <= len(threads)
 
-    def test_who_does_not_listen_leaves_the_answer_to_whoever_comes_next(
-        self, connections: Connections, way: Between
+    def test_unread_replies_of_redis_are_skipped_by_the_next_exchange(
+        self, connections: Connections, redis_proxy: TcpProxy
     ) -> None:
         for number in range(3):
-            assert connections.exchange(("ECHO", f"unheard {number}"), ("ECHO", "and more"), await_reply=False) == []
-        assert connections.exchange(("ECHO", "heard")) == [b"heard"]
-        assert connections.exchange(("LPUSH",), await_reply=False) == []  # an error too is nobody's
-        assert connections.exchange(("ECHO", "heard again"), ("ECHO", "both")) == [b"heard again", b"both"]
-        assert len(way.links) == 1
+            assert connections.exchange(("ECHO", f"unread {number}"), ("ECHO", "more"), await_reply=False) == []
+        assert connections.exchange(("ECHO", "read")) == [b"read"]
+        assert connections.exchange(("LPUSH",), await_reply=False) == []  # an unread error is skipped as well
+        assert connections.exchange(("ECHO", "read again"), ("ECHO", "both")) == [b"read again", b"both"]
+        assert len(redis_proxy.connections) == 1
 
-    def test_nor_does_an_answer_that_never_came_become_anothers(self, connections: Connections, way: Between) -> None:
-        go_on = threading.Event()
-        connections.exchange(("PING",))  # there is a connection that is kept
-        way.reply = once(lambda: go_on.wait(9))
+    def test_unread_reply_of_redis_that_is_late_is_not_taken_for_the_reply_to_a_later_command(
+        self, connections: Connections, redis_proxy: TcpProxy
+    ) -> None:
+        release = threading.Event()
+        connections.exchange(("PING",))  # opens the connection that is kept
+        redis_proxy.on_reply = on_first(lambda: release.wait(9))
         connections.exchange(("ECHO", "held back"), await_reply=False)
         with pytest.raises(redis.exceptions.TimeoutError):
             connections.exchange(("ECHO", "too early"))
-        go_on.set()
-        assert connections.exchange(("ECHO", "heard")) == [b"heard"]
+        release.set()
+        assert connections.exchange(("ECHO", "read")) == [b"read"]
 
-    def test_a_broken_one_is_replaced_for_who_does_not_listen_as_well(
-        self, stack: Stack, connections: Connections, way: Between
+    def test_broken_redis_connection_is_replaced_for_a_command_that_awaits_no_reply(
+        self, stack: Stack, connections: Connections, redis_proxy: TcpProxy
     ) -> None:
         for number in range(3):
-            connections.exchange(("SET", "kept:unheard", f"{number}"), await_reply=False)
-            wait_until(partial(is_kept, stack, b"%d" % number))
-            way.cut()
-            assert connections.exchange(("ECHO", "heard")) == [b"heard"]
+            connections.exchange(("SET", "kept:number", f"{number}"), await_reply=False)
+            wait_until(partial(is_stored, stack, b"%d" % number))
+            redis_proxy.close_connections()
+            assert connections.exchange(("ECHO", "read")) == [b"read"]
 
-    def test_a_script_that_redis_has_forgotten_is_said_again_after_what_came_before_it(
+    def test_script_that_redis_does_not_know_is_sent_after_the_commands_that_preceded_it(
         self, stack: Stack, connections: Connections
     ) -> None:
         stack.redis().script_flush()
-        stack.redis().set(OTHER.key, "something")
-        [dropped] = connections.run(DROP, (PATH.key, "token", 3000), after=[("UNLINK", OTHER.key)])
-        assert (dropped, stack.redis().exists(OTHER.key)) == (0, 0)
+        stack.redis().set(OTHER_PATH.key, "something")
+        [dropped] = connections.run(DROP, (PATH.key, "token", 3000), after=[("UNLINK", OTHER_PATH.key)])
+        assert (dropped, stack.redis().exists(OTHER_PATH.key)) == (0, 0)
         assert connections.run(FILL, (PATH.key, "", "token", b"200\t\t\t\n{}", 60_000)) == [1]
         assert connections.run(READ, (PATH.key, "", "another", 3000))[0][:2] == [1, b"200\t\t\t\n{}"]
 
-    def test_a_read_that_was_lost_and_comes_late_gives_no_lease_again(
-        self, stack: Stack, tier: RedisTier, way: Between
+    def test_delayed_redis_read_does_not_grant_the_fill_lease_of_its_repetition(
+        self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy
     ) -> None:
-        lease = self.repeated(stack, way, lambda: tier.read(PATH, ""), tier)
+        lease = self.repeat_delayed(stack, redis_proxy, lambda: tier.read(PATH, ""), tier)
         assert isinstance(lease, Lease)
         tier.fill(PATH, "", lease, Entry(200, b"{}"))
-        assert tier.read(PATH, "", patience=0) is None  # the late question has the lease
+        assert tier.read(PATH, "", patience=0) is None  # the delayed request holds the fill lease
 
-    def test_nor_does_a_drop(self, stack: Stack, tier: RedisTier, way: Between) -> None:
-        lease = self.repeated(stack, way, lambda: tier.drop([PATH], [PATH])[PATH], tier)
+    def test_delayed_redis_drop_does_not_grant_the_fill_lease_of_its_repetition(
+        self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy
+    ) -> None:
+        lease = self.repeat_delayed(stack, redis_proxy, lambda: tier.drop([PATH], [PATH])[PATH], tier)
         assert isinstance(lease, Lease)
         assert lease not in str(stack.redis().hgetall(PATH.key))
 
-    def repeated(self, stack: Stack, way: Between, ask: Callable[[], object], tier: RedisTier) -> object:
-        """What came of it over a second connection; meanwhile somebody else drops, and the first question arrives."""
+    def repeat_delayed(
+        self, stack: Stack, redis_proxy: TcpProxy, operation: Callable[[], object], tier: RedisTier
+    ) -> object:
+        """Return the result of an operation whose first request is delayed and then repeated over a second connection.
+
+        After the repetition another writer drops the path, and then the first request arrives.
+        """
         assert tier.answers()
-        tier.read(OTHER, "")
-        tier.drop([OTHER], [OTHER])  # there are connections that are kept
-        way.question = lost = Lost()
-        got = ask()
-        assert lost.said
+        tier.read(OTHER_PATH, "")
+        tier.drop([OTHER_PATH], [OTHER_PATH])  # opens the connections that are kept
+        redis_proxy.on_request = delayed = DelayedRequest()
+        result = operation()
+        assert delayed.received
         stack.redis().delete(PATH.key)
-        lost.late.set()
+        delayed.release.set()
         wait_until(lambda: stack.redis().hexists(PATH.key, "lease:"))
-        return got
+        return result
 
-    def test_a_drop_of_which_nothing_is_heard_is_none(self, tier: RedisTier, way: Between) -> None:
-        def end(link: Link, said: bytes) -> bytes:
-            raise Cut
-
-        way.reply = end
+    def test_lost_drop_reply_grants_no_fill_lease(self, tier: RedisTier, redis_proxy: TcpProxy) -> None:
+        redis_proxy.on_reply = close_connection
         with pytest.raises(DoesNotAnswer):
             tier.drop([PATH], [PATH])
-        way.let_be()
+        redis_proxy.reset_hooks()
         assert tier.drop([PATH], [PATH])
 
 
 class TestToEdges:
     @pytest.fixture
     def edge(self, stack: Stack) -> Cache:
-        """One that lives, as PostgreSQL knows it."""
+        """A running edge, as PostgreSQL lists it."""
         [row] = stack.sql(
             "SELECT name, address, epoch, false, false FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1"
         )
         return Cache(*row)
 
     @pytest.fixture
-    def way(self, edge: Cache) -> Iterator[Between]:
+    def edge_proxy(self, edge: Cache) -> Iterator[TcpProxy]:
         host, _, port = edge.address.rpartition(":")
-        with between((host, int(port))) as way:
-            yield way
+        with tcp_proxy((host, int(port))) as proxy:
+            yield proxy
 
     @pytest.fixture
-    def behind(self, edge: Cache, way: Between) -> Cache:
-        return edge._replace(address=f"127.0.0.1:{way.port}")
+    def proxied_edge(self, edge: Cache, edge_proxy: TcpProxy) -> Cache:
+        return edge._replace(address=f"127.0.0.1:{edge_proxy.port}")
 
-    def test_one_connection_takes_drop_after_drop(self, behind: Cache, way: Between) -> None:
+    def test_successive_drops_share_one_edge_connection(self, proxied_edge: Cache, edge_proxy: TcpProxy) -> None:
         tier = EdgeTier()
         for _ in range(5):
-            assert tier.drop([behind], [PATH]) == []
-        assert len(way.links) == 1
+            assert tier.drop([proxied_edge], [PATH]) == []
+        assert len(edge_proxy.connections) == 1
 
-    def test_one_that_broke_meanwhile_is_replaced(self, behind: Cache, way: Between) -> None:
+    def test_edge_connection_that_broke_between_drops_is_replaced(
+        self, proxied_edge: Cache, edge_proxy: TcpProxy
+    ) -> None:
         tier = EdgeTier()
         for _ in range(3):
-            assert tier.drop([behind], [PATH]) == []
-            way.cut()
+            assert tier.drop([proxied_edge], [PATH]) == []
+            edge_proxy.close_connections()
 
-    def test_one_that_breaks_under_the_drop_too(self, behind: Cache, way: Between) -> None:
+    def test_drop_is_repeated_when_its_edge_connection_breaks(self, proxied_edge: Cache, edge_proxy: TcpProxy) -> None:
         tier = EdgeTier()
-        tier.drop([behind], [PATH])
-        way.questions.clear()
+        tier.drop([proxied_edge], [PATH])
+        edge_proxy.requests.clear()
 
-        def end() -> None:
-            raise Cut
+        def close() -> None:
+            raise CloseConnection
 
-        way.reply = once(end)
-        assert tier.drop([behind], [PATH]) == []
-        assert way.questions[0] == way.questions[1]  # a path may be dropped twice
+        edge_proxy.on_reply = on_first(close)
+        assert tier.drop([proxied_edge], [PATH]) == []
+        assert edge_proxy.requests[0] == edge_proxy.requests[1]  # a path may be dropped twice
 
     @pytest.mark.parametrize(
-        "answer",
+        "response",
         [
             b"HTTP/1.1 409 Conflict\r\nContent-Length: 0\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
@@ -253,61 +280,65 @@ class TestToEdges:
             b"what?",
         ],
     )
-    def test_any_other_answer_than_the_one_is_none_and_its_connection_ends(
-        self, behind: Cache, way: Between, answer: bytes
+    def test_edge_response_other_than_204_acknowledges_no_drop_and_closes_the_connection(
+        self, proxied_edge: Cache, edge_proxy: TcpProxy, response: bytes
     ) -> None:
         tier = EdgeTier()
-        way.reply = lambda link, said: answer
+        edge_proxy.on_reply = lambda connection, data: response
         began = time.monotonic()
-        assert tier.drop([behind], [PATH]) == [behind]
+        assert tier.drop([proxied_edge], [PATH]) == [proxied_edge]
         assert time.monotonic() - began < DROP_TIMEOUT_S + 0.5
-        way.let_be()
-        assert tier.drop([behind], [PATH]) == []
-        assert len(way.links) == 2
+        edge_proxy.reset_hooks()
+        assert tier.drop([proxied_edge], [PATH]) == []
+        assert len(edge_proxy.connections) == 2
 
-    def test_an_answer_that_comes_late_is_not_taken_for_the_next_ones(self, behind: Cache, way: Between) -> None:
+    def test_late_acknowledgement_of_an_edge_is_not_taken_for_that_of_the_next_drop(
+        self, proxied_edge: Cache, edge_proxy: TcpProxy
+    ) -> None:
         tier = EdgeTier()
-        tier.drop([behind], [PATH])
-        go_on = threading.Event()
-        way.reply = once(lambda: go_on.wait(9))
-        assert tier.drop([behind], [PATH]) == [behind]
-        go_on.set()
-        way.reply = lambda link, said: said.replace(b"204", b"500")
-        assert tier.drop([behind], [PATH]) == [behind]
+        tier.drop([proxied_edge], [PATH])
+        release = threading.Event()
+        edge_proxy.on_reply = on_first(lambda: release.wait(9))
+        assert tier.drop([proxied_edge], [PATH]) == [proxied_edge]
+        release.set()
+        edge_proxy.on_reply = lambda connection, data: data.replace(b"204", b"500")
+        assert tier.drop([proxied_edge], [PATH]) == [proxied_edge]
 
-    def test_of_a_silent_edge_no_other_connection_is_kept(self, behind: Cache, way: Between) -> None:
-        """They may lead to one worker, which is stopped while those beside it answer."""
+    def test_missing_acknowledgement_closes_all_kept_connections_to_the_edge(
+        self, proxied_edge: Cache, edge_proxy: TcpProxy
+    ) -> None:
+        """The kept connections may lead to one worker, which is stopped while the edge's other workers respond."""
         tier = EdgeTier()
-        slow = threading.Barrier(3)
+        barrier = threading.Barrier(3)
 
-        def together(link: Link, said: bytes) -> bytes:
-            slow.wait(5)
-            return said
+        def reply_together(connection: ProxiedConnection, data: bytes) -> bytes:
+            barrier.wait(5)
+            return data
 
-        way.reply = together
-        threads = [threading.Thread(target=tier.drop, args=([behind], [PATH])) for _ in range(3)]
+        edge_proxy.on_reply = reply_together
+        threads = [threading.Thread(target=tier.drop, args=([proxied_edge], [PATH])) for _ in range(3)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(way.links) == 3
-        stopped = list(way.links)
-        go_on = threading.Event()
+        assert len(edge_proxy.connections) == 3
+        held = list(edge_proxy.connections)
+        release = threading.Event()
 
-        def hold(link: Link, said: bytes) -> bytes:
-            if link in stopped:
-                go_on.wait(9)
-            return said
+        def hold_old_connections(connection: ProxiedConnection, data: bytes) -> bytes:
+            if connection in held:
+                release.wait(9)
+            return data
 
-        way.reply = hold
-        assert tier.drop([behind], [PATH]) == [behind]
-        assert tier.drop([behind], [PATH]) == []
-        go_on.set()
+        edge_proxy.on_reply = hold_old_connections
+        assert tier.drop([proxied_edge], [PATH]) == [proxied_edge]
+        assert tier.drop([proxied_edge], [PATH]) == []
+        release.set()
 
-    def test_a_host_that_is_none_is_an_edge_that_does_not_answer(self, edge: Cache) -> None:
-        nobody = edge._replace(address="a..b:1")
-        assert EdgeTier().drop([nobody], [PATH]) == [nobody]
-        assert not EdgeTier().reaches(nobody)
+    def test_edge_with_an_invalid_host_name_counts_as_unreachable(self, edge: Cache) -> None:
+        unreachable = edge._replace(address="a..b:1")
+        assert EdgeTier().drop([unreachable], [PATH]) == [unreachable]
+        assert not EdgeTier().reaches(unreachable)
 
 
 class TestToPostgreSQL:
@@ -320,60 +351,64 @@ class TestToPostgreSQL:
         database.close()
         stack.sql("DROP TABLE kept")
 
-    def kept(self, stack: Stack) -> list[int]:
+    def stored_numbers(self, stack: Stack) -> list[int]:
         return [n for (n,) in stack.sql("SELECT n FROM kept ORDER BY n")]
 
-    def test_one_that_broke_while_nobody_used_it_costs_no_request(self, stack: Stack, database: Database) -> None:
+    def test_idle_postgresql_connection_that_broke_fails_no_request(self, stack: Stack, database: Database) -> None:
         for _ in range(3):
-            end(stack, transact(database, insert, lambda connection: connection.execute("DELETE FROM kept")))
+            terminate(stack, transact(database, insert, lambda connection: connection.execute("DELETE FROM kept")))
 
-    def test_one_that_ends_in_a_transaction_leaves_nothing_and_the_next_request_gets_another(
+    def test_connection_that_breaks_in_a_transaction_leaves_no_change_and_is_replaced(
         self, stack: Stack, database: Database
     ) -> None:
         with pytest.raises(DatabaseUnavailable):
-            transact(database, insert, lambda connection: end(stack, connection), insert)
-        assert self.kept(stack) == []
+            transact(database, insert, lambda connection: terminate(stack, connection), insert)
+        assert self.stored_numbers(stack) == []
         transact(database, insert)
-        assert self.kept(stack) == [1]
+        assert self.stored_numbers(stack) == [1]
 
-    def test_one_that_ends_before_the_commit_is_no_success(self, stack: Stack, database: Database) -> None:
+    def test_connection_that_breaks_before_commit_reports_no_success(self, stack: Stack, database: Database) -> None:
         with pytest.raises(DatabaseUnavailable):
-            transact(database, insert, lambda connection: end(stack, connection))
-        assert self.kept(stack) == []
+            transact(database, insert, lambda connection: terminate(stack, connection))
+        assert self.stored_numbers(stack) == []
 
-    def test_one_that_ends_before_the_rollback_shows_what_had_failed(self, stack: Stack, database: Database) -> None:
+    def test_connection_that_breaks_before_rollback_does_not_hide_the_error(
+        self, stack: Stack, database: Database
+    ) -> None:
         with pytest.raises(ZeroDivisionError):
-            transact(database, insert, lambda connection: end(stack, connection), lambda _: 1 // 0)
+            transact(database, insert, lambda connection: terminate(stack, connection), lambda _: 1 // 0)
         transact(database, insert)
-        assert self.kept(stack) == [1]
+        assert self.stored_numbers(stack) == [1]
 
-    def test_none_is_given_back_inside_a_transaction(self, stack: Stack, database: Database) -> None:
+    def test_connection_returns_to_its_pool_outside_of_a_transaction(self, stack: Stack, database: Database) -> None:
         def interrupt(connection: Connection) -> None:
             raise KeyboardInterrupt
 
         for work, error in (
-            (divide, psycopg.errors.DivisionByZero),
+            (divide_by_zero, psycopg.errors.DivisionByZero),
             (interrupt, KeyboardInterrupt),
-            (insert, psycopg.errors.UniqueViolation),  # found out by COMMIT
+            (insert, psycopg.errors.UniqueViolation),  # the deferred constraint is checked by COMMIT
         ):
             with pytest.raises(error):
                 transact(database, insert, work)
-            again = transact(database)
-            assert again.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
-        assert self.kept(stack) == []
+            connection = transact(database)
+            assert connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+        assert self.stored_numbers(stack) == []
 
-    def test_what_has_failed_inside_is_not_said_to_be_committed(self, stack: Stack, database: Database) -> None:
-        """To COMMIT after an error that somebody passed over PostgreSQL answers ROLLBACK, which is no error."""
+    def test_transaction_with_a_suppressed_error_is_not_reported_as_committed(
+        self, stack: Stack, database: Database
+    ) -> None:
+        """PostgreSQL answers ROLLBACK, which is no error, to COMMIT after an error that the caller suppressed."""
 
-        def pass_over(connection: Connection) -> None:
+        def suppress_error(connection: Connection) -> None:
             with suppress(psycopg.errors.DivisionByZero):
-                divide(connection)
+                divide_by_zero(connection)
 
         with pytest.raises(psycopg.errors.InFailedSqlTransaction):
-            transact(database, insert, pass_over)
-        assert self.kept(stack) == []
+            transact(database, insert, suppress_error)
+        assert self.stored_numbers(stack) == []
 
-    def test_one_that_did_not_answer_in_time_is_not_used_again(self, database: Database) -> None:
+    def test_connection_that_missed_its_deadline_is_not_used_again(self, database: Database) -> None:
         used: list[Connection] = []
         with pytest.raises(DatabaseUnavailable):
             transact(
@@ -385,17 +420,16 @@ class TestToPostgreSQL:
         assert used[0].closed
         assert transact(database) is not used[0]
 
-    def test_notices_that_wait_on_it_do_no_harm(self, stack: Stack, database: Database) -> None:
+    def test_pending_notification_on_a_kept_connection_does_no_harm(self, stack: Stack, database: Database) -> None:
         with database.autocommit() as connection:
             connection.execute("LISTEN kept")
         stack.sql("NOTIFY kept")
-        with database.autocommit() as again:
-            assert again.execute("SELECT 1").fetchone() == (1,)
-        assert again is connection
+        with database.autocommit() as reused:
+            assert reused.execute("SELECT 1").fetchone() == (1,)
+        assert reused is connection
 
 
-def test_caches_are_asked_over_them(stack: Stack) -> None:
-    """After PostgreSQL has ended every connection, the next question is answered."""
+def test_fence_of_redis_can_be_read_after_postgresql_closed_every_connection(stack: Stack) -> None:
     database = Database(stack.postgres, size=2, timeout=2)
     database.open()
     caches = Caches(database, threads=2)
@@ -416,10 +450,10 @@ def insert(connection: Connection) -> None:
     connection.execute("INSERT INTO kept VALUES (1)")
 
 
-def divide(connection: Connection) -> None:
+def divide_by_zero(connection: Connection) -> None:
     connection.execute("SELECT 1/0")
 
 
-def end(stack: Stack, connection: Connection) -> None:
-    """As a restart of PostgreSQL would."""
+def terminate(stack: Stack, connection: Connection) -> None:
+    """End the session of this connection, as a restart of PostgreSQL does."""
     stack.sql("SELECT pg_terminate_backend(%s, 5000)", connection.info.backend_pid)

@@ -1,4 +1,4 @@
-"""A row that somebody has locked delays those who write it, and nobody else."""
+"""A row that another session has locked delays its writers, and no other request."""
 
 import threading
 import time
@@ -9,39 +9,40 @@ import psycopg
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.stack import Stack, running, wait_until
 
 CLIENTS = 100
 LOCKED_S = 6
-"""Longer than two leases: an edge that cannot renew has lost its lease by then."""
+"""Longer than two cache leases: an edge that cannot renew has lost its lease by then."""
 
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Its entries outlive the test, so that a read that is no hit has lost its cache."""
+    """A stack whose entries outlive the test, so a read that is no hit shows that the edge has lost its cache."""
     with running("--edges", "2", EDGE_TTL="600") as stack:
         yield stack
 
 
 @contextmanager
-def locked(stack: Stack, user: int) -> Iterator[None]:
-    """A session that has forgotten a row lock."""
+def row_locked(stack: Stack, user: int) -> Iterator[None]:
+    """Hold a row lock, as a session that was left open does."""
     with psycopg.connect(stack.postgres) as connection:
         connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (user,))
         yield
 
 
 @contextmanager
-def crowd(stack: Stack, user: int) -> Iterator[list[int]]:
-    """Clients that write this row again and again; the statuses of their answers."""
+def clients_writing(stack: Stack, user: int) -> Iterator[list[int]]:
+    """Run clients that write this row again and again; yield the growing list of their status codes."""
     statuses: list[int] = []
-    over = threading.Event()
+    finished = threading.Event()
 
     def write(number: int) -> None:
         edge = stack.edges[number % len(stack.edges)]
-        while not over.is_set():
-            answer = requests.put(f"{edge}/users/{user}", json={"name": f"Crowd {number}"}, timeout=30)
-            statuses.append(answer.status_code)
+        while not finished.is_set():
+            response = requests.put(f"{edge}/users/{user}", json={"name": f"Client {number}"}, timeout=30)
+            statuses.append(response.status_code)
 
     clients = [threading.Thread(target=write, args=(number,)) for number in range(CLIENTS)]
     for client in clients:
@@ -49,7 +50,7 @@ def crowd(stack: Stack, user: int) -> Iterator[list[int]]:
     try:
         yield statuses
     finally:
-        over.set()
+        finished.set()
         for client in clients:
             client.join()
 
@@ -58,30 +59,30 @@ def lease_ms(edge: str) -> int:
     return int(requests.get(f"{edge}/.edge", timeout=5).text.split()[1])
 
 
-def test_many_who_write_a_locked_row_cost_no_edge_its_lease_and_no_other_row_its_hits(stack: Stack) -> None:
-    others = [f"{edge}/users/{user}" for edge in stack.edges for user in (2, 3)]
-    for url in others:
-        wait_until(lambda url=url: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+def test_writers_of_a_locked_row_cost_no_edge_its_cache_lease_and_no_other_row_its_hits(stack: Stack) -> None:
+    other_rows = [f"{edge}/users/{user}" for edge in stack.edges for user in (2, 3)]
+    for url in other_rows:
+        wait_until(lambda url=url: is_hit(url))  # type: ignore[misc]
     results: list[str] = []
     with ExitStack() as lock:
-        lock.enter_context(locked(stack, 1))
-        with crowd(stack, 1) as statuses:
+        lock.enter_context(row_locked(stack, 1))
+        with clients_writing(stack, 1) as statuses:
             until = time.monotonic() + LOCKED_S
             while time.monotonic() < until:
-                for url in others:
+                for url in other_rows:
                     results.append(requests.get(url, timeout=1).headers["X-Cache-Status"])
                 assert all(lease_ms(edge) > 0 for edge in stack.edges)
                 for edge in stack.edges:
                     assert requests.get(f"{edge}/livez", timeout=1).status_code == 200
                     assert requests.get(f"{edge}/readyz", timeout=1).json()["checks"]["edge"] == "ok"
-            assert set(statuses) == {503}  # the database did not carry them out, and says so
+            assert set(statuses) == {503}  # PostgreSQL carried out none of these writes
             lock.close()
             wait_until(lambda: 200 in statuses, what="the row can be written again")
     assert set(results) == {"HIT"}
 
 
-def test_reads_that_miss_are_answered_while_writes_wait(stack: Stack) -> None:
-    with locked(stack, 1), crowd(stack, 1):
+def test_misses_are_served_while_writers_wait_for_a_locked_row(stack: Stack) -> None:
+    with row_locked(stack, 1), clients_writing(stack, 1):
         for number in range(30):
             stack.redis().flushdb()
             assert requests.get(f"{stack.edges[number % 2]}/users?limit={number + 1}", timeout=3).status_code == 200

@@ -1,4 +1,4 @@
-"""The table of caches: leases and fences between parties that are late, dead or somewhere else."""
+"""The table of caches: cache leases and fences between parties that are late, down, or at another address."""
 
 import socket
 import threading
@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 import requests
 
-from testkit.api import User
+from testkit.api import User, is_hit
 from testkit.outages import refusing
 from testkit.stack import Stack, free_ports, run, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
@@ -25,23 +25,23 @@ from velikiy.postgres import Database, DatabaseUnavailable
 @pytest.fixture
 def caches(stack: Stack, database: Database) -> Iterator[Caches]:
     yield Caches(database, threads=8)
-    stack.sql("DELETE FROM caches WHERE address LIKE '192.0.2.%%'")  # a documentation's addresses, nobody's
+    stack.sql("DELETE FROM caches WHERE address LIKE '192.0.2.%%'")  # addresses for documentation (RFC 5737)
 
 
-def row(stack: Stack, name: str) -> tuple[str, bool, bool] | None:
-    """Epoch, fenced, left out."""
+def cache_row(stack: Stack, name: str) -> tuple[str, bool, bool] | None:
+    """Return the epoch of a cache, whether it is fenced, and whether it is excluded."""
     rows = stack.sql("SELECT epoch, fenced_at IS NOT NULL, excluded FROM caches WHERE name = %s", name)
     return (str(rows[0][0]), bool(rows[0][1]), bool(rows[0][2])) if rows else None
 
 
-def edge(place: str, address: str, epoch: str = "1") -> Cache:
-    return Cache(f"{place}@{address}", address, epoch, fenced=False, excluded=False)
+def edge_cache(instance_id: str, address: str, epoch: str = "1") -> Cache:
+    return Cache(f"{instance_id}@{address}", address, epoch, fenced=False, excluded=False)
 
 
 class TestFences:
-    def test_a_fenced_edge_is_refused_and_after_the_wait_excluded(self, stack: Stack, caches: Caches) -> None:
-        with refusing(stack, "relay"):  # which forgets an edge as soon as it is left out
-            cache = edge("a/b", "192.0.2.1:1")
+    def test_fenced_edge_gets_no_lease_and_is_excluded_after_the_wait(self, stack: Stack, caches: Caches) -> None:
+        with refusing(stack, "relay"):  # the relay would forget the edge as soon as it is excluded
+            cache = edge_cache("a/b", "192.0.2.1:1")
             caches.register("a/b", cache.address, "1")
             assert caches.renew("a/b", "1") is not None
             began = time.monotonic()
@@ -49,164 +49,178 @@ class TestFences:
             assert caches.renew("a/b", "1") is None
             caches.await_exclusion([cache])
             assert EXCLUSION_S <= time.monotonic() - began < EXCLUSION_S + 1
-            assert row(stack, cache.name) == ("1", True, True)
+            assert cache_row(stack, cache.name) == ("1", True, True)
             began = time.monotonic()
             caches.await_exclusion([cache])
-            assert time.monotonic() - began < 0.5  # somebody else has waited
+            assert time.monotonic() - began < 0.5  # the cache is excluded already
             caches.register("a/b", cache.address, "2")
-            assert row(stack, cache.name) == ("2", False, False)
+            assert cache_row(stack, cache.name) == ("2", False, False)
             assert caches.renew("a/b", "2") is not None
 
-    def test_a_registration_that_is_carried_out_late_ends_nobodys_wait(self, stack: Stack, caches: Caches) -> None:
-        """The edge goes on under the lease of the newer one."""
-        cache = edge("a/b", "192.0.2.2:1", "2")
+    def test_late_registration_of_an_old_epoch_does_not_shorten_the_wait_for_exclusion(
+        self, stack: Stack, caches: Caches
+    ) -> None:
+        """The edge still uses the cache lease of its newer epoch."""
+        cache = edge_cache("a/b", "192.0.2.2:1", "2")
         caches.register("a/b", cache.address, "2")
         caches.fence([cache])
-        late = threading.Timer(0.3, caches.register, ("a/b", cache.address, "1"))
-        late.start()
+        late_registration = threading.Timer(0.3, caches.register, ("a/b", cache.address, "1"))
+        late_registration.start()
         began = time.monotonic()
         caches.await_exclusion([cache])
         assert time.monotonic() - began >= EXCLUSION_S
-        late.join()
-        assert row(stack, cache.name) == ("1", False, False)
+        late_registration.join()
+        assert cache_row(stack, cache.name) == ("1", False, False)
         assert caches.renew("a/b", "2") is None
 
-    def test_an_edge_that_apps_see_at_two_addresses_keeps_its_lease(self, stack: Stack, caches: Caches) -> None:
+    def test_edge_with_two_addresses_keeps_its_lease(self, stack: Stack, caches: Caches) -> None:
         caches.register("a/b", "192.0.2.3:1", "1")
         assert caches.renew("a/b", "1") is not None
         assert caches.renew("a", "1") is None
-        caches.register("a/b", "192.0.2.4:1", "2")  # it was fenced meanwhile, and another app took it in
+        # The edge was fenced, and another app, which sees it at another address, registered it again.
+        caches.register("a/b", "192.0.2.4:1", "2")
         assert caches.renew("a/b", "2") is not None
-        assert row(stack, "a/b@192.0.2.3:1") == ("1", False, False)  # writers drop at both, until the relay forgets it
+        # Writers invalidate at both addresses until the relay forgets the first.
+        assert cache_row(stack, "a/b@192.0.2.3:1") == ("1", False, False)
 
-    def test_whoever_was_at_the_address_before_is_fenced(self, stack: Stack, caches: Caches) -> None:
-        before = edge("old/b", "192.0.2.5:1")
-        caches.register("old/b", before.address, "1")
-        caches.register("new/b", before.address, "2")
-        assert row(stack, before.name) == ("1", True, False)
-        wait_until(lambda: row(stack, before.name) is None)  # the relay sees to that
+    def test_registration_at_an_address_fences_the_edge_that_was_registered_there(
+        self, stack: Stack, caches: Caches
+    ) -> None:
+        predecessor = edge_cache("old/b", "192.0.2.5:1")
+        caches.register("old/b", predecessor.address, "1")
+        caches.register("new/b", predecessor.address, "2")
+        assert cache_row(stack, predecessor.name) == ("1", True, False)
+        wait_until(lambda: cache_row(stack, predecessor.name) is None)  # the relay removes the row
 
-    def test_not_all_threads_of_a_process_wait(self, stack: Stack, database: Database) -> None:
+    def test_three_quarters_of_the_threads_of_a_process_wait_for_an_exclusion_at_most(
+        self, stack: Stack, database: Database
+    ) -> None:
         caches = Caches(database, threads=4)
-        cache = edge("a/b", "192.0.2.6:1")
+        cache = edge_cache("a/b", "192.0.2.6:1")
         caches.register("a/b", cache.address, "1")
         caches.fence([cache])
         refused: list[Exception] = []
 
-        def wait() -> None:
+        def await_exclusion() -> None:
             try:
                 caches.await_exclusion([cache])
             except DatabaseUnavailable as error:
                 refused.append(error)
 
-        waiting = [threading.Thread(target=wait) for _ in range(5)]
-        for thread in waiting:
+        threads = [threading.Thread(target=await_exclusion) for _ in range(5)]
+        for thread in threads:
             thread.start()
-        for thread in waiting:
+        for thread in threads:
             thread.join()
         assert len(refused) == 2
 
-    def test_redis_comes_back_by_its_epoch_only(self, stack: Stack, database: Database, caches: Caches) -> None:
+    def test_redis_is_readmitted_only_when_excluded_and_only_by_its_current_epoch(
+        self, stack: Stack, database: Database, caches: Caches
+    ) -> None:
         with database.autocommit() as connection:
             redis = caches.redis(connection)
             caches.readmit_redis(redis)
-            assert caches.redis(connection) == redis  # it was not left out
+            assert caches.redis(connection) == redis  # Redis was not excluded
             caches.fence([redis])
             caches.readmit_redis(redis._replace(epoch="an earlier one"))
             assert caches.redis(connection).fenced
-        wait_until(lambda: not caches.redis_is_fenced())  # the relay empties it and puts it back
+        wait_until(lambda: not caches.redis_is_fenced())  # the relay empties Redis and readmits it
 
 
-class TestRowsThatDisappear:
-    """Somebody deletes them, or empties the table."""
+class TestDeletedRows:
+    """Rows of the table `caches` are deleted by hand, or the table is emptied."""
 
-    def test_while_redis_has_no_row_it_is_fenced_and_clients_are_answered(
+    def test_redis_without_a_row_counts_as_fenced_and_requests_succeed(
         self, stack: Stack, caches: Caches, database: Database, new_user: User
     ) -> None:
         path = f"/users/{new_user['id']}"
-        with refusing(stack, "relay"):  # which would insert it
+        with refusing(stack, "relay"):  # the relay would insert the row
             stack.sql("DELETE FROM caches WHERE name = 'redis'")
             assert caches.redis_is_fenced()
             with database.autocommit() as connection:
-                assert not caches.redis(connection).excluded  # a writer waits until nobody uses it any more
-            wait_until(lambda: [app for app in stack.apps if uses_redis(app + path)] == [])
+                assert not caches.redis(connection).excluded  # a writer waits for the exclusion
+            wait_until(lambda: [app for app in stack.apps if is_redis_hit(app + path)] == [])
             for number, app in enumerate(stack.apps):
-                written_and_read(stack, app + path, f"Without {number}")
+                write_and_read_everywhere(stack, app + path, f"Without {number}")
             shown, purged = (
-                run("velikiy", "cache", *what, DATA=str(stack.data)) for what in (("show", path), ("purge", path))
+                run("velikiy", "cache", *command, DATA=str(stack.data)) for command in (("show", path), ("purge", path))
             )
             assert "fenced: not in use" in shown.stdout, shown.stderr
             assert purged.stdout == f"dropped {path} in Redis and at 2 edges\n", purged.stderr
-        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
-        written_and_read(stack, stack.app + path, "With")
+        wait_until(lambda: all(is_redis_hit(app + path) for app in stack.apps))
+        write_and_read_everywhere(stack, stack.app + path, "With")
 
-    def test_the_row_of_redis_comes_back_and_no_client_notices(self, stack: Stack, new_user: User) -> None:
-        before = row(stack, "redis")
+    def test_deleted_row_of_redis_comes_back_without_a_stale_read_or_a_failed_request(
+        self, stack: Stack, new_user: User
+    ) -> None:
+        before = cache_row(stack, "redis")
         stack.sql("DELETE FROM caches WHERE name = 'redis'")
         path = f"/users/{new_user['id']}"
         numbers = count()
 
         def is_back() -> bool:
-            written_and_read(stack, f"{stack.edge}{path}", f"Number {next(numbers)}")
-            found = row(stack, "redis")
-            return found is not None and found != before and not found[1]
+            write_and_read_everywhere(stack, f"{stack.edge}{path}", f"Number {next(numbers)}")
+            row = cache_row(stack, "redis")
+            return row is not None and row != before and not row[1]
 
         wait_until(is_back)
-        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
+        wait_until(lambda: all(is_redis_hit(app + path) for app in stack.apps))
 
-    def test_after_a_truncate_all_caches_come_back(self, stack: Stack, new_user: User) -> None:
+    def test_all_caches_register_again_after_the_table_is_truncated(self, stack: Stack, new_user: User) -> None:
         path = f"/users/{new_user['id']}"
         names = stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL ORDER BY name")
         stack.sql("TRUNCATE caches")
         wait_until(lambda: stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL ORDER BY name") == names)
-        written_and_read(stack, stack.edge + path, "After")
-        wait_until(lambda: all(uses_redis(app + path) for app in stack.apps))
+        write_and_read_everywhere(stack, stack.edge + path, "After")
+        wait_until(lambda: all(is_redis_hit(app + path) for app in stack.apps))
         for edge in stack.edges:
-            wait_until(lambda edge=edge: requests.get(edge + path, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
+            wait_until(lambda edge=edge: is_hit(edge + path))  # type: ignore[misc]
 
 
-def uses_redis(url: str) -> bool:
-    answer = requests.get(url, timeout=5)
-    assert answer.status_code == 200, answer.text
-    return "redis; hit" in answer.headers["Cache-Status"]
+def is_redis_hit(url: str) -> bool:
+    response = requests.get(url, timeout=5)
+    assert response.status_code == 200, response.text
+    return "redis; hit" in response.headers["Cache-Status"]
 
 
-def written_and_read(stack: Stack, url: str, name: str) -> None:
-    """A write is answered, and seen wherever one asks."""
-    answer = requests.put(url, json={"name": name}, timeout=10)
-    assert answer.status_code == 200, answer.text
+def write_and_read_everywhere(stack: Stack, url: str, name: str) -> None:
+    """Write the name, and read it through every edge and every app."""
+    response = requests.put(url, json={"name": name}, timeout=10)
+    assert response.status_code == 200, response.text
     path = "/" + url.split("/", 3)[3]
-    answers = [requests.get(door + path, timeout=5) for door in (*stack.edges, *stack.apps)]
-    assert [(answer.status_code, answer.json().get("name")) for answer in answers] == [(200, name)] * len(answers)
+    responses = [requests.get(base + path, timeout=5) for base in (*stack.edges, *stack.apps)]
+    assert [(response.status_code, response.json().get("name")) for response in responses] == (
+        [(200, name)] * len(responses)
+    )
 
 
-class TestTrust:
-    def test_who_has_asked_may_use_redis_for_the_lease_from_before_the_question(self) -> None:
-        asked: list[float] = []
+class TestRedisLease:
+    def test_lease_of_redis_is_counted_from_before_the_question_and_is_kept(self) -> None:
+        asked_at: list[float] = []
 
-        def fenced() -> bool:
-            asked.append(now())
+        def is_fenced() -> bool:
+            asked_at.append(now())
             time.sleep(0.2)
             return False
 
-        redis_lease = RedisLease(fenced)
+        redis_lease = RedisLease(is_fenced)
         until = redis_lease.trusted_until()
-        assert until <= asked[0] + LEASE_S
+        assert until <= asked_at[0] + LEASE_S
         assert redis_lease.trusted_until() == until
-        assert len(asked) == 1  # not each time
+        assert len(asked_at) == 1  # the second call did not ask PostgreSQL
 
-    def test_a_fenced_redis_is_not_used(self) -> None:
+    def test_fenced_redis_grants_no_lease(self) -> None:
         assert RedisLease(lambda: True).trusted_until() == 0
 
-    def test_without_an_answer_what_was_promised_runs_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answers = [False]
+    def test_lease_of_redis_expires_while_postgresql_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        remaining = [False]
 
-        def fenced() -> bool:
-            if not answers:
+        def is_fenced() -> bool:
+            if not remaining:
                 raise DatabaseUnavailable
-            return answers.pop()
+            return remaining.pop()
 
-        redis_lease = RedisLease(fenced)
+        redis_lease = RedisLease(is_fenced)
         until = redis_lease.trusted_until()
         monkeypatch.setattr(redis_lease_module, "RENEWAL_S", 0)
         assert redis_lease.trusted_until() == until
@@ -216,40 +230,43 @@ class TestTrust:
 
 
 class TestDrops:
-    def test_a_refused_connection_shows_a_dead_edge_only_beside_us(self) -> None:
-        """Elsewhere the address may be another machine's by now, and the edge that was meant lives on."""
+    def test_refused_connection_proves_only_an_edge_on_our_own_loopback_down(self) -> None:
+        """Elsewhere the address may belong to another machine by now, while the edge still runs."""
         address = f"127.0.0.1:{free_ports(1)}"
-        dead, elsewhere = edge(f"{HOST}/x", address), edge("another/x", address)
-        assert EdgeTier().drop([dead, elsewhere], None) == [elsewhere]
+        local, remote = edge_cache(f"{HOST}/x", address), edge_cache("another/x", address)
+        assert EdgeTier().drop([local, remote], None) == [remote]
 
-    def test_a_redis_that_somebody_else_may_refuse_for_is_not_taken_for_dead(self) -> None:
+    def test_refused_connection_proves_redis_down_only_at_its_own_socket(self) -> None:
         url = f"redis://127.0.0.1:{free_ports(1)}/0"
         redis_lease = RedisLease(lambda: False)
         RedisTier(url, redis_lease, ttl=60, timeout=1, direct=True).drop([CachePath("/x", "x")])
         with pytest.raises(DoesNotAnswer):
             RedisTier(url, redis_lease, ttl=60, timeout=1).drop([CachePath("/x", "x")])
 
-    def test_many_that_are_silent_cost_no_more_than_one(self) -> None:
+    def test_drop_waits_for_several_silent_edges_no_longer_than_for_one(self) -> None:
         with ExitStack() as context:
-            holes = [context.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(8)]
-            edges = [edge(f"{HOST}/x{n}", f"127.0.0.1:{hole.getsockname()[1]}") for n, hole in enumerate(holes)]
+            silent = [context.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(8)]
+            edges = [
+                edge_cache(f"{HOST}/x{number}", f"127.0.0.1:{server.getsockname()[1]}")
+                for number, server in enumerate(silent)
+            ]
             began = time.monotonic()
             assert EdgeTier().drop(edges, None) == edges
             assert time.monotonic() - began < 3 * DROP_TIMEOUT_S
 
-    def test_an_edge_that_cannot_be_told_gets_no_lease(self, stack: Stack) -> None:
-        asked = {"place": f"{HOST}/nobody", "epoch": "1", "port": str(free_ports(1))}
-        # A refusal on our own loopback is no death either, before it has once answered there.
-        assert requests.post(f"{stack.app}/.lease/register", data=asked, timeout=5).status_code == 424
-        with socket.create_server(("127.0.0.1", 0)) as hole:
-            asked["port"] = str(hole.getsockname()[1])
-            assert requests.post(f"{stack.app}/.lease/register", data=asked, timeout=5).status_code == 424
-        assert stack.sql("SELECT name FROM caches WHERE name LIKE %s", f"{HOST}/nobody@%") == []
+    def test_edge_whose_control_listener_no_app_reaches_is_not_registered(self, stack: Stack) -> None:
+        form = {"instance_id": f"{HOST}/unreachable", "epoch": "1", "port": str(free_ports(1))}
+        # On our own loopback, too, a refusal proves nothing before the edge has responded there once.
+        assert requests.post(f"{stack.app}/.lease/register", data=form, timeout=5).status_code == 424
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            form["port"] = str(silent.getsockname()[1])
+            assert requests.post(f"{stack.app}/.lease/register", data=form, timeout=5).status_code == 424
+        assert stack.sql("SELECT name FROM caches WHERE name LIKE %s", f"{HOST}/unreachable@%") == []
 
-    def test_clients_cannot_ask_for_leases(self, stack: Stack) -> None:
-        asked = {"place": "x", "epoch": "1", "port": "1"}
+    def test_edge_passes_no_lease_request_of_a_client_to_an_app(self, stack: Stack) -> None:
+        form = {"instance_id": "x", "epoch": "1", "port": "1"}
         for spelling in ("/.lease/register", "/%2elease/register", "/x/../.lease/register", "//.lease/register"):
-            request = requests.Request("POST", stack.edge, data=asked).prepare()
+            request = requests.Request("POST", stack.edge, data=form).prepare()
             request.url = stack.edge + spelling
             with requests.Session() as session:
                 assert session.send(request, timeout=5).status_code == 404

@@ -1,10 +1,11 @@
-"""Races between a reader and a writer, each stepped: one is stopped at a place while the other runs through."""
+"""Races between a reader and a writer in one process: one of them stops at a chosen point while the other runs through."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import count
+from threading import Timer
 
 import psycopg
 import pytest
@@ -20,43 +21,43 @@ from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statemen
 _numbers = count(1)
 
 
-def nothing() -> None:
+def do_nothing() -> None:
     pass
 
 
-class Stepped(RedisTier):
-    """Stops a writer before and after its drop."""
+class HookedRedisTier(RedisTier):
+    """Run a hook before and after each drop."""
 
-    before_drop: Callable[[], None] = staticmethod(nothing)
-    after_drop: Callable[[], None] = staticmethod(nothing)
+    before_drop: Callable[[], None] = staticmethod(do_nothing)
+    after_drop: Callable[[], None] = staticmethod(do_nothing)
 
-    def drop(self, paths: Iterable[CachePath] | None, mine: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
+    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, Lease]:
         self.before_drop()
-        leases = super().drop(paths, mine)
+        leases = super().drop(paths, prefill)
         self.after_drop()
         return leases
 
 
-def stepped(stack: Stack, database: Database) -> Stepped:
-    return Stepped(stack.redis_url, RedisLease(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
+def hooked_tier(stack: Stack, database: Database) -> HookedRedisTier:
+    return HookedRedisTier(stack.redis_url, RedisLease(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
 
 
-def fenced(database: Database, tier: RedisTier) -> Gate:
+def gate_with(database: Database, tier: RedisTier) -> Gate:
     return Gate(database, Caches(database, threads=8), tier, EdgeTier())
 
 
-class Row:
-    """One row behind one path, with a reader and a writer of it."""
+class CachedRow:
+    """A row behind a path of its own, with a reader and a writer."""
 
-    def __init__(self, stack: Stack, database: Database, tier: Stepped) -> None:
+    def __init__(self, stack: Stack, database: Database, tier: HookedRedisTier) -> None:
         self.stack, self.database, self.tier = stack, database, tier
-        self.gate = fenced(database, tier)
-        self.lock_id = next(_numbers)
-        self.path = CachePath(f"/row/{self.lock_id}", f"row:{self.lock_id}")
-        stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.lock_id)
+        self.gate = gate_with(database, tier)
+        self.id = next(_numbers)
+        self.path = CachePath(f"/row/{self.id}", f"row:{self.id}")
+        stack.sql("INSERT INTO rows VALUES (%s, 'old')", self.id)
 
     def load(self, connection: Connection) -> Entry:
-        row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.lock_id,)).fetchone()
+        row = connection.execute("SELECT value FROM rows WHERE id = %s", (self.id,)).fetchone()
         return Entry(200, row[0].encode()) if row else Entry(404, b"{}")
 
     def read(self, load: Callable[[Connection], Entry] | None = None) -> Answer:
@@ -66,22 +67,22 @@ class Row:
         return self.read().entry.body.decode()
 
     def write(self, value: str) -> None:
-        # Another writer is another process: with a tier of its own, which is not stepped.
-        self.write_through(fenced(self.database, stepped(self.stack, self.database)), value)
+        """Write as another process does: through a gate and a Redis tier without hooks."""
+        self._write_through(gate_with(self.database, hooked_tier(self.stack, self.database)), value)
 
-    def write_stepped(self, value: str) -> None:
-        self.write_through(self.gate, value)
+    def write_with_hooks(self, value: str) -> None:
+        self._write_through(self.gate, value)
 
-    def write_through(self, gate: Gate, value: str) -> None:
+    def _write_through(self, gate: Gate, value: str) -> None:
         def change(connection: Connection) -> Change[None]:
-            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.lock_id))
+            connection.execute("UPDATE rows SET value = %s WHERE id = %s", (value, self.id))
             return Change(None, (self.path,))
 
         gate.write(change)
 
-    def stored(self) -> bytes | None:
-        stored: bytes | None = self.stack.redis().hget(self.path.key, "body:")  # type: ignore[assignment]
-        return stored
+    def body_in_redis(self) -> bytes | None:
+        body: bytes | None = self.stack.redis().hget(self.path.key, "body:")  # type: ignore[assignment]
+        return body
 
 
 @pytest.fixture(scope="module")
@@ -95,88 +96,88 @@ def database(stack: Stack) -> Iterator[Database]:
 
 
 @pytest.fixture
-def row(stack: Stack, database: Database) -> Row:
-    return Row(stack, database, stepped(stack, database))
+def row(stack: Stack, database: Database) -> CachedRow:
+    return CachedRow(stack, database, hooked_tier(stack, database))
 
 
-def test_a_fill_that_a_write_overtook_between_read_and_store_is_refused(row: Row) -> None:
+def test_fill_is_refused_after_a_write_between_snapshot_and_fill(row: CachedRow) -> None:
     def load(connection: Connection) -> Entry:
         entry = row.load(connection)
         row.write("new")
         return entry
 
     answer = row.read(load)
-    assert answer.entry.body == b"old"  # its read began before the write
-    assert row.stored() is None
+    assert answer.entry.body == b"old"  # the read started before the write
+    assert row.body_in_redis() is None
     assert row.value() == "new"
 
 
-def test_a_write_between_check_and_snapshot_is_seen_by_both(row: Row) -> None:
+def test_read_returns_a_write_between_probe_and_snapshot_and_its_fill_is_refused(row: CachedRow) -> None:
     def load(connection: Connection) -> Entry:
         row.write("new")
         return row.load(connection)
 
     assert row.read(load).entry.body == b"new"
-    assert row.stored() is None  # the write took the reader's lease: nobody can tell that it saw it
+    assert row.body_in_redis() is None  # the write deleted the fill lease: Redis cannot know that the read returns it
     assert row.value() == "new"
 
 
-@pytest.mark.parametrize("place", ["before_drop", "after_drop"])
-def test_what_is_read_while_a_writer_is_on_its_way_is_stored_nowhere(row: Row, place: str) -> None:
-    seen: list[Answer] = []
-    assert row.value() == "old"  # and it is in Redis now
-    setattr(row.tier, place, lambda: seen.append(row.read()))
-    row.write_stepped("new")
-    [answer] = seen
-    assert answer.entry.body == b"old"  # not committed yet
-    if place == "after_drop":
+@pytest.mark.parametrize("hook", ["before_drop", "after_drop"])
+def test_read_during_a_write_fills_no_cache(row: CachedRow, hook: str) -> None:
+    answers: list[Answer] = []
+    assert row.value() == "old"  # Redis has the entry now
+    setattr(row.tier, hook, lambda: answers.append(row.read()))
+    row.write_with_hooks("new")
+    [answer] = answers
+    assert answer.entry.body == b"old"  # the write is not committed yet
+    if hook == "after_drop":
         assert not answer.storable
         assert answer.cache_status == "redis; fwd=uri-miss; detail=write-in-flight"
-    assert row.stored() is None
+    assert row.body_in_redis() is None
     assert row.value() == "new"
 
 
-def test_a_second_writer_of_the_path_that_passes_the_first_hides_nothing(row: Row) -> None:
-    other = row.lock_id + 1_000_000
-    row.stack.sql("INSERT INTO rows VALUES (%s, 'old')", other)
+def test_path_is_not_storable_until_its_last_writer_commits(row: CachedRow) -> None:
+    other_id = row.id + 1_000_000
+    row.stack.sql("INSERT INTO rows VALUES (%s, 'old')", other_id)
 
-    def load(connection: Connection) -> Entry:
+    def load_both(connection: Connection) -> Entry:
         rows = connection.execute(
-            "SELECT string_agg(value, ',' ORDER BY id) FROM rows WHERE id IN (%s, %s)", (row.lock_id, other)
+            "SELECT string_agg(value, ',' ORDER BY id) FROM rows WHERE id IN (%s, %s)", (row.id, other_id)
         ).fetchone()
         assert rows
         return Entry(200, rows[0].encode())
 
-    def second() -> None:
+    def overtake() -> None:
         def change(connection: Connection) -> Change[None]:
-            connection.execute("UPDATE rows SET value = 'second' WHERE id = %s", (other,))
+            connection.execute("UPDATE rows SET value = 'second' WHERE id = %s", (other_id,))
             return Change(None, (row.path,))
 
-        fenced(row.database, stepped(row.stack, row.database)).write(change)
-        answer = row.read(load)
+        gate_with(row.database, hooked_tier(row.stack, row.database)).write(change)
+        answer = row.read(load_both)
         assert answer.entry.body == b"old,second"
-        assert not answer.storable  # the first is still on its way
+        assert not answer.storable  # the first writer is still in flight
 
-    row.tier.after_drop = second
-    row.write_stepped("first")
-    assert row.read(load).entry.body == b"first,second"
+    row.tier.after_drop = overtake
+    row.write_with_hooks("first")
+    assert row.read(load_both).entry.body == b"first,second"
 
 
-def test_at_the_drop_the_lock_is_held_and_the_change_not_yet_visible(row: Row) -> None:
-    seen: list[tuple[bool, str]] = []
+def test_drop_happens_with_the_lock_held_and_before_the_change_is_visible(row: CachedRow) -> None:
+    observed: list[tuple[bool, str]] = []
 
-    def look() -> None:
+    def observe() -> None:
         with row.database.autocommit() as connection:
-            seen.append((writer_in_flight(connection, row.path), row.load(connection).body.decode()))
+            observed.append((writer_in_flight(connection, row.path), row.load(connection).body.decode()))
 
-    row.tier.before_drop = look
-    row.write_stepped("new")
-    assert seen == [(True, "old")]
+    row.tier.before_drop = observe
+    row.write_with_hooks("new")
+    assert observed == [(True, "old")]
     with row.database.autocommit() as connection:
         assert not writer_in_flight(connection, row.path)
 
 
-def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None:
+def test_path_can_be_cached_again_after_its_writer_died(row: CachedRow) -> None:
     writer = Connection.connect(row.stack.postgres, autocommit=True)
     writer.execute("BEGIN")
     lock(writer, [row.path])
@@ -190,11 +191,11 @@ def test_a_writer_that_dies_leaves_the_path_to_be_cached_again(row: Row) -> None
         writer.execute("SELECT 1")
 
 
-def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
+def test_failed_write_invalidates_no_path_and_releases_its_locks(row: CachedRow) -> None:
     assert row.value() == "old"
 
     def change(connection: Connection) -> Change[None]:
-        raise KeyError("nobody")
+        raise KeyError("no such row")
 
     with pytest.raises(KeyError):
         row.gate.write(change)
@@ -203,182 +204,185 @@ def test_a_write_that_fails_drops_nothing_and_holds_nothing(row: Row) -> None:
         assert not writer_in_flight(connection, row.path)
 
 
-def test_paths_that_are_foreseen_are_locked_before_the_row_is_changed_and_others_after_it(row: Row) -> None:
-    other = CachePath(f"/other/{row.lock_id}", f"other:{row.lock_id}")
-    seen = []
+def test_known_paths_are_locked_before_the_change_and_other_paths_after_it(row: CachedRow) -> None:
+    other_path = CachePath(f"/other/{row.id}", f"other:{row.id}")
+    observed = []
 
     def locked() -> tuple[bool, bool]:
         with row.database.autocommit() as connection:
-            return writer_in_flight(connection, row.path), writer_in_flight(connection, other)
+            return writer_in_flight(connection, row.path), writer_in_flight(connection, other_path)
 
     def change(connection: Connection) -> Change[None]:
         connection.query(Statement("SELECT 1"))
-        seen.append(locked())
-        return Change(None, (row.path, other))
+        observed.append(locked())
+        return Change(None, (row.path, other_path))
 
-    row.tier.before_drop = lambda: seen.append(locked())
+    row.tier.before_drop = lambda: observed.append(locked())
     row.gate.write(change, lock_first=[row.path])
-    seen.append(locked())
-    row.gate.write(lambda connection: Change(None, ()), lock_first=[row.path])  # which had not to be written after all
-    seen.append(locked())
-    assert seen == [(True, False), (True, True), (False, False), (False, False)]
+    observed.append(locked())
+    row.gate.write(lambda connection: Change(None, ()), lock_first=[row.path])  # locks a path and invalidates none
+    observed.append(locked())
+    assert observed == [(True, False), (True, True), (False, False), (False, False)]
 
 
-def test_a_change_that_asks_for_nothing_is_locked_before_the_drop_all_the_same(row: Row) -> None:
-    seen = []
+def test_change_without_any_statement_holds_its_lock_at_the_drop(row: CachedRow) -> None:
+    observed = []
 
-    def look() -> None:
+    def observe() -> None:
         with row.database.autocommit() as connection:
-            seen.append(writer_in_flight(connection, row.path))
+            observed.append(writer_in_flight(connection, row.path))
 
-    row.tier.before_drop = look
+    row.tier.before_drop = observe
     row.gate.write(lambda connection: Change(None, (row.path,)), lock_first=[row.path])
-    assert seen == [True]
+    assert observed == [True]
 
 
-def test_writers_of_one_path_do_not_wait_for_each_other(row: Row) -> None:
+def test_writers_of_one_path_do_not_wait_for_each_other(row: CachedRow) -> None:
     dsn = row.stack.postgres
     with Connection.connect(dsn, autocommit=True) as first, Connection.connect(dsn, autocommit=True) as second:
         first.execute("BEGIN")
         second.execute("BEGIN")
         lock(first, [row.path])
-        lock(second, [row.path])  # would wait here, and run into the connection's deadline
+        lock(second, [row.path])  # an exclusive lock would wait here until the connection's deadline
 
 
-class TestWritersWhoMeet:
-    """Those who come while the first is at its drop go together (velikiy/coherence/group_commit.py)."""
+class TestGroupCommit:
+    """Writers that arrive while another writer drops are dropped for together (velikiy/coherence/group_commit.py)."""
 
     @pytest.fixture
-    def rows(self, stack: Stack, database: Database) -> list[Row]:
-        """Of one app: one fence, and one tier."""
-        tier = stepped(stack, database)
-        rows = [Row(stack, database, tier) for _ in range(3)]
+    def rows(self, stack: Stack, database: Database) -> list[CachedRow]:
+        """Three rows of one app: they share a gate and a Redis tier."""
+        tier = hooked_tier(stack, database)
+        rows = [CachedRow(stack, database, tier) for _ in range(3)]
         for row in rows:
             row.gate = rows[0].gate
         return rows
 
-    def write(
-        self, rows: list[Row], *also: CachePath, at_the_second: Callable[[], object] = nothing
+    def write_all(
+        self, rows: list[CachedRow], *also: CachePath, in_second_round: Callable[[], object] = do_nothing
     ) -> list[Future[None]]:
-        """To each; the second and the third come while the first is at its drop, and the second goes for both. The
-        third drops these paths `also`."""
+        """Write each row; return the results.
 
-        def write(row: Row) -> None:
+        The second and the third writer arrive while the first one drops, and the second one drops for both. The third
+        writer invalidates the paths `also`, too.
+        """
+
+        def write(row: CachedRow) -> None:
             def change(connection: Connection) -> Change[None]:
-                connection.execute("UPDATE rows SET value = 'new' WHERE id = %s", (row.lock_id,))
+                connection.execute("UPDATE rows SET value = 'new' WHERE id = %s", (row.id,))
                 invalidates = (row.path, *(also if row is rows[2] else ()))
                 return Change(None, invalidates, (row.path, Entry(200, b"new")))
 
             row.gate.write(change)
 
-        def others_come() -> None:
-            tier.before_drop = second_goes
+        def submit_others() -> None:
+            tier.before_drop = run_second_round
             for row in rows[1:]:
-                written.append(threads.submit(write, row))
-                wait_until(partial(waiting, len(written)))
+                others.append(threads.submit(write, row))
+                wait_until(partial(has_queued, len(others)))
 
-        def waiting(writers: int) -> bool:
+        def has_queued(writers: int) -> bool:
             return len(rows[0].gate._group._waiting) == writers
 
-        def second_goes() -> None:
-            tier.before_drop = nothing
-            at_the_second()
+        def run_second_round() -> None:
+            tier.before_drop = do_nothing
+            in_second_round()
 
         tier = rows[0].tier
-        written: list[Future[None]] = []
-        tier.before_drop = others_come
+        others: list[Future[None]] = []
+        tier.before_drop = submit_others
         with ThreadPoolExecutor() as threads:
             first = threads.submit(write, rows[0])
             first.result(10)
-        return [first, *written]
+        return [first, *others]
 
-    def test_are_dropped_together_and_each_fills_its_own(self, rows: list[Row]) -> None:
+    def test_contending_writers_share_a_drop_and_each_prefills_its_own_row(self, rows: list[CachedRow]) -> None:
         assert [row.value() for row in rows] == ["old"] * 3
         drops: list[None] = []
         rows[0].tier.after_drop = lambda: drops.append(None)
-        for written in self.write(rows):
-            written.result()
+        for write in self.write_all(rows):
+            write.result()
         assert len(drops) == 2
-        wait_until(lambda: all(row.stored() for row in rows))  # nobody waits for a fill
+        wait_until(lambda: all(row.body_in_redis() for row in rows))  # a writer does not wait for its fill
         assert all(row.read().cache_status.startswith("redis; hit") for row in rows)
         assert [row.value() for row in rows] == ["new"] * 3
 
-    def test_do_not_fail_with_the_one_that_goes_for_them(self, rows: list[Row], stack: Stack) -> None:
-        def end_it() -> None:
+    def test_writer_does_not_fail_with_the_writer_that_drops_for_it(self, rows: list[CachedRow], stack: Stack) -> None:
+        def end_session_of_leader() -> None:
             stack.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
                 " AND (classid::bigint << 32) | objid::bigint = %s",
                 lock_id(rows[1].path),
             )
 
-        first, second, third = self.write(rows, at_the_second=end_it)
+        first, second, third = self.write_all(rows, in_second_round=end_session_of_leader)
         assert isinstance(second.exception(), DatabaseUnavailable)
         assert [first.exception(), third.exception()] == [None, None]
         assert [row.value() for row in rows] == ["new", "old", "new"]
 
-    def test_what_two_have_dropped_neither_fills(self, rows: list[Row]) -> None:
-        for written in self.write(rows, rows[1].path):
-            written.result()
-        wait_until(lambda: rows[0].stored() and rows[2].stored())
-        assert rows[1].stored() is None
+    def test_path_that_two_writers_of_a_round_invalidate_is_prefilled_by_neither(self, rows: list[CachedRow]) -> None:
+        for write in self.write_all(rows, rows[1].path):
+            write.result()
+        wait_until(lambda: rows[0].body_in_redis() and rows[2].body_in_redis())
+        assert rows[1].body_in_redis() is None
         assert rows[1].value() == "new"
 
 
-def test_a_redis_that_is_back_before_its_writer_has_noticed_is_not_waited_for_again(
+def test_writer_drops_in_redis_once_when_redis_is_readmitted_before_the_writer_continues(
     stack: Stack, database: Database
 ) -> None:
-    """The relay, which reaches it, may put it back again and again while this app does not."""
+    """The relay reaches Redis and may readmit it again and again, while this app does not reach it."""
 
-    class Slow(Caches):
+    class SlowCaches(Caches):
         def await_exclusion(self, caches: Sequence[Cache]) -> None:
             super().await_exclusion(caches)
             wait_until(lambda: not self.redis_is_fenced())
 
-    caches = Slow(database, threads=8)
-    with socket.create_server(("127.0.0.1", 0)) as hole:  # takes connections and never says a word
-        url = f"redis://127.0.0.1:{hole.getsockname()[1]}"
-        tier = Stepped(url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
+    caches = SlowCaches(database, threads=8)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never replies
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        tier = HookedRedisTier(url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
         drops: list[None] = []
         tier.before_drop = lambda: drops.append(None)
-        row = Row(stack, database, tier)
+        row = CachedRow(stack, database, tier)
         row.gate = Gate(database, caches, tier, EdgeTier())
-        row.write_stepped("new")
+        row.write_with_hooks("new")
     assert len(drops) == 1
-    assert stack.sql("SELECT value FROM rows WHERE id = %s", row.lock_id) == [("new",)]
+    assert stack.sql("SELECT value FROM rows WHERE id = %s", row.id) == [("new",)]
 
 
-def kept(row: Row, patience: float = 0) -> Entry:
+def entry_in_redis(row: CachedRow, patience: float = 0) -> Entry:
     hit = row.tier.read(row.path, "", patience=patience)
     assert isinstance(hit, Hit)
     assert 0 < hit.ttl <= 60
     return hit.entry
 
 
-class TestLeases:
-    def test_one_fills_and_others_are_told(self, row: Row) -> None:
-        lease = row.tier.read(row.path, "")
-        assert isinstance(lease, Lease)
+def fill_lease(row: CachedRow, variant: str = "") -> Lease:
+    lease = row.tier.read(row.path, variant)
+    assert isinstance(lease, Lease)
+    return lease
+
+
+class TestFillLeases:
+    def test_one_reader_at_a_time_gets_the_fill_lease_of_a_variant_and_fills_once(self, row: CachedRow) -> None:
+        lease = fill_lease(row)
         assert row.tier.read(row.path, "", patience=0) is None
-        assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant
+        assert isinstance(row.tier.read(row.path, "limit=1"), Lease)  # another variant has its own fill lease
         row.tier.fill(row.path, "", lease, Entry(200, b"x"))
-        assert kept(row) == Entry(200, b"x")
-        row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # it is used up
-        assert kept(row) == Entry(200, b"x")
+        assert entry_in_redis(row) == Entry(200, b"x")
+        row.tier.fill(row.path, "", lease, Entry(200, b"y"))  # the fill lease is used up
+        assert entry_in_redis(row) == Entry(200, b"x")
 
-    def test_who_waits_gets_what_the_other_filled(self, row: Row) -> None:
-        from threading import Timer
-
-        lease = row.tier.read(row.path, "")
-        assert isinstance(lease, Lease)
-        timer = Timer(0.05, row.tier.fill, (row.path, "", lease, Entry(200, b"x")))
+    def test_waiting_reader_gets_the_entry_that_another_reader_fills(self, row: CachedRow) -> None:
+        timer = Timer(0.05, row.tier.fill, (row.path, "", fill_lease(row), Entry(200, b"x")))
         timer.start()
-        assert kept(row, patience=5) == Entry(200, b"x")
+        assert entry_in_redis(row, patience=5) == Entry(200, b"x")
         timer.join()
 
     @pytest.mark.parametrize("lost", ["dropped", "flushed", "evicted"])
-    def test_a_lease_that_is_lost_fills_nothing(self, row: Row, lost: str) -> None:
-        lease = row.tier.read(row.path, "")
-        assert isinstance(lease, Lease)
+    def test_fill_is_refused_after_its_lease_was_lost(self, row: CachedRow, lost: str) -> None:
+        lease = fill_lease(row)
         if lost == "dropped":
             row.tier.drop([row.path])
         elif lost == "flushed":
@@ -388,29 +392,24 @@ class TestLeases:
         row.tier.fill(row.path, "", lease, Entry(200, b"x"))
         assert isinstance(row.tier.read(row.path, ""), Lease)
 
-    def test_a_lease_ends_by_itself_and_its_late_fill_is_refused(
-        self, row: Row, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_fill_is_refused_after_its_lease_has_expired(self, row: CachedRow, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(redis_tier, "FILL_LEASE_S", 0.05)
-        late = row.tier.read(row.path, "")
-        assert isinstance(late, Lease)
+        late = fill_lease(row)
         other = wait_until(lambda: row.tier.read(row.path, "", patience=0))
         assert isinstance(other, Lease)
         row.tier.fill(row.path, "", late, Entry(200, b"late"))
         assert isinstance(wait_until(lambda: row.tier.read(row.path, "", patience=0)), Lease)
 
-    def test_the_hash_lives_from_its_first_fill(self, row: Row) -> None:
+    def test_ttl_of_all_variants_of_a_path_counts_from_the_first_fill(self, row: CachedRow) -> None:
         for variant in ("", "limit=1"):
-            lease = row.tier.read(row.path, variant)
-            assert isinstance(lease, Lease)
-            row.tier.fill(row.path, variant, lease, Entry(200, b"x"))
+            row.tier.fill(row.path, variant, fill_lease(row, variant), Entry(200, b"x"))
             assert isinstance(row.tier.read(row.path, variant), Hit)
             if variant == "":
                 row.stack.redis().pexpire(row.path.key, 5000)
         assert 0 < row.stack.redis().pttl(row.path.key) <= 5000
 
 
-def test_check_and_read_have_two_snapshots_whatever_the_roles_default(row: Row) -> None:
+def test_probe_and_load_have_two_snapshots_whatever_the_isolation_level_of_the_role(row: CachedRow) -> None:
     row.stack.sql("ALTER ROLE velikiy SET default_transaction_isolation = 'repeatable read'")
     try:
         database = Database(row.stack.postgres, size=1, timeout=5)
@@ -422,6 +421,6 @@ def test_check_and_read_have_two_snapshots_whatever_the_roles_default(row: Row) 
         row.stack.sql("ALTER ROLE velikiy RESET default_transaction_isolation")
 
 
-def test_two_paths_have_two_locks() -> None:
+def test_lock_ids_of_two_paths_differ_and_fit_into_a_bigint() -> None:
     assert lock_id(CachePath("/users/1", "user:1")) != lock_id(CachePath("/users", "all_users"))
     assert -(2**63) <= lock_id(CachePath("/users/1", "")) < 2**63

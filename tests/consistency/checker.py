@@ -1,20 +1,20 @@
-"""Whether the reads of a history are explained by its writes: linearizable, for each path.
+"""Check that the writes of a history explain its reads: each path has to be linearizable.
 
-A user's life is a row of states: absent, version 1, version 2, ..., gone. The service numbers them, and each write
-leaves a name of its own, so a read says where in that row it stands. What is left to check is time. While the history
-is replayed in the order of its invocations and returns, a **floor** is kept for each user (floors.py): the lowest
-version that may still be current. It rises when a write is acknowledged and when a read returns. A read is wrong if it
-shows less than what the floor was when it was invoked:
+The life of a user is a sequence of states: absent, version 1, version 2, ..., gone. The service numbers the states, and
+each write stores a name of its own, so a read shows its position in that sequence. Only time is left to check. The
+checker replays the history in the order of its invocations and returns, and keeps a **floor** for each user (floors.py):
+the lowest version that may still be current. The floor rises when a write is acknowledged and when a read returns. A
+read is wrong if it shows less than the floor at its invocation:
 
-stale       less than what acknowledged writes had made
-backwards   less than what another read had shown before, through whichever edge
-impossible  what nobody wrote, what was refused, what was written only later, a write that took effect twice or that
-            changed somebody who had been gone before
-mixed       a list whose rows were never current at the same moment
+stale          less than acknowledged writes had made
+non-monotonic  less than an earlier read had shown, through whichever edge
+impossible     a value that was never written, that was refused or that was written only later; a write that took effect
+               twice, or that changed a user who had been gone before
+mixed          a list whose rows were never current at the same moment
 
-Each operation is looked at when it is invoked and when it returns; a list costs what it shows. So the time is that of
-sorting, n log n. Memory is bounded: a long run is checked as it goes (`add`, `advance`), and what is too old to explain
-anything is forgotten.
+The checker visits each operation at its invocation and at its return, and a list once for each row, so it takes the time
+of sorting, n log n. Memory is bounded: a long run is checked as it goes (`add`, `advance`), and operations that are too
+old to explain anything are forgotten.
 """
 
 import heapq
@@ -25,66 +25,79 @@ from dataclasses import dataclass, field
 from tests.consistency.floors import ABSENT, GONE, Floor, Shown, User
 from tests.consistency.history import FOREVER, OUTSIDE, Operation, Row
 
-LONG_AGO = 60 * 10**9
-"""No operation takes that long; what was over before can be neither before nor after it."""
+FORGET_AFTER_NS = 60 * 10**9
+"""No operation takes that long. An operation that ended earlier than this can no longer overlap another."""
 
-EXAMPLES = 4
-"""In words, of each kind."""
+WRONG_KINDS = ("stale", "non_monotonic", "impossible", "mixed")
+"""Kinds of wrong reads, as fields of `Verdict`."""
+
+MAX_EXAMPLES = 4
+"""Wrong reads of each kind that are described in words."""
 
 
 @dataclass
 class Verdict:
     reads: int = 0
-    """Judged; lists among them."""
+    """Reads that were judged, lists included."""
     lists: int = 0
     stale: int = 0
-    backwards: int = 0
+    non_monotonic: int = 0
     impossible: int = 0
     mixed: int = 0
     marked: int = 0
-    """Reads that the edge itself marked STALE: not judged."""
+    """Reads that the edge marked STALE, which are not judged."""
     unsettled: int = 0
-    """Reads of what had just been written past the app: not judged."""
+    """Reads of a user whom SQL from outside had just written, which are not judged."""
     unanswered: int = 0
-    """Reads that ended in an error or without an answer: they show nothing."""
+    """Reads that ended in an error or without a response, and so show nothing."""
     writes: Counter[str] = field(default_factory=Counter)
     tiers: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
 
     @property
     def wrong(self) -> int:
-        return self.stale + self.backwards + self.impossible + self.mixed
+        return self.stale + self.non_monotonic + self.impossible + self.mixed
+
+    def counts(self, separator: str) -> str:
+        """Return the number of wrong reads of each kind, in words."""
+        return separator.join(f"{getattr(self, kind)} {title(kind)}" for kind in WRONG_KINDS)
 
     def __str__(self) -> str:
-        counts = f"{self.reads} reads ({self.lists} lists): {self.stale} stale, {self.backwards} backwards, "
-        counts += f"{self.impossible} impossible, {self.mixed} mixed"
-        return "\n".join([counts, *self.examples])
+        return "\n".join([f"{self.reads} reads ({self.lists} lists): {self.counts(', ')}", *self.examples])
+
+
+def title(kind: str) -> str:
+    return kind.replace("_", "-")
 
 
 class Checker:
-    """Operations go in with `add`, in any order; `advance` judges those of which all that can matter is known."""
+    """Judges operations. `add` takes them in any order; `advance` judges those for which all evidence is complete."""
 
     def __init__(self, *, grace: float = 1.0, across: bool = False) -> None:
-        """`grace`: seconds after which a write past the app has to be visible; until then reads of that user are not
-        judged. `across`: hold `/users` and `/users/<id>` against each other too, as if they were one path."""
+        """
+        Args:
+            grace: Seconds after which a write that bypasses the app must be visible. Until then reads of that user are
+                not judged.
+            across: Judge `/users` and `/users/<id>` as if they were one path.
+        """
         self.verdict = Verdict()
         self.now = 0
         self._grace = int(grace * 1e9)
         self._across = across
         self._users: dict[int, User] = {}
         self._creates: dict[str, Operation] = {}
-        """Unknown ones: their ids come to light when somebody reads them."""
+        """Creations with unknown outcome: a later read may reveal their ids."""
         self._events: list[tuple[int, int, int, Operation]] = []
         self._number = 0
         self._at_invoke: dict[int, dict[int, tuple[Shown, Shown]]] = {}
         self._live: dict[int, User] = {}
-        """Those that a list has to show, unless they are deleted."""
+        """Users that a list has to show, unless they are deleted."""
         self._births: deque[tuple[int, User]] = deque()
         self._deaths: deque[tuple[int, User]] = deque()
         self._lists: deque[tuple[Operation, dict[int, int]]] = deque()
         self._began: int | None = None
 
-    # ---- what goes in ----
+    # ---- operations ----
 
     def add(self, operation: Operation) -> None:
         kind = operation.kind
@@ -123,7 +136,7 @@ class Checker:
             self._learn(Row(operation.user, 1, operation.name))
 
     def _learn(self, row: Row) -> None:
-        """Which number a write took. Known before the replay gets there: it holds at all times."""
+        """Store the version of a write. It is stored before the replay gets there, because it holds at all times."""
         user = self._user(row.user)
         user.version_of.setdefault(row.name, row.version)
         user.name_of.setdefault(row.version, row.name)
@@ -139,21 +152,21 @@ class Checker:
     # ---- the replay ----
 
     def advance(self, until: int) -> None:
-        """Judge what returned by then. All operations that were invoked by then must have been added."""
+        """Judge the operations that returned by then. All operations that were invoked by then must have been added."""
         events = self._events
         while events and events[0][0] <= until:
             at, phase, number, operation = heapq.heappop(events)
             if phase == 0:
                 self._invoked(number, operation)
                 if operation.outcome != "unknown":
-                    # Returns after the invocations of the same nanosecond: intervals are closed.
+                    # A return comes after the invocations of the same nanosecond, because intervals are closed.
                     heapq.heappush(events, (operation.returned, 1, number, operation))
             else:
                 self._returned(at, number, operation)
         self.now = max(self.now, min(until, FOREVER))
-        while self._births and self._births[0][0] < self.now - LONG_AGO:
+        while self._births and self._births[0][0] < self.now - FORGET_AFTER_NS:
             self._births.popleft()
-        while self._deaths and self._deaths[0][0] < self.now - LONG_AGO:
+        while self._deaths and self._deaths[0][0] < self.now - FORGET_AFTER_NS:
             self._deaths.popleft()[1].bury()
 
     def _invoked(self, number: int, operation: Operation) -> None:
@@ -177,7 +190,7 @@ class Checker:
             user.unsettled_until = max(user.unsettled_until, operation.returned + self._grace)
         reached = max(user.read.now, user.listed.now, key=lambda shown: shown.version)
         if operation.outcome == "ok" and reached.version == GONE:
-            self._wrong("impossible", operation, None, None, reached, "it wrote to somebody who was gone")
+            self._wrong("impossible", operation, None, None, reached, "it changed a user who was gone")
         if kind == "delete":
             user.deletion = operation.invoke if user.deletion is None else min(user.deletion, operation.invoke)
             user.deletions.append(operation)
@@ -198,19 +211,19 @@ class Checker:
             for row in operation.rows:
                 user = self._user(row.user)
                 user.possible = max(user.possible, row.version + user.possible - 1)
-                user.forgot = row.version > 1  # what it was before, this history does not tell
+                user.forgot = row.version > 1  # the history does not contain the earlier versions
                 if row.version == GONE:
                     user.deletion = operation.invoke
                 self._rise(user, user.floors, row.version, operation, at)
         elif operation.status == 404 and operation.user is not None:
-            # What a write found is as good as a read: it asked PostgreSQL.
+            # A write that gets 404 is evidence like a read, because it has read PostgreSQL.
             self._judge_absence(self._user(operation.user), operation, *self._at_invoke.pop(number)[operation.user])
         elif operation.outcome == "ok" and operation.user is not None:
             self._acknowledged(self._user(operation.user), operation, at)
         if kind == "update" and operation.user is not None:
             user = self._user(operation.user)
             user.over.append(operation)
-            user.forget(at - LONG_AGO)
+            user.forget(at - FORGET_AFTER_NS)
 
     def _acknowledged(self, user: User, operation: Operation, at: int) -> None:
         if operation.kind != "update":
@@ -257,9 +270,9 @@ class Checker:
 
     def _judge_absence(self, user: User, operation: Operation, acknowledged: Shown, shown: Shown) -> None:
         if shown.version == ABSENT:
-            return  # not yet there, or gone already: nobody can tell
+            return  # not yet there, or gone already: both are possible
         if not user.may_be_gone(operation.returned):
-            self._wrong("stale" if acknowledged.version > ABSENT else "backwards", operation, None, user, shown)
+            self._wrong("stale" if acknowledged.version > ABSENT else "non_monotonic", operation, None, user, shown)
             return
         self._rise(user, (user.read,), GONE, operation, operation.returned)
 
@@ -271,7 +284,7 @@ class Checker:
             self._wrong("stale", operation, row, user, acknowledged)
             return False
         if row.version < shown.version and (write or user.forgot):
-            self._wrong("backwards", operation, row, user, shown)
+            self._wrong("non_monotonic", operation, row, user, shown)
             return False
         why = self._why_impossible(user, row, operation, write)
         if why:
@@ -281,31 +294,32 @@ class Checker:
 
     def _why_impossible(self, user: User, row: Row, operation: Operation, write: Operation | None) -> str:
         if write is None:
-            return "nobody wrote that"
+            return "no write has this name"
         if not write.happened:
-            return f"that write was refused ({write.status})"
+            return f"this write was refused ({write.status})"
         if write.invoke > operation.returned:
-            return "that was written only later"
+            return "this write was sent only later"
         if user.version_of[row.name] != row.version:
-            return f"that write was seen as version {user.version_of[row.name]} too: it took effect twice"
+            return f"this write was also seen as version {user.version_of[row.name]}: it took effect twice"
         if user.name_of[row.version] != row.name:
-            return f"another write was seen as that version: {user.name_of[row.version]!r}"
+            return f"another write was seen as this version: {user.name_of[row.version]!r}"
         if row.version > user.possible:
-            return f"so far there can be {user.possible} versions at most"
+            return f"at most {user.possible} versions are possible so far"
         if row.version <= user.before.get(row.name, ABSENT):
-            return f"version {user.before[row.name]} had been reached before that write was invoked"
+            return f"version {user.before[row.name]} had been reached before this write was invoked"
         return ""
 
     # ---- a list ----
 
     def _judge_list(self, operation: Operation, floors: dict[int, tuple[Shown, Shown]]) -> None:
-        """Each row by itself, and then all together: there must be one moment at which all were current."""
+        """Judge each row by itself, and then all together: there must be one moment at which all were current."""
         self.verdict.reads += 1
         self.verdict.lists += 1
         until = FOREVER if operation.until is None else operation.until
         rows = {row.user: row for row in operation.rows}
         wrong_before = self.verdict.wrong
-        # Closed interval of the moments at which it can have been taken, and what lies within and cannot be.
+        # The closed interval of the moments at which the list can have been read, and the moments within it at which it
+        # cannot.
         first, last = operation.invoke, operation.returned
         holes: list[tuple[int, int]] = []
         seen: dict[int, int] = {}
@@ -318,7 +332,7 @@ class Checker:
                 continue
             acknowledged, shown = floors.get(number) or self._not_live(user, operation)
             if not self._judge_row(user, row, operation, acknowledged, shown):
-                break  # one wrong read, however many of its rows are
+                break  # a list with several wrong rows is one wrong read
             write = user.writes.get(row.name) or self._creates.get(row.name)
             first = max(first, write.invoke if write else first)
             last = min(last, user.ended(row.version))
@@ -332,7 +346,7 @@ class Checker:
                     skipped = True
                     continue
                 if not user.may_be_gone(operation.returned):
-                    kind = "stale" if acknowledged.version > ABSENT else "backwards"
+                    kind = "stale" if acknowledged.version > ABSENT else "non_monotonic"
                     self._wrong(kind, operation, None, user, acknowledged if kind == "stale" else shown)
                     break
                 assert user.deletion is not None
@@ -366,19 +380,20 @@ class Checker:
         self._lists.append((operation, seen))
 
     def _not_live(self, user: User, operation: Operation) -> tuple[Shown, Shown]:
-        """The floors of a user that was not expected in a list: deleted before, or not yet there."""
+        """Return the floors of a user that was not expected in a list: deleted before, or not yet there."""
         floor = user.acknowledged
         if floor.now.version == GONE and floor.at < operation.invoke:
             return floor.now, floor.now
         return Shown(ABSENT, None), Shown(ABSENT, None)
 
     def _forked(self, operation: Operation, seen: dict[int, int]) -> bool:
-        """Two lists at the same time may come in either order, but not one first in one row and second in another."""
-        while self._lists and self._lists[0][0].returned < operation.invoke - LONG_AGO:
+        """Find another list at the same time that is newer in one row and older in another row: two lists may come in
+        either order, but not in both."""
+        while self._lists and self._lists[0][0].returned < operation.invoke - FORGET_AFTER_NS:
             self._lists.popleft()
         for other, others in reversed(self._lists):
             if other.returned < operation.invoke:
-                break  # they were judged in the order of their returns
+                break  # lists are judged in the order of their returns
             newer = older = False
             for number in seen.keys() | others.keys():
                 here = seen[number] if number in seen else self._not_shown(number, operation)
@@ -387,13 +402,13 @@ class Checker:
                     newer |= here > there
                     older |= here < there
             if newer and older:
-                why = f"{self._say(other)}, at the same time, shows some rows newer and some older than it"
+                why = f"{self._describe(other)}, at the same time, shows some rows newer and some rows older"
                 self._wrong("mixed", operation, None, None, None, why)
                 return True
         return False
 
     def _not_shown(self, number: int, operation: Operation) -> int | None:
-        """What it means that a list does not show a user; None where it means nothing."""
+        """Return the state that a list shows of a user that it leaves out; None if that shows nothing."""
         user = self._users[number]
         covered = operation.after < number <= (FOREVER if operation.until is None else operation.until)
         if not covered or user.may_be_gone(operation.returned) or user.unsettled_until > operation.invoke:
@@ -406,19 +421,19 @@ class Checker:
         self, kind: str, operation: Operation, row: Row | None, user: User | None, floor: Shown | None, why: str = ""
     ) -> None:
         setattr(self.verdict, kind, getattr(self.verdict, kind) + 1)
-        if getattr(self.verdict, kind) > EXAMPLES:
+        if getattr(self.verdict, kind) > MAX_EXAMPLES:
             return
-        said = f"{kind}: {self._say(operation)}"
+        text = f"{title(kind)}: {self._describe(operation)}"
         if row:
-            said += f" showed version {row.version} {row.name!r} of user {row.user}"
+            text += f" showed version {row.version} {row.name!r} of user {row.user}"
         elif user:
-            said += f" showed no user {user.number}"
+            text += f" showed no user {user.number}"
         if floor and floor.because:
             what = "it was gone" if floor.version == GONE else f"version {floor.version} or later was current"
-            said += f", but {what}, by {self._say(floor.because)}"
-        self.verdict.examples.append(f"{said}{': ' + why if why else ''}")
+            text += f", but {what}, because of {self._describe(floor.because)}"
+        self.verdict.examples.append(f"{text}{': ' + why if why else ''}")
 
-    def _say(self, operation: Operation) -> str:
+    def _describe(self, operation: Operation) -> str:
         began = self._began or 0
         first, last = ((t - began) / 1e9 for t in (operation.invoke, operation.returned))
         method = {"create": "POST", "update": "PUT", "delete": "DELETE"}.get(operation.kind, "GET")
@@ -429,10 +444,10 @@ class Checker:
     # ---- windows ----
 
     def carry(self) -> Iterator[Operation]:
-        """What the rest of the history has to be judged by: with it, a part can be checked without what came before."""
+        """Return the operations that the rest of the history is judged by, so that it can be checked by itself."""
         for user in self._users.values():
             if user.forgot and not user.writes:
-                continue  # gone long ago
+                continue  # the user is gone for long
             version = min(user.read.now.version, user.listed.now.version)
             recent = [] if version == GONE else list(user.writes.values())[-50:]
             late = [write for write in user.writes.values() if write.outcome == "unknown"]
@@ -446,12 +461,12 @@ class Checker:
         yield from self._creates.values()
 
     def waiting(self) -> list[Operation]:
-        """Added, and not yet judged."""
+        """Return the operations that were added and not yet judged."""
         return [operation for _, _, _, operation in self._events]
 
 
 def _room(first: int, last: int, holes: list[tuple[int, int]]) -> bool:
-    """Whether the closed interval has a moment that is in none of the open holes."""
+    """Return whether the closed interval contains a moment outside all of the open holes."""
     for begin, end in sorted(holes):
         if begin < first < end:
             first = end
@@ -459,7 +474,7 @@ def _room(first: int, last: int, holes: list[tuple[int, int]]) -> bool:
 
 
 def check(history: Iterable[Operation], *, grace: float = 1.0, across: bool = False) -> Verdict:
-    """A whole history at once."""
+    """Judge a whole history at once."""
     checker = Checker(grace=grace, across=across)
     for operation in history:
         checker.add(operation)

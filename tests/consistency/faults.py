@@ -1,4 +1,4 @@
-"""What happens to a stack during a run: processes killed or stopped, Redis emptied. Seeded, and undone at the end."""
+"""Inject faults into a stack during a run: kill or stop processes, empty Redis. Seeded, and undone at the end."""
 
 import contextlib
 import os
@@ -14,15 +14,19 @@ from testkit.stack import Stack
 from velikiy.stack.reaper import leftovers
 
 KINDS = ("kill", "kill-postgres", "stop-edge", "stop-redis", "flush", "sql")
-"""`sql` is the load's own: tests/consistency/load.py, Outsider."""
+"""`sql` is part of the load (tests/consistency/load.py:SqlWriter)."""
 
 
 class Faults:
     def __init__(self, stack: Stack, kinds: set[str], seed: int, *, every: float = 2.0, stopped: float = 10.0) -> None:
-        """`every`: seconds between two kills; `stopped`: seconds that something is kept from running."""
+        """
+        Args:
+            every: Seconds between two kills.
+            stopped: Seconds for which a process is stopped.
+        """
         self.stack = stack
         self.done: list[tuple[int, str]] = []
-        """When (monotonic ns), and what."""
+        """Time (monotonic ns) and description of each fault."""
         self._random = random.Random(f"{seed} faults")
         self._every, self._stopped = every, stopped
         self._over = threading.Event()
@@ -58,7 +62,7 @@ class Faults:
                     self._resume(name)
 
     def end(self) -> None:
-        """No more of them, and what was stopped goes on."""
+        """Inject no more faults, and continue every stopped process."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -66,7 +70,7 @@ class Faults:
             self._resume(self._undo.pop()[1])
 
     def _pids(self, name: str) -> list[int]:
-        """Master and workers."""
+        """Return the master and the workers."""
         return leftovers(self.stack.data / name)
 
     def _kill(self, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""What is known of a user at one moment of a replay: which versions there can be, and from which one on they count."""
+"""The knowledge about a user at one moment of a replay: the possible versions, and the lowest that may be current."""
 
 from bisect import bisect_right
 from collections import deque
@@ -8,28 +8,28 @@ from tests.consistency.history import FOREVER, Operation
 
 ABSENT = 0
 GONE = 1 << 62
-"""Deletion is the last state: ids are never given twice."""
+"""Deletion is the last state: no id is assigned twice."""
 
 KEPT_WRITES = 1000
-"""Of one user, at least. A read of an older one is below the floor by its number alone, so that its name is of no
-interest."""
+"""The least number of writes that are kept for one user. A read of an older write is below the floor by its number alone,
+so its name does not matter."""
 
 
 class Shown(NamedTuple):
-    """A floor's height at one moment, and the operation that raised it to there."""
+    """The height of a floor at one moment, and the operation that raised the floor to it."""
 
     version: int
     because: Operation | None
 
 
 class Floor:
-    """The lowest version that may still be current, as far as one kind of evidence says.
+    """The lowest version that may still be current, according to one kind of evidence.
 
-    Of an acknowledged write only this much is known, as long as nobody has read it: it took some number, above what
-    had been reached when it was invoked, and none that is known to be another's. So the floor goes up by one free
-    number for each write that lies as a whole in a stretch of time, counted from the floor at the stretch's begin.
-    Which stretch counts most changes with every return; only those that end at the invocation of a write still under
-    way can matter, so `_under_way` is all that has to be remembered.
+    As long as no read has shown an acknowledged write, its version is known only within limits: it is above the version
+    that had been reached when the write was invoked, and it differs from every version that is known to belong to
+    another write. So the floor rises by one free version for each write that lies completely within a span of time,
+    counted from the floor at the beginning of the span. The span that counts most changes with every return. Only spans
+    that end at the invocation of a write still under way can matter, so the floor stores `_under_way` and nothing else.
     """
 
     __slots__ = ("_under_way", "at", "now")
@@ -37,7 +37,7 @@ class Floor:
     def __init__(self) -> None:
         self.now = Shown(ABSENT, None)
         self.at = 0
-        """When it was raised last."""
+        """The time of the last rise."""
         self._under_way: list[tuple[str, int]] = []
 
     def rise(self, version: int, because: Operation, at: int) -> bool:
@@ -50,19 +50,19 @@ class Floor:
         self._under_way.append((name, self.now.version))
 
     def returned(self, name: str, taken: set[int], known: bool) -> int:
-        """How high the writes that have returned by now reach."""
-        place = next(n for n, (other, _) in enumerate(self._under_way) if other == name)
+        """Return the version that the writes which have returned by now must have reached."""
+        index = next(n for n, (other, _) in enumerate(self._under_way) if other == name)
         reached = ABSENT
-        for n in range(place + 1):
+        for n in range(index + 1):
             other, height = self._under_way[n]
             if not known:
                 height = _next_free(height, taken)
                 self._under_way[n] = (other, height)
             reached = max(reached, height)
-        if place + 1 < len(self._under_way):
-            other, height = self._under_way[place + 1]
-            self._under_way[place + 1] = (other, max(height, self._under_way[place][1]))
-        del self._under_way[place]
+        if index + 1 < len(self._under_way):
+            other, height = self._under_way[index + 1]
+            self._under_way[index + 1] = (other, max(height, self._under_way[index][1]))
+        del self._under_way[index]
         return reached
 
 
@@ -78,20 +78,20 @@ class User:
         self.number = number
         self.writes: dict[str, Operation] = {}
         self.over: deque[Operation] = deque()
-        """Updates that have returned, in that order."""
+        """Updates that have returned, in the order of their returns."""
         self.version_of: dict[str, int] = {}
         self.name_of: dict[int, str] = {}
         self.taken: set[int] = set()
-        """Numbers that no write can have taken whose own is not known: all in `name_of`, but for those of writes that
-        had been counted before somebody read them. They would count twice."""
+        """Versions that are unavailable to writes with an unknown version: all in `name_of`, except those of writes that
+        had been counted before a read showed them. These would count twice."""
         self.counted: set[str] = set()
-        """Writes that returned before anybody had read them, or at least told us."""
+        """Writes that returned before a read of them was reported."""
         self.before: dict[str, int] = {}
-        """For each write: the version that had been reached when it was invoked. Its own is higher."""
+        """For each write, the version that had been reached when it was invoked. Its own version is higher."""
         self.possible = 1
-        """The highest version that there can be: one for the creation, and one for each update invoked."""
+        """The highest possible version: one for the creation, and one for each update that was invoked."""
         self.deletion: int | None = None
-        """When one was first invoked that may have happened."""
+        """The time at which the first deletion that may have happened was invoked."""
         self.deletions: list[Operation] = []
         self.unsettled_until = 0
         self.acknowledged = Floor()
@@ -100,19 +100,19 @@ class User:
         self.floors = (self.acknowledged, self.read) if across else (self.acknowledged, self.read, self.listed)
         self.rise_times: list[int] = []
         self.rise_versions: list[int] = []
-        """Of `listed`: until when a version may have been current."""
+        """The rises of `listed`: each ends the time in which lower versions may have been current."""
         self.forgot = False
 
     def may_be_gone(self, at: int) -> bool:
         return self.deletion is not None and self.deletion <= at
 
     def ended(self, version: int) -> int:
-        """The last moment at which it may have been current."""
-        place = bisect_right(self.rise_versions, version)
-        return self.rise_times[place] if place < len(self.rise_times) else FOREVER
+        """Return the last moment at which the version may have been current."""
+        index = bisect_right(self.rise_versions, version)
+        return self.rise_times[index] if index < len(self.rise_times) else FOREVER
 
     def forget(self, before: int) -> None:
-        """What returned before then; but the last writes, and unknown ones that may still come, are kept."""
+        """Forget writes that returned before this time, except the last ones, and unknown ones that may still happen."""
         while len(self.over) > KEPT_WRITES and self.over[0].returned < before:
             name = self.over.popleft().name
             self.forgot = True
@@ -127,7 +127,7 @@ class User:
             del self.rise_times[:KEPT_WRITES], self.rise_versions[:KEPT_WRITES]
 
     def bury(self) -> None:
-        """Nothing but that it is gone: whatever is read of it is below the floor."""
+        """Forget everything except the deletion: whatever a later read shows is below the floor."""
         self.forgot = True
         for names in (self.writes, self.over, self.version_of, self.name_of, self.before, self.taken, self.counted):
             names.clear()

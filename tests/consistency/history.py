@@ -1,8 +1,8 @@
-"""What clients did and saw: operations with invoke and return, kept in files that can be checked again.
+"""A history: the operations of clients, each with the times of its request and its response, stored in files.
 
-Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns`), which all processes of one machine share, so
-histories of several processes can be laid side by side. The interval of an operation is closed: where one returns
-in the very nanosecond in which another is invoked, the two count as concurrent.
+Times are nanoseconds of CLOCK_MONOTONIC (`time.monotonic_ns`), which all processes of a machine share, so histories of
+several processes can be merged. The interval of an operation is closed: if one operation returns in the nanosecond in
+which another is invoked, the two count as concurrent.
 """
 
 import gzip
@@ -13,21 +13,21 @@ from typing import Literal, NamedTuple
 import orjson
 
 Kind = Literal["read", "list", "create", "update", "delete", "initial"]
-"""`initial`: not an operation but what is known to have been there, such as the users of a new database."""
+"""`initial` is no operation: it records state that is known at the start, such as the users of a new database."""
 
 Outcome = Literal["ok", "failed", "unknown"]
-"""`failed`: it certainly did not happen (4xx, or it was never sent). `unknown`: no answer, or 5xx: it may happen at any
-time after its invocation, long after the client gave up too."""
+"""`failed`: the operation certainly had no effect (4xx, or it was never sent). `unknown`: no response, or 5xx; the
+operation may take effect at any time after its invocation, even long after the client gave up."""
 
 FOREVER = 1 << 62
-"""A moment that does not come."""
+"""A time that never comes."""
 
 OUTSIDE = "sql"
-"""The `edge` of a write that went past the app, straight to PostgreSQL."""
+"""The `edge` of a write that bypasses the app and goes straight to PostgreSQL."""
 
 
 class Row(NamedTuple):
-    """What a read showed of one user. The name says which write it was, the version how many came before."""
+    """One user in the response to a read. The name identifies the write, the version is the number of writes so far."""
 
     user: int
     version: int
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class Operation(NamedTuple):
     invoke: int
     returned: int
-    """Of an unknown outcome: when the client gave up, which bounds nothing."""
+    """If the outcome is unknown: the time at which the client gave up, which bounds nothing."""
     kind: Kind
     path: str
     outcome: Outcome
@@ -46,27 +46,27 @@ class Operation(NamedTuple):
     tier: str = ""
     """X-Cache-Status."""
     cache_status: str = ""
-    """Cache-Status, which names the other tiers too."""
+    """Cache-Status, which also names the other tiers."""
     worker: str = ""
     user: int | None = None
-    """Whom it read or wrote; None for a list, and for a create whose answer is missing."""
+    """The user that was read or written; None for a list, and for a create without a response."""
     name: str = ""
-    """What a write wrote: unique in its history."""
+    """The name that was written, unique in its history."""
     rows: tuple[Row, ...] = ()
-    """What a read showed; nothing for a 404."""
+    """The users in the response to a read; empty for a 404."""
     after: int = 0
     until: int | None = None
-    """The ids that a list speaks of: those above `after`, up to and including `until`."""
+    """The range of ids that a list covers: above `after`, up to and including `until`."""
 
     @property
     def happened(self) -> bool:
-        """It did, or it may have."""
+        """True unless it is certain that the operation had no effect."""
         return self.outcome != "failed"
 
 
 def save(operations: Iterable[Operation], file: Path) -> None:
-    """As packed NDJSON, one operation a line, in the order of their invocations."""
-    with gzip.open(file, "wb", compresslevel=1) as out:  # a run waits for it
+    """Write gzipped NDJSON, one operation a line, in the order of their invocations."""
+    with gzip.open(file, "wb", compresslevel=1) as out:  # fast, because a run waits for it
         for operation in sorted(operations, key=lambda o: o.invoke):
             out.write(orjson.dumps(operation._asdict(), default=list) + b"\n")
 

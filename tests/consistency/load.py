@@ -1,8 +1,8 @@
-"""Random reads and writes without pauses, from processes of their own, recorded as a history.
+"""Send random reads and writes without pauses, from processes of their own, and record them as a history.
 
-Each write leaves a name that nobody else writes, so each read says which write it saw. A process reports what it did a
-few times a second, together with a moment up to which its report is complete; what lies before the earliest of these
-moments can be judged.
+Each write stores a name that no other write stores, so each read identifies the write that it shows. A process reports
+its operations a few times a second, together with the time up to which its report is complete. Everything before the
+earliest of these times can be judged.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from typing import Any
 import orjson
 import psycopg
 
-from tests.consistency.client import Answer, Broken, Client, NotSent
+from tests.consistency.client import Client, NoResponse, NotSent, Response
 from tests.consistency.history import FOREVER, OUTSIDE, Kind, Operation, Outcome, Row
 
-REPORT = 0.2
+REPORT_INTERVAL_S = 0.2
 """Seconds between two reports of a process."""
 
-QUIET = 0.2
-"""Seconds for which an edge is left alone that has just failed; five times that where it did not answer at all."""
+EDGE_PAUSE_S = 0.2
+"""Seconds for which a worker leaves an edge alone after an error; five times as long after a timeout."""
 
-PATIENCE = 6.0
-"""Seconds that a write waits: it may take 3 while a cache is being fenced."""
+WRITE_TIMEOUT_S = 6.0
+"""Seconds that a write waits for a response: a write may take 3 s while a cache is fenced."""
 
-IMPATIENCE = 1.5
-"""Seconds that a read waits for an answer: what hangs must not keep readers from those that work."""
+READ_TIMEOUT_S = 1.5
+"""Seconds that a read waits for a response: an edge that hangs must not keep readers from the other edges."""
 
-LISTS = ("", "", "", "?limit=3", "?limit=5", "?sort=-id", "?sort=-created_at")
-"""Whole or in pages, in one order or another; the first ones as every peer knows them."""
+LIST_QUERIES = ("", "", "", "?limit=3", "?limit=5", "?sort=-id", "?sort=-created_at")
+"""Queries of lists: whole or in pages, in several orders. Every peer supports the first five."""
 
-GONE_KEPT = 32
-"""Ids of the deleted that are still read now and then."""
+KEPT_DELETED_IDS = 32
+"""Deleted users that are still read now and then."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +49,26 @@ class Load:
     writers: int = 2
     readers: int = 4
     users: int = 8
-    """That exist at a time."""
+    """Users that exist at a time."""
     shared: bool = False
-    """Several writers write to one user; else each has its own."""
+    """Let several writers write to one user; otherwise each writer has its own users."""
     lists: float = 0.1
-    """Of the reads."""
+    """Share of the reads that are lists."""
     pace: float = 0.0
-    """Seconds that a writer rests after each write."""
+    """Seconds that a writer pauses after each write."""
     database: str = ""
-    """Where set, a process writes straight to PostgreSQL too, to users of its own."""
+    """If set, another process writes straight to this database, to users of its own."""
     plain: bool = False
-    """Without PATCH, batches and orders, which the classic design does not have."""
+    """Leave out PATCH, batches and orders, which the cache-aside service does not have."""
     path: str = "/users"
-    """Of another resource, what is said of users here is true of its own; it has to have a name."""
+    """The path of the resource. Another resource stands in for the users here; it needs a field `name`."""
     fields: Callable[[str], dict[str, Any]] = lambda name: {"email": f"{name.replace(' ', '.')}@example.com"}
-    """Those that one of this name has besides, each time others."""
+    """Returns the other fields of a row with this name; they differ for each name."""
 
 
 @dataclass
 class Board:
-    """What the processes tell each other, so that readers know whom to read. It may be behind."""
+    """Shared memory in which the processes publish users for the readers to read. It may lag behind."""
 
     slots: Any
     gone: Any
@@ -78,7 +78,7 @@ class Board:
 
     @classmethod
     def new(cls, users: int, context: multiprocessing.context.ForkContext) -> "Board":
-        slots, gone = context.RawArray("q", users + 2), context.RawArray("q", GONE_KEPT)
+        slots, gone = context.RawArray("q", users + 2), context.RawArray("q", KEPT_DELETED_IDS)
         board = cls(slots, gone, context.RawValue("q", 3), context.Event(), context.Event())
         board.writing.set()
         board.reading.set()
@@ -88,14 +88,14 @@ class Board:
         before = self.slots[slot]
         self.slots[slot] = user
         if before:
-            self.gone[before % GONE_KEPT] = before
+            self.gone[before % KEPT_DELETED_IDS] = before
         self.highest.value = max(self.highest.value, user)
 
 
 class Worker:
-    """What writers and readers have in common: connections to all edges, and reporting."""
+    """The common part of writers and readers: connections to all edges, and reports."""
 
-    def __init__(self, name: str, patience: float, load: Load, board: Board, report: "Connection[Any, Any]") -> None:
+    def __init__(self, name: str, timeout: float, load: Load, board: Board, report: "Connection[Any, Any]") -> None:
         self.name = name
         self.load = load
         self.board = board
@@ -103,8 +103,8 @@ class Worker:
         self._report = report
         self._operations: list[Operation] = []
         self._next_report = time.monotonic_ns()
-        self._edges = [Client(url, patience) for url in load.edges]
-        self._quiet_until = [0] * len(self._edges)
+        self._edges = [Client(url, timeout) for url in load.edges]
+        self._paused_until = [0] * len(self._edges)
 
     def work(self) -> None:
         raise NotImplementedError
@@ -117,61 +117,61 @@ class Worker:
         self.report_when_due()
 
     def report_when_due(self) -> None:
-        """Between two operations only: a report says that nothing is missing from before it."""
+        """Report between two operations: a report states that no operation before its time is missing."""
         if (now := time.monotonic_ns()) >= self._next_report:
             self.report(now)
 
     def report(self, complete_until: int) -> None:
         self._report.send((complete_until, self._operations))
         self._operations = []
-        self._next_report = time.monotonic_ns() + int(REPORT * 1e9)
+        self._next_report = time.monotonic_ns() + int(REPORT_INTERVAL_S * 1e9)
 
     def edge(self) -> int:
-        """One of those that have not failed just now."""
+        """Return the index of an edge that has not failed just now, or of any edge if all have."""
         self.report_when_due()
         now = time.monotonic_ns()
-        willing = [n for n, until in enumerate(self._quiet_until) if until <= now]
-        if willing:
-            return self.random.choice(willing)
+        candidates = [n for n, until in enumerate(self._paused_until) if until <= now]
+        if candidates:
+            return self.random.choice(candidates)
         time.sleep(0.01)
         return self.random.randrange(len(self._edges))
 
-    def ask(self, edge: int, method: bytes, target: str, body: bytes = b"") -> Answer:
+    def _request(self, edge: int, method: bytes, target: str, body: bytes = b"") -> Response:
         try:
-            answer = self._edges[edge].request(method, target.encode(), body)
-        except (NotSent, Broken) as error:
-            silent = isinstance(error.__cause__, TimeoutError)
-            self._quiet_until[edge] = time.monotonic_ns() + int(QUIET * 1e9) * (5 if silent else 1)
+            response = self._edges[edge].request(method, target.encode(), body)
+        except (NotSent, NoResponse) as error:
+            timed_out = isinstance(error.__cause__, TimeoutError)
+            self._paused_until[edge] = time.monotonic_ns() + int(EDGE_PAUSE_S * 1e9) * (5 if timed_out else 1)
             raise
-        if answer.status >= 500:
-            self._quiet_until[edge] = time.monotonic_ns() + int(QUIET * 1e9 / 10)
-        return answer
+        if response.status >= 500:
+            self._paused_until[edge] = time.monotonic_ns() + int(EDGE_PAUSE_S * 1e9 / 10)
+        return response
 
 
 class Writer(Worker):
     def __init__(self, number: int, *rest: Any) -> None:
-        super().__init__(f"w{number}", PATIENCE, *rest)
+        super().__init__(f"w{number}", WRITE_TIMEOUT_S, *rest)
         self.number = number
         self._count = 0
-        # Later runs against the same database must not meet the names of earlier ones.
+        # Names of later runs against the same database must differ.
         self._run = f"{self.load.seed:x}.{time.time_ns() // 10**9 % 10**7:x}"
 
     def work(self) -> None:
-        mine = [slot for slot in range(self.load.users) if slot % self.load.writers == self.number]
-        theirs = list(range(self.load.users)) if self.load.shared else mine
+        own = [slot for slot in range(self.load.users) if slot % self.load.writers == self.number]
+        writable = list(range(self.load.users)) if self.load.shared else own
         while self.board.writing.is_set():
-            slot = self.random.choice(theirs)
+            slot = self.random.choice(writable)
             chance = self.random.random()
             if not self.board.slots[slot]:
-                if slot in mine:
+                if slot in own:
                     self._create(slot)
                 else:
                     time.sleep(0.001)
                     self.report_when_due()
-            elif chance < 0.03 and slot in mine:
+            elif chance < 0.03 and slot in own:
                 self._delete(slot)
             elif chance < 0.05:
-                self._refused(slot)
+                self._send_invalid(slot)
             else:
                 self._update(slot)
             if self.load.pace:
@@ -189,9 +189,9 @@ class Writer(Worker):
     def _create(self, slot: int) -> None:
         name = self._name()
         body = {"name": name, **self.load.fields(name)}
-        answer = self._write("create", self.load.path, body, None, name)
-        if answer and answer.status == 201:
-            self.board.put(slot, orjson.loads(answer.body)["id"])
+        response = self._write("create", self.load.path, body, None, name)
+        if response and response.status == 201:
+            self.board.put(slot, orjson.loads(response.body)["id"])
 
     def _update(self, slot: int) -> None:
         user = self.board.slots[slot]
@@ -201,25 +201,25 @@ class Writer(Worker):
         body = {"name": name}
         if self.random.random() < 0.2:
             body |= self.load.fields(name)
-        answer = self._write("update", f"{self.load.path}/{user}", body, user, name)
-        if answer and answer.status == 404 and not self.load.shared:
-            self.board.put(slot, 0)  # a deletion of ours with unknown outcome has happened
+        response = self._write("update", f"{self.load.path}/{user}", body, user, name)
+        if response and response.status == 404 and not self.load.shared:
+            self.board.put(slot, 0)  # a deletion by this writer with unknown outcome has happened
 
-    def _refused(self, slot: int) -> None:
-        """A write whose name must never be seen."""
+    def _send_invalid(self, slot: int) -> None:
+        """Send a write that the service must refuse, so that no read may show its name."""
         user, name = self.board.slots[slot], self._name()
         body = {"name": name, "unknown": 1} if self.random.random() < 0.5 else {"name": name, "name ": name}
         self._write("update", f"{self.load.path}/{user}", body, user, name)
 
     def _delete(self, slot: int) -> None:
         user = self.board.slots[slot]
-        answer = self._write("delete", f"{self.load.path}/{user}", None, user, "")
-        if answer and answer.status in (200, 404):
+        response = self._write("delete", f"{self.load.path}/{user}", None, user, "")
+        if response and response.status in (200, 404):
             self.board.put(slot, 0)
 
-    def _write(self, kind: Kind, path: str, body: Any, user: int | None, name: str) -> Answer | None:
+    def _write(self, kind: Kind, path: str, body: Any, user: int | None, name: str) -> Response | None:
         edge = self.edge()
-        answer, status = None, 0
+        response, status = None, 0
         outcome: Outcome = "unknown"
         method = {"create": b"POST", "update": b"PUT", "delete": b"DELETE"}[kind]
         target = path
@@ -233,29 +233,29 @@ class Writer(Worker):
         sent = orjson.dumps(body) if body is not None else b""
         invoke = time.monotonic_ns()
         try:
-            answer = self.ask(edge, method, target, sent)
-            status = answer.status
+            response = self._request(edge, method, target, sent)
+            status = response.status
             outcome = "ok" if status < 300 else "failed" if status < 500 else "unknown"
         except NotSent:
             outcome = "failed"
-        except Broken:
+        except NoResponse:
             pass
         returned = time.monotonic_ns()
-        if answer and kind == "create" and outcome == "ok":
-            user = orjson.loads(answer.body)["id"]
+        if response and kind == "create" and outcome == "ok":
+            user = orjson.loads(response.body)["id"]
         self.record(
             Operation(
                 invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", worker=self.name, user=user, name=name
             )
         )
-        return answer
+        return response
 
 
-class Outsider(Worker):
-    """Writes past the app, with pauses: what it has just written is not judged for a while."""
+class SqlWriter(Worker):
+    """Writes that bypass the app, with pauses: reads of such a user are not judged for a while after each write."""
 
     def __init__(self, *rest: Any) -> None:
-        super().__init__("sql", PATIENCE, *rest)
+        super().__init__("sql", WRITE_TIMEOUT_S, *rest)
         self._run = f"{self.load.seed:x}.{time.time_ns() // 10**9 % 10**7:x}"
         self._connection: psycopg.Connection[Any] | None = None
         self._count = 0
@@ -305,22 +305,22 @@ class Outsider(Worker):
 
 class Reader(Worker):
     def __init__(self, number: int, *rest: Any) -> None:
-        super().__init__(f"r{number}", IMPATIENCE, *rest)
+        super().__init__(f"r{number}", READ_TIMEOUT_S, *rest)
 
     def work(self) -> None:
         while self.board.reading.is_set():
             if self.random.random() < self.load.lists:
-                self._list(self.random.choice(LISTS[:5] if self.load.plain else LISTS))
+                self._list(self.random.choice(LIST_QUERIES[:5] if self.load.plain else LIST_QUERIES))
             else:
-                self._read(self._somebody(), self.edge())
-        # What was acknowledged last is read too, through every edge.
+                self._read(self._pick_user(), self.edge())
+        # The last acknowledged writes are read, too, through every edge.
         for edge in range(len(self.load.edges)):
             for user in [*self.board.slots, *self.board.gone]:
                 if user:
                     self._read(user, edge)
 
-    def _somebody(self) -> int:
-        """Mostly one of a few who are read more than others; now and then somebody gone or not yet there."""
+    def _pick_user(self) -> int:
+        """Return mostly one of a few popular users, and now and then a user that is gone or does not exist yet."""
         chance = self.random.random()
         if chance < 0.03:
             user = self.random.choice(self.board.gone)
@@ -332,44 +332,44 @@ class Reader(Worker):
 
     def _read(self, user: int, edge: int) -> None:
         path = f"{self.load.path}/{user}"
-        operation, answer = self._get("read", path, edge)
-        if answer and answer.status == 200:
-            shown = orjson.loads(answer.body)
+        operation, response = self._get("read", path, edge)
+        if response and response.status == 200:
+            shown = orjson.loads(response.body)
             operation = operation._replace(rows=(Row(shown["id"], shown["version"], shown["name"]),))
         self.record(operation._replace(user=user))
 
     def _list(self, query: str) -> None:
-        """All of it, in one order or another, or page by page: each page is a read of its own."""
+        """Read a whole list, or page by page; each page is a read of its own."""
         path, after = self.load.path + query, 0
         for _ in range(20):
-            operation, answer = self._get("list", path, self.edge())
-            if not answer or answer.status != 200:
+            operation, response = self._get("list", path, self.edge())
+            if not response or response.status != 200:
                 self.record(operation._replace(outcome="failed"))
                 return
-            rows = tuple(sorted(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(answer.body)))
-            following = re.search('<([^>]+)>; rel="next"', answer.header(b"Link"))
+            rows = tuple(sorted(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(response.body)))
+            following = re.search('<([^>]+)>; rel="next"', response.header(b"Link"))
             until = rows[-1].user if following else None
             self.record(operation._replace(rows=rows, after=after, until=until))
             if not following or until is None:
                 return
             path, after = following[1], until
 
-    def _get(self, kind: Kind, path: str, edge: int) -> tuple[Operation, Answer | None]:
-        answer, status, tier, cache_status = None, 0, "", ""
+    def _get(self, kind: Kind, path: str, edge: int) -> tuple[Operation, Response | None]:
+        response, status, tier, cache_status = None, 0, "", ""
         invoke = time.monotonic_ns()
-        with contextlib.suppress(NotSent, Broken):
-            answer = self.ask(edge, b"GET", path)
+        with contextlib.suppress(NotSent, NoResponse):
+            response = self._request(edge, b"GET", path)
         returned = time.monotonic_ns()
-        if answer:
-            status = answer.status
-            tier, cache_status = answer.header(b"X-Cache-Status"), answer.header(b"Cache-Status")
+        if response:
+            status = response.status
+            tier, cache_status = response.header(b"X-Cache-Status"), response.header(b"Cache-Status")
         outcome: Outcome = "ok" if status in (200, 404) else "failed"
         operation = Operation(invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", tier, cache_status)
-        return operation._replace(worker=self.name), answer
+        return operation._replace(worker=self.name), response
 
 
 def _main(kind: Callable[..., Worker], *arguments: Any) -> None:
-    """A process of the load."""
+    """Run a process of the load."""
     worker = kind(*arguments)
     with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
         worker.work()
@@ -383,21 +383,21 @@ class Running:
 
     load: Load
     on_operations: Callable[[Iterable[Operation]], None]
-    """Gets what they report."""
+    """Receives the operations that the processes report."""
     on_complete: Callable[[int], None]
-    """Gets the moment up to which that is all."""
+    """Receives the time up to which all operations are reported."""
     _processes: list[BaseProcess] = field(default_factory=list)
     _reports: "dict[Connection[Any, Any], int]" = field(default_factory=dict)
 
     def start(self) -> None:
-        # Forked: a spawned process needs a second to import all this anew, and there are many. Nothing of the
-        # caller's is used in them but what they are given.
+        # Forked: each of the many processes would need a second to import everything if it were spawned. They use
+        # nothing of the parent process except their arguments.
         context = multiprocessing.get_context("fork")
         self.on_operations([self._initial()])
         self._board = Board.new(self.load.users, context)
         kinds: list[tuple[Any, ...]] = [(Writer, n) for n in range(self.load.writers)]
         kinds += [(Reader, n) for n in range(self.load.readers)]
-        kinds += [(Outsider,)] if self.load.database else []
+        kinds += [(SqlWriter,)] if self.load.database else []
         for kind in kinds:
             receive, send = context.Pipe(duplex=False)
             process = context.Process(target=_main, args=(*kind, self.load, self._board, send), daemon=True)
@@ -407,14 +407,14 @@ class Running:
             self._reports[receive] = 0
 
     def _initial(self) -> Operation:
-        """Who is there before anybody of ours writes."""
-        answer = Client(self.load.edges[0], PATIENCE).request(b"GET", self.load.path.encode())
-        rows = tuple(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(answer.body))
+        """Return the users that exist before the first write."""
+        response = Client(self.load.edges[0], WRITE_TIMEOUT_S).request(b"GET", self.load.path.encode())
+        rows = tuple(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(response.body))
         now = time.monotonic_ns()
         return Operation(now, now, "initial", self.load.path, "ok", rows=rows)
 
     def pump(self, seconds: float) -> None:
-        """Take reports in for so long, or until all processes are done."""
+        """Receive reports for this many seconds, or until all processes have ended."""
         until = time.monotonic() + seconds
         while self._reports and (left := until - time.monotonic()) > 0:
             for report in [report for report in wait(list(self._reports), timeout=left) if report in self._reports]:
@@ -431,16 +431,16 @@ class Running:
             self.on_complete(min(self._reports.values(), default=FOREVER))
 
     def stop(self, within: float = 60) -> None:
-        """Writers first, so that readers see their last writes; what is theirs gets deleted."""
+        """Stop the writers first, so that readers see their last writes. Writers then delete their users."""
         self._board.writing.clear()
         self._board.reading.clear()
         self.pump(within)
-        assert not self._reports, "the load does not come to an end"
+        assert not self._reports, f"the load did not end within {within:g} s"
         for process in self._processes:
             process.join(5)
 
     def end(self) -> None:
-        """Whatever still runs."""
+        """Kill every process that still runs."""
         for process in self._processes:
             if process.is_alive():
                 process.kill()

@@ -1,18 +1,17 @@
 """A model of "lock, drop, commit", explored exhaustively: every interleaving of a few writers, reads, caches and faults.
 
-    python -m tests.consistency.model                      the whole protocol, then each element left out
-    python -m tests.consistency.model --without check      the shortest history that goes wrong without it
+    python -m tests.consistency.model                      the whole protocol, then without each element
+    python -m tests.consistency.model --without probe      the shortest history that goes wrong without it
 
-One path is modelled: linearizability is local. What a cache holds is the set of writes that its body contains, as a
-bit mask. A read is wrong if its answer lacks a write that was acknowledged, or shown by a finished read, before it
-started. There is no clock: whatever may be delayed may be delayed for ever, a COMMIT as well, and a lease ends at any
-moment; "3 s after a fence" is the moment at which everything promised before that fence has run out.
+One path is modelled, because linearizability is local. The content of a cache is the set of writes that its body
+contains, as a bit mask. A read is wrong if its response lacks a write that was acknowledged, or shown by a finished read,
+before the read started. There is no clock: every step may be delayed for ever, a COMMIT included, and a lease ends at any
+moment. "3 s after a fence" is the moment at which every lease from before that fence has expired.
 
-Writers who go to the caches together (velikiy/coherence/group_commit.py) are in it: as those whose steps happen to fall on the
-same moments.
+Group commit (velikiy/coherence/group_commit.py) is covered: the steps of its writers happen to fall on the same moments.
 
-Names are kept out of the state: a read does not hold a lease token or a generation but whether its own is still the
-current one. A read answers as soon as it knows its value, before it fills or stores: that is the harshest order.
+Names are not part of the state: a read does not store a lease token or a generation, but whether its own is still
+current. A read responds as soon as it knows its value, before it fills or stores, which is the harshest order.
 """
 
 from __future__ import annotations
@@ -28,50 +27,52 @@ from typing import Any, NamedTuple, TypeVar
 
 @dataclass(frozen=True)
 class Protocol:
-    """The elements. Each names what goes wrong without it; the tests show that it does."""
+    """The elements of the protocol. Each comment names what goes wrong without it; the tests show that it does."""
 
     # a write
-    lock_before_drop: bool = True  # else a read starts after the drop, finds no lock, and keeps the old row
+    lock_before_drop: bool = True  # else a read starts after the drop, finds no lock, and stores the old row
     drop_before_commit: bool = True  # else the new row is readable in one place and the old one in another
-    redis_before_edges: bool = True  # else an edge that was dropped takes the old body from Redis once more
-    list_after_redis: bool = True  # else an edge that registers in between takes the old body from Redis, unlisted
-    drop_changes_generation: bool = True  # else what an edge holds, and what is on its way to it, is found after COMMIT
+    redis_before_edges: bool = True  # else an edge copies the old body from Redis after its own drop
+    list_after_redis: bool = True  # else an edge that registers in between copies the old body from Redis, unlisted
+    drop_changes_generation: bool = True  # else entries of an edge, and entries on their way, are found after COMMIT
     drop_takes_leases: bool = True  # else a fill that the write overtook lands after the drop
-    visible_before_unlock: bool = True  # PostgreSQL's promise; else a check passes while the snapshot lacks the write
-    own_fill_of_own_row: bool = True  # a writer knows its row, not the list: another row's write may be missing there
-    own_fill_after_commit: bool = True  # else Redis shows what PostgreSQL does not show yet, or never will
+    visible_before_unlock: bool = True  # PostgreSQL's promise; else a probe passes while the snapshot lacks the write
+    prefill_of_own_row_only: bool = True  # a writer knows its row, but a list may lack another row's write
+    prefill_after_commit: bool = True  # else Redis shows a row that PostgreSQL does not show yet, or never will
     lock_ends_with_transaction: bool = True  # else a killed writer leaves its path uncached for ever
     # a read
-    check: bool = True  # else a read between drop and COMMIT stores the old row under the new lease and generation
-    check_before_snapshot: bool = True  # else COMMIT fits between snapshot and check (also: REPEATABLE READ)
-    lease_before_check: bool = True  # else lock and drop fit between the two and the lease survives them
+    probe: bool = True  # else a read between drop and COMMIT stores the old row under the new lease and generation
+    probe_before_snapshot: bool = True  # else COMMIT fits between snapshot and probe (also: REPEATABLE READ)
+    lease_before_probe: bool = True  # else lock and drop fit between the two and the lease survives them
     fill_needs_lease: bool = True  # else a fill that a write overtook lands after the drop
-    leases_are_random: bool = True  # counted in Redis they start again after a wipe, and an old one fits
+    leases_are_random: bool = True  # numbers counted in Redis repeat after a loss of keys, and an old lease fits again
     leases_end: bool = True  # else a reader that dies keeps its path out of Redis for ever
-    key_fixed_at_start: bool = True  # else a late answer is stored under the generation that outdated it
+    key_fixed_at_start: bool = True  # else a late response is stored under the generation that outdated it
     # an edge
-    fresh_generation: bool = True  # absent reads as new; a default brings back what was stored under it before
-    new_epoch_at_start: bool = True  # else a restarted edge gives old names again and finds its old files
-    edge_lease: bool = True  # else an edge that nobody can reach serves for ever
+    fresh_generation: bool = True  # a missing generation gets a new one; a default would find older entries again
+    new_epoch_at_start: bool = True  # else a restarted edge repeats old generations and finds its old files
+    edge_lease: bool = True  # else an edge that no writer can reach serves its cache for ever
     no_store_without_lease_at_start: bool = True  # else a read older than the registration stores after it, unlisted
-    # a cache that does not answer
+    # a cache that does not acknowledge
     fence: bool = True  # else a write goes on while the cache still serves
-    fence_waits: bool = True  # else the cache serves on what it was promised before the fence
-    wait_counts_from_visible: bool = True  # a fence may take long to commit: promises are given until it is visible
-    wait_outlasts_registrations: bool = True  # an old one, carried out late, unfences the row while the lease goes on
-    refusal_beside_us_only: bool = True  # elsewhere another machine may refuse for an edge that lives
-    redis_trust_ends: bool = True  # else a process that has not heard of the fence reads a Redis that writers skip
-    redis_trust_covers_reply: bool = True  # else a process paused before it asks Redis gets a lease that writers skip
-    emptied_on_return: bool = True  # else what writers could not drop is served again
-    lease_ends_before_emptied: bool = True  # else the edge stores, between emptying and returning, what writers skip
-    flush_after_wait: bool = True  # else a lease is given between FLUSHDB and the end of the fence: writers skip it
+    fence_waits: bool = True  # else the cache serves under a lease from before the fence
+    wait_counts_from_visible: bool = True  # a fence may commit late, and leases are granted until it is visible
+    wait_outlasts_registrations: bool = True  # a late registration unfences the row while the old lease goes on
+    refusal_on_loopback_only: bool = True  # elsewhere another machine may refuse at the address of an edge that lives
+    redis_lease_ends: bool = True  # else a process that did not see the fence reads a Redis that writers skip
+    redis_lease_covers_reply: bool = True  # else a process paused before its request gets a fill lease writers skip
+    emptied_on_return: bool = True  # else entries that writers could not drop are served again
+    lease_ends_before_emptied: bool = True  # else the edge stores an entry that writers skip, before it returns
+    flush_after_wait: bool = (
+        True  # else a fill lease is granted between FLUSHDB and the end of the fence: writers skip it
+    )
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """How many of each, and what may go wrong: each fault happens at most once, at any moment."""
+    """The number of actors, and the faults: each fault happens at most once, at any moment."""
 
-    rows: tuple[int, ...] = (7,)  # a writer each; the same row serialises them, different rows share only the path
+    rows: tuple[int, ...] = (7,)  # a writer each; one row serialises its writers, different rows share only the path
     reads: int = 2
     edges: int = 1
     faults: tuple[str, ...] = ()
@@ -101,23 +102,25 @@ SCENARIOS = {
     "Redis comes back": Scenario(fenced=0),
 }
 
-UP, HUNG, DEAD, MOVED = range(4)  # a cache answers; does not answer the app (its clients it may); refuses; MOVED:
-# answers its clients, and at the address that writers know another machine refuses
-NO_FENCE, STAMPED, FENCED, EMPTIED, OVERWRITTEN = range(5)  # STAMPED: the fence is written but not yet committed;
-# OVERWRITTEN: by a registration from before, so the row is not fenced and no renewal fits it
-NOT_TRUSTED, TRUSTED, TRUSTED_BEFORE_FENCE = range(3)
+UP, HUNG, DEAD, MOVED = range(4)
+# UP: it responds. HUNG: it does not respond to the app, but may respond to its clients. DEAD: it refuses connections.
+# MOVED: it responds to its clients, and another machine refuses at the address that writers use.
+NO_FENCE, UNCOMMITTED, FENCED, EMPTIED, OVERWRITTEN = range(5)
+# UNCOMMITTED: the fence is written and not yet committed. OVERWRITTEN: an old registration was carried out late, so the
+# row is not fenced, and no renewal fits it.
+NO_LEASE, LEASED, LEASED_BEFORE_FENCE = range(3)
 
 
 class Cache(NamedTuple):
-    """Redis, or an edge. An edge's lease and what processes believe of Redis are one thing: trust, with an end."""
+    """Redis, or an edge."""
 
     state: int = UP
-    body: int = -1  # what a read finds now; -1: nothing
-    lease: bool = False  # Redis: somebody may fill
-    gen: int = 0  # an edge: 0 the first name it ever gave, 1 a later one; matters only where names can come back
-    first: int = -1  # an edge: what lies on its disk under name 0 while it is at name 1
+    body: int = -1  # the body that a read finds now; -1: none
+    fill_lease: bool = False  # Redis: a fill lease exists
+    gen: int = 0  # an edge: 0 its first generation, 1 a later one; matters only if generations can return
+    first: int = -1  # an edge: the body on its disk under generation 0 while its generation is 1
     fence: int = NO_FENCE
-    trust: int = TRUSTED
+    cache_lease: int = LEASED  # an edge's lease for its own memory, or the processes' lease for Redis
 
 
 class Writer(NamedTuple):
@@ -125,26 +128,26 @@ class Writer(NamedTuple):
     alive: bool = True
     open: bool = False  # its transaction, row lock included
     lock: bool = False
-    todo: int = 0  # bits of the edges that it still has to drop at
-    waits: int = 0  # bits of the caches that it saw fenced
-    lease: int = 0  # 2 its lease is the current one, 1 it had one, 0 none
-    body: int = 0  # its path's body, as far as it knows
+    todo: int = 0  # bits of the edges where it still has to drop
+    waits: int = 0  # bits of the caches that it has found fenced
+    fill_lease: int = 0  # 2: its fill lease is current, 1: it had one, 0: none
+    body: int = 0  # the body of its path, as far as it knows
 
 
 class Read(NamedTuple):
     step: int = 0
-    floor: int = 0  # what its answer must contain
-    edge: int = 0  # -1: nobody waits for it any more
-    gen: int = -1  # the name its key was made of; -1: one that never comes back
-    lease: int = 0
+    floor: int = 0  # the writes that its response must contain
+    edge: int = 0  # -1: no edge waits for it any longer
+    gen: int = -1  # the generation in its key; -1: a generation that never returns
+    fill_lease: int = 0
     body: int = 0
     store: bool = True
-    trusts: bool = False  # only without redis_trust_covers_reply: it looked when it started
+    leased_at_start: bool = False  # only without redis_lease_covers_reply: it checked the lease when it started
 
 
 class World(NamedTuple):
     committed: int
-    floor: int  # acknowledged, or shown
+    floor: int  # the writes that were acknowledged or shown
     writers: tuple[Writer, ...]
     reads: tuple[Read, ...]
     caches: tuple[Cache, ...]  # Redis, then the edges
@@ -152,11 +155,11 @@ class World(NamedTuple):
     wrong: str = ""
 
     def put(self, kind: str, index: int, **changes: Any) -> World:
-        """The same world with one writer, read or cache changed."""
+        """Return the same world with one writer, read or cache changed."""
         actors = getattr(self, kind)
         changed = (*actors[:index], actors[index]._replace(**changes), *actors[index + 1 :])
-        one: dict[str, Any] = {kind: changed}
-        return self._replace(**one)
+        changes_of_world: dict[str, Any] = {kind: changed}
+        return self._replace(**changes_of_world)
 
     def spend(self, fault: str) -> World:
         return self._replace(faults=tuple(f for f in self.faults if f != fault))
@@ -166,7 +169,7 @@ Steps = Iterator[tuple[str, World]]
 Actor = TypeVar("Actor", Writer, Read)
 
 
-def names(mask: int) -> str:
+def writes_in(mask: int) -> str:
     return " and ".join(f"W{i + 1}" for i in range(mask.bit_length()) if mask >> i & 1) or "no write"
 
 
@@ -174,8 +177,8 @@ class Model:
     def __init__(self, protocol: Protocol, scenario: Scenario) -> None:
         self.p, self.s = protocol, scenario
         p = protocol
-        write = ["sql", "lock", "redis", "list", "edges", "commit", "unlock", "answer", "fill"]
-        read = ["start", "ask", "check", "snapshot", "fill", "store"]
+        write = ["sql", "lock", "redis", "list", "edges", "commit", "unlock", "respond", "fill"]
+        read = ["start", "redis", "probe", "snapshot", "fill", "store"]
 
         def move(steps: list[str], what: str, before: str) -> None:
             steps.remove(what)
@@ -192,27 +195,27 @@ class Model:
             move(write, "unlock", "redis")
         if not p.visible_before_unlock:
             move(write, "unlock", "commit")
-        if not p.own_fill_after_commit:
+        if not p.prefill_after_commit:
             move(write, "fill", "commit")
-        if not p.check_before_snapshot:
-            move(read, "check", "fill")
-        if not p.lease_before_check:
-            move(read, "check", "ask")
-        if not p.check:
-            read.remove("check")
+        if not p.probe_before_snapshot:
+            move(read, "probe", "fill")
+        if not p.lease_before_probe:
+            move(read, "probe", "redis")
+        if not p.probe:
+            read.remove("probe")
         self.write, self.read = (*write, "done"), (*read, "done")
-        self.names_return = not (p.fresh_generation and p.new_epoch_at_start)
+        self.generations_return = not (p.fresh_generation and p.new_epoch_at_start)
         self.lost = 0 if p.fill_needs_lease and p.leases_are_random else 1
         self.cacheable: dict[tuple[Cache, Cache, bool], bool] = {}
 
     def roots(self) -> Iterator[World]:
-        """Everything cold, and everything warm."""
+        """Yield two worlds: all caches empty, and all caches warm."""
         for body in (-1, 0):
             caches = [Cache(body=body) for _ in range(1 + self.s.edges)]
             if self.s.fenced is not None:
-                caches[self.s.fenced] = Cache(body=body, fence=FENCED, trust=TRUSTED_BEFORE_FENCE)
-            if self.s.unlisted:  # a writer passes by it as it does by a fenced one
-                caches[self.s.unlisted] = Cache(fence=FENCED, trust=NOT_TRUSTED)
+                caches[self.s.fenced] = Cache(body=body, fence=FENCED, cache_lease=LEASED_BEFORE_FENCE)
+            if self.s.unlisted:  # writers pass it by like a fenced edge
+                caches[self.s.unlisted] = Cache(fence=FENCED, cache_lease=NO_LEASE)
             writers, reads = (Writer(),) * len(self.s.rows), (Read(),) * self.s.reads
             yield World(0, 0, writers, reads, tuple(caches), self.s.faults)
 
@@ -241,7 +244,7 @@ class Model:
                 ended = Writer(step=len(self.write) - 1, alive=False, lock=leak)
                 yield f"PostgreSQL rolls {name} back", w.put("writers", i, **ended._asdict())
             if what not in ("commit", "unlock"):
-                return  # what it had sent may still take effect, nothing else
+                return  # only a COMMIT that was already sent may still take effect
         if what == "sql":
             same_row = [x for x, row in zip(w.writers, self.s.rows, strict=True) if row == self.s.rows[i]]
             if not any(x.open for x in same_row) and all(x.step for x in w.writers[:i]):
@@ -249,14 +252,14 @@ class Model:
         elif what == "lock":
             yield f"{name} locks the path", on(w, lock=True)
         elif what == "redis":
-            for label, after, gone in self.face(w, i, 0):
+            for label, after, gone in self.drop_at(w, i, 0):
                 yield label, after.put("writers", i, step=me.step + 1) if gone else after
         elif what == "list":
             fenced = sum(1 << k for k, c in enumerate(w.caches) if k and c.fence >= FENCED)
             yield f"{name} reads the list of edges", on(w, todo=(1 << len(w.caches)) - 2, waits=me.waits | fenced)
         elif what == "edges":
             for k in range(1, len(w.caches)):
-                for label, after, gone in self.face(w, i, k) if me.todo >> k & 1 else ():
+                for label, after, gone in self.drop_at(w, i, k) if me.todo >> k & 1 else ():
                     todo = me.todo & ~(1 << k) if gone else me.todo
                     yield label, after.put("writers", i, todo=todo, step=me.step + (not todo))
         elif what == "commit":
@@ -264,37 +267,37 @@ class Model:
             yield f"{name}: COMMIT is visible", on(w, open=not ends)._replace(committed=w.committed | bit)
         elif what == "unlock":
             yield f"{name}: its locks are freed", on(w, lock=False, open=not w.committed & bit)
-        elif what == "answer":
+        elif what == "respond":
             yield f"{name} is acknowledged", on(w)._replace(floor=w.floor | bit)
-        elif what == "fill" and me.lease:
-            yield from self.fill(on(w, lease=0), name, me)
+        elif what == "fill" and me.fill_lease:
+            yield from self.fill(on(w, fill_lease=0), name, me)
 
-    def face(self, w: World, i: int, k: int) -> Iterator[tuple[str, World, bool]]:
-        """Writer i drops at cache k, or finds out why it need not; True: it is through with it."""
+    def drop_at(self, w: World, i: int, k: int) -> Iterator[tuple[str, World, bool]]:
+        """Drop at cache k, or find out why writer i need not. True: the writer has finished with this cache."""
         p, me, c, name = self.p, w.writers[i], w.caches[k], f"W{i + 1}"
         cache = f"E{k}" if k else "Redis"
         if me.waits >> k & 1:
             ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
-            if c.trust != TRUSTED_BEFORE_FENCE or not p.fence_waits or ended:
-                yield f"{name} goes on without {cache}: 3 s after its fence", w, True
-        elif c.state == DEAD or (c.state == MOVED and not p.refusal_beside_us_only):
+            if c.cache_lease != LEASED_BEFORE_FENCE or not p.fence_waits or ended:
+                yield f"{name} continues without {cache}: 3 s after its fence", w, True
+        elif c.state == DEAD or (c.state == MOVED and not p.refusal_on_loopback_only):
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
         elif c.fence in (FENCED, EMPTIED):
             yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
         elif c.state == UP and k:
-            yield f"{name} drops at {cache}", self.rename(w, k) if p.drop_changes_generation else w, True
+            yield f"{name} drops at {cache}", self.new_generation(w, k) if p.drop_changes_generation else w, True
         elif c.state == UP:
-            own = len(set(self.s.rows)) == 1 or not p.own_fill_of_own_row
+            own = len(set(self.s.rows)) == 1 or not p.prefill_of_own_row_only
             if p.drop_takes_leases:
-                w = self.lose_leases(w).put("writers", i, lease=2 * own).put("caches", 0, lease=own)
+                w = self.lose_leases(w).put("writers", i, fill_lease=2 * own).put("caches", 0, fill_lease=own)
             yield f"{name} drops in Redis", w.put("caches", 0, body=-1), True
         elif not p.fence:
-            yield f"{name}: {cache} does not answer, goes on", w, True
+            yield f"{name}: {cache} does not respond, the writer continues", w, True
         elif c.fence in (NO_FENCE, OVERWRITTEN):
-            trust = c.trust if p.wait_counts_from_visible or not c.trust else TRUSTED_BEFORE_FENCE
+            cache_lease = c.cache_lease if p.wait_counts_from_visible or not c.cache_lease else LEASED_BEFORE_FENCE
             yield (
-                f"{name}: {cache} does not answer, a fence is written",
-                w.put("caches", k, fence=STAMPED if c.fence == NO_FENCE else FENCED, trust=trust),
+                f"{name}: {cache} does not respond, a fence is written",
+                w.put("caches", k, fence=UNCOMMITTED if c.fence == NO_FENCE else FENCED, cache_lease=cache_lease),
                 False,
             )
 
@@ -310,74 +313,75 @@ class Model:
         if what == "start":
             for e in range(1, len(w.caches)) if all(x.step for x in w.reads[:i]) else ():
                 edge = w.caches[e]
-                leased = bool(edge.trust) or not p.edge_lease
+                leased = bool(edge.cache_lease) or not p.edge_lease
                 if edge.state == DEAD:
                     continue
                 if leased and edge.body >= 0:
                     done = w.put("reads", i, floor=w.floor, edge=e, store=False)
-                    yield self.answer(f"{name} starts at E{e}: HIT", done, i, edge.body, "done")
+                    yield self.respond(f"{name} starts at E{e}: HIT", done, i, edge.body, "done")
                     continue
-                step = self.read.index("ask")  # without a lease too: whether Redis may be used is the app's to know
+                step = self.read.index("redis")  # also without a cache lease: the app decides whether to use Redis
                 store = leased or not p.no_store_without_lease_at_start
-                trusts = redis.trust > 0 and not p.redis_trust_covers_reply
-                start = Read(step, w.floor, e, edge.gen, store=store, trusts=trusts)
-                label = "miss" if leased else "no lease, leaves its cache alone"
+                leased_at_start = redis.cache_lease > 0 and not p.redis_lease_covers_reply
+                start = Read(step, w.floor, e, edge.gen, store=store, leased_at_start=leased_at_start)
+                label = "miss" if leased else "no lease, bypasses its cache"
                 yield f"{name} starts at E{e}: {label}", w.put("reads", i, **start._asdict())
-        elif what == "ask":
-            if redis.state != UP or not (redis.trust or me.trusts or not p.redis_trust_ends):
-                yield f"{name} goes without Redis", on(w)
+        elif what == "redis":
+            if redis.state != UP or not (redis.cache_lease or me.leased_at_start or not p.redis_lease_ends):
+                yield f"{name} bypasses Redis", on(w)
             elif redis.body >= 0:
-                yield self.answer(f"{name} finds a body in Redis", w, i, redis.body, "store")
+                yield self.respond(f"{name} finds a body in Redis", w, i, redis.body, "store")
             else:
-                if redis.lease:
-                    yield f"{name}: somebody else fills Redis", on(w)
-                if not redis.lease or p.leases_end:
-                    after = self.lose_leases(w) if redis.lease else w
-                    yield f"{name} gets the lease in Redis", on(after.put("caches", 0, lease=True), lease=2)
-        elif what == "check":
+                if redis.fill_lease:
+                    yield f"{name}: another process holds the fill lease", on(w)
+                if not redis.fill_lease or p.leases_end:
+                    after = self.lose_leases(w) if redis.fill_lease else w
+                    yield f"{name} gets the fill lease", on(after.put("caches", 0, fill_lease=True), fill_lease=2)
+        elif what == "probe":
             if any(x.lock for x in w.writers):
-                yield f"{name} checks: a writer is in flight, nothing will be stored", on(w, store=False, lease=0)
+                yield f"{name} probes: a writer is in flight, nothing will be stored", on(w, store=False, fill_lease=0)
             else:
-                yield f"{name} checks: no writer in flight", on(w)
+                yield f"{name} probes: no writer in flight", on(w)
         elif what == "snapshot":
-            yield self.answer(f"{name} reads PostgreSQL", w, i, w.committed, self.read[me.step + 1])
+            yield self.respond(f"{name} reads PostgreSQL", w, i, w.committed, self.read[me.step + 1])
         elif what == "fill":
-            yield from self.fill(on(w, lease=0), name, me)
+            yield from self.fill(on(w, fill_lease=0), name, me)
         elif what == "store":
             edge = w.caches[me.edge]
-            if not (edge.trust or p.no_store_without_lease_at_start):
+            if not (edge.cache_lease or p.no_store_without_lease_at_start):
                 return
             field = "body" if me.gen == edge.gen or not p.key_fixed_at_start else "first"
             yield (
-                f"E{me.edge} stores what {name} got: {names(me.body)}",
+                f"E{me.edge} stores the response to {name}: {writes_in(me.body)}",
                 on(w.put("caches", me.edge, **{field: me.body})),
             )
         if "retry" in w.faults and what in self.read[2:-2] and me.edge > 0 and Read() in w.reads:
-            again = Read(self.read.index("ask"), me.floor, me.edge, me.gen)
+            again = Read(self.read.index("redis"), me.floor, me.edge, me.gen)
             after = w.put("reads", w.reads.index(Read()), **again._asdict())
             yield (
-                f"{name} is too slow, E{me.edge} asks again for it",
+                f"{name} is too slow, E{me.edge} sends the request again",
                 after.put("reads", i, edge=-1, store=False).spend("retry"),
             )
 
-    def answer(self, label: str, w: World, i: int, body: int, then: str) -> tuple[str, World]:
+    def respond(self, label: str, w: World, i: int, body: int, then: str) -> tuple[str, World]:
         me = w.reads[i]
         after = w.put("reads", i, step=self.read.index(then), body=body, floor=0)
         if me.edge < 0:
             return label, after
-        wrong = f"r{i + 1} got {names(body)}, {names(me.floor)} had to be in it" if me.floor & ~body else ""
-        return f"{label}, answers {names(body)}", after._replace(floor=w.floor | body, wrong=wrong)
+        missing = me.floor & ~body
+        wrong = f"r{i + 1} returned {writes_in(body)}, but must contain {writes_in(me.floor)}" if missing else ""
+        return f"{label}, returns {writes_in(body)}", after._replace(floor=w.floor | body, wrong=wrong)
 
-    def fill(self, w: World, name: str, who: Writer | Read) -> Steps:
+    def fill(self, w: World, name: str, actor: Writer | Read) -> Steps:
         redis = w.caches[0]
-        if redis.state == UP:  # else its fill is on its way, or lost
-            if (who.lease == 2 and redis.lease) or not self.p.fill_needs_lease:
+        if redis.state == UP:  # otherwise the fill is on its way, or lost
+            if (actor.fill_lease == 2 and redis.fill_lease) or not self.p.fill_needs_lease:
                 yield (
-                    f"{name} fills Redis: {names(who.body)}",
-                    self.lose_leases(w).put("caches", 0, body=who.body, lease=False),
+                    f"{name} fills Redis: {writes_in(actor.body)}",
+                    self.lose_leases(w).put("caches", 0, body=actor.body, fill_lease=False),
                 )
             else:
-                yield f"{name} may not fill Redis: its lease is gone", w
+                yield f"{name} may not fill Redis: its fill lease is gone", w
 
     # the caches
 
@@ -388,12 +392,12 @@ class Model:
             return w.put("caches", k, **changes)
 
         if c.state == DEAD:
-            if k:  # what its memory held is gone, its files are not
-                w = self.rename(w, k) if p.new_epoch_at_start else self.first_name(w, k)
+            if k:  # its memory is lost, its files stay
+                w = self.new_generation(w, k) if p.new_epoch_at_start else self.first_generation(w, k)
             yield f"{name} starts", to(w, state=UP, fence=min(c.fence, FENCED))
             return
         if f"{kind} dies" in w.faults:
-            after = to(w.spend(f"{kind} dies"), state=DEAD, trust=c.trust if not k else NOT_TRUSTED)
+            after = to(w.spend(f"{kind} dies"), state=DEAD, cache_lease=c.cache_lease if not k else NO_LEASE)
             yield f"*** {name} dies", self.orphan(after, k) if k else self.wipe(after)
         if k == 0 and "redis wiped" in w.faults:
             yield "*** Redis loses its keys", self.wipe(w.spend("redis wiped"))
@@ -401,57 +405,63 @@ class Model:
             after = w.spend("generation evicted")
             yield (
                 f"*** {name} evicts the generation",
-                self.rename(after, k) if p.fresh_generation else self.first_name(after, k),
+                self.new_generation(after, k) if p.fresh_generation else self.first_generation(after, k),
             )
         if c.state in (HUNG, MOVED):
-            yield f"{name} answers again", to(w, state=UP)
+            yield f"{name} responds again", to(w, state=UP)
         elif k and "edge moves" in w.faults:
-            yield f"*** {name} moves, its old address is another's", to(w.spend("edge moves"), state=MOVED)
+            yield f"*** {name} moves, another machine has its old address", to(w.spend("edge moves"), state=MOVED)
         elif f"{kind} hangs" in w.faults:
-            yield f"*** {name} does not answer the app any more", to(w.spend(f"{kind} hangs"), state=HUNG)
-        who = f"{name}'s lease" if k else "the trust in Redis"
-        if c.fence == STAMPED:
-            trust = TRUSTED_BEFORE_FENCE if c.trust and p.wait_counts_from_visible else c.trust
-            yield f"the fence of {name} is visible", to(w, fence=FENCED, trust=trust)
+            yield f"*** {name} stops responding to the app", to(w.spend(f"{kind} hangs"), state=HUNG)
+        lease = f"{name}'s cache lease" if k else "the cache lease for Redis"
+        if c.fence == UNCOMMITTED:
+            cache_lease = LEASED_BEFORE_FENCE if c.cache_lease and p.wait_counts_from_visible else c.cache_lease
+            yield f"the fence of {name} is visible", to(w, fence=FENCED, cache_lease=cache_lease)
         if k and c.fence == FENCED and "registration is late" in w.faults:
             yield (
                 f"*** an old registration of {name} is carried out",
                 to(w.spend("registration is late"), fence=OVERWRITTEN),
             )
-        if c.trust and (c.fence or c.state != UP):
-            yield f"{who} runs out", to(w, trust=NOT_TRUSTED)
-        if c.trust != TRUSTED and c.fence < FENCED:
-            yield f"{who} is renewed", to(w, trust=TRUSTED)
+        if c.cache_lease and (c.fence or c.state != UP):
+            yield f"{lease} expires", to(w, cache_lease=NO_LEASE)
+        if c.cache_lease != LEASED and c.fence < FENCED:
+            yield f"{lease} is renewed", to(w, cache_lease=LEASED)
         if c.fence in (FENCED, OVERWRITTEN) and k:
-            after = self.rename(w, k) if p.emptied_on_return else w
-            trust = NOT_TRUSTED if p.lease_ends_before_emptied else c.trust
-            yield f"{name} hears that it is fenced, empties itself", to(after, fence=EMPTIED, trust=trust)
-        if c.fence == FENCED and not k and c.state == UP and not (c.trust and p.flush_after_wait):
+            after = self.new_generation(w, k) if p.emptied_on_return else w
+            cache_lease = NO_LEASE if p.lease_ends_before_emptied else c.cache_lease
+            yield (
+                f"{name} learns that it is fenced, and empties itself",
+                to(after, fence=EMPTIED, cache_lease=cache_lease),
+            )
+        if c.fence == FENCED and not k and c.state == UP and not (c.cache_lease and p.flush_after_wait):
             yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, fence=EMPTIED)
         if c.fence == EMPTIED:
-            yield f"{name} is back: not fenced", to(w, fence=NO_FENCE, trust=TRUSTED if k else c.trust)
+            yield f"{name} is readmitted", to(w, fence=NO_FENCE, cache_lease=LEASED if k else c.cache_lease)
 
-    def leases(self, w: World, old: int, new: int) -> World:
+    def replace_leases(self, w: World, old: int, new: int) -> World:
         def changed(actors: tuple[Actor, ...]) -> tuple[Actor, ...]:
-            return tuple(x._replace(lease=new) if x.lease == old else x for x in actors)
+            return tuple(x._replace(fill_lease=new) if x.fill_lease == old else x for x in actors)
 
         return w._replace(writers=changed(w.writers), reads=changed(w.reads))
 
     def lose_leases(self, w: World) -> World:
-        return self.leases(w, 2, self.lost)
+        return self.replace_leases(w, 2, self.lost)
 
     def wipe(self, w: World) -> World:
-        w = self.lose_leases(w) if self.p.leases_are_random else self.leases(w, 1, 2)  # old numbers are given again
-        return w.put("caches", 0, body=-1, lease=False)
+        # Without random tokens, Redis counts from the start again and repeats old tokens.
+        w = self.lose_leases(w) if self.p.leases_are_random else self.replace_leases(w, 1, 2)
+        return w.put("caches", 0, body=-1, fill_lease=False)
 
-    def rename(self, w: World, k: int) -> World:
-        """A fresh generation: nothing stored so far, or on its way, is found under it."""
+    def new_generation(self, w: World, k: int) -> World:
+        """Give the path a new generation, under which no entry is found that was stored so far or is on its way."""
         c = w.caches[k]
-        reads = tuple(x._replace(gen=-1) if x.edge == k and (x.gen or not self.names_return) else x for x in w.reads)
-        first = c.first if c.gen or not self.names_return else c.body
-        return w._replace(reads=reads).put("caches", k, body=-1, gen=int(self.names_return), first=first)
+        reads = tuple(
+            x._replace(gen=-1) if x.edge == k and (x.gen or not self.generations_return) else x for x in w.reads
+        )
+        first = c.first if c.gen or not self.generations_return else c.body
+        return w._replace(reads=reads).put("caches", k, body=-1, gen=int(self.generations_return), first=first)
 
-    def first_name(self, w: World, k: int) -> World:
+    def first_generation(self, w: World, k: int) -> World:
         c = w.caches[k]
         reads = tuple(x._replace(gen=-1) if x.edge == k and x.gen == 1 else x for x in w.reads)
         return w._replace(reads=reads).put("caches", k, gen=0, body=c.first, first=-1) if c.gen else w
@@ -462,32 +472,33 @@ class Model:
     # exploring
 
     def tidy(self, w: World) -> World:
-        """Ends what can have no effect any more, so that fewer states are told apart."""
+        """End reads that can have no effect any longer, so that fewer states differ."""
         done, fill, store = len(self.read) - 1, self.read.index("fill"), self.read.index("store")
 
-        def settled(r: Read) -> Read:
+        def tidied(r: Read) -> Read:
             if not r.step:
                 return r
             if r.gen < 0 and self.p.key_fixed_at_start and r.store:
                 r = r._replace(store=False)
-            if r.step == fill and not r.lease:
+            if r.step == fill and not r.fill_lease:
                 r = r._replace(step=store)
-            if (r.step == store and not r.store) or (r.edge < 0 and not r.lease):
+            if (r.step == store and not r.store) or (r.edge < 0 and not r.fill_lease):
                 r = r._replace(step=done)
             return Read(done) if r.step == done else r
 
-        return w._replace(reads=tuple(map(settled, w.reads)))
+        return w._replace(reads=tuple(map(tidied, w.reads)))
 
-    def uncached_for_ever(self, w: World) -> bool:
-        """No transaction is open and all else stands still for ever: can one more read not fill both tiers?"""
+    def never_cached_again(self, w: World) -> bool:
+        """Return whether one more read cannot fill both tiers, although no transaction is open and all else stands
+        still."""
         if any(x.open for x in w.writers):
             return False
         locked = any(x.lock for x in w.writers)
         for edge in w.caches[1:]:
             key = (w.caches[0], edge._replace(body=-1), locked)
             if key not in self.cacheable:
-                standing = (Writer(step=len(self.write) - 1, lock=locked),)
-                queue = [World(w.committed, 0, standing, (Read(),), key[:2], ())]
+                idle = (Writer(step=len(self.write) - 1, lock=locked),)
+                queue = [World(w.committed, 0, idle, (Read(),), key[:2], ())]
                 seen = set(queue)
                 while queue and not all(c.body >= 0 for c in queue[-1].caches):
                     fresh = {self.tidy(after) for _, after in self.steps(queue.pop())} - seen
@@ -501,8 +512,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Result:
-    wrong: str  # empty: nothing found
-    trace: tuple[str, ...]  # the shortest that leads there
+    wrong: str  # empty if nothing was found
+    trace: tuple[str, ...]  # the shortest history that leads there
     states: int
     complete: bool
     seconds: float
@@ -510,14 +521,14 @@ class Result:
     def __str__(self) -> str:
         size = f"{self.states} states, {self.seconds:.1f} s"
         if not self.wrong:
-            return f"right ({size}, {'all there are' if self.complete else 'bounded'})"
+            return f"right ({size}, {'all states' if self.complete else 'bounded'})"
         return f"WRONG after {len(self.trace)} steps ({size})\n" + "\n".join(
             f"    {s}" for s in (*self.trace, "=> " + self.wrong)
         )
 
 
 def explore(protocol: Protocol, scenario: Scenario, limit: int) -> Result:
-    """Breadth first, so that what is found first is shortest."""
+    """Explore breadth first, so that the first wrong history is the shortest."""
     model, began = Model(protocol, scenario), time.monotonic()
     queue: deque[tuple[World, int]] = deque()
     parents: list[tuple[int, str]] = []  # by number of the state
@@ -532,18 +543,18 @@ def explore(protocol: Protocol, scenario: Scenario, limit: int) -> Result:
 
     def visit(label: str, w: World, parent: int) -> str:
         w = model.tidy(w)
-        key = hash(w._replace(reads=tuple(sorted(w.reads))))  # reads are alike; the world itself keeps their names
+        key = hash(w._replace(reads=tuple(sorted(w.reads))))  # reads are interchangeable; the world keeps their names
         if key in seen:
             return ""
         seen.add(key)
         parents.append((parent, label))
         queue.append((w, len(parents) - 1))
         return w.wrong or (
-            "no transaction is open, and no read can fill both tiers" if model.uncached_for_ever(w) else ""
+            "no transaction is open, and no read can fill both tiers" if model.never_cached_again(w) else ""
         )
 
     for root in model.roots():
-        visit("at first nothing is cached" if root.caches[0].body < 0 else "at first both tiers are warm", root, -1)
+        visit("at first no cache has an entry" if root.caches[0].body < 0 else "at first both tiers are warm", root, -1)
     while queue and len(parents) < limit:
         w, number = queue.popleft()
         for label, after in model.steps(w):
@@ -553,23 +564,23 @@ def explore(protocol: Protocol, scenario: Scenario, limit: int) -> Result:
 
 
 ELEMENTS = tuple(f.name for f in fields(Protocol))
-SHOWN_BY = {  # the scenario that needs the element; where none is named, the plainest one does
+SCENARIO_OF = {  # the scenario that needs the element; "one row written twice" for all others
     "list_after_redis": "an edge registers",
-    "own_fill_of_own_row": "two rows of one list",
-    "own_fill_after_commit": "Redis dies, a writer too",
+    "prefill_of_own_row_only": "two rows of one list",
+    "prefill_after_commit": "Redis dies, a writer too",
     "lock_ends_with_transaction": "writers are killed",
     "leases_are_random": "Redis loses keys",
     "fresh_generation": "a generation is evicted",
     "new_epoch_at_start": "an edge dies, its files stay",
     "edge_lease": "an edge hangs",
     "wait_outlasts_registrations": "an edge hangs, a registration is late",
-    "refusal_beside_us_only": "an edge moves",
+    "refusal_on_loopback_only": "an edge moves",
     "no_store_without_lease_at_start": "an edge registers",
     "fence": "an edge hangs",
     "fence_waits": "an edge hangs",
     "wait_counts_from_visible": "an edge hangs",
-    "redis_trust_ends": "Redis hangs",
-    "redis_trust_covers_reply": "Redis comes back",
+    "redis_lease_ends": "Redis hangs",
+    "redis_lease_covers_reply": "Redis comes back",
     "emptied_on_return": "an edge hangs",
     "lease_ends_before_emptied": "an edge comes back",
     "flush_after_wait": "Redis comes back",
@@ -577,14 +588,18 @@ SHOWN_BY = {  # the scenario that needs the element; where none is named, the pl
 
 
 def without(element: str, limit: int) -> tuple[str, Result]:
-    scenario = SHOWN_BY.get(element, "one row written twice")
+    scenario = SCENARIO_OF.get(element, "one row written twice")
     return scenario, explore(Protocol(**{element: False}), SCENARIOS[scenario], limit)
 
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.consistency.model")
-    parser.add_argument("--without", choices=ELEMENTS, metavar="ELEMENT", help=f"one of: {', '.join(ELEMENTS)}")
-    parser.add_argument("--limit", type=int, default=1_000_000, help="states to look at per scenario")
+    parser.add_argument(
+        "--without", choices=ELEMENTS, metavar="ELEMENT", help=f"leave out one of: {', '.join(ELEMENTS)}"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=1_000_000, help="states to explore per scenario (default: 1000000)"
+    )
     options = parser.parse_args(arguments)
     if options.without:
         scenario, result = without(options.without, options.limit)

@@ -1,13 +1,13 @@
-"""A long run of random reads and writes against a stack, judged as it goes.
+"""Run random reads and writes against a stack for a long time, and judge every read meanwhile.
 
     python -m tests.consistency.soak --minutes 30 --seed 7 --edges 2 --faults kill,stop-edge
     python -m tests.consistency.soak --minutes 1 --url http://127.0.0.1:8080 http://127.0.0.1:8081
-    python -m tests.consistency.soak --minutes 1 --peer classic
+    python -m tests.consistency.soak --minutes 1 --peer cache-aside
     python -m tests.consistency.soak --check FILE
-    python -m tests.consistency.soak --planted
+    python -m tests.consistency.soak --mutants
 
-Exit code 1 where there was a wrong read; then what led to it is in a file, and the fourth form judges it again. The
-fifth plants bugs into copies of the code (tests/consistency/planted.py), and fails where one is not found.
+The exit code is 1 after a wrong read. The history that led to it is then in a file, which --check judges again.
+--mutants runs copies of the code with one bug each (tests/consistency/mutants.py), and fails if a bug is not found.
 """
 
 import argparse
@@ -21,28 +21,28 @@ from collections.abc import Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from bench.classic.stack import classic
+from bench.cache_aside.stack import cache_aside
 from testkit.stack import Stack, running
 from tests.consistency.checker import Checker, Verdict, check
 from tests.consistency.faults import KINDS, Faults
 from tests.consistency.history import FOREVER, Operation, load, save
 from tests.consistency.load import Load, Running
 
-WINDOW = 50_000
-"""Operations. This many and those of the window before are kept in memory, to be saved if something is wrong."""
+WINDOW_OPERATIONS = 50_000
+"""Operations of a window. This window and the one before it stay in memory, to be saved after a wrong read."""
 
-LAG = 1_000_000_000
-"""Nanoseconds. Judged is what lies so far back: which write took which number is best known before."""
+JUDGING_LAG_NS = 1_000_000_000
+"""Only operations this old are judged: by then the versions of most writes are known from reads."""
 
-PEERS = {"classic": classic}
+PEERS = {"cache-aside": cache_aside}
 """Other designs behind the same API, for comparison."""
 
-SAVED = 3
-"""Files at most: the first wrong reads tell more than the ten thousandth."""
+MAX_SAVED_FILES = 3
+"""Histories to save: the first wrong reads explain more than the ten thousandth."""
 
 
 class Soak:
-    """A load, judged as it runs."""
+    """A load that is judged while it runs."""
 
     def __init__(self, load: Load, *, grace: float = 1.0, across: bool = False, folder: Path | None = None) -> None:
         self.checker = Checker(grace=grace, across=across)
@@ -59,8 +59,8 @@ class Soak:
         return self.checker.verdict
 
     def run(self, seconds: float, *, faults: Faults | None = None, every: float = 5.0) -> Generator[str, None, None]:
-        """A line of progress now and then. The load begins when the first is asked for."""
-        running = Running(self.load, self._take, lambda complete: self.checker.advance(complete - LAG))
+        """Yield a line of progress every few seconds. The load starts with the first line."""
+        running = Running(self.load, self._take, lambda complete: self.checker.advance(complete - JUDGING_LAG_NS))
         try:
             running.start()
             self.began = time.monotonic()
@@ -91,29 +91,30 @@ class Soak:
             self._windows[-1].append(operation)
 
     def _rotate(self) -> None:
-        if len(self._windows[-1]) < WINDOW:
+        if len(self._windows[-1]) < WINDOW_OPERATIONS:
             return
         self._save()
         carried = [*self.checker.carry(), *self.checker.waiting()]
         self._windows = [self._windows[-1], carried]
 
     def _save(self) -> None:
-        if self.folder is None or self.verdict.wrong == self._wrong_saved or len(self.saved) >= SAVED:
+        if self.folder is None or self.verdict.wrong == self._wrong_saved or len(self.saved) >= MAX_SAVED_FILES:
             return
         self._wrong_saved = self.verdict.wrong
         self.folder.mkdir(parents=True, exist_ok=True)
         file = self.folder / f"seed{self.load.seed}-{len(self.saved) + 1}.ndjson.gz"
-        # The last window begins with what it carried over from the one before; both together need it once.
-        save({id(operation): operation for window in self._windows for operation in window}.values(), file)
+        # The last window begins with operations of the window before; each of them is saved once.
+        operations = {id(operation): operation for window in self._windows for operation in window}.values()
+        # A read that is not judged yet may show a write that was not recorded yet: in the file it would look impossible.
+        save((it for it in operations if it.kind not in ("read", "list") or it.returned <= self.checker.now), file)
         self.saved.append(file)
 
 
 def progress(seconds: float, verdict: Verdict, pace: float) -> str:
     writes = sum(verdict.writes.values())
     return (
-        f"{seconds:6.0f} s  {verdict.reads:9,} reads {pace:6,.0f}/s  {verdict.stale} stale  {verdict.backwards} backwards  "
-        f"{verdict.impossible} impossible  {verdict.mixed} mixed  |  {writes:,} writes ({verdict.writes['unknown']} unknown)"
-        f"  |  {_shares(verdict.tiers)}"
+        f"{seconds:6.0f} s  {verdict.reads:9,} reads {pace:6,.0f}/s  {verdict.counts('  ')}"
+        f"  |  {writes:,} writes ({verdict.writes['unknown']} unknown)  |  {_shares(verdict.tiers)}"
     )
 
 
@@ -124,99 +125,143 @@ def _shares(tiers: Counter[str]) -> str:
 
 def summary(soak: Soak, faults: Faults | None) -> str:
     verdict = soak.verdict
+    rate = verdict.reads / max(soak.seconds, 1)
     lines = [
-        f"{verdict.reads:,} reads judged in {soak.seconds:.0f} s, {verdict.reads / max(soak.seconds, 1):,.0f}/s; "
-        f"{verdict.lists:,} of them lists",
-        f"{verdict.stale} stale, {verdict.backwards} backwards, {verdict.impossible} impossible, {verdict.mixed} mixed",
-        f"not judged: {verdict.marked} marked STALE, {verdict.unsettled} just written past the app, "
-        f"{verdict.unanswered} without an answer",
-        "writes: " + ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(verdict.writes.items())),
-        f"answered by: {_shares(verdict.tiers)}",
+        f"reads:         {verdict.reads:,} judged in {soak.seconds:.0f} s ({rate:,.0f}/s), {verdict.lists:,} of them lists",
+        f"not judged:    {verdict.marked} marked STALE, {verdict.unsettled} within the grace of a write that bypassed the app,"
+        f" {verdict.unanswered} without a response",
+        "writes:        " + ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(verdict.writes.items())),
+        f"cache status:  {_shares(verdict.tiers)}",
     ]
     if faults:
-        done = Counter(what for _, what in faults.done)
-        lines.append("faults: " + (", ".join(f"{n} x {what}" for what, n in sorted(done.items())) or "none"))
+        injected = Counter(what for _, what in faults.done)
+        lines.append("faults:        " + (", ".join(f"{n} x {what}" for what, n in sorted(injected.items())) or "none"))
+    lines.append(f"wrong reads:   {verdict.wrong:,} ({verdict.counts(', ')})")
     lines += [f"  {example}" for example in verdict.examples]
-    lines += [f"saved: {file} (judge it again: --check {file})" for file in soak.saved]
+    lines += [f"history saved: {file} (judge it again: ./run soak --check {file})" for file in soak.saved]
     return "\n".join(lines)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="./run soak", description="Send random reads and writes, and check each response for consistency."
+        prog="./run soak",
+        description="Send random reads and writes, and check each response for consistency.",
+        epilog="The exit code is 0 without a wrong read, 1 after a wrong read, 2 for wrong arguments, 130 after Ctrl-C.",
     )
-    parser.add_argument("--minutes", type=float, default=1.0, help="length of the run (1)")
-    parser.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="seed of the load and the faults")
-    parser.add_argument("--edges", type=int, default=2, help="number of edges (2)")
-    parser.add_argument("--writers", type=int, default=2, help="number of writers (2)")
-    parser.add_argument("--readers", type=int, default=4, help="number of readers (4)")
-    parser.add_argument("--users", type=int, default=8, help="number of users that exist at a time")
-    parser.add_argument("--lists", type=float, default=0.1, help="share of the reads that are lists (0.1)")
-    parser.add_argument("--shared", action="store_true", help="let several writers write to the same user")
-    parser.add_argument("--pace", type=float, default=0.0, help="seconds that a writer pauses after each write (0)")
-    parser.add_argument("--faults", default="", help="faults to inject, from " + ",".join(KINDS))
-    parser.add_argument("--every", type=float, default=2.0, help="seconds between two faults (2)")
-    parser.add_argument(
-        "--grace", type=float, default=1.0, help="seconds until a write that bypasses the app must be visible (1)"
+    group = parser.add_argument_group("load")
+    group.add_argument("--minutes", type=float, default=1.0, metavar="N", help="length of the run (default: 1)")
+    group.add_argument(
+        "--seed", type=int, default=time.time_ns() % 100_000, help="seed of the load and the faults (default: random)"
     )
-    parser.add_argument("--across", action="store_true", help="check /users and /users/<id> as if they were one path")
-    parser.add_argument("--url", nargs="+", metavar="EDGE", help="use a running stack")
-    parser.add_argument("--peer", choices=PEERS, help="check another design instead of ours, for comparison")
-    parser.add_argument(
-        "--out", type=Path, default=Path(tempfile.gettempdir()) / "velikiy-soak", help="folder for histories"
+    group.add_argument("--writers", type=int, default=2, metavar="N", help="number of writers (default: 2)")
+    group.add_argument("--readers", type=int, default=4, metavar="N", help="number of readers (default: 4)")
+    group.add_argument("--users", type=int, default=8, metavar="N", help="users that exist at a time (default: 8)")
+    group.add_argument(
+        "--lists", type=float, default=0.1, metavar="SHARE", help="share of the reads that are lists (default: 0.1)"
     )
-    parser.add_argument("--check", type=Path, metavar="FILE", help="check a saved history again")
-    parser.add_argument("--planted", nargs="*", metavar="NAME", help="check that planted bugs are found: these, or all")
-    given = parser.parse_args()
-    given.faults = {fault for fault in given.faults.split(",") if fault}
-    if unknown := given.faults - set(KINDS):
-        parser.error(f"there is no fault {', '.join(unknown)}; choose from {', '.join(KINDS)}")
-    if given.url and given.faults:
+    group.add_argument("--shared", action="store_true", help="let several writers write to the same user")
+    group.add_argument(
+        "--pace",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="seconds that a writer pauses after each write (default: 0)",
+    )
+    group = parser.add_argument_group("faults")
+    group.add_argument(
+        "--faults", default="", metavar="FAULT,...", help=f"faults to inject, from {', '.join(KINDS)} (default: none)"
+    )
+    group.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two faults (default: 2)")
+    group = parser.add_argument_group("target (default: a new stack)")
+    group.add_argument("--edges", type=int, default=2, metavar="N", help="number of edges to start (default: 2)")
+    group.add_argument("--url", nargs="+", metavar="EDGE", help="test a running stack through these edges")
+    group.add_argument("--peer", choices=PEERS, help="test another design instead, for comparison")
+    group.add_argument("--check", type=Path, metavar="FILE", help="judge a saved history again, and exit")
+    group.add_argument(
+        "--mutants",
+        nargs="*",
+        metavar="NAME",
+        help="test copies of the code with one bug each, and fail if a bug is not found (default: all mutants)",
+    )
+    group = parser.add_argument_group("judging")
+    group.add_argument(
+        "--grace",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="seconds after which a write that bypasses the app must be visible (default: 1)",
+    )
+    group.add_argument("--across", action="store_true", help="judge /users and /users/<id> as if they were one path")
+    group.add_argument(
+        "--out",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "velikiy-soak",
+        metavar="DIR",
+        help="folder for the histories of wrong reads (default: %(default)s)",
+    )
+    options = parser.parse_args()
+    options.faults = {fault for fault in options.faults.split(",") if fault}
+    if unknown := options.faults - set(KINDS):
+        parser.error(f"there is no fault {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")
+    if options.url and options.faults:
         parser.error("--faults needs a stack of its own: omit --url")
-    if given.peer and given.faults:
-        parser.error("--faults needs our own stack, because faults address its processes by name: omit --peer")
-    if given.peer and given.url:
+    if options.peer and options.faults:
+        parser.error("--faults needs velikiy's own stack, because faults address its processes by name: omit --peer")
+    if options.peer and options.url:
         parser.error("--peer starts a stack and --url names a running stack: omit one of the two")
-    return given
+    if options.check and not options.check.is_file():
+        parser.error(f"there is no file {options.check}")
+    return options
 
 
 def main() -> int:
-    given = arguments()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # in the background as well: nothing is left running
+    options = arguments()
+    # SIGINT too: a shell starts background jobs with SIGINT ignored. In any case the servers of the run must end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
-    if given.check:
-        verdict = check(load(given.check), grace=given.grace, across=given.across)
-        print(verdict)
-        return min(1, verdict.wrong)
-    if given.planted is not None:
-        from tests.consistency import planted  # which imports this module
+    try:
+        if options.check:
+            verdict = check(load(options.check), grace=options.grace, across=options.across)
+            print(verdict)
+            return 1 if verdict.wrong else 0
+        if options.mutants is not None:
+            from tests.consistency.mutants import hunt  # that module imports this module
 
-        return planted.hunt(given.planted, given.seed, given.out)
+            return hunt(options.mutants, options.seed, options.out)
+        return run(options)
+    except KeyboardInterrupt:
+        print("interrupted; nothing is left running", file=sys.stderr)
+        return 130
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the load, print the summary, and return the exit code."""
     wanted = Load(
-        edges=tuple(given.url or ()),
-        seed=given.seed,
-        writers=given.writers,
-        readers=given.readers,
-        users=given.users,
-        shared=given.shared,
-        lists=given.lists,
-        pace=given.pace,
+        edges=tuple(options.url or ()),
+        seed=options.seed,
+        writers=options.writers,
+        readers=options.readers,
+        users=options.users,
+        shared=options.shared,
+        lists=options.lists,
+        pace=options.pace,
     )
     with contextlib.ExitStack() as context:
         stack: Stack | None = None
-        if given.peer:
-            wanted = replace(wanted, edges=tuple(context.enter_context(PEERS[given.peer](given.edges))), plain=True)
-        elif not given.url:
-            stack = context.enter_context(running("--edges", str(given.edges)))
-            database = stack.postgres if "sql" in given.faults else ""
+        if options.peer:
+            edges = context.enter_context(PEERS[options.peer](options.edges))
+            wanted = replace(wanted, edges=tuple(edges), plain=True)
+        elif not options.url:
+            stack = context.enter_context(running("--edges", str(options.edges)))
+            database = stack.postgres if "sql" in options.faults else ""
             wanted = replace(wanted, edges=tuple(stack.edges), database=database)
-        faults = Faults(stack, given.faults, given.seed, every=given.every) if stack and given.faults else None
-        print(f"seed {given.seed}, {' '.join(wanted.edges)}", flush=True)
-        soak = Soak(wanted, grace=given.grace, across=given.across, folder=given.out)
-        for line in soak.run(given.minutes * 60, faults=faults):
+        faults = Faults(stack, options.faults, options.seed, every=options.every) if stack and options.faults else None
+        print(f"seed {options.seed}, edges {' '.join(wanted.edges)}", flush=True)
+        soak = Soak(wanted, grace=options.grace, across=options.across, folder=options.out)
+        for line in soak.run(options.minutes * 60, faults=faults):
             print(line, flush=True)
         print(summary(soak, faults))
-    return min(1, soak.verdict.wrong)
+    return 1 if soak.verdict.wrong else 0
 
 
 if __name__ == "__main__":

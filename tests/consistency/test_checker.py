@@ -1,5 +1,5 @@
-"""The checker itself: it rejects what is known to be wrong, accepts what is right, and agrees with a search through
-all orders where a history is small enough for one."""
+"""The checker rejects histories that are known to be wrong, accepts histories that are right, and agrees with a search
+through all orders on histories that are small enough for one."""
 
 import random
 from collections import deque
@@ -11,11 +11,11 @@ import pytest
 
 from tests.consistency import checker as checker_module
 from tests.consistency import floors
-from tests.consistency.checker import Checker, Verdict, check
+from tests.consistency.checker import WRONG_KINDS, Checker, Verdict, check, title
 from tests.consistency.history import FOREVER, OUTSIDE, Operation, Row, load, save
 
 GONE = ()
-"""What a read of somebody shows who is not there."""
+"""The rows of a read of a user who does not exist."""
 
 
 def ms(time: float) -> int:
@@ -52,7 +52,7 @@ def listing(
 
 
 def counts(verdict: Verdict) -> tuple[int, int, int, int]:
-    return verdict.stale, verdict.backwards, verdict.impossible, verdict.mixed
+    return verdict.stale, verdict.non_monotonic, verdict.impossible, verdict.mixed
 
 
 BORN = create(7, 0, 1)
@@ -65,44 +65,44 @@ BAD = {
         "stale",
         [BORN, update(7, "b", 2, 3), read(7, V1, 4, 5)],
     ),
-    "stale after an acknowledged write that nobody has read": (
+    "stale after an acknowledged write that no read has shown": (
         "stale",
         [BORN, update(7, "b", 2, 3), update(7, "c", 4, 5), read(7, V2, 6, 7)],
     ),
-    "stale, where two writers left numbers that nobody has read": (
+    "stale, if two writers took versions that no read has shown": (
         "stale",
         [BORN, update(7, "b", 2, 6), update(7, "c", 3, 5), update(7, "d", 7, 8), read(7, (3, "c"), 9, 10)],
     ),
-    "stale, where the number is right and the writer is not": (
+    "stale, with the right version of the wrong writer": (
         "stale",
         [BORN, update(7, "b", 2, 3, "unknown"), update(7, "c", 4, 5), read(7, V2, 6, 7)],
     ),
     "404 after the creation was acknowledged": ("stale", [BORN, read(7, GONE, 2, 3)]),
     "a row after its deletion was acknowledged": ("stale", [BORN, delete(7, 2, 3), read(7, V1, 4, 5)]),
-    "a list without somebody whose creation was acknowledged": ("stale", [BORN, listing({}, 2, 3)]),
-    "a list with somebody who is gone": ("stale", [BORN, delete(7, 2, 3), listing({7: V1}, 4, 5)]),
-    "a page that leaves somebody out": (
+    "a list without a user whose creation was acknowledged": ("stale", [BORN, listing({}, 2, 3)]),
+    "a list with a user who is gone": ("stale", [BORN, delete(7, 2, 3), listing({7: V1}, 4, 5)]),
+    "a page that leaves a user out": (
         "stale",
         [BORN, create(9, 0, 1), listing({9: (1, "9.1")}, 2, 3, after=3, until=9)],
     ),
-    "backwards across two edges": (
-        "backwards",
+    "non-monotonic across two edges": (
+        "non_monotonic",
         [BORN, update(7, "b", 2, 9), read(7, V2, 3, 4, "edge1"), read(7, V1, 5, 6, "edge2")],
     ),
     "an unknown write that is seen and then unseen": (
-        "backwards",
+        "non_monotonic",
         [BORN, update(7, "b", 2, 3, "unknown"), read(7, V2, 4, 5), read(7, V1, 6, 7)],
     ),
     "an unknown deletion that is seen and then unseen": (
-        "backwards",
+        "non_monotonic",
         [BORN, delete(7, 2, 3, "unknown"), read(7, GONE, 4, 5), read(7, V1, 6, 7)],
     ),
     "an unknown creation that is seen and then unseen": (
-        "backwards",
+        "non_monotonic",
         [create(7, 0, 1, outcome="unknown"), read(7, V1, 2, 3), read(7, GONE, 4, 5)],
     ),
-    "a deletion that a writer found, and a row after it": (
-        "backwards",
+    "a deletion that a writer saw, and a row after it": (
+        "non_monotonic",
         [
             BORN,
             delete(7, 2, 3, "unknown"),
@@ -110,25 +110,25 @@ BAD = {
             read(7, V1, 6, 7),
         ],
     ),
-    "two lists, backwards": (
-        "backwards",
+    "two lists, the later one older": (
+        "non_monotonic",
         [BORN, update(7, "b", 2, 9), listing({7: V2}, 3, 4), listing({7: V1}, 5, 6)],
     ),
     "a failed write that is seen": ("impossible", [BORN, update(7, "b", 2, 3, "failed"), read(7, V2, 4, 5)]),
     "a value that was never written": ("impossible", [BORN, read(7, (2, "z"), 2, 3)]),
     "a user that was never written": ("impossible", [BORN, listing({7: V1, 8: (1, "8.1")}, 2, 3)]),
-    "somebody else's value": ("impossible", [BORN, create(8, 0, 1), read(7, (1, "8.1"), 2, 3)]),
+    "a value of another user": ("impossible", [BORN, create(8, 0, 1), read(7, (1, "8.1"), 2, 3)]),
     "a value from the future": ("impossible", [BORN, read(7, V2, 2, 3), update(7, "b", 4, 5)]),
     "more versions than writes": ("impossible", [BORN, update(7, "b", 2, 3), read(7, (3, "b"), 4, 5)]),
     "a write that took effect twice": (
         "impossible",
         [BORN, update(7, "b", 2, 3), update(7, "c", 2, 9), read(7, V2, 4, 5), read(7, (3, "b"), 6, 7)],
     ),
-    "two writes with one number": (
+    "two writes with one version": (
         "impossible",
         [BORN, update(7, "b", 2, 9), update(7, "c", 2, 9), read(7, V2, 4, 6), read(7, (2, "c"), 4, 6)],
     ),
-    "a write to somebody who had been gone": (
+    "a write to a user who had been gone": (
         "impossible",
         [BORN, delete(7, 2, 9), read(7, GONE, 3, 4), update(7, "b", 5, 6)],
     ),
@@ -161,7 +161,7 @@ BAD = {
 GOOD = {
     "a read at the same time as a write, before it": [BORN, update(7, "b", 2, 5), read(7, V1, 3, 4)],
     "a read at the same time as a write, after it": [BORN, update(7, "b", 2, 5), read(7, V2, 3, 4)],
-    "two reads at the same time, either way": [
+    "two reads at the same time, in either order": [
         *[BORN, update(7, "b", 2, 9)],
         *[read(7, V2, 3, 6, "edge1"), read(7, V1, 4, 5, "edge2")],
     ],
@@ -170,7 +170,7 @@ GOOD = {
         *[BORN, update(7, "b", 2, 3, "unknown")],
         *[read(7, V1, 4, 5), update(7, "c", 6, 7), read(7, (2, "c"), 8, 9)],
     ],
-    "an unknown write that is seen late, and then kept": [
+    "an unknown write that is seen late, and stays": [
         *[BORN, update(7, "b", 2, 3, "unknown"), read(7, V1, 4, 5)],
         *[read(7, V1, 900, 901), read(7, V2, 1000, 1001), read(7, V2, 1002, 1003)],
     ],
@@ -193,8 +193,8 @@ GOOD = {
         read(7, GONE, 2, 3),
         listing({7: V1}, 4, 5),
     ],
-    "paths of their own": [BORN, update(7, "b", 2, 9), read(7, V2, 3, 4), listing({7: V1}, 5, 6), read(7, V2, 7, 8)],
-    "a page that does not speak of somebody": [
+    "different paths": [BORN, update(7, "b", 2, 9), read(7, V2, 3, 4), listing({7: V1}, 5, 6), read(7, V2, 7, 8)],
+    "a page that does not cover a user": [
         *[BORN, create(9, 0, 1), update(9, "9.2", 2, 3)],
         *[listing({7: V1}, 4, 5, until=7), listing({9: (2, "9.2")}, 4, 5, after=7)],
     ],
@@ -205,8 +205,8 @@ GOOD = {
     "users that come and go during a list": [
         *[BORN, create(8, 2, 3), delete(8, 4, 5), update(7, "b", 6, 7), listing({7: V2}, 1.5, 8)],
     ],
-    "what the edge marks as stale": [BORN, update(7, "b", 2, 3), read(7, V1, 4, 5, tier="STALE")],
-    "what was written past the app, for a while": [
+    "a read that the edge marks STALE": [BORN, update(7, "b", 2, 3), read(7, V1, 4, 5, tier="STALE")],
+    "reads soon after SQL from outside": [
         *[BORN, update(7, "b", 2, 3, edge=OUTSIDE)],
         *[read(7, V2, 4, 5), read(7, V1, 6, 7), listing({7: V1}, 8, 9), read(7, V2, 1004, 1005)],
     ],
@@ -218,36 +218,36 @@ GOOD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_it_rejects(name: str) -> None:
+def test_checker_rejects_wrong_history(name: str) -> None:
     kind, history = BAD[name]
     verdict = check(history)
-    assert counts(verdict) == tuple(int(kind == k) for k in ("stale", "backwards", "impossible", "mixed")), verdict
-    assert verdict.examples[0].startswith(f"{kind}: ")
-    assert check(history[::-1]).wrong == 1  # however the processes' reports come in
+    assert counts(verdict) == tuple(int(kind == k) for k in WRONG_KINDS), verdict
+    assert verdict.examples[0].startswith(f"{title(kind)}: ")
+    assert check(history[::-1]).wrong == 1  # in whatever order the processes report
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_it_accepts(name: str) -> None:
+def test_checker_accepts_right_history(name: str) -> None:
     for order in (GOOD[name], GOOD[name][::-1]):
         assert check(order).wrong == 0, check(order)
 
 
-def test_what_was_written_past_the_app_is_judged_when_its_time_is_over() -> None:
+def test_reads_after_sql_from_outside_are_judged_once_the_grace_is_over() -> None:
     history = [BORN, update(7, "b", 2, 3, edge=OUTSIDE), read(7, V1, 1004, 1005)]
     assert counts(check(history)) == (1, 0, 0, 0)
     assert counts(check(history, grace=2)) == (0, 0, 0, 0)
 
 
-def test_paths_are_held_against_each_other_when_asked() -> None:
-    history = GOOD["paths of their own"]
+def test_paths_are_judged_as_one_path_if_across_is_set() -> None:
+    history = GOOD["different paths"]
     assert counts(check(history, across=True)) == (0, 1, 0, 0)
 
 
-def test_it_says_what_is_wrong_in_words() -> None:
-    (said,) = check([BORN, update(7, "b", 2, 3), read(7, V1, 4, 5)]).examples
-    assert said == (
+def test_example_describes_the_wrong_read_and_its_evidence() -> None:
+    (example,) = check([BORN, update(7, "b", 2, 3), read(7, V1, 4, 5)]).examples
+    assert example == (
         "stale: GET /users/7 (edge1 HIT, 0.004000 to 0.005000 s) showed version 1 '7.1' of user 7, but version 2 or "
-        "later was current, by PUT /users/7 'b' (-, 0.002000 to 0.003000 s)"
+        "later was current, because of PUT /users/7 'b' (-, 0.002000 to 0.003000 s)"
     )
 
 
@@ -255,13 +255,13 @@ def test_it_says_what_is_wrong_in_words() -> None:
 
 
 State = dict[int, tuple[int, str]]
-"""Version and name of each user who has been there; the version is -1 for those who are gone."""
+"""The version and the name of each user that has existed; the version of a deleted user is -1."""
 
 
-def explained(history: list[Operation]) -> bool:
-    """By trying every order: exponential, and too simple to be wrong.
+def has_valid_order(history: list[Operation]) -> bool:
+    """Try every order: exponential, and too simple to be wrong.
 
-    A write that may have happened is in the order or not.
+    The order may leave out a write that may not have happened.
     """
     operations = [o for o in history if o.happened]
     failed: set[tuple[frozenset[int], frozenset[tuple[int, tuple[int, str]]]]] = set()
@@ -272,7 +272,7 @@ def explained(history: list[Operation]) -> bool:
         here = (left, frozenset(state.items()))
         if here in failed:
             return False
-        # What comes next must not be invoked after something else that is left has returned.
+        # An operation cannot come next if another remaining operation had returned before its invocation.
         horizon = min(operations[n].returned for n in left if operations[n].outcome == "ok")
         for n in left:
             if operations[n].invoke > horizon:
@@ -287,7 +287,7 @@ def explained(history: list[Operation]) -> bool:
 
 
 def applied(operation: Operation, state: State) -> State | None:
-    """The state after it; None where it cannot come next."""
+    """Return the state after the operation; None if the operation cannot come next."""
     there = {user: row for user, row in state.items() if row[0] > 0}
     if operation.kind == "list":
         return state if {row.user: (row.version, row.name) for row in operation.rows} == there else None
@@ -308,8 +308,9 @@ def applied(operation: Operation, state: State) -> State | None:
 def simulated(
     source: random.Random, operations: int, users: int = 1, deletions: float = 0.03, lists: bool = False
 ) -> Iterator[Operation]:
-    """A history that is linearizable by construction: each operation takes effect at some moment within its interval;
-    unknown ones at any time after their invocation, or never. Its reads are of single users, or lists."""
+    """Yield a history that is linearizable by construction: each operation takes effect at some moment within its
+    interval; an unknown operation takes effect at any time after its invocation, or never. The reads are of single users,
+    or of lists."""
     names = count(1)
     moments: list[tuple[float, Operation]] = []
     born: dict[int, float] = {}
@@ -350,7 +351,8 @@ def simulated(
 
 
 def spoilt(source: random.Random, history: list[Operation]) -> list[Operation] | None:
-    """With what one read showed of one user moved to another moment."""
+    """Return the history with the row of one user in one read replaced by the row of another read; None without two
+    suitable reads."""
     reads = [n for n, o in enumerate(history) if o.kind in ("read", "list")]
     if len(reads) < 2:
         return None
@@ -371,7 +373,7 @@ def without_404s_of_writers(history: list[Operation]) -> list[Operation]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_simulated_register_is_accepted(seed: int) -> None:
+def test_checker_accepts_simulated_histories(seed: int) -> None:
     source = random.Random(seed)
     for size in (10, 100, 1000):
         for lists in (False, True):
@@ -380,29 +382,29 @@ def test_a_simulated_register_is_accepted(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_agrees_with_a_search_through_all_orders(seed: int) -> None:
+def test_checker_agrees_with_a_search_through_all_orders(seed: int) -> None:
     source = random.Random(seed)
     rejected = 0
     for _ in range(100):
         history = without_404s_of_writers(list(simulated(source, source.randint(4, 14))))
-        assert explained(history)
+        assert has_valid_order(history)
         assert check(history).wrong == 0, check(history)
         rejected += rejected_once_spoilt(source, history)
     assert rejected > 10
 
 
 def rejected_once_spoilt(source: random.Random, history: list[Operation]) -> bool:
-    """By the search, and by the checker alike; False also where there was nothing to spoil."""
+    """Return whether search and checker both reject the spoilt history; False also if no read could be spoilt."""
     bad = spoilt(source, history)
     if bad is None:
         return False
-    right = explained(bad)
+    right = has_valid_order(bad)
     assert right == (check(bad).wrong == 0), (bad, str(check(bad)))
     return not right
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_it_agrees_with_that_search_about_lists_too(seed: int) -> None:
+def test_checker_agrees_with_a_search_through_all_orders_of_lists(seed: int) -> None:
     source = random.Random(seed)
     rejected = 0
     for _ in range(100):
@@ -415,7 +417,7 @@ def test_it_agrees_with_that_search_about_lists_too(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_one_read_moved_to_the_past_is_found_among_thousands(seed: int) -> None:
+def test_checker_finds_one_old_read_among_thousands(seed: int) -> None:
     source = random.Random(seed)
     history = list(simulated(source, 3000, users=3, deletions=0))
     reads = [o for o in history if o.kind == "read" and o.rows]
@@ -424,7 +426,7 @@ def test_one_read_moved_to_the_past_is_found_among_thousands(seed: int) -> None:
     old = [o for o in reads if o.user == late.user and o.rows[0].version < shown and o.returned < late.invoke - ms(99)]
     bad = [o._replace(rows=source.choice(old).rows) if o is late else o for o in history]
     verdict = check(bad)
-    assert verdict.stale + verdict.backwards == 1, verdict
+    assert verdict.stale + verdict.non_monotonic == 1, verdict
 
 
 # ---- long runs ----
@@ -444,16 +446,16 @@ def in_windows(history: list[Operation], window: float) -> Verdict:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_in_windows_nothing_right_is_rejected(seed: int) -> None:
-    """Which number a write took may be learned when it has been counted already; it must not be counted twice."""
+def test_checker_accepts_right_histories_in_windows(seed: int) -> None:
+    """The version of a write may become known after the write was counted; it must not count twice."""
     for window in (1, 10, 100):
         verdict = in_windows(list(simulated(random.Random(seed), 1000, users=1 + seed % 2, deletions=0.001)), window)
         assert verdict.wrong == 0, verdict
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_in_windows_something_wrong_is_rejected(seed: int) -> None:
-    """Single reads may get away, where which number a write took is learned too late."""
+def test_checker_rejects_wrong_histories_in_windows(seed: int) -> None:
+    """Single wrong reads may be missed if the version of a write becomes known too late."""
     source = random.Random(seed)
     history = list(simulated(source, 1000, users=3, deletions=0.001))
     for _ in range(20):
@@ -464,7 +466,7 @@ def test_in_windows_something_wrong_is_rejected(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_end_of_a_window_carries_over_to_the_next(seed: int) -> None:
+def test_window_carries_over_all_evidence_for_the_next_window(seed: int) -> None:
     source = random.Random(seed)
     history = sorted(simulated(source, 1000, users=3), key=lambda o: o.invoke)
     checker = Checker()
@@ -480,8 +482,8 @@ def test_the_end_of_a_window_carries_over_to_the_next(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_is_long_ago_is_forgotten_without_harm(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checker_module, "LONG_AGO", ms(100))
+def test_checker_forgets_old_operations_without_harm(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checker_module, "FORGET_AFTER_NS", ms(100))
     monkeypatch.setattr(floors, "KEPT_WRITES", 20)
     source = random.Random(seed)
     for lists in (False, True):
@@ -497,30 +499,30 @@ def test_what_is_long_ago_is_forgotten_without_harm(seed: int, monkeypatch: pyte
         checker.add(operation)
         checker.advance(operation.invoke - ms(1))
     kept = [len(user.writes) for user in checker._users.values()]
-    assert max(kept) < 500, kept  # the unknown ones, mostly
+    assert max(kept) < 500, kept  # mostly unknown writes
 
 
-def test_the_time_of_a_check_is_that_of_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted and not measured: how often a floor is looked at for each operation."""
-    looked = count()
+def test_cost_of_a_check_per_operation_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count how often a floor is visited for each operation, instead of measuring time."""
+    visits = count()
     rise = Checker._rise
 
     def counting(*arguments: object) -> None:
-        next(looked)
+        next(visits)
         rise(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Checker, "_rise", counting)
 
     def cost(size: int) -> float:
-        before = next(looked)
+        before = next(visits)
         check(list(simulated(random.Random(1), size, users=4)))
-        return (next(looked) - before) / size
+        return (next(visits) - before) / size
 
     small, large = cost(1000), cost(8000)
     assert large < 1.5 * small
 
 
-def test_a_history_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_saved_history_is_loaded_unchanged(tmp_path: Path) -> None:
     history = sorted(simulated(random.Random(3), 100, users=3), key=lambda o: o.invoke)
     save(history, tmp_path / "history.ndjson.gz")
     assert list(load(tmp_path / "history.ndjson.gz")) == history

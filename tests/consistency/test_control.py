@@ -1,11 +1,11 @@
-"""The load and the checker themselves. On a stack whose caches are out of play, what they find would be their own
-mistakes; in a design that is known to be wrong, what they do not find would be."""
+"""Control experiments for the load and the checker. On a stack without caches, a wrong read would be a mistake of the
+load or the checker. In a design that is known to be wrong, the checker must find wrong reads."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from bench.classic.stack import classic
+from bench.cache_aside.stack import cache_aside
 from testkit.stack import Stack, running, status_of, wait_until
 from tests.consistency.faults import Faults
 from tests.consistency.load import Load
@@ -13,20 +13,20 @@ from tests.consistency.soak import Soak
 
 pytestmark = pytest.mark.exclusive
 
-NOWHERE = "redis://127.0.0.1:1/0"
+UNREACHABLE_REDIS = "redis://127.0.0.1:1/0"
 
 
 @pytest.fixture(scope="module")
 def uncached() -> Iterator[Stack]:
-    """Read at the apps, past the edges, with a Redis that is not there."""
-    with running(REDIS_URL=NOWHERE) as stack:
+    """Start a stack that is read at its apps, past the edges, with a Redis that does not exist."""
+    with running(REDIS_URL=UNREACHABLE_REDIS) as stack:
         yield stack
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_without_caches_nothing_is_wrong_whatever_is_killed(uncached: Stack, shared: bool) -> None:
+def test_stack_without_caches_has_no_wrong_read_while_processes_are_killed(uncached: Stack, shared: bool) -> None:
     faults = Faults(uncached, {"kill", "kill-postgres"}, 1, every=1)
-    # What the case before has killed last may not be back.
+    # A process that the case before has killed may still be starting.
     wait_until(lambda: all(status_of(f"{app}/users/count") == 200 for app in uncached.apps))
     load = Load(tuple(uncached.apps), seed=1, shared=shared, users=2 if shared else 8, writers=3)
     soak = Soak(load, across=True)
@@ -37,11 +37,11 @@ def test_without_caches_nothing_is_wrong_whatever_is_killed(uncached: Stack, sha
     assert faults.done
 
 
-def test_in_the_classic_design_wrong_reads_are_found_within_seconds() -> None:
-    with classic(edges=2) as edges:
+def test_checker_finds_stale_reads_in_a_cache_aside_service_within_seconds() -> None:
+    with cache_aside(edges=2) as edges:
         soak = Soak(Load(tuple(edges), seed=1))
         for _ in soak.run(6):
             pass
     assert soak.verdict.stale > 0, soak.verdict
-    # It is late with what is true, and shows nothing else: else it would be no peer but a broken program.
+    # Stale reads are late but true. An impossible read would show that the peer is broken, and not only stale.
     assert soak.verdict.impossible == 0, soak.verdict

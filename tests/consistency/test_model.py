@@ -1,39 +1,39 @@
-"""The protocol is right in every history that the model can make, and every element of it is needed."""
+"""The protocol is right in every history of the model, and every element of the protocol is needed."""
 
 from __future__ import annotations
 
 import pytest
 
-from tests.consistency.model import ELEMENTS, SCENARIOS, SHOWN_BY, Protocol, explore, main, without
+from tests.consistency.model import ELEMENTS, SCENARIO_OF, SCENARIOS, Protocol, explore, main, without
 
-STATES = 22_000  # most scenarios are complete with that; `python -m tests.consistency.model` looks at all of them
+MAX_STATES = 22_000  # most scenarios are complete within it; `python -m tests.consistency.model` explores all states
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_no_read_is_wrong_and_no_path_uncached_for_ever(scenario: str) -> None:
-    result = explore(Protocol(), SCENARIOS[scenario], STATES)
+def test_no_read_is_wrong_and_no_path_stays_uncached(scenario: str) -> None:
+    result = explore(Protocol(), SCENARIOS[scenario], MAX_STATES)
 
     assert not result.wrong, f"{scenario}: {result}"
-    assert result.complete or result.states >= STATES
+    assert result.complete or result.states >= MAX_STATES
 
 
 @pytest.mark.parametrize("element", ELEMENTS)
-def test_every_element_is_needed(element: str) -> None:
-    scenario, result = without(element, 3 * STATES)
+def test_model_goes_wrong_without_each_element(element: str) -> None:
+    scenario, result = without(element, 3 * MAX_STATES)
 
     assert result.wrong, f"{scenario} without {element}: {result}"
 
 
-def test_scenarios_are_named_for_elements_that_exist() -> None:
-    assert set(SHOWN_BY) <= set(ELEMENTS)
-    assert set(SHOWN_BY.values()) <= set(SCENARIOS)
+def test_every_element_and_scenario_in_the_table_exists() -> None:
+    assert set(SCENARIO_OF) <= set(ELEMENTS)
+    assert set(SCENARIO_OF.values()) <= set(SCENARIOS)
 
 
-def test_the_history_that_goes_wrong_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--without", "check"]) == 0
+def test_model_prints_the_shortest_wrong_history(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--without", "probe"]) == 0
 
-    story = capsys.readouterr().out
-    assert story.startswith("without check, one row written twice: WRONG after ")
-    told = ["W1 locks the path", "W1 drops in Redis", "W1 drops at E1", "W1: COMMIT is visible", "W1 is acknowledged"]
-    assert [story.index(step) for step in told] == sorted(story.index(step) for step in told)
-    assert "=> r2 got no write, W1 had to be in it" in story
+    output = capsys.readouterr().out
+    assert output.startswith("without probe, one row written twice: WRONG after ")
+    steps = ["W1 locks the path", "W1 drops in Redis", "W1 drops at E1", "W1: COMMIT is visible", "W1 is acknowledged"]
+    assert [output.index(step) for step in steps] == sorted(output.index(step) for step in steps)
+    assert "=> r2 returned no write, but must contain W1" in output

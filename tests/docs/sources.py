@@ -29,7 +29,7 @@ def files() -> list[str]:
 
 
 def comments(name: str) -> str:
-    """Return the comments and docstrings of a file; an empty line separates those that do not belong together."""
+    """Return the comments and docstrings of a file; an empty line separates two that do not belong together."""
     text = (ROOT / name).read_text()
     found = _of_python(text) if name.endswith(".py") else _of_lines(text, MARKS.get(Path(name).suffix, "#"))
     return "\n\n".join(_plain(comment) for comment in found)

@@ -1,4 +1,4 @@
-"""docs/clients.md is true: each of its blocks is run, in order, and says what stands below it."""
+"""Run each block of docs/clients.md in order, and compare its output with the block below it."""
 
 import contextlib
 import io
@@ -13,24 +13,24 @@ from testkit.stack import ROOT, running
 PAGE = (ROOT / "docs/clients.md").read_text()
 BLOCKS = re.findall(r"```(sh|python)\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
-Run = Callable[[str, str], str]
+RunBlock = Callable[[str, str], str]
 
 
 @pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    """What a block prints, in a shell or in Python; each remembers what it was told before."""
-    with running() as stack, shell() as tell:
-        names: dict[str, object] = {}
+def run_block() -> Iterator[RunBlock]:
+    """Run a block in a shell or in Python and return its output. Both keep the variables of earlier blocks."""
+    with running() as stack, shell() as run_in_shell:
+        variables: dict[str, object] = {}
 
-        def run(language: str, block: str) -> str:
+        def run_block(language: str, block: str) -> str:
             block = block.replace("http://127.0.0.1", stack.edge)
             if language == "sh":
-                return tell(block)
-            with contextlib.redirect_stdout(io.StringIO()) as said:
-                exec(block, names)
-            return said.getvalue()
+                return run_in_shell(block)
+            with contextlib.redirect_stdout(io.StringIO()) as output:
+                exec(block, variables)
+            return output.getvalue()
 
-        yield run
+        yield run_block
 
 
 @contextlib.contextmanager
@@ -39,19 +39,19 @@ def shell() -> Iterator[Callable[[str], str]]:
         assert bash.stdin
         assert bash.stdout
 
-        def tell(block: str) -> str:
+        def run_in_shell(block: str) -> str:
             assert bash.stdin
             bash.stdin.write(f"{block}\necho; echo end of the block\n")
             bash.stdin.flush()
             return "".join(iter(bash.stdout.readline, "end of the block\n"))  # type: ignore[union-attr]
 
-        yield tell
+        yield run_in_shell
         bash.stdin.close()
 
 
-def test_each_block_prints_what_stands_below_it(run: Run) -> None:
+def test_each_block_of_the_client_guide_prints_the_output_below_it(run_block: RunBlock) -> None:
     assert len(BLOCKS) == PAGE.count("```sh\n") + PAGE.count("```python\n") > 8
     for language, block, expected in BLOCKS:
-        said = run(language, block)
+        output = run_block(language, block)
         pattern = re.escape(expected.strip()).replace(r"\.\.\.", ".*?")
-        assert re.fullmatch(pattern, said.strip()), f"{block}\n{said}"
+        assert re.fullmatch(pattern, output.strip()), f"{block}\n{output}"

@@ -1,4 +1,4 @@
-"""The documents are true: commands agree, files that they name exist."""
+"""The documents are true: their commands agree, and the files that they name exist."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def blocks(document: str, *languages: str) -> list[str]:
 
 
 def commands(document: str) -> list[str]:
-    """Of code blocks, and of consoles what was typed; in the order of the text."""
+    """Return the lines of shell blocks, and the lines that are typed in console blocks."""
     shell = [line for code in blocks(document, "sh") for line in code.splitlines()]
     typed = [line for code in blocks(document, "console") for line in code.splitlines() if line.startswith("$ ")]
     return shell + typed

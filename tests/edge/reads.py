@@ -2,10 +2,10 @@
 
 import requests
 
-from testkit.failpoints import SteppedApp
+from testkit.failpoints import FailpointApp
 
 
-def edges(app: SteppedApp) -> list[str]:
+def edges(app: FailpointApp) -> list[str]:
     return [app.edge, *app.stack.edges]
 
 
@@ -28,6 +28,6 @@ def listed(edge: str, user: int) -> str | None:
     return next((row["name"] for row in answer.json() if row["id"] == user), None)
 
 
-def put(app: SteppedApp, user: int, new: str) -> None:
+def put(app: FailpointApp, user: int, new: str) -> None:
     """By another process: the stack's own app."""
     assert requests.put(f"{app.stack.edge}/users/{user}", json={"name": new}, timeout=10).status_code == 200

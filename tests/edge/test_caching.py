@@ -6,7 +6,7 @@ import re
 import pytest
 import requests
 
-from testkit.api import User, problem
+from testkit.api import User, check_problem
 from testkit.raw_http import raw
 from testkit.stack import Stack, wait_until
 
@@ -51,7 +51,7 @@ class TestCaching:
         assert result(url) in ("MISS", "EXPIRED")
         assert result(url) == "HIT"
         answer = requests.get(url, timeout=5)
-        problem(answer, 404)
+        check_problem(answer, 404)
         assert answer.json()["request_id"] == answer.headers["X-Request-Id"]
 
     def test_head_and_get_share_an_entry(self, stack: Stack, new_user: User) -> None:

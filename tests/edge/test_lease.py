@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import caching, edge_of
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, Stack, run, running, wait_until
 
 CONNECTIONS = 64
@@ -32,7 +32,7 @@ def small_edge(tmp_path: Path) -> Path:
 @pytest.fixture
 def unreachable(stack: Stack) -> Iterator[str]:
     """An edge that no app can reach, and that gets no lease for that reason."""
-    with edge_of(urlsplit(stack.app).netloc, EDGE_ADDRESS="192.0.2.1") as (edge, _):  # nobody's (RFC 5737)
+    with running_edge(urlsplit(stack.app).netloc, EDGE_ADDRESS="192.0.2.1") as (edge, _):  # nobody's (RFC 5737)
         yield edge
 
 
@@ -49,9 +49,9 @@ def is_hit(url: str) -> bool:
 
 
 def test_edge_caches_again_after_clients_have_used_up_its_connections(stack: Stack, small_edge: Path) -> None:
-    with edge_of(urlsplit(stack.app).netloc, small_edge) as (edge, _):
+    with running_edge(urlsplit(stack.app).netloc, small_edge) as (edge, _):
         url = f"{edge}/users/1"
-        wait_until(lambda: caching(edge) and is_hit(url))
+        wait_until(lambda: has_cache_lease(edge) and is_hit(url))
         with ExitStack() as crowd:
 
             def exhausted() -> bool:
@@ -75,7 +75,7 @@ def test_readyz_names_an_edge_without_a_lease(unreachable: str) -> None:
 
 
 def test_readyz_says_of_an_edge_with_a_lease_that_it_is_ok(stack: Stack) -> None:
-    wait_until(lambda: caching(stack.edge))
+    wait_until(lambda: has_cache_lease(stack.edge))
     body = requests.get(f"{stack.edge}/readyz", timeout=5).json()
     assert body["checks"]["edge"] == "ok"
     assert "warnings" not in body
@@ -83,7 +83,7 @@ def test_readyz_says_of_an_edge_with_a_lease_that_it_is_ok(stack: Stack) -> None
 
 
 def test_a_client_cannot_say_what_lease_an_edge_has(stack: Stack) -> None:
-    wait_until(lambda: caching(stack.edge))
+    wait_until(lambda: has_cache_lease(stack.edge))
     body = requests.get(f"{stack.edge}/readyz", headers={"Edge-Lease": "none"}, timeout=5).json()
     assert body["checks"]["edge"] == "ok"
 
@@ -99,7 +99,7 @@ def test_status_repeats_the_warnings_of_each_edge() -> None:
             "CREATE TRIGGER refuse BEFORE UPDATE OR INSERT ON caches FOR EACH ROW"
             f" WHEN (NEW.address LIKE '%%:{control}') EXECUTE FUNCTION refuse()"
         )
-        wait_until(lambda: not caching(stack.edges[1]), within=10)
+        wait_until(lambda: not has_cache_lease(stack.edges[1]), within=10)
         state = stack.refresh()
         assert state["ready"]
         assert len(state["warnings"]) == 1

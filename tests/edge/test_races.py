@@ -16,7 +16,15 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import SteppedApp, caching, dying_writer, edge_of, stepped_app
+from testkit.failpoints import (
+    READER_FAILPOINTS,
+    WRITER_FAILPOINTS,
+    FailpointApp,
+    failpoint_app,
+    has_cache_lease,
+    running_edge,
+    writer_process,
+)
 from testkit.stack import ROOT, Stack, children_of, folder, wait_until
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import CachePath, Entry
@@ -24,51 +32,48 @@ from velikiy.coherence.redis_tier import Lease
 
 _numbers = count(1)
 
-READER_PLACES = ("between check and snapshot", "between snapshot and fill", "between fill and answer")
-WRITER_PLACES = ("before the lock", "before the drops", "between the drops", "before the commit")
-
 
 @pytest.fixture(scope="module", params=["redis-itself", "redis-through-the-app"])
-def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[SteppedApp]:
+def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[FailpointApp]:
     """How its edge reads Redis."""
-    with stepped_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
-        wait_until(lambda: caching(app.edge))
+    with failpoint_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
+        wait_until(lambda: has_cache_lease(app.edge))
         yield app
-        assert not app.steps.steps, "a place that nobody came to"
+        assert not app.failpoints.actions, "no reader or writer reached this failpoint"
 
 
 @pytest.fixture
-def user(app: SteppedApp) -> Iterator[int]:
+def user(app: FailpointApp) -> Iterator[int]:
     number = next(_numbers)
     user_id = app.users.create(name="old", email=f"race{number}@example.com")
     yield user_id
     app.users.delete(user_id)
 
 
-def cold(app: SteppedApp, user: int) -> None:
+def cold(app: FailpointApp, user: int) -> None:
     """Neither tier has it."""
     put(app, user, "old")
     app.stack.redis().flushdb()
 
 
-def remove(app: SteppedApp, user: int) -> None:
+def remove(app: FailpointApp, user: int) -> None:
     assert requests.delete(f"{app.stack.edge}/users/{user}", timeout=10).status_code == 200
 
 
-@pytest.mark.parametrize("place", READER_PLACES)
+@pytest.mark.parametrize("place", READER_FAILPOINTS)
 @pytest.mark.parametrize("look", [name, listed])
 def test_a_reader_that_a_write_overtakes_leaves_nothing_to_be_found(
-    app: SteppedApp, user: int, place: str, look: Callable[[str, int], str | None]
+    app: FailpointApp, user: int, place: str, look: Callable[[str, int], str | None]
 ) -> None:
     cold(app, user)
-    app.steps.steps[place] = lambda: put(app, user, "new")
+    app.failpoints.actions[place] = lambda: put(app, user, "new")
     assert look(app.edge, user) in ("old", "new")  # it began before the write
     for edge in edges(app):
         assert [look(edge, user) for _ in range(2)] == ["new", "new"]
 
 
-@pytest.mark.parametrize("place", READER_PLACES)
-def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: SteppedApp, place: str) -> None:
+@pytest.mark.parametrize("place", READER_FAILPOINTS)
+def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: FailpointApp, place: str) -> None:
     app.stack.redis().flushdb()
     (user,) = app.stack.sql("SELECT last_value + 1 FROM users_id_seq")[0]
     made: list[int] = []
@@ -77,22 +82,22 @@ def test_a_reader_of_nobody_that_a_create_overtakes_leaves_no_404(app: SteppedAp
         new = {"name": "new", "email": f"created{next(_numbers)}@example.com"}
         made.append(requests.post(f"{app.stack.edge}/users", json=new, timeout=10).json()["id"])
 
-    app.steps.steps[place] = create
+    app.failpoints.actions[place] = create
     name(app.edge, user)
     assert made == [user]
     for edge in edges(app):
         assert [name(edge, user) for _ in range(2)] == ["new", "new"]
-    app.steps.steps[place] = lambda: remove(app, user)
+    app.failpoints.actions[place] = lambda: remove(app, user)
     app.stack.redis().flushdb()
     name(app.edge, 10**9 + user)  # whoever comes to the place: the delete runs there
     for edge in edges(app):
         assert [name(edge, user) for _ in range(2)] == [None, None]
 
 
-@pytest.mark.parametrize("place", WRITER_PLACES)
+@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
 @pytest.mark.parametrize("warm", [True, False])
 def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
-    app: SteppedApp, user: int, place: str, warm: bool
+    app: FailpointApp, user: int, place: str, warm: bool
 ) -> None:
     cold(app, user)
     if warm:
@@ -104,16 +109,16 @@ def test_while_a_writer_stands_the_old_is_read_and_right_after_it_the_new(
         for _ in range(2):
             seen.extend(look(edge, user) for edge in edges(app) for look in (name, listed))
 
-    app.steps.steps[place] = look
+    app.failpoints.actions[place] = look
     app.users.update(user, "new")
     assert seen == ["old"] * 12  # not committed yet
     for edge in edges(app):
         assert (name(edge, user), listed(edge, user)) == ("new", "new")
 
 
-@pytest.mark.parametrize("place", WRITER_PLACES)
+@pytest.mark.parametrize("place", WRITER_FAILPOINTS)
 def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_longer(
-    app: SteppedApp, user: int, place: str
+    app: FailpointApp, user: int, place: str
 ) -> None:
     cold(app, user)
     has = {"If-None-Match": get(app.edge, user).headers["ETag"]}
@@ -123,32 +128,32 @@ def test_who_has_the_old_hears_that_nothing_has_changed_until_the_commit_and_no_
         return [answer.status_code == 304 or answer.json()["name"] == "old" for answer in answers]
 
     seen: list[bool] = []
-    app.steps.steps[place] = lambda: seen.extend(unchanged())
+    app.failpoints.actions[place] = lambda: seen.extend(unchanged())
     app.users.update(user, "new")
     assert seen == [True] * 6
     assert unchanged() == [False] * 6
 
 
-def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: SteppedApp, user: int) -> None:
+def test_what_is_read_between_drop_and_commit_is_stored_nowhere(app: FailpointApp, user: int) -> None:
     cold(app, user)
     seen: list[str] = []
-    app.steps.steps["before the commit"] = lambda: seen.extend(
+    app.failpoints.actions["before the commit"] = lambda: seen.extend(
         get(edge, user).headers["Cache-Status"] for edge in edges(app) for _ in range(2)
     )
     app.users.update(user, "new")
     assert set(seen) == {"redis; fwd=uri-miss; detail=write-in-flight, nginx; fwd=uri-miss"}
 
 
-def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: SteppedApp, user: int) -> None:
+def test_once_it_is_committed_the_new_is_read_though_nobody_was_told_yet(app: FailpointApp, user: int) -> None:
     cold(app, user)
     seen: list[str | None] = []
-    app.steps.steps["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
+    app.failpoints.actions["after the commit"] = lambda: seen.extend(name(edge, user) for edge in edges(app))
     app.users.update(user, "new")
     assert set(seen) == {"new"}
 
 
 @pytest.fixture
-def slow_commits(app: SteppedApp) -> Iterator[None]:
+def slow_commits(app: FailpointApp) -> Iterator[None]:
     """Of those who write the name 'slow'."""
     app.stack.sql(
         """
@@ -162,11 +167,11 @@ def slow_commits(app: SteppedApp) -> Iterator[None]:
 
 
 def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
-    app: SteppedApp, user: int, slow_commits: None
+    app: FailpointApp, user: int, slow_commits: None
 ) -> None:
     cold(app, user)
     committing, committed = threading.Event(), threading.Event()
-    app.steps.steps.update({"before the commit": committing.set, "after the commit": committed.set})
+    app.failpoints.actions.update({"before the commit": committing.set, "after the commit": committed.set})
     writer = threading.Thread(target=app.users.update, args=(user, "slow"))
     writer.start()
     assert committing.wait(5)
@@ -181,14 +186,14 @@ def test_while_a_commit_takes_long_the_old_is_read_and_stored_nowhere(
         assert name(edge, user) == "slow"
 
 
-@pytest.mark.parametrize("place", [*WRITER_PLACES, "after the commit"])
+@pytest.mark.parametrize("place", [*WRITER_FAILPOINTS, "after the commit"])
 def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_path_uncached(
-    app: SteppedApp, user: int, place: str
+    app: FailpointApp, user: int, place: str
 ) -> None:
     cold(app, user)
     for edge in edges(app):
         wait_until(lambda edge=edge: get(edge, user).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
-    with dying_writer(app.stack, user, "new", place) as writer:
+    with writer_process(app.stack, user, "new", place) as writer:
         writer.join(30)
         assert writer.exitcode == -signal.SIGKILL
     left = "new" if place == "after the commit" else "old"
@@ -202,10 +207,10 @@ def test_a_writer_that_is_killed_leaves_nothing_that_contradicts_a_read_and_no_p
 
 
 def test_a_commit_that_goes_on_after_its_writer_was_killed_is_seen_by_all_at_once(
-    app: SteppedApp, user: int, slow_commits: None
+    app: FailpointApp, user: int, slow_commits: None
 ) -> None:
     cold(app, user)
-    with dying_writer(app.stack, user, "slow") as writer:
+    with writer_process(app.stack, user, "slow") as writer:
         wait_until(lambda: committing(app.stack), every=0.01)
         writer.kill()
         writer.join()
@@ -224,7 +229,7 @@ def committing(stack: Stack) -> bool:
     return bool(stack.sql("SELECT pid FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'"))
 
 
-def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user: int) -> None:
+def test_of_two_writers_of_the_list_one_may_pass_the_other(app: FailpointApp, user: int) -> None:
     other = app.users.create(name="old", email=f"other{next(_numbers)}@example.com")
     seen: list[tuple[str | None, str | None]] = []
 
@@ -232,10 +237,10 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user
         put(app, other, "second")
         seen.extend((listed(edge, user), listed(edge, other)) for edge in edges(app) for _ in range(2))
 
-    for place in WRITER_PLACES:
+    for place in WRITER_FAILPOINTS:
         app.users.update(user, "old")
         seen.clear()
-        app.steps.steps[place] = pass_by
+        app.failpoints.actions[place] = pass_by
         app.users.update(user, "first")
         assert set(seen) == {("old", "second")}, place
         for edge in edges(app):
@@ -243,7 +248,7 @@ def test_of_two_writers_of_the_list_one_may_pass_the_other(app: SteppedApp, user
     app.users.delete(other)
 
 
-def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(app: SteppedApp, user: int) -> None:
+def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(app: FailpointApp, user: int) -> None:
     app.users.update(user, "mine")
     assert "redis; hit" in get(app.edge, user).headers["Cache-Status"]
 
@@ -264,7 +269,7 @@ def test_a_writer_fills_redis_after_its_commit_unless_another_one_came_after_it(
 
 
 class TestTheEdgeItself:
-    def test_a_reload_keeps_what_is_right_and_what_was_dropped(self, app: SteppedApp, user: int) -> None:
+    def test_a_reload_keeps_what_is_right_and_what_was_dropped(self, app: FailpointApp, user: int) -> None:
         assert name(app.edge, user) == "old"
         pid = int((Path(app.data) / "nginx.pid").read_text())
         before = workers(pid)
@@ -272,12 +277,12 @@ class TestTheEdgeItself:
         put(app, user, "new")
         assert name(app.edge, user) == "new"
         wait_until(lambda: not before & workers(pid))
-        wait_until(lambda: caching(app.edge))
+        wait_until(lambda: has_cache_lease(app.edge))
         assert name(app.edge, user) == "new"
         put(app, user, "newer")
         assert name(app.edge, user) == "newer"
 
-    def test_a_killed_worker_loses_no_drop(self, app: SteppedApp, user: int) -> None:
+    def test_a_killed_worker_loses_no_drop(self, app: FailpointApp, user: int) -> None:
         pid = int((Path(app.data) / "nginx.pid").read_text())
         for number in range(3):
             before = workers(pid)
@@ -288,10 +293,10 @@ class TestTheEdgeItself:
             wait_until(lambda before=before: workers(pid) - before)  # type: ignore[misc]
             wait_until(lambda number=number: name(app.edge, user) == f"after {number}", within=1)  # type: ignore[misc]
 
-    def test_a_stop_that_waits_for_its_clients_serves_nothing_old_meanwhile(self, app: SteppedApp, user: int) -> None:
+    def test_a_stop_that_waits_for_its_clients_serves_nothing_old_meanwhile(self, app: FailpointApp, user: int) -> None:
         """Its listener is closed, so writers take it for dead; a client still has a connection."""
-        with edge_of(urlsplit(app.stack.app).netloc) as (edge, data), open_connection(edge) as client:
-            wait_until(lambda: caching(edge))
+        with running_edge(urlsplit(app.stack.app).netloc) as (edge, data), open_connection(edge) as client:
+            wait_until(lambda: has_cache_lease(edge))
             put(app, user, "old")
             assert [name(edge, user) for _ in range(2)] == ["old"] * 2
             client.sendall(b"GET /users/%d HTTP/1.1\r\n" % user)  # the rest comes later
@@ -306,7 +311,7 @@ class TestTheEdgeItself:
             assert b'"name":"new"' in answer
             assert b"X-Cache-Status: BYPASS" in answer
 
-    def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: SteppedApp, user: int) -> None:
+    def test_a_dictionary_that_is_too_small_costs_misses_and_nothing_else(self, app: FailpointApp, user: int) -> None:
         with cramped(app.stack.app, "generations", "fills", "small", "large") as edge:
             for number in range(3):
                 put(app, user, f"number {number}")
@@ -316,11 +321,11 @@ class TestTheEdgeItself:
                 assert name(edge, user) == f"number {number}"
             assert get(edge, user).headers["X-Cache-Status"] == "HIT"
 
-    def test_answers_that_writes_overtook_take_nobodys_place(self, app: SteppedApp, user: int) -> None:
+    def test_answers_that_writes_overtook_take_nobodys_place(self, app: FailpointApp, user: int) -> None:
         with cramped(app.url, "small") as edge:
             assert [get(edge, 1).headers["X-Cache-Status"] for _ in range(2)] == ["MISS", "HIT"]
             for number in range(100):
-                app.steps.steps["between fill and answer"] = partial(put, app, user, f"number {number}")
+                app.failpoints.actions["between fill and response"] = partial(put, app, user, f"number {number}")
                 get(edge, user)
             assert get(edge, 1).headers["X-Cache-Status"] == "HIT"
 
@@ -332,12 +337,12 @@ def cramped(apps: str, *dictionaries: str) -> Iterator[str]:
         home = place / "edge"
         for part in ("edge", "velikiy/coherence"):  # the second has a script that both tiers use
             shutil.copytree(ROOT / part, place / part)
-        conf = (home / "nginx.conf").read_text()
+        conf = (home / "conf" / "lua.conf").read_text()
         conf, replaced = re.subn(rf"(lua_shared_dict (?:{'|'.join(dictionaries)})) [^;]+;", r"\1 24k;", conf)
         assert replaced == len(dictionaries)
-        (home / "nginx.conf").write_text(conf)
-        with edge_of(urlsplit(apps).netloc, home) as (edge, _):
-            wait_until(lambda: caching(edge))
+        (home / "conf" / "lua.conf").write_text(conf)
+        with running_edge(urlsplit(apps).netloc, home) as (edge, _):
+            wait_until(lambda: has_cache_lease(edge))
             yield edge
 
 

@@ -1,30 +1,33 @@
-"""The HTTP contract, asked of an app instance itself; the tiers in front have tests of their own."""
+"""The HTTP contract of an app without an edge in front of it.
+
+tests/edge tests the edge, and test_bad_input.py tests the responses to invalid input.
+"""
 
 import json
-import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 
 import pytest
 import requests
 
-from testkit.api import User, problem
+from testkit.api import User, check_problem
 from testkit.stack import Stack
 
 
 class TestReading:
-    def test_a_user_has_these_fields_and_no_others(self, new_user: User) -> None:
-        answer = requests.get(new_user["url"], timeout=5)
-        assert answer.status_code == 200
-        assert answer.headers["Content-Type"] == "application/json"
-        user = answer.json()
+    def test_user_has_exactly_the_documented_fields(self, new_user: User) -> None:
+        response = requests.get(new_user["url"], timeout=5)
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "application/json"
+        user = response.json()
         assert list(user) == ["id", "name", "email", "created_at", "updated_at", "version"]
         assert (user["id"], user["name"], user["email"]) == (new_user["id"], new_user["name"], new_user["email"])
         assert user["version"] == 1
         for time in (user["created_at"], user["updated_at"]):
             assert datetime.fromisoformat(time).utcoffset() is not None
 
-    def test_the_list_is_an_array_by_id(self, stack: Stack, new_user: User) -> None:
+    def test_list_is_an_array_in_the_order_of_ids(self, stack: Stack, new_user: User) -> None:
         users = requests.get(f"{stack.app}/users", timeout=5).json()
         ids = [user["id"] for user in users]
         assert ids == sorted(ids)
@@ -32,43 +35,20 @@ class TestReading:
 
     @pytest.mark.parametrize(
         "spelling",
-        ["007", "%37", "٧", "+7", "-7", "7.0", "0", "7/", "7 ", "", "abc", "9223372036854775808", "9" * 4000, "7%00"],
+        ["007", "%37", "٧", "+7", "7 ", "", "9" * 4000],
     )
-    def test_an_id_has_one_spelling(self, stack: Stack, spelling: str) -> None:
+    def test_id_in_any_other_spelling_is_404(self, stack: Stack, spelling: str) -> None:
         session = requests.Session()
         request = requests.Request("GET", f"{stack.app}/users/1").prepare()
-        request.url = f"{stack.app}/users/{spelling}"  # unchanged, unlike what the library would make of it
-        answer = session.send(request, timeout=5)
-        problem(answer, 404)
+        request.url = f"{stack.app}/users/{spelling}"  # set here, because the library would normalize it
+        response = session.send(request, timeout=5)
+        check_problem(response, 404)
 
-    def test_the_largest_id_is_an_id(self, stack: Stack) -> None:
-        detail = problem(requests.get(f"{stack.app}/users/9223372036854775807", timeout=5), 404)
+    def test_largest_id_is_a_valid_id(self, stack: Stack) -> None:
+        detail = check_problem(requests.get(f"{stack.app}/users/9223372036854775807", timeout=5), 404)
         assert "9223372036854775807" in detail
 
-    @pytest.mark.parametrize(
-        ("query", "named"),
-        [
-            ("foo=1", "foo"),
-            ("limit=0", "limit"),
-            ("limit=1001", "limit"),
-            ("limit=-1", "limit"),
-            ("limit=1e2", "limit"),
-            ("limit=٧", "limit"),
-            ("limit=", "limit"),
-            ("limit=1&limit=2", "limit"),
-            ("cursor=", "cursor"),
-            ("cursor=nonsense", "cursor"),
-            ("cursor=aWQ6MQ==", "cursor"),
-            ("cursor=aWQ6LTE", "cursor"),
-        ],
-    )
-    def test_a_parameter_that_is_unknown_repeated_or_bad_is_named(self, stack: Stack, query: str, named: str) -> None:
-        problem(requests.get(f"{stack.app}/users?{query}", timeout=5), 400, named)
-
-    def test_a_user_takes_no_parameters(self, stack: Stack) -> None:
-        problem(requests.get(f"{stack.app}/users/1?x=1", timeout=5), 400, "x")
-
-    def test_the_pages_of_a_long_list_hold_each_user_once(self, stack: Stack) -> None:
+    def test_pages_of_a_long_list_contain_each_user_once(self, stack: Stack) -> None:
         stack.sql(
             "INSERT INTO users (name, email) SELECT 'Many', 'many' || n || '@example.com' FROM generate_series(1, 2100) n"
         )
@@ -77,10 +57,10 @@ class TestReading:
             expected = [row[0] for row in stack.sql("SELECT id FROM users ORDER BY id")]
             seen, sizes, page = [], [], "/users"
             while page:
-                answer = requests.get(stack.app + page, timeout=5)
-                seen += [user["id"] for user in answer.json()]
-                sizes.append(len(answer.json()))
-                page = answer.links.get("next", {}).get("url", "")
+                response = requests.get(stack.app + page, timeout=5)
+                seen += [user["id"] for user in response.json()]
+                sizes.append(len(response.json()))
+                page = response.links.get("next", {}).get("url", "")
             assert seen == expected
             assert sizes[:2] == [1000, 1000]
             assert 0 < sizes[2] <= 1000
@@ -90,66 +70,41 @@ class TestReading:
 
 
 class TestCreating:
-    def test_it_answers_with_the_id_and_the_place(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users", json={"name": "Zoë", "email": "zoe@example.com"}, timeout=5)
-        assert answer.status_code == 201
-        user_id = answer.json()["id"]
-        assert answer.json() == {"id": user_id, "message": "Created"}
-        assert answer.headers["Location"] == f"/users/{user_id}"
+    def test_post_returns_the_id_and_the_location(self, stack: Stack) -> None:
+        response = requests.post(f"{stack.app}/users", json={"name": "Zoë", "email": "zoe@example.com"}, timeout=5)
+        assert response.status_code == 201
+        user_id = response.json()["id"]
+        assert response.json() == {"id": user_id, "message": "Created"}
+        assert response.headers["Location"] == f"/users/{user_id}"
         deleted = requests.delete(f"{stack.app}/users/{user_id}", timeout=5)
         assert (deleted.status_code, deleted.json()) == (200, {"message": "Deleted"})
 
     def test_name_and_email_are_trimmed(self, stack: Stack) -> None:
         body = {"name": " \t Gleb\u00a0 ", "email": " gleb@example.com\n"}
-        place = requests.post(f"{stack.app}/users", json=body, timeout=5).headers["Location"]
-        user = requests.get(stack.app + place, timeout=5).json()
-        requests.delete(stack.app + place, timeout=5)
+        location = requests.post(f"{stack.app}/users", json=body, timeout=5).headers["Location"]
+        user = requests.get(stack.app + location, timeout=5).json()
+        requests.delete(stack.app + location, timeout=5)
         assert (user["name"], user["email"]) == ("Gleb", "gleb@example.com")
 
     @pytest.mark.parametrize(
         "name",
         ["<script>alert(1)</script>", "'; DROP TABLE users; --", 'quo"te\\back', "👩‍👩‍👧 семья", "x" * 100, "😀" * 100],
     )
-    def test_texts_come_back_as_they_went_in(self, stack: Stack, name: str) -> None:
+    def test_text_is_returned_unchanged(self, stack: Stack, name: str) -> None:
         body = {"name": name, "email": "texts@example.com"}
-        place = requests.post(f"{stack.app}/users", json=body, timeout=5).headers["Location"]
-        user = requests.get(stack.app + place, timeout=5).json()
-        requests.delete(stack.app + place, timeout=5)
+        location = requests.post(f"{stack.app}/users", json=body, timeout=5).headers["Location"]
+        user = requests.get(stack.app + location, timeout=5).json()
+        requests.delete(stack.app + location, timeout=5)
         assert user["name"] == name
 
     @pytest.mark.parametrize(
         "email",
         ["a@b.co", "x" * 64 + "@example.com", "почта@пример.рф", "o'brien+tag@mail.example.com", "me@team.test"],
     )
-    def test_these_are_emails(self, stack: Stack, email: str) -> None:
-        answer = requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5)
-        assert answer.status_code == 201, answer.text
-        requests.delete(stack.app + answer.headers["Location"], timeout=5)
-
-    @pytest.mark.parametrize(
-        "email",
-        [
-            "",
-            "plain",
-            "a@",
-            "@b.co",
-            "a b@c.de",
-            "a@b",
-            "a@b..co",
-            "a@b.co\u0000",
-            "a@-b.co",
-            f"a@{'b' * 60}.{'c' * 250}.de",
-            7,
-        ],
-    )
-    def test_these_are_not(self, stack: Stack, email: object) -> None:
-        problem(requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5), 422, "email")
-
-    @pytest.mark.parametrize("name", ["", "   ", "x" * 101, "a\u0000b", "a\nb", "\u001b[31m", None, 7, True, ["x"], {}])
-    def test_a_name_is_1_to_100_printable_characters(self, stack: Stack, name: object) -> None:
-        problem(
-            requests.post(f"{stack.app}/users", json={"name": name, "email": "n@example.com"}, timeout=5), 422, "name"
-        )
+    def test_valid_email_is_accepted(self, stack: Stack, email: str) -> None:
+        response = requests.post(f"{stack.app}/users", json={"name": "E", "email": email}, timeout=5)
+        assert response.status_code == 201, response.text
+        requests.delete(stack.app + response.headers["Location"], timeout=5)
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -162,59 +117,43 @@ class TestCreating:
             (None, "body"),
         ],
     )
-    def test_what_does_not_fit_is_named(self, stack: Stack, body: object, field: str) -> None:
+    def test_missing_or_unknown_field_is_422_and_named(self, stack: Stack, body: object, field: str) -> None:
         headers = {"Content-Type": "application/json"}
-        problem(requests.post(f"{stack.app}/users", data=json.dumps(body), headers=headers, timeout=5), 422, field)
+        check_problem(
+            requests.post(f"{stack.app}/users", data=json.dumps(body), headers=headers, timeout=5), 422, field
+        )
 
-    @pytest.mark.parametrize(
-        "body",
-        [
-            b"",
-            b"nope",
-            b"{",
-            b'{"name": NaN, "email": "a@b.co"}',
-            b'\xef\xbb\xbf{"name": "A", "email": "a@b.co"}',
-            b'{"name": "\xff", "email": "a@b.co"}',
-            b'{"name": "\\ud800", "email": "a@b.co"}',
-            b"[" * 5000 + b"]" * 5000,
-            b"name=A&email=a@b.co",
-        ],
-    )
-    def test_what_is_not_json_is_400(self, stack: Stack, body: bytes) -> None:
-        headers = {"Content-Type": "application/json"}
-        problem(requests.post(f"{stack.app}/users", data=body, headers=headers, timeout=5), 400)
-
-    def test_of_many_who_want_one_email_one_gets_it(self, stack: Stack) -> None:
+    def test_one_of_many_concurrent_posts_with_the_same_email_creates_a_user(self, stack: Stack) -> None:
         def create(n: int) -> requests.Response:
             email = "Wanted@Example.com" if n % 2 else "wanted@example.com"
             return requests.post(f"{stack.app}/users", json={"name": "W", "email": email}, timeout=10)
 
         with ThreadPoolExecutor(8) as pool:
-            answers = list(pool.map(create, range(16)))
-        created = [answer for answer in answers if answer.status_code == 201]
+            responses = list(pool.map(create, range(16)))
+        created = [response for response in responses if response.status_code == 201]
         try:
             assert len(created) == 1
-            for answer in answers:
-                if answer not in created:
-                    problem(answer, 409, "email")
+            for response in responses:
+                if response not in created:
+                    check_problem(response, 409, "email")
         finally:
-            for answer in created:
-                requests.delete(stack.app + answer.headers["Location"], timeout=5)
+            for response in created:
+                requests.delete(stack.app + response.headers["Location"], timeout=5)
 
 
 class TestChanging:
-    def test_a_put_changes_what_it_names_and_nothing_else(self, new_user: User) -> None:
-        answer = requests.put(new_user["url"], json={"name": "Renamed"}, timeout=5)
-        assert (answer.status_code, answer.json()) == (200, {"message": "Updated"})
+    def test_put_changes_only_the_fields_that_it_contains(self, new_user: User) -> None:
+        response = requests.put(new_user["url"], json={"name": "Renamed"}, timeout=5)
+        assert (response.status_code, response.json()) == (200, {"message": "Updated"})
         user = requests.get(new_user["url"], timeout=5).json()
         assert (user["name"], user["email"], user["version"]) == ("Renamed", new_user["email"], 2)
         assert user["updated_at"] > user["created_at"]
 
-    def test_a_put_that_changes_nothing_still_counts(self, new_user: User) -> None:
+    def test_put_with_equal_values_increments_the_version(self, new_user: User) -> None:
         requests.put(new_user["url"], json={"name": new_user["name"]}, timeout=5)
         assert requests.get(new_user["url"], timeout=5).json()["version"] == 2
 
-    def test_what_was_read_can_be_sent_back(self, new_user: User) -> None:
+    def test_put_ignores_the_read_only_fields_of_a_body_that_was_read(self, new_user: User) -> None:
         user = requests.get(new_user["url"], timeout=5).json()
         user["name"] = "Sent back"
         user["id"], user["version"], user["created_at"] = 1, 99, "never"
@@ -234,46 +173,68 @@ class TestChanging:
             ([], "body"),
         ],
     )
-    def test_nothing_to_change_or_a_bad_change_is_422(self, new_user: User, body: object, field: str) -> None:
-        problem(requests.put(new_user["url"], json=body, timeout=5), 422, field)
+    def test_empty_or_invalid_change_is_422(self, new_user: User, body: object, field: str) -> None:
+        check_problem(requests.put(new_user["url"], json=body, timeout=5), 422, field)
         assert requests.get(new_user["url"], timeout=5).json()["version"] == 1
 
-    def test_an_email_in_use_is_409_in_any_case_of_letters(self, new_user: User) -> None:
-        problem(requests.put(new_user["url"], json={"email": "ALICE@example.com"}, timeout=5), 409, "email")
+    def test_email_in_use_is_409_regardless_of_case(self, new_user: User) -> None:
+        check_problem(requests.put(new_user["url"], json={"email": "ALICE@example.com"}, timeout=5), 409, "email")
 
-    def test_ones_own_email_in_other_letters_is_no_conflict(self, new_user: User) -> None:
+    def test_user_can_change_the_case_of_its_own_email(self, new_user: User) -> None:
         changed = new_user["email"].upper()
         assert requests.put(new_user["url"], json={"email": changed}, timeout=5).status_code == 200
         assert requests.get(new_user["url"], timeout=5).json()["email"] == changed
 
-    def test_who_is_not_there_cannot_be_changed_or_deleted(self, stack: Stack) -> None:
+    def test_missing_user_is_404_for_read_write_and_delete(self, stack: Stack) -> None:
         url = f"{stack.app}/users/999999999"
-        problem(requests.put(url, json={"name": "Nobody"}, timeout=5), 404)
-        problem(requests.delete(url, timeout=5), 404)
-        problem(requests.get(url, timeout=5), 404)
+        check_problem(requests.put(url, json={"name": "Nobody"}, timeout=5), 404)
+        check_problem(requests.delete(url, timeout=5), 404)
+        check_problem(requests.get(url, timeout=5), 404)
 
-    def test_a_deleted_user_is_gone(self, new_user: User) -> None:
+    def test_deleted_user_is_404(self, new_user: User) -> None:
         assert requests.get(new_user["url"], timeout=5).status_code == 200
         requests.delete(new_user["url"], timeout=5)
-        problem(requests.get(new_user["url"], timeout=5), 404)
+        check_problem(requests.get(new_user["url"], timeout=5), 404)
 
 
-class TestMethodsAndRoutes:
-    def test_a_method_that_is_not_there_names_those_that_are(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users/1", timeout=5)
-        problem(answer, 405)
-        assert set(re.split(r",\s*", answer.headers["Allow"])) >= {"GET", "HEAD", "PUT", "DELETE"}
+class TestUnchangedFields:
+    """Values that today's rules refuse: SQL wrote them, or the table was adopted."""
 
-    def test_head_is_get_without_a_body(self, stack: Stack) -> None:
-        get, head = (requests.request(method, f"{stack.app}/users/1", timeout=5) for method in ("GET", "HEAD"))
-        assert head.status_code == 200
-        assert head.content == b""
-        assert head.headers["Content-Length"] == get.headers["Content-Length"]
+    @pytest.fixture
+    def old_row(self, stack: Stack) -> Iterator[str]:
+        [(user_id,)] = stack.sql("INSERT INTO users (name, email) VALUES (E'tab\\tname', 'no address') RETURNING id")
+        yield f"{stack.app}/users/{user_id}"
+        stack.sql("DELETE FROM users WHERE id = %s", user_id)
 
+    @pytest.mark.parametrize("method", ["PUT", "PATCH"])
+    def test_update_accepts_an_invalid_value_that_is_stored_already(self, old_row: str, method: str) -> None:
+        row = requests.get(old_row, timeout=5).json()
+        response = requests.request(method, old_row, json={**row, "name": "New"}, timeout=5)
+        assert response.status_code == 200, response.text
+        after = requests.get(old_row, timeout=5).json()
+        assert (after["name"], after["email"], after["version"]) == ("New", "no address", 2)
+
+    def test_update_with_nothing_but_stored_values_increments_the_version(self, old_row: str) -> None:
+        row = requests.get(old_row, timeout=5).json()
+        assert requests.put(old_row, json=row, timeout=5).status_code == 200
+        after = requests.get(old_row, timeout=5).json()
+        assert (after["name"], after["email"], after["version"]) == ("tab\tname", "no address", 2)
+
+    def test_update_to_another_invalid_value_is_refused_by_field(self, old_row: str) -> None:
+        body = {"name": "New", "email": "another no address"}
+        check_problem(requests.put(old_row, json=body, timeout=5), 422, "email")
+        assert requests.get(old_row, timeout=5).json()["name"] == "tab\tname"
+
+    def test_one_invalid_value_that_differs_is_refused_beside_one_that_is_stored(self, old_row: str) -> None:
+        body = {"name": "", "email": "no address"}
+        check_problem(requests.put(old_row, json=body, timeout=5), 422, "name")
+
+    def test_update_of_a_missing_row_names_the_invalid_field(self, stack: Stack) -> None:
+        body = {"email": "no address"}
+        check_problem(requests.put(f"{stack.app}/users/999999999", json=body, timeout=5), 422, "email")
+
+
+class TestAddresses:
     @pytest.mark.parametrize("path", ["/", "/user", "/users/", "//users", "/users/1/", "/Users", "/users/1/x"])
-    def test_other_addresses_are_404(self, stack: Stack, path: str) -> None:
-        problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)
-
-    def test_a_body_that_is_too_large_is_413(self, stack: Stack) -> None:
-        answer = requests.post(f"{stack.app}/users", data=b" " * 70_000, timeout=5)
-        problem(answer, 413)
+    def test_unknown_address_is_404(self, stack: Stack, path: str) -> None:
+        check_problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)

@@ -1,5 +1,5 @@
-"""What a client must not send, crossed with every place where it could: always the 4xx that says which field and why,
-never a 5xx; nothing of it is stored, nothing of it is cached."""
+"""Invalid input in every place of a request where a client could send it. The response is a 4xx problem that names the
+field and the reason, and never a 5xx. Nothing is stored, and nothing is cached."""
 
 import json
 import re
@@ -15,9 +15,12 @@ from testkit.raw_http import Nothing, Told, ask, check, raw, told
 from testkit.stack import Stack, wait_until
 
 JSON = b"Content-Type: application/json\r\n"
-LONG = "9" * 5000
+NEW_USER_BODY = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+"""A valid body: only the part that a test adds makes its request invalid."""
 
-NO_JSON = {
+DIGITS_5000 = "9" * 5000
+
+INVALID_JSON_BODIES = {
     "nothing": b"",
     "a word": b"nope",
     "an open brace": b"{",
@@ -25,32 +28,33 @@ NO_JSON = {
     "NaN": b'{"name": NaN, "email": "a@b.co"}',
     "Infinity": b'{"name": Infinity, "email": "a@b.co"}',
     "minus Infinity": b'{"name": -Infinity, "email": "a@b.co"}',
-    "5,000 digits": b'{"name": %b, "email": "a@b.co"}' % LONG.encode(),
+    "5,000 digits": b'{"name": %b, "email": "a@b.co"}' % DIGITS_5000.encode(),
     "a leading zero": b'{"name": 01, "email": "a@b.co"}',
     "a plus": b'{"name": +1, "email": "a@b.co"}',
     "a BOM": b'\xef\xbb\xbf{"name": "A", "email": "a@b.co"}',
-    "no UTF-8": b'{"name": "\xff", "email": "a@b.co"}',
+    "invalid UTF-8": b'{"name": "\xff", "email": "a@b.co"}',
     "an encoded surrogate": b'{"name": "\xed\xa0\x80", "email": "a@b.co"}',
-    "too long a form of UTF-8": b'{"name": "\xc0\xaf", "email": "a@b.co"}',
+    "an overlong form of UTF-8": b'{"name": "\xc0\xaf", "email": "a@b.co"}',
     "UTF-16": '{"name": "A", "email": "a@b.co"}'.encode("utf-16"),
     "UTF-32": '{"name": "A", "email": "a@b.co"}'.encode("utf-32"),
-    "half a pair": b'{"name": "\\ud800", "email": "a@b.co"}',
-    "the other half": b'{"name": "\\udc00x", "email": "a@b.co"}',
-    "two halves, wrong way round": b'{"name": "\\udc00\\ud800", "email": "a@b.co"}',
-    "half a pair in a key": b'{"\\ud800": 1, "name": "A", "email": "a@b.co"}',
+    "half a surrogate pair": b'{"name": "\\ud800", "email": "a@b.co"}',
+    "the other half of a surrogate pair": b'{"name": "\\udc00x", "email": "a@b.co"}',
+    "a surrogate pair in reverse order": b'{"name": "\\udc00\\ud800", "email": "a@b.co"}',
+    "half a surrogate pair in a key": b'{"\\ud800": 1, "name": "A", "email": "a@b.co"}',
     "a key twice": b'{"name": "A", "name": "B", "email": "a@b.co"}',
     "a key twice, once escaped": b'{"name": "A", "n\\u0061me": "B", "email": "a@b.co"}',
     "an unknown key twice": b'{"x": 1, "x": 1, "name": "A", "email": "a@b.co"}',
     "a key twice, deep inside": b'{"name": {"a": {"b": 1, "b": 2}}, "email": "a@b.co"}',
     "1,000 deep": b'{"name": %b%b, "email": "a@b.co"}' % (b"[" * 1000, b"]" * 1000),
     "1,000 objects deep": b'{"name": %b1%b}' % (b'{"a":' * 1000, b"}" * 1000),
+    "5,000 deep": b"[" * 5000 + b"]" * 5000,
     "30,000 deep and open": b"[" * 30_000,
     "a raw line feed": b'{"name": "a\nb", "email": "a@b.co"}',
     "a raw NUL": b'{"name": "a\x00b", "email": "a@b.co"}',
-    "a NUL after it": b'{"name": "A", "email": "a@b.co"}\x00',
-    "something after it": b'{"name": "A", "email": "a@b.co"} x',
-    "two of them": b'{"name": "A", "email": "a@b.co"}{"name": "A", "email": "a@b.co"}',
-    "a comma too many": b'{"name": "A", "email": "a@b.co",}',
+    "a NUL after the object": b'{"name": "A", "email": "a@b.co"}\x00',
+    "text after the object": b'{"name": "A", "email": "a@b.co"} x',
+    "two objects": b'{"name": "A", "email": "a@b.co"}{"name": "A", "email": "a@b.co"}',
+    "a trailing comma": b'{"name": "A", "email": "a@b.co",}',
     "a comment": b'{"name": "A", /* */ "email": "a@b.co"}',
     "single quotes": b"{'name': 'A', 'email': 'a@b.co'}",
     "an unknown escape": b'{"name": "\\x41", "email": "a@b.co"}',
@@ -59,9 +63,9 @@ NO_JSON = {
     "gzip": b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03",
 }
 
-NO_OBJECT = {"null": b"null", "true": b"true", "0": b"0", "a string": b'"x"', "[]": b"[]", "[{}]": b"[{}]"}
+NON_OBJECT_BODIES = {"null": b"null", "true": b"true", "0": b"0", "a string": b'"x"', "[]": b"[]", "[{}]": b"[{}]"}
 
-NO_TEXT = {
+NON_STRINGS = {
     "null": "null",
     "true": "true",
     "7": "7",
@@ -73,9 +77,9 @@ NO_TEXT = {
     "{}": "{}",
     "an operator": '{"$ne": null}',
 }
-"""As JSON, for whatever has to be a string."""
+"""JSON values for a field whose value has to be a string."""
 
-NO_LINE = {
+INVALID_LINES = {
     "empty": '""',
     "blank": '"  \\t "',
     "blank beyond ASCII": '"\\u00a0\\u3000"',
@@ -89,13 +93,13 @@ NO_LINE = {
     "paragraph separator": '"a\\u2029b"',
 }
 
-NO_NAME = {
+INVALID_NAMES = {
     "101 characters": json.dumps("x" * 101),
     "60,000 characters": json.dumps("x" * 60_000),
-    "nothing to be seen": '"\\u200b\\u200d"',
+    "invisible characters": '"\\u200b\\u200d"',
 }
 
-NO_EMAIL = {
+INVALID_EMAILS = {
     "a word": '"plain"',
     "no domain": '"a@"',
     "no mailbox": '"@b.co"',
@@ -105,7 +109,7 @@ NO_EMAIL = {
     "two dots": '"a@b..co"',
     "a dot first": '".a@b.co"',
     "a hyphen first": '"a@-b.co"',
-    "an address": '"a@[127.0.0.1]"',
+    "an IP address": '"a@[127.0.0.1]"',
     "quotes": '"\\"a b\\"@c.de"',
     "a name before it": '"Alice <a@b.co>"',
     "HTML": '"<script>alert(1)</script>@b.co"',
@@ -114,16 +118,17 @@ NO_EMAIL = {
     "a header": '"a@b.co\\r\\nBcc: c@d.co"',
     "65 in the mailbox": json.dumps("x" * 65 + "@b.co"),
     "over-long": json.dumps("x" * 60 + "@" + "b" * 60 + "." + "c" * 60 + "." + "d" * 60 + "." + "e" * 60 + ".de"),
+    "an over-long label": json.dumps(f"a@{'b' * 60}.{'c' * 250}.de"),
     "60,000 characters": json.dumps("x" * 60_000 + "@b.co"),
     "a Cyrillic a": '"p\\u0430ypal@example.com"',
     "a Cyrillic a in the domain": '"x@p\\u0430ypal.com"',
     "Greek in Latin": '"\\u03bfmega@example.com"',
-    "a direction": '"a\\u202eb@c.de"',
-    "nothing to be seen": '"a\\u200b@c.de"',
-    "Punycode that is none": '"a@xn--0.com"',
+    "a direction mark": '"a\\u202eb@c.de"',
+    "invisible characters": '"a\\u200b@c.de"',
+    "invalid Punycode": '"a@xn--0.com"',
 }
 
-NO_ID = {
+INVALID_IDS = {
     "zero": "0",
     "negative": "-1",
     "minus zero": "-0",
@@ -138,9 +143,9 @@ NO_ID = {
     "a list": "[1]",
     "{}": "{}",
 }
-"""As JSON."""
+"""JSON values for an id."""
 
-SPELLINGS = [
+INVALID_ID_SPELLINGS = [
     *("0", "00", "01", "007", "+7", "-7", "-0", "7.0", "7e0", "0x7", "1_0", "7,", "7;", "7/", "/7", "7//", "./7", "7."),
     *("%37", "7%00", "%00", "7%0a", "7%20", "%2f7", "..%2f7", "%ef%bc%97", "%d9%a7", "7%", "%", "%zz", "%25"),
     *(
@@ -155,12 +160,12 @@ SPELLINGS = [
         "<b>",
         "*",
         "9223372036854775808",
-        LONG[:3000],
+        DIGITS_5000[:3000],
     ),
     *("count/", "count/1", "batch/", "COUNT", "Batch"),
 ]
 
-PARAMETERS = [
+UNKNOWN_PARAMETERS = [
     ("x=1", "x"),
     ("X=1", "X"),
     ("LIMIT=1", "LIMIT"),
@@ -172,13 +177,13 @@ PARAMETERS = [
     ("%ff=1", None),
     ("=1", None),
 ]
-"""Nowhere."""
+"""Parameters that no address accepts."""
 
-LIST_PARAMETERS = [
+INVALID_LIST_PARAMETERS = [
     *((f"limit={value}", "limit") for value in ("0", "-1", "1001", "+1", "01", "1.0", "1e2", "0x1", "%D9%A7", "", "a")),
     *(
         (f"limit={value}", "limit")
-        for value in (LONG[:3000], "1%00", "1%20", "%201", "null", "NaN", "Infinity", "1'--")
+        for value in (DIGITS_5000[:3000], "1%00", "1%20", "%201", "null", "NaN", "Infinity", "1'--")
     ),
     ("limit", "limit"),
     ("limit=1&limit=1", "limit"),
@@ -196,12 +201,12 @@ LIST_PARAMETERS = [
     ),
     *(
         (f"cursor={value}", "cursor")
-        for value in ("", "nonsense", "aWQ6MQ==", "%00", "%ff", "'", "W10", "bnVsbA", "e30")
+        for value in ("", "nonsense", "aWQ6MQ==", "aWQ6LTE", "%00", "%ff", "'", "W10", "bnVsbA", "e30")
     ),
     ("cursor=" + "A" * 3000, "cursor"),
 ]
 
-Q_PARAMETERS = [
+INVALID_SEARCH_PARAMETERS = [
     *(
         (f"q={value}", "q")
         for value in ("", "%20", "+", "%E3%80%80", "%00", "a%00", "a%0ab", "%1b[31m", "%7f", "%c2%9b")
@@ -211,7 +216,7 @@ Q_PARAMETERS = [
     ("q=a&q=a", "q"),
 ]
 
-IF_MATCH = [
+INVALID_ETAGS = [
     b"",
     b"abc",
     b'"abc',
@@ -225,13 +230,13 @@ IF_MATCH = [
     b'"a b"',
     b",",
 ]
-"""No ETags at all."""
+"""Values of If-Match and If-None-Match that are not lists of ETags."""
 
-KEYS = [b"", b"a b", b"a\tb", "ключ".encode(), b"\xff", b"k" * 256, b"a,b"]
+INVALID_IDEMPOTENCY_KEYS = [b"", b"a b", b"a\tb", "ключ".encode(), b"\xff", b"k" * 256, b"a,b"]
 
-ACCEPT = [b"text/html", b"application/xml", b"application/json;q=0", b"*/*;q=0", b"image/*", b"json"]
+ACCEPT_WITHOUT_JSON = [b"text/html", b"application/xml", b"application/json;q=0", b"*/*;q=0", b"image/*", b"json"]
 
-NO_TYPE = [
+NON_JSON_TYPES = [
     *(b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x", b"text/json", b"json"),
     *(
         b"application/jsonx",
@@ -243,9 +248,9 @@ NO_TYPE = [
     *(b"application/json; charset=latin-1", b"application/json; charset=utf-16", b'application/json; charset="koi8-r"'),
 ]
 
-REQUEST_IDS = [b"", b"a b", b"x" * 65, "й".encode(), b"<b>\t</b>", b"\xff\xfe"]
+INVALID_REQUEST_IDS = [b"", b"a b", b"x" * 65, "й".encode(), b"<b>\t</b>", b"\xff\xfe"]
 
-TEXTS = [
+UNUSUAL_TEXTS = [
     "<script>alert(1)</script>",
     '<img src=x onerror="alert(1)">',
     "&lt;b&gt; &amp; &#0;",
@@ -266,7 +271,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def user(stack: Stack) -> Iterator[int]:
-    """Whom everybody tries to spoil."""
+    """The user that each test tries to change."""
     new = {"name": "Unspoilt", "email": "unspoilt@example.com"}
     number = int(requests.post(f"{stack.app}/users", json=new, timeout=5).json()["id"])
     yield number
@@ -274,18 +279,18 @@ def user(stack: Stack) -> Iterator[int]:
 
 
 @pytest.fixture(scope="module")
-def looking(stack: Stack) -> Iterator[psycopg.Connection]:
+def observer(stack: Stack) -> Iterator[psycopg.Connection]:
     with psycopg.connect(stack.postgres, autocommit=True) as connection:
         yield connection
 
 
 @pytest.fixture
-def untouched(stack: Stack, looking: psycopg.Connection, user: int) -> Iterator[None]:
-    """Nothing is stored, nothing is cached."""
+def nothing_changed(stack: Stack, observer: psycopg.Connection, user: int) -> Iterator[None]:
+    """Check that the test has stored nothing in PostgreSQL and cached nothing in Redis."""
     redis = stack.redis()
 
     def stored() -> object:
-        return looking.execute(
+        return observer.execute(
             "SELECT (SELECT md5(string_agg(users::text, ' ' ORDER BY id)) FROM users), (SELECT count(*) FROM idempotency_keys)"
         ).fetchone()
 
@@ -308,7 +313,7 @@ def all_routes(user: int) -> list[tuple[str, str]]:
 
 
 def operations(user: int) -> dict[str, bytes]:
-    """Beginnings of operations that take fields."""
+    """Return the first members of batch operations that accept fields."""
     return {"create": b'"op": "create"', "update": b'"op": "update", "id": %d' % user}
 
 
@@ -316,63 +321,63 @@ def parameterised(corpus: dict[str, bytes] | dict[str, str]) -> pytest.MarkDecor
     return pytest.mark.parametrize("sent", list(corpus.values()), ids=list(corpus))
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("nothing_changed")
 class TestBodies:
-    @parameterised(NO_JSON)
-    def test_what_is_not_json_is_400(self, door: str, user: int, sent: bytes) -> None:
+    @parameterised(INVALID_JSON_BODIES)
+    def test_body_that_is_not_json_is_400(self, base_url: str, user: int, sent: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(door, method, path, JSON, sent), 400)
+            check(ask(base_url, method, path, JSON, sent), 400)
 
     @pytest.mark.parametrize("lines", [b"", JSON, b"Content-Type: text/plain\r\n"])
-    def test_an_empty_body_is_400_whatever_its_type(self, door: str, user: int, lines: bytes) -> None:
+    def test_empty_body_is_400_whatever_its_content_type(self, base_url: str, user: int, lines: bytes) -> None:
         for method, path in body_routes(user):
-            answer = ask(door, method, path, lines)
-            check(answer, 400)
-            assert answer.json["type"] == "/problems/not-json"
+            response = ask(base_url, method, path, lines)
+            check(response, 400)
+            assert response.json["type"] == "/problems/not-json"
 
-    @parameterised(NO_JSON)
-    def test_so_it_is_inside_of_a_batch(self, door: str, sent: bytes) -> None:
-        whole = b'{"operations": [%b]}' % (sent or b",")
-        check(ask(door, "POST", "/users/batch", JSON, whole), 400)
+    @parameterised(INVALID_JSON_BODIES)
+    def test_batch_that_contains_invalid_json_is_400(self, base_url: str, sent: bytes) -> None:
+        body = b'{"operations": [%b]}' % (sent or b",")
+        check(ask(base_url, "POST", "/users/batch", JSON, body), 400)
 
-    @parameterised(NO_OBJECT)
-    def test_what_is_no_object_is_422(self, door: str, user: int, sent: bytes) -> None:
+    @parameterised(NON_OBJECT_BODIES)
+    def test_json_that_is_not_an_object_is_422(self, base_url: str, user: int, sent: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(door, method, path, JSON, sent), 422, "body")
-        check(ask(door, "POST", "/users/batch", JSON, b'{"operations": [%b]}' % sent), 422, "operations.0")
-        no_list = b'{"operations": %b}' % sent
+            check(ask(base_url, method, path, JSON, sent), 422, "body")
+        check(ask(base_url, "POST", "/users/batch", JSON, b'{"operations": [%b]}' % sent), 422, "operations.0")
         if not sent.startswith(b"["):
-            check(ask(door, "POST", "/users/batch", JSON, no_list), 422, "operations")
+            check(ask(base_url, "POST", "/users/batch", JSON, b'{"operations": %b}' % sent), 422, "operations")
 
-    @parameterised({**NO_TEXT, **NO_LINE, **NO_NAME})
-    def test_what_is_no_name_is_422(self, door: str, user: int, sent: str) -> None:
-        self.refuse(door, user, "name", sent, '"email": "spoilt@example.com"')
+    @parameterised({**NON_STRINGS, **INVALID_LINES, **INVALID_NAMES})
+    def test_invalid_name_is_422(self, base_url: str, user: int, sent: str) -> None:
+        self.check_field_is_refused(base_url, user, "name", sent, '"email": "spoilt@example.com"')
 
-    @parameterised({**NO_TEXT, **NO_LINE, **NO_EMAIL})
-    def test_what_is_no_email_is_422(self, door: str, user: int, sent: str) -> None:
-        self.refuse(door, user, "email", sent, '"name": "Spoilt"')
+    @parameterised({**NON_STRINGS, **INVALID_LINES, **INVALID_EMAILS})
+    def test_invalid_email_is_422(self, base_url: str, user: int, sent: str) -> None:
+        self.check_field_is_refused(base_url, user, "email", sent, '"name": "Spoilt"')
 
-    @parameterised({**NO_TEXT, **NO_LINE})
+    @parameterised({**NON_STRINGS, **INVALID_LINES})
     @pytest.mark.parametrize(
         "field", ["admin", "__class__", "<b>", "a'--", "Name", "name ", "n\\u00e4me", "$where", "constructor", ""]
     )
-    def test_what_is_no_field_is_422(self, door: str, user: int, field: str, sent: str) -> None:
-        self.refuse(door, user, field, sent, '"name": "Spoilt", "email": "spoilt@example.com"')
+    def test_unknown_field_is_422(self, base_url: str, user: int, field: str, sent: str) -> None:
+        self.check_field_is_refused(base_url, user, field, sent, '"name": "Spoilt", "email": "spoilt@example.com"')
 
-    def refuse(self, door: str, user: int, field: str, sent: str, rest: str) -> None:
-        named = json.loads(f'"{field}"')
+    def check_field_is_refused(self, base_url: str, user: int, field: str, sent: str, rest: str) -> None:
+        """Check that each route refuses the value `sent` of this field; `rest` are the other members of the body."""
+        name = json.loads(f'"{field}"')
         body = f'{{"{field}": {sent}, {rest}}}'.encode()
         for method, path in body_routes(user)[:3]:
-            check(ask(door, method, path, JSON, body), 422, named)
-        for begun in operations(user).values():
-            whole = b'{"operations": [{%b, %b]}' % (begun, body[1:])
-            check(ask(door, "POST", "/users/batch", JSON, whole), 422, f"operations.0.{named}")
+            check(ask(base_url, method, path, JSON, body), 422, name)
+        for operation in operations(user).values():
+            batch = b'{"operations": [{%b, %b]}' % (operation, body[1:])
+            check(ask(base_url, "POST", "/users/batch", JSON, batch), 422, f"operations.0.{name}")
 
-    @parameterised(NO_ID)
-    def test_what_is_no_id_is_422_in_a_batch(self, door: str, sent: str) -> None:
+    @parameterised(INVALID_IDS)
+    def test_invalid_id_in_a_batch_is_422(self, base_url: str, sent: str) -> None:
         for op in ('"op": "delete"', '"op": "update", "name": "Spoilt"'):
             body = f'{{"operations": [{{{op}, "id": {sent}}}]}}'.encode()
-            check(ask(door, "POST", "/users/batch", JSON, body), 422, "operations.0.id")
+            check(ask(base_url, "POST", "/users/batch", JSON, body), 422, "operations.0.id")
 
     @pytest.mark.parametrize(
         ("body", "field"),
@@ -395,164 +400,165 @@ class TestBodies:
             ('{"operations": [{"op": "delete", "id": 1}, {"op": "create", "name": "x"}]}', "operations.1.email"),
         ],
     )
-    def test_what_is_no_batch_is_422(self, door: str, body: str, field: str) -> None:
-        check(ask(door, "POST", "/users/batch", JSON, body.encode()), 422, field)
+    def test_malformed_batch_is_422_and_the_field_is_named(self, base_url: str, body: str, field: str) -> None:
+        check(ask(base_url, "POST", "/users/batch", JSON, body.encode()), 422, field)
 
-    def test_every_bad_field_is_named(self, door: str) -> None:
-        answer = ask(door, "POST", "/users", JSON, b'{"name": "", "email": 7, "x": 1}')
-        check(answer, 422)
-        assert {error["field"] for error in answer.json["errors"]} == {"name", "email", "x"}
+    def test_every_invalid_field_is_named(self, base_url: str) -> None:
+        response = ask(base_url, "POST", "/users", JSON, b'{"name": "", "email": 7, "x": 1}')
+        check(response, 422)
+        assert {error["field"] for error in response.json["errors"]} == {"name", "email", "x"}
 
-    def test_a_body_that_is_cut_off_is_not_read_as_if_it_were_whole(self, door: str, user: int) -> None:
-        whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+    def test_truncated_body_is_400_or_gets_no_response(self, base_url: str, user: int) -> None:
+        body = NEW_USER_BODY
         for method, path in body_routes(user)[:3]:
-            with suppress(Nothing):  # who closes a connection is not owed an answer
-                check(ask(door, method, path, JSON, whole, length=len(whole) + 10), 400)
+            with suppress(Nothing):  # the client has closed its side, so the server need not respond
+                check(ask(base_url, method, path, JSON, body, length=len(body) + 10), 400)
 
-    def test_chunks_that_are_cut_off_or_none_are_400(self, door: str, user: int) -> None:
+    def test_truncated_or_malformed_chunks_are_400(self, base_url: str, user: int) -> None:
         chunked = JSON + b"Transfer-Encoding: chunked\r\n"
-        whole = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+        body = NEW_USER_BODY
         for method, path in body_routes(user)[:3]:
-            check(ask(door, method, path, chunked, b"zz\r\n" + whole + b"\r\n0\r\n\r\n"), 400)
+            check(ask(base_url, method, path, chunked, b"zz\r\n" + body + b"\r\n0\r\n\r\n"), 400)
             with suppress(Nothing):
-                check(ask(door, method, path, chunked, b"%x\r\n%b\r\n" % (len(whole), whole), length=1), 400)
+                check(ask(base_url, method, path, chunked, b"%x\r\n%b\r\n" % (len(body), body), length=1), 400)
 
-    def test_a_body_that_is_too_large_is_413(self, door: str, user: int) -> None:
+    def test_content_length_over_the_limit_is_413(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
             limit = 2 * 1024 * 1024 if path.endswith("/batch") else 64 * 1024
-            check(ask(door, method, path, JSON, b"", length=limit + 1), 413)
+            check(ask(base_url, method, path, JSON, b"", length=limit + 1), 413)
 
-    def test_so_it_is_in_chunks(self, door: str, user: int) -> None:
-        body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' + b" " * 64 * 1024
+    def test_chunked_body_over_the_limit_is_413(self, base_url: str, user: int) -> None:
+        body = NEW_USER_BODY + b" " * 64 * 1024
         for method, path in body_routes(user)[:3]:
             sent = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
-            check(ask(door, method, path, JSON + b"Transfer-Encoding: chunked\r\n", sent), 413)
+            check(ask(base_url, method, path, JSON + b"Transfer-Encoding: chunked\r\n", sent), 413)
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("nothing_changed")
 class TestAddresses:
-    @pytest.mark.parametrize("spelling", SPELLINGS)
-    def test_other_spellings_of_an_id_are_404(self, stack: Stack, door: str, spelling: str) -> None:
-        # Nginx itself refuses what is no percent-encoding, and an encoded NUL.
-        broken = door == stack.edge and re.search("%(?![0-9a-fA-F]{2})|%00", spelling)
-        status = 400 if broken else 404
+    @pytest.mark.parametrize("spelling", INVALID_ID_SPELLINGS)
+    def test_other_spellings_of_an_id_are_404(self, stack: Stack, base_url: str, spelling: str) -> None:
+        # Nginx itself refuses an invalid percent-encoding and an encoded NUL.
+        refused_by_nginx = base_url == stack.edge and re.search("%(?![0-9a-fA-F]{2})|%00", spelling)
+        status = 400 if refused_by_nginx else 404
         for method in ("GET", "PUT", "PATCH", "DELETE"):
             body = b'{"name": "Spoilt"}' if method[0] == "P" else b""
-            check(ask(door, method, f"/users/{spelling}", JSON, body), status)
-        assert ask(door, "HEAD", f"/users/{spelling}").status == status
+            check(ask(base_url, method, f"/users/{spelling}", JSON, body), status)
+        assert ask(base_url, "HEAD", f"/users/{spelling}").status == status
 
-    @pytest.mark.parametrize(("query", "field"), PARAMETERS)
-    def test_unknown_parameters_are_400_everywhere(self, door: str, user: int, query: str, field: str | None) -> None:
+    @pytest.mark.parametrize(("query", "field"), UNKNOWN_PARAMETERS)
+    def test_unknown_parameters_are_400_at_every_address(
+        self, base_url: str, user: int, query: str, field: str | None
+    ) -> None:
         for method, path in all_routes(user):
-            body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' if method[0] == "P" else b""
+            body = NEW_USER_BODY if method[0] == "P" else b""
             for _ in range(2):
-                check(ask(door, method, f"{path}?{query}", JSON, body), 400, field)
+                check(ask(base_url, method, f"{path}?{query}", JSON, body), 400, field)
 
-    @pytest.mark.parametrize(("query", "field"), [*LIST_PARAMETERS, *Q_PARAMETERS])
-    def test_bad_parameters_of_a_list_are_400(self, door: str, query: str, field: str) -> None:
+    @pytest.mark.parametrize(("query", "field"), [*INVALID_LIST_PARAMETERS, *INVALID_SEARCH_PARAMETERS])
+    def test_invalid_parameters_of_a_list_are_400(self, base_url: str, query: str, field: str) -> None:
         for target in (f"/users?{query}", f"/users?{query}&sort=name" if field == "q" else f"/users?{query}&q=alice"):
             for _ in range(2):
-                answer = ask(door, "GET", target)
-                check(answer, 400, field)
-                assert answer.headers.get("x-cache-status") != "HIT"
-            assert ask(door, "HEAD", target).status == 400
+                response = ask(base_url, "GET", target)
+                check(response, 400, field)
+                assert response.headers.get("x-cache-status") != "HIT"
+            assert ask(base_url, "HEAD", target).status == 400
 
     @pytest.mark.parametrize(
-        ("query", "field"), [*Q_PARAMETERS, ("limit=1", "limit"), ("sort=id", "sort"), ("cursor=a", "cursor")]
+        ("query", "field"),
+        [*INVALID_SEARCH_PARAMETERS, ("limit=1", "limit"), ("sort=id", "sort"), ("cursor=a", "cursor")],
     )
-    def test_bad_parameters_of_a_count_are_400(self, door: str, query: str, field: str) -> None:
-        check(ask(door, "GET", f"/users/count?{query}"), 400, field)
+    def test_invalid_parameters_of_a_count_are_400(self, base_url: str, query: str, field: str) -> None:
+        check(ask(base_url, "GET", f"/users/count?{query}"), 400, field)
 
-    def test_too_many_parameters_are_400(self, door: str) -> None:
-        check(ask(door, "GET", "/users?" + "&".join(f"p{n}=1" for n in range(200))), 400)
+    def test_too_many_parameters_are_400(self, base_url: str) -> None:
+        check(ask(base_url, "GET", "/users?" + "&".join(f"p{n}=1" for n in range(200))), 400)
 
 
-@pytest.mark.usefixtures("untouched")
+@pytest.mark.usefixtures("nothing_changed")
 class TestHeaders:
     @pytest.mark.parametrize("header", ["If-Match", "If-None-Match"])
-    @pytest.mark.parametrize("value", IF_MATCH)
-    def test_a_condition_that_is_none_is_400(
-        self, stack: Stack, door: str, user: int, header: str, value: bytes
+    @pytest.mark.parametrize("value", INVALID_ETAGS)
+    def test_malformed_precondition_is_400(
+        self, stack: Stack, base_url: str, user: int, header: str, value: bytes
     ) -> None:
         line = b"%b: %b\r\n" % (header.encode(), value)
         for method in ("PUT", "PATCH", "DELETE"):
-            answer = ask(
-                door, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
+            response = ask(
+                base_url, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
             )
-            # An empty one is refused by the edge itself, which says less.
-            check(answer, 400, header if value or door == stack.app else None)
+            # The edge itself refuses an empty value, without naming the header.
+            check(response, 400, header if value or base_url == stack.app else None)
 
     @pytest.mark.parametrize("value", [b"Sun, 06 Nov 1994 08:49:37 GMT", b"yesterday", b"\xff"])
-    def test_dates_are_no_conditions_of_writes(self, door: str, user: int, value: bytes) -> None:
+    def test_if_unmodified_since_on_a_write_is_400(self, base_url: str, user: int, value: bytes) -> None:
         line = b"If-Unmodified-Since: %b\r\n" % value
         for method in ("PUT", "PATCH", "DELETE"):
-            answer = ask(
-                door, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
+            response = ask(
+                base_url, method, f"/users/{user}", JSON + line, b'{"name": "Spoilt"}' if method != "DELETE" else b""
             )
-            check(answer, 400, "If-Unmodified-Since")
+            check(response, 400, "If-Unmodified-Since")
 
-    @pytest.mark.parametrize("value", KEYS)
-    def test_a_key_that_is_none_is_400(self, stack: Stack, door: str, value: bytes) -> None:
+    @pytest.mark.parametrize("value", INVALID_IDEMPOTENCY_KEYS)
+    def test_invalid_idempotency_key_is_400(self, stack: Stack, base_url: str, value: bytes) -> None:
         line = b"Idempotency-Key: %b\r\n" % value
-        field = "Idempotency-Key" if value or door == stack.app else None
-        new = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
-        check(ask(door, "POST", "/users", JSON + line, new), 400, field)
-        many = b'{"operations": [{"op": "create", %b]}' % new[1:]
-        check(ask(door, "POST", "/users/batch", JSON + line, many), 400, field)
+        field = "Idempotency-Key" if value or base_url == stack.app else None
+        check(ask(base_url, "POST", "/users", JSON + line, NEW_USER_BODY), 400, field)
+        batch = b'{"operations": [{"op": "create", %b]}' % NEW_USER_BODY[1:]
+        check(ask(base_url, "POST", "/users/batch", JSON + line, batch), 400, field)
 
-    @pytest.mark.parametrize("value", ACCEPT)
-    def test_who_takes_no_json_gets_406(self, door: str, user: int, value: bytes) -> None:
+    @pytest.mark.parametrize("value", ACCEPT_WITHOUT_JSON)
+    def test_client_that_does_not_accept_json_gets_406(self, base_url: str, user: int, value: bytes) -> None:
         for method, path in all_routes(user):
-            body = b'{"name": "Spoilt", "email": "spoilt@example.com"}' if method[0] == "P" else b""
-            check(ask(door, method, path, JSON + b"Accept: %b\r\n" % value, body), 406)
+            body = NEW_USER_BODY if method[0] == "P" else b""
+            check(ask(base_url, method, path, JSON + b"Accept: %b\r\n" % value, body), 406)
 
-    @pytest.mark.parametrize("value", NO_TYPE)
-    def test_what_is_not_said_to_be_json_is_415(self, door: str, user: int, value: bytes) -> None:
-        body = b'{"name": "Spoilt", "email": "spoilt@example.com"}'
+    @pytest.mark.parametrize("value", NON_JSON_TYPES)
+    def test_content_type_other_than_json_is_415(self, base_url: str, user: int, value: bytes) -> None:
         for method, path in body_routes(user):
-            check(ask(door, method, path, b"Content-Type: %b\r\n" % value, body), 415)
+            check(ask(base_url, method, path, b"Content-Type: %b\r\n" % value, NEW_USER_BODY), 415)
 
-    @pytest.mark.parametrize("sent", [b'{"name": "Spoilt", "email": "spoilt@example.com"}', b"nope", b"[" * 30_000])
-    def test_a_body_without_a_type_is_415_and_the_detail_names_the_header(
-        self, door: str, user: int, sent: bytes
+    @pytest.mark.parametrize("sent", [NEW_USER_BODY, b"nope", b"[" * 30_000])
+    def test_body_without_a_content_type_is_415_and_the_detail_names_the_header(
+        self, base_url: str, user: int, sent: bytes
     ) -> None:
         for method, path in body_routes(user):
             chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(sent), sent)
-            for answer in (
-                ask(door, method, path, b"", sent),
-                ask(door, method, path, b"Transfer-Encoding: chunked\r\n", chunks),
+            for response in (
+                ask(base_url, method, path, b"", sent),
+                ask(base_url, method, path, b"Transfer-Encoding: chunked\r\n", chunks),
             ):
-                check(answer, 415)
-                assert "Content-Type: application/json" in answer.json["detail"]
-                assert "application/json" in answer.headers["accept-patch" if method == "PATCH" else "accept"]
+                check(response, 415)
+                assert "Content-Type: application/json" in response.json["detail"]
+                assert "application/json" in response.headers["accept-patch" if method == "PATCH" else "accept"]
 
-    def test_an_empty_type_is_none(self, stack: Stack, door: str, user: int) -> None:
+    def test_empty_content_type_is_refused(self, stack: Stack, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
-            answer = ask(door, method, path, b"Content-Type:\r\n", b'{"name": "Spoilt", "email": "spoilt@example.com"}')
-            check(answer, 415 if door == stack.app else 400)  # the edge passes on nothing that is empty
+            response = ask(base_url, method, path, b"Content-Type:\r\n", NEW_USER_BODY)
+            check(response, 415 if base_url == stack.app else 400)  # the edge itself refuses an empty header
 
-    def test_a_merge_patch_is_for_patch(self, door: str, user: int) -> None:
+    def test_merge_patch_type_is_415_for_other_methods_than_patch(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
             if method != "PATCH":
-                answer = ask(
-                    door, method, path, b"Content-Type: application/merge-patch+json\r\n", b'{"name": "Spoilt"}'
+                response = ask(
+                    base_url, method, path, b"Content-Type: application/merge-patch+json\r\n", b'{"name": "Spoilt"}'
                 )
-                check(answer, 415)
+                check(response, 415)
 
-    def test_a_compressed_body_is_415(self, door: str, user: int) -> None:
+    def test_compressed_body_is_415(self, base_url: str, user: int) -> None:
         for method, path in body_routes(user):
-            check(ask(door, method, path, JSON + b"Content-Encoding: gzip\r\n", b"\x1f\x8b"), 415)
+            check(ask(base_url, method, path, JSON + b"Content-Encoding: gzip\r\n", b"\x1f\x8b"), 415)
 
-    @pytest.mark.parametrize("value", REQUEST_IDS)
-    def test_a_request_id_that_is_none_is_replaced(self, door: str, value: bytes) -> None:
-        answer = ask(door, "GET", "/users/0", b"X-Request-Id: %b\r\n" % value)
-        check(answer, 404)
-        assert answer.headers["x-request-id"] != value.decode("latin-1")
+    @pytest.mark.parametrize("value", INVALID_REQUEST_IDS)
+    def test_invalid_request_id_is_replaced(self, base_url: str, value: bytes) -> None:
+        response = ask(base_url, "GET", "/users/0", b"X-Request-Id: %b\r\n" % value)
+        check(response, 404)
+        assert response.headers["x-request-id"] != value.decode("latin-1")
 
 
-@pytest.mark.usefixtures("untouched")
-class TestWhatIsNoHttp:
-    """What no app ever sees: the edge answers."""
+@pytest.mark.usefixtures("nothing_changed")
+class TestInvalidHttp:
+    """Requests that reach no app: the edge responds."""
 
     @pytest.mark.parametrize(
         ("request_", "status"),
@@ -573,48 +579,47 @@ class TestWhatIsNoHttp:
             (b"GARBAGE\r\n\r\n", 400),
         ],
     )
-    def test_it_is_a_problem_all_the_same(self, stack: Stack, request_: bytes, status: int) -> None:
-        answer = told(raw(stack.edge, request_))
-        check(answer, status)
+    def test_response_to_invalid_http_is_a_problem(self, stack: Stack, request_: bytes, status: int) -> None:
+        check(told(raw(stack.edge, request_)), status)
 
 
 class TestTexts:
-    @pytest.mark.parametrize("text", TEXTS)
-    def test_what_is_stored_as_text_comes_back_as_it_went_in(self, stack: Stack, door: str, text: str) -> None:
+    @pytest.mark.parametrize("text", UNUSUAL_TEXTS)
+    def test_unusual_text_is_returned_unchanged(self, stack: Stack, base_url: str, text: str) -> None:
         new = {"name": text, "email": "texts@example.com"}
-        made = ask(door, "POST", "/users", JSON, json.dumps(new).encode())
-        assert made.status == 201, made
-        place = made.headers["location"]
+        created = ask(base_url, "POST", "/users", JSON, json.dumps(new).encode())
+        assert created.status == 201, created
+        location = created.headers["location"]
         try:
             for edge in stack.edges:
-                assert self.seen(edge, place) == text
-                listed = [row["name"] for row in ask(edge, "GET", "/users?sort=-id&limit=1").json]
-                assert listed == [text]
-            assert ask(door, "PATCH", place, JSON, json.dumps({"name": f"{text[:-1]}!"}).encode()).status == 200
+                assert self.name_at(edge, location) == text
+                newest = [row["name"] for row in ask(edge, "GET", "/users?sort=-id&limit=1").json]
+                assert newest == [text]
+            assert ask(base_url, "PATCH", location, JSON, json.dumps({"name": f"{text[:-1]}!"}).encode()).status == 200
             for edge in stack.edges:
-                assert self.seen(edge, place) == f"{text[:-1]}!"
+                assert self.name_at(edge, location) == f"{text[:-1]}!"
         finally:
-            ask(door, "DELETE", place)
+            ask(base_url, "DELETE", location)
 
-    def seen(self, edge: str, place: str) -> str:
-        return str(ask(edge, "GET", place).json["name"])
+    def name_at(self, edge: str, location: str) -> str:
+        return str(ask(edge, "GET", location).json["name"])
 
     @pytest.mark.parametrize(
         "email", ["o'brien+tag--x@example.com", "a$b%c&d@example.com", "{x}|y@example.com", "почта@пример.рф"]
     )
-    def test_so_do_emails(self, door: str, email: str) -> None:
-        made = ask(door, "POST", "/users", JSON, json.dumps({"name": "E", "email": email}).encode())
-        assert made.status == 201, made
-        assert ask(door, "GET", made.headers["location"]).json["email"] == email
-        ask(door, "DELETE", made.headers["location"])
+    def test_unusual_email_is_returned_unchanged(self, base_url: str, email: str) -> None:
+        created = ask(base_url, "POST", "/users", JSON, json.dumps({"name": "E", "email": email}).encode())
+        assert created.status == 201, created
+        assert ask(base_url, "GET", created.headers["location"]).json["email"] == email
+        ask(base_url, "DELETE", created.headers["location"])
 
 
-def test_after_all_that_everything_still_works(stack: Stack, user: int) -> None:
-    def fine() -> bool:
-        answers: list[Told] = [ask(edge, "GET", f"/users/{user}") for edge in stack.edges]
-        return all(answer.status == 200 and answer.json["name"] == "Unspoilt" for answer in answers)
+def test_invalid_input_has_changed_no_user_and_caused_no_unexpected_error(stack: Stack, user: int) -> None:
+    def is_unchanged() -> bool:
+        responses: list[Told] = [ask(edge, "GET", f"/users/{user}") for edge in stack.edges]
+        return all(response.status == 200 and response.json["name"] == "Unspoilt" for response in responses)
 
-    wait_until(fine)
+    wait_until(is_unchanged)
     for app in ("app1", "app2"):
         assert '"unexpected"' not in stack.log(app)
         assert '"postgres.error"' not in stack.log(app)

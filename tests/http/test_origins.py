@@ -1,4 +1,4 @@
-"""A web page of another origin writes nothing, in whichever browser it is open; programs and the API's own page do."""
+"""A web page of another origin cannot write, whatever the browser; programs and the API's own page can."""
 
 import json
 import shutil
@@ -25,18 +25,18 @@ WRITES = [
 ]
 
 
-def write(door: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> Told:
-    """Send these lines of a header with a write that would be refused as invalid, at the latest."""
+def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> Told:
+    """Send a write with these header lines. Its body is invalid, so a write that is not forbidden gets 422."""
     head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n"
-    return told(raw(door, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
+    return told(raw(base_url, f"{head}Content-Length: 2\r\n{lines}\r\n".encode("latin-1") + b"{}"))
 
 
-def is_forbidden(answer: Told) -> bool:
-    if answer.status != 403:
+def is_forbidden(response: Told) -> bool:
+    if response.status != 403:
         return False
-    check(answer, 403)
-    assert answer.json["type"] == "/problems/forbidden"
-    assert "Origin" in answer.json["detail"]
+    check(response, 403)
+    assert response.json["type"] == "/problems/forbidden"
+    assert "Origin" in response.json["detail"]
     return True
 
 
@@ -63,8 +63,8 @@ class TestHeaders:
             ("[::1]", "Origin: http://[::1]\r\n"),
         ],
     )
-    def test_a_program_and_a_page_of_the_same_origin_may_write(self, door: str, host: str, lines: str) -> None:
-        assert write(door, lines, host).status == 422
+    def test_program_and_page_of_the_same_origin_can_write(self, base_url: str, host: str, lines: str) -> None:
+        assert write(base_url, lines, host).status == 422
 
     @pytest.mark.parametrize(
         ("host", "lines"),
@@ -91,40 +91,40 @@ class TestHeaders:
             ("localhost:80", "Origin: https://localhost\r\n"),
         ],
     )
-    def test_a_page_of_another_origin_may_not(self, door: str, host: str, lines: str) -> None:
-        assert is_forbidden(write(door, lines, host))
+    def test_page_of_another_origin_cannot_write(self, base_url: str, host: str, lines: str) -> None:
+        assert is_forbidden(write(base_url, lines, host))
 
     @pytest.mark.parametrize(("method", "target"), WRITES)
-    def test_a_foreign_page_may_write_at_no_address(self, door: str, method: str, target: str) -> None:
+    def test_page_of_another_origin_can_write_at_no_address(self, base_url: str, method: str, target: str) -> None:
         for lines in ("Sec-Fetch-Site: cross-site\r\n", "Origin: null\r\n"):
-            assert is_forbidden(write(door, lines, method=method, target=target))
+            assert is_forbidden(write(base_url, lines, method=method, target=target))
 
-    def test_a_foreign_page_cannot_pass_for_an_edge(self, stack: Stack) -> None:
+    def test_page_of_another_origin_cannot_request_a_cache_lease(self, stack: Stack) -> None:
         for target in ("/.lease/renew", "/.lease/register"):
             assert is_forbidden(write(stack.app, "Origin: null\r\n", target=target))
 
-    def test_a_read_of_a_foreign_page_comes_from_the_cache(self, stack: Stack) -> None:
+    def test_read_by_a_page_of_another_origin_is_served_from_the_cache(self, stack: Stack) -> None:
         lines = b"Sec-Fetch-Site: cross-site\r\nOrigin: http://evil.example\r\n"
-        for door in (stack.app, stack.edge):
+        for base_url in (stack.app, stack.edge):
             for method in ("GET", "HEAD", "OPTIONS"):
-                assert ask(door, method, "/users/1", lines).status in (200, 204)
+                assert ask(base_url, method, "/users/1", lines).status in (200, 204)
         wait_until(lambda: ask(stack.edge, "GET", "/users/1", lines).headers["x-cache-status"] == "HIT")
 
 
 EMAIL = "foreign@example.com"
 NEW = json.dumps({"name": "Foreign", "email": EMAIL})
-# A form puts a "=" between a name and its value; here it becomes a part of the name "Foreign=".
-IN_A_FORM = ('{"name": "Foreign', NEW.removeprefix('{"name": "Foreign'))
+# A form sends a "=" between the name of a field and its value; here it becomes a part of the user's name, "Foreign=".
+FORM_FIELD = ('{"name": "Foreign', NEW.removeprefix('{"name": "Foreign'))
 
-FOREIGN = {
+CROSS_ORIGIN_REQUESTS = {
     "fetch without a type": "fetch(url, {method: 'POST', mode: 'no-cors', body: new Blob([body])})",
     "fetch with a type": "fetch(url, {method: 'POST', mode: 'no-cors', body: body})",
     "a beacon without a type": "navigator.sendBeacon(url, new Blob([body]))",
     "a beacon with a type": "navigator.sendBeacon(url, body)",
 }
-"""A page may send these to anybody: its browser does not ask first, and hides the answer."""
+"""Requests that a browser sends to any origin without a preflight. It only hides the response from the page."""
 
-FORM = """([url, name, value]) => {
+SUBMIT_FORM = """([url, name, value]) => {
     const form = document.createElement("form");
     Object.assign(form, {method: "post", action: url, enctype: "text/plain"});
     const field = document.createElement("input");
@@ -137,29 +137,29 @@ FORM = """([url, name, value]) => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Callable[..., Browser]]:
-    """Return a browser that takes these arguments."""
+    """Yield a function that starts a browser with further arguments."""
     if not CHROMIUM:
         pytest.skip("there is no chromium; on Debian ./run test installs it")
     with sync_playwright() as playwright:
-        # Its sandbox does not start as root.
+        # The browser's sandbox does not start as root.
         yield lambda *more: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])
 
 
-class Elsewhere(BaseHTTPRequestHandler):
+class OtherOrigin(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/html")
         self.end_headers()
-        self.wfile.write(b"<!doctype html><title>elsewhere</title>")
+        self.wfile.write(b"<!doctype html><title>another origin</title>")
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture(scope="module")
-def elsewhere() -> Iterator[int]:
-    """The port of a server that has a page of its own."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+def other_port() -> Iterator[int]:
+    """The port of a server of another origin."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), OtherOrigin) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
         yield server.server_port
@@ -168,78 +168,83 @@ def elsewhere() -> Iterator[int]:
 
 
 @pytest.fixture
-def nobody(stack: Stack) -> Iterator[Callable[[], bool]]:
-    """Tell whether there is no user that a page has made."""
-    yield lambda: stack.sql("SELECT count(*) FROM users WHERE email = %s", EMAIL) == [(0,)]
-    for (number,) in stack.sql("SELECT id FROM users WHERE email = %s", EMAIL):
-        requests.delete(f"{stack.app}/users/{number}", timeout=5)
+def was_created(stack: Stack) -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether a page has created its user; delete that user afterwards."""
+    yield lambda: stack.sql("SELECT count(*) FROM users WHERE email = %s", EMAIL) != [(0,)]
+    for (user_id,) in stack.sql("SELECT id FROM users WHERE email = %s", EMAIL):
+        requests.delete(f"{stack.app}/users/{user_id}", timeout=5)
 
 
 @contextmanager
-def foreign_page(browser: Browser, address: str) -> Iterator[Page]:
+def open_page(browser: Browser, address: str) -> Iterator[Page]:
     with browser:
         page = browser.new_page()
         page.goto(address)
         yield page
 
 
-# To the second name a browser sends no Sec-Fetch-Site, since it does not trust plain HTTP of other machines.
-NAMES = pytest.mark.parametrize("name", ["127.0.0.1", "users.example"])
+# To the second host a browser sends no Sec-Fetch-Site, because it does not trust plain HTTP of other machines.
+each_host = pytest.mark.parametrize("host", ["127.0.0.1", "users.example"])
 
 
 class TestInABrowser:
-    @NAMES
-    @pytest.mark.parametrize("way", FOREIGN)
-    def test_a_foreign_page_creates_no_user(
+    @each_host
+    @pytest.mark.parametrize("kind", CROSS_ORIGIN_REQUESTS)
+    def test_script_of_a_page_of_another_origin_creates_no_user(
         self,
-        door: str,
+        base_url: str,
         browser: Callable[..., Browser],
-        elsewhere: int,
-        nobody: Callable[[], bool],
-        way: str,
-        name: str,
+        other_port: int,
+        was_created: Callable[[], bool],
+        kind: str,
+        host: str,
     ) -> None:
-        url = f"http://{name}:{urlsplit(door).port}/users"
-        with foreign_page(browser(f"--host-resolver-rules=MAP {name} 127.0.0.1"), f"http://{name}:{elsewhere}") as page:
-            with page.expect_response(url) as answered:
-                page.evaluate(f"([url, body]) => {{ {FOREIGN[way]} }}", [url, NEW])
-            assert nobody()
-            assert answered.value.status == 403
+        url = f"http://{host}:{urlsplit(base_url).port}/users"
+        with open_page(browser(f"--host-resolver-rules=MAP {host} 127.0.0.1"), f"http://{host}:{other_port}") as page:
+            with page.expect_response(url) as received:
+                page.evaluate(f"([url, body]) => {{ {CROSS_ORIGIN_REQUESTS[kind]} }}", [url, NEW])
+            assert not was_created()
+            assert received.value.status == 403
 
-    @NAMES
-    def test_the_form_of_a_foreign_page_creates_no_user(
-        self, door: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool], name: str
+    @each_host
+    def test_form_of_a_page_of_another_origin_creates_no_user(
+        self,
+        base_url: str,
+        browser: Callable[..., Browser],
+        other_port: int,
+        was_created: Callable[[], bool],
+        host: str,
     ) -> None:
-        url = f"http://{name}:{urlsplit(door).port}/users"
-        with foreign_page(browser(f"--host-resolver-rules=MAP {name} 127.0.0.1"), f"http://{name}:{elsewhere}") as page:
-            with page.expect_response(url) as answered:
-                page.evaluate(FORM, [url, *IN_A_FORM])
-            assert nobody()
-            assert answered.value.status == 403
+        url = f"http://{host}:{urlsplit(base_url).port}/users"
+        with open_page(browser(f"--host-resolver-rules=MAP {host} 127.0.0.1"), f"http://{host}:{other_port}") as page:
+            with page.expect_response(url) as received:
+                page.evaluate(SUBMIT_FORM, [url, *FORM_FIELD])
+            assert not was_created()
+            assert received.value.status == 403
 
-    def test_a_foreign_page_that_has_to_ask_first_creates_no_user(
-        self, door: str, browser: Callable[..., Browser], elsewhere: int, nobody: Callable[[], bool]
+    def test_request_of_another_origin_that_needs_a_preflight_creates_no_user(
+        self, base_url: str, browser: Callable[..., Browser], other_port: int, was_created: Callable[[], bool]
     ) -> None:
-        with foreign_page(browser(), f"http://127.0.0.1:{elsewhere}") as page:
+        with open_page(browser(), f"http://127.0.0.1:{other_port}") as page:
             refused = page.evaluate(
                 "([url, body]) => fetch(url, {method: 'POST', headers: {'Content-Type': 'application/json'}, body})"
                 ".catch(String)",
-                [f"{door}/users", NEW],
+                [f"{base_url}/users", NEW],
             )
             assert "TypeError" in refused
-            assert nobody()
+            assert not was_created()
 
     @pytest.mark.parametrize("name", ["127.0.0.1", "localhost:1234", "users.example:1234"])
-    def test_the_apis_own_page_writes_under_whatever_address_it_is_reached(
-        self, door: str, browser: Callable[..., Browser], nobody: Callable[[], bool], name: str
+    def test_own_page_of_the_api_can_write_under_every_address_that_reaches_it(
+        self, base_url: str, browser: Callable[..., Browser], was_created: Callable[[], bool], name: str
     ) -> None:
-        here = urlsplit(door).netloc
-        address = here if name == "127.0.0.1" else name
-        with foreign_page(browser(f"--host-resolver-rules=MAP {address} {here}"), f"http://{address}/docs") as page:
-            answer = self.create_in_swagger_ui(page)
-            assert answer.status == 201
-            assert urlsplit(answer.url).netloc == address
-            assert not nobody()
+        server = urlsplit(base_url).netloc
+        address = server if name == "127.0.0.1" else name
+        with open_page(browser(f"--host-resolver-rules=MAP {address} {server}"), f"http://{address}/docs") as page:
+            response = self.create_in_swagger_ui(page)
+            assert response.status == 201
+            assert urlsplit(response.url).netloc == address
+            assert was_created()
 
     def create_in_swagger_ui(self, page: Page) -> Response:
         create = page.locator(".opblock-post").filter(has=page.locator("[data-path='/users']"))
@@ -247,6 +252,6 @@ class TestInABrowser:
         create.locator(".opblock-summary-control").click()
         create.get_by_role("button", name="Try it out").click()
         create.locator("textarea").first.fill(NEW)
-        with page.expect_response(lambda answer: urlsplit(answer.url).path == "/users") as answered:
+        with page.expect_response(lambda response: urlsplit(response.url).path == "/users") as received:
             create.get_by_role("button", name="Execute").click()
-        return answered.value
+        return received.value

@@ -1,4 +1,4 @@
-"""Errors are RFC 9457, of a kind that has a page, and name the request that they are about."""
+"""Problems: each has the form of RFC 9457, a type with a page, and the id of its request."""
 
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +14,12 @@ from velikiy.resources.problems import KINDS
 JSON = b"Content-Type: application/json\r\n"
 
 
-def test_every_kind_has_a_page(door: str) -> None:
-    listed = requests.get(f"{door}/problems/", timeout=5)
+def test_every_problem_type_has_a_page(base_url: str) -> None:
+    listed = requests.get(f"{base_url}/problems/", timeout=5)
     assert listed.status_code == 200
     for name, kind in KINDS.items():
         assert f'href="/problems/{name}"' in listed.text
-        page = requests.get(f"{door}/problems/{name}", timeout=5)
+        page = requests.get(f"{base_url}/problems/{name}", timeout=5)
         assert page.status_code == 200
         assert page.headers["Content-Type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in page.headers["Content-Security-Policy"]
@@ -27,28 +27,29 @@ def test_every_kind_has_a_page(door: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "none", "Taken", "taken/", "taken/x", "<b>", "%74aken", "taken%00"])
-def test_others_have_none(door: str, name: str) -> None:
-    answer = ask(door, "GET", f"/problems/{name}")
+def test_unknown_problem_type_has_no_page(base_url: str, name: str) -> None:
+    response = ask(base_url, "GET", f"/problems/{name}")
     if name:
-        assert answer.status in (400, 404)
-        check(answer, answer.status)
+        assert response.status in (400, 404)
+        check(response, response.status)
     else:
-        assert answer.status == 200
+        assert response.status == 200
 
 
-def test_the_edge_knows_the_same_kinds_by_the_same_names() -> None:
-    config = (ROOT / "edge" / "nginx.conf").read_text()
-    own = re.findall(r'(\d{3}) \'"type":"/problems/([a-z-]+)","title":"([^"]+)"\'', config)
-    assert len(own) > 10
-    for status, name, title in own:
+def test_edge_and_app_agree_on_the_status_and_title_of_each_problem_type() -> None:
+    config = (ROOT / "edge/conf/generated/problems.conf").read_text()
+    types = re.findall(r'(\d{3}) \'"type":"/problems/([a-z-]+)","title":"([^"]+)"\'', config)
+    assert len(types) > 10
+    for status, name, title in types:
         assert (KINDS[name].status, KINDS[name].title) == (int(status), title)
 
 
-def test_the_edge_tells_as_a_problem_whatever_of_these_it_may_be_told_to_refuse() -> None:
-    """What Nginx can send by itself: also what nothing makes it send so far, such as the 429 of a limit."""
-    config = (ROOT / "edge" / "nginx.conf").read_text()
-    [told] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
-    assert {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 429, *range(500, 506)} == set(map(int, told.split()))
+def test_every_error_status_that_nginx_can_send_by_itself_is_a_problem() -> None:
+    """The list includes statuses that no configuration makes Nginx send so far, such as the 429 of a limit."""
+    config = (ROOT / "edge/conf/generated/server.conf").read_text()
+    [listed] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
+    statuses = set(map(int, listed.split()))
+    assert statuses == {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 429, *range(500, 506)}
 
 
 @pytest.mark.parametrize(
@@ -69,62 +70,62 @@ def test_the_edge_tells_as_a_problem_whatever_of_these_it_may_be_told_to_refuse(
         ("POST", "/users", JSON, b"{}", 422, "invalid"),
     ],
 )
-def test_each_is_told_as_what_it_is(
-    door: str, method: str, target: str, headers: bytes, body: bytes, status: int, kind: str
+def test_each_error_has_its_problem_type(
+    base_url: str, method: str, target: str, headers: bytes, body: bytes, status: int, kind: str
 ) -> None:
     for _ in range(2):
-        answer = ask(door, method, target, headers, body)
-        check(answer, status)
-        assert answer.json["type"] == f"/problems/{kind}"
-        assert answer.json["title"] == KINDS[kind].title
-        assert answer.json["request_id"] in answer.headers["x-request-id"]
+        response = ask(base_url, method, target, headers, body)
+        check(response, status)
+        assert response.json["type"] == f"/problems/{kind}"
+        assert response.json["title"] == KINDS[kind].title
+        assert response.json["request_id"] in response.headers["x-request-id"]
 
 
-def test_a_missing_column_is_a_fault_inside_and_no_outage(own_stack: Stack) -> None:
+def test_missing_column_is_500_and_logged_without_the_values_of_the_row(own_stack: Stack) -> None:
     own_stack.sql("ALTER TABLE users RENAME COLUMN email TO mail")
     new = b'{"name": "A", "email": "a@example.com"}'
-    for door in (own_stack.app, own_stack.edge):
+    for base_url in (own_stack.app, own_stack.edge):
         for method, target in (("GET", "/users/1"), ("GET", "/users"), ("POST", "/users"), ("PUT", "/users/1")):
-            answer = ask(door, method, target, JSON, new if method[0] == "P" else b"")
-            check(answer, 500)
-            assert answer.json["type"] == "/problems/internal-error"
-            assert "retry-after" not in answer.headers
+            response = ask(base_url, method, target, JSON, new if method[0] == "P" else b"")
+            check(response, 500)
+            assert response.json["type"] == "/problems/internal-error"
+            assert "retry-after" not in response.headers
 
-    def logged() -> str:  # with the id of the last request; apps write their lines together, a moment later
+    def log_with_last_request() -> str:  # an app writes its lines in groups, a moment after the response
         log = own_stack.log("app1") + own_stack.log("app2")
-        return log if answer.json["request_id"] in log else ""
+        return log if response.json["request_id"] in log else ""
 
-    log = wait_until(logged)
+    log = wait_until(log_with_last_request)
     assert '"sqlstate":"42703"' in log.replace(" ", "")
-    assert "email" in log  # the message names the column, and quotes no row
+    assert "email" in log  # the message names the column, and quotes no value
     assert "a@example.com" not in log
     assert "postgres.unavailable" not in log
 
 
-def test_a_write_that_postgresql_cancels_is_not_said_to_be_without_an_answer(
-    stack: Stack, door: str, new_user: dict[str, str]
+def test_detail_for_a_cancelled_write_says_that_the_database_cancelled_it(
+    stack: Stack, base_url: str, new_user: dict[str, str]
 ) -> None:
     target, waiting = f"/users/{new_user['id']}", "wait_event_type = 'Lock' AND application_name = 'velikiy writes'"
     with psycopg.connect(stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
         outside.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (new_user["id"],))
-        answer = pool.submit(ask, door, "PUT", target, JSON, b'{"name": "A"}')
+        response = pool.submit(ask, base_url, "PUT", target, JSON, b'{"name": "A"}')
         wait_until(lambda: stack.sql(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {waiting}"))
-        check(answer.result(), 503)
-    assert answer.result().json["detail"].startswith("The database cancelled the request. The outcome of a write")
-    assert answer.result().headers["retry-after"] == "1"
+        check(response.result(), 503)
+    assert response.result().json["detail"].startswith("The database cancelled the request. The outcome of a write")
+    assert response.result().headers["retry-after"] == "1"
 
 
-def test_each_request_has_an_id_of_its_own(door: str) -> None:
-    ids = {ask(door, "GET", "/users/999999999").json["request_id"] for _ in range(5)}
+def test_each_request_has_its_own_request_id(base_url: str) -> None:
+    ids = {ask(base_url, "GET", "/users/999999999").json["request_id"] for _ in range(5)}
     assert len(ids) == 5
 
 
-def test_an_app_takes_the_id_that_it_is_given(stack: Stack) -> None:
-    answer = ask(stack.app, "GET", "/users/999999999", b"X-Request-Id: given-by-hand\r\n")
-    assert answer.json["request_id"] == answer.headers["x-request-id"] == "given-by-hand"
+def test_app_adopts_the_request_id_that_it_receives(stack: Stack) -> None:
+    response = ask(stack.app, "GET", "/users/999999999", b"X-Request-Id: given-by-hand\r\n")
+    assert response.json["request_id"] == response.headers["x-request-id"] == "given-by-hand"
 
 
-def test_what_an_answer_repeats_of_a_request_is_text_and_not_html(door: str) -> None:
-    answer = ask(door, "GET", "/users?%3Cscript%3E=1")
-    check(answer, 400, "<script>")
-    assert answer.headers["x-content-type-options"] == "nosniff"
+def test_problem_that_repeats_a_part_of_the_request_is_not_sniffed_as_html(base_url: str) -> None:
+    response = ask(base_url, "GET", "/users?%3Cscript%3E=1")
+    check(response, 400, "<script>")
+    assert response.headers["x-content-type-options"] == "nosniff"

@@ -1,4 +1,4 @@
-"""What a schema cannot say of values that are right by their form, told to schemathesis as it sends them."""
+"""Make generated values usable where a schema can describe only their form. schemathesis calls the hooks."""
 
 import re
 import uuid
@@ -13,8 +13,10 @@ from velikiy.http.requests import IDEMPOTENCY_KEY
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """Each request has a key of its own, and a cursor is one that the service made for this order. Keys and cursors of a
-    wrong form stay as they are."""
+    """Give each request its own idempotency key, and a cursor that the service returned for the same order.
+
+    Malformed keys and cursors stay unchanged.
+    """
     key = case.headers.get("Idempotency-Key")
     if isinstance(key, str) and re.fullmatch(IDEMPOTENCY_KEY, key):
         case.headers["Idempotency-Key"] = str(uuid.uuid4())

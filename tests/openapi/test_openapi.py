@@ -1,4 +1,4 @@
-"""The API's document is complete, and true: of each example, and of some thousand requests that are made from it."""
+"""The OpenAPI document is complete and correct, for its examples and for thousands of generated requests."""
 
 import ast
 import os
@@ -47,47 +47,47 @@ def resolved(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def media_types() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each place that has examples of a body: a name for it, the type, and what is said of it."""
+    """Yield each description of a body: the name of its place, the media type, and the description."""
     for _, _, operation in operations():
         name = operation["operationId"]
         for kind, content in operation.get("requestBody", {"content": {}})["content"].items():
-            yield f"{name} sends", kind, content
-        for status, answer in operation["responses"].items():
-            for kind, content in resolved(answer).get("content", {}).items():
-                yield f"{name} answers {status}", kind, content
+            yield f"request of {name}", kind, content
+        for status, response in operation["responses"].items():
+            for kind, content in resolved(response).get("content", {}).items():
+                yield f"response {status} of {name}", kind, content
 
 
 def examples(content: dict[str, Any]) -> list[Any]:
-    one = [content["example"]] if "example" in content else []
-    return one + [example["value"] for example in content.get("examples", {}).values()]
+    single = [content["example"]] if "example" in content else []
+    return single + [example["value"] for example in content.get("examples", {}).values()]
 
 
-def fits(value: Any, schema: dict[str, Any]) -> bool:
-    whole = {**schema, "components": DOCUMENT["components"]}
-    return jsonschema_rs.validator_for(whole, validate_formats=True).is_valid(value)
+def is_valid(value: Any, schema: dict[str, Any]) -> bool:
+    schema = {**schema, "components": DOCUMENT["components"]}
+    return jsonschema_rs.validator_for(schema, validate_formats=True).is_valid(value)
 
 
-class TestTheDocument:
-    def test_it_is_openapi_3_1(self) -> None:
+class TestDocument:
+    def test_document_is_valid_openapi_3_1(self) -> None:
         OpenAPIV31SpecValidator(DOCUMENT).validate()
 
-    def test_it_has_each_route_and_method_and_no_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_document_has_exactly_the_routes_and_methods_of_the_app(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Database, "open", lambda _: None)
         app = create_app(Settings(database_url="postgresql://127.0.0.1:1/none", redis_url="redis://127.0.0.1:1"))
-        there = {
+        routes = {
             (re.sub("<(?:[a-z]+:)?[a-z_]+>", "{id}", rule.rule), method.lower())
             for rule in app.url_map.iter_rules()
             if not rule.rule.startswith(NOT_FOR_PROGRAMS)
             for method in rule.methods or ()
         }
-        assert {(path, method) for path, method, _ in operations()} == there
+        assert {(path, method) for path, method, _ in operations()} == routes
 
-    def test_names_of_operations_are_unique(self) -> None:
+    def test_operation_ids_are_unique(self) -> None:
         names = [operation["operationId"] for _, _, operation in operations()]
         assert len(names) == len(set(names))
         assert all(re.fullmatch("[a-z][A-Za-z0-9]+", name) for name in names)
 
-    def test_it_has_each_problem_that_the_app_raises(self) -> None:
+    def test_document_has_each_problem_that_the_app_raises(self) -> None:
         sources = [ast.parse(file.read_text()) for file in (ROOT / "velikiy").rglob("*.py")]
         calls = [node for node in chain.from_iterable(map(ast.walk, sources)) if isinstance(node, ast.Call)]
         raised = {
@@ -96,26 +96,26 @@ class TestTheDocument:
             if isinstance(call.func, ast.Name) and call.func.id == "Problem" and isinstance(call.args[0], ast.Constant)
         }
         raised |= {kind for kind, _ in SQLSTATES.values()}
-        raised |= {"method-not-allowed", "internal-error", "content-too-large"}  # by the framework
+        raised |= {"method-not-allowed", "internal-error", "content-too-large"}  # raised by the framework
         documented = set(chain.from_iterable(name.split("-or-") for name in DOCUMENT["components"]["responses"]))
         assert len(raised) > 10
         assert raised <= documented <= set(KINDS)
 
     @pytest.mark.parametrize(("place", "kind", "content"), list(media_types()))
-    def test_examples_of_bodies_fit(self, place: str, kind: str, content: dict[str, Any]) -> None:
+    def test_examples_of_bodies_match_their_schema(self, place: str, kind: str, content: dict[str, Any]) -> None:
         found = examples(content)
         assert found, f"{place} has no example"
         for example in found:
-            assert fits(example, content["schema"]), example
+            assert is_valid(example, content["schema"]), example
 
-    def test_examples_of_parameters_and_headers_fit(self) -> None:
+    def test_examples_of_parameters_and_headers_match_their_schema(self) -> None:
         for _, _, operation in operations():
-            headers = [resolved(answer).get("headers", {}) for answer in operation["responses"].values()]
-            for said in chain(operation["parameters"], *(each.values() for each in headers)):
-                if "example" in said:
-                    assert fits(said["example"], said["schema"]), said
+            headers = [resolved(response).get("headers", {}) for response in operation["responses"].values()]
+            for description in chain(operation["parameters"], *(each.values() for each in headers)):
+                if "example" in description:
+                    assert is_valid(description["example"], description["schema"]), description
 
-    def test_any_resource_is_described(self) -> None:
+    def test_document_describes_a_new_resource(self) -> None:
         class NewPart(Body):
             weight: Annotated[int, Field(ge=0, examples=[3])] = 0
 
@@ -129,37 +129,40 @@ class TestTheDocument:
         assert both["components"]["schemas"]["Part"]["properties"]["weight"]["minimum"] == 0
         assert "default" not in both["components"]["schemas"]["PartChanges"]["properties"]["weight"]
 
-    def test_nothing_is_left_of_how_it_is_made(self) -> None:
+    def test_schemas_omit_titles_and_null_defaults_of_pydantic(self) -> None:
         schemas = str(DOCUMENT["components"]["schemas"])
         assert "'default': None" not in schemas
         assert "'title': 'Name'" not in schemas
 
 
-class TestItsAddress:
-    def test_it_is_served_with_an_etag(self, stack: Stack) -> None:
+class TestAddress:
+    def test_document_is_served_with_an_etag(self, stack: Stack) -> None:
         for base in (stack.app, stack.edge):
             first = requests.get(f"{base}/openapi.json", timeout=5)
             assert first.json() == DOCUMENT
-            again = requests.get(f"{base}/openapi.json", headers={"If-None-Match": first.headers["ETag"]}, timeout=5)
-            assert (again.status_code, again.content) == (304, b"")
+            second = requests.get(f"{base}/openapi.json", headers={"If-None-Match": first.headers["ETag"]}, timeout=5)
+            assert (second.status_code, second.content) == (304, b"")
 
-    def test_it_takes_no_parameters(self, stack: Stack) -> None:
+    def test_document_refuses_query_parameters(self, stack: Stack) -> None:
         assert requests.get(f"{stack.app}/openapi.json?x=1", timeout=5).status_code == 400
 
 
 @pytest.fixture(scope="module")
-def fuzzed() -> Iterator[Stack]:
-    """Of its own: afterwards nobody knows who Alice is. A busy machine is no reason for a 503."""
+def fuzzed_stack() -> Iterator[Stack]:
+    """Start a stack for these tests alone, because they change arbitrary users. Its timeout is long, so that a busy machine
+    does not cause a 503."""
     with running(DATABASE_TIMEOUT="10") as stack:
         yield stack
 
 
 def requests_of_examples() -> Iterator[tuple[str, str, dict[str, Any], int]]:
-    """Method, address, what else is sent, and the status that a right request has."""
+    """Yield the method, address and further arguments of each valid request, and the documented status."""
     for path, method, operation in operations():
-        given = {parameter["name"]: parameter for parameter in operation["parameters"]}
-        address = path.format(**{name: each.get("example") for name, each in given.items()})
-        query = {name: each["example"] for name, each in given.items() if each["in"] == "query" and "example" in each}
+        parameters = {parameter["name"]: parameter for parameter in operation["parameters"]}
+        address = path.format(**{name: each.get("example") for name, each in parameters.items()})
+        query = {
+            name: each["example"] for name, each in parameters.items() if each["in"] == "query" and "example" in each
+        }
         status = int(next(iter(operation["responses"])))
         bodies = operation.get("requestBody", {"content": {}})["content"]
         for kind, content in bodies.items():
@@ -170,34 +173,36 @@ def requests_of_examples() -> Iterator[tuple[str, str, dict[str, Any], int]]:
 
 
 @pytest.mark.parametrize(("method", "address", "more", "status"), list(requests_of_examples()))
-def test_an_example_of_a_request_gets_the_answer_that_is_documented(
-    fuzzed: Stack, method: str, address: str, more: dict[str, Any], status: int
+def test_example_of_a_request_gets_the_documented_status(
+    fuzzed_stack: Stack, method: str, address: str, more: dict[str, Any], status: int
 ) -> None:
-    fuzzed.sql("DELETE FROM users")
-    fuzzed.sql("INSERT INTO users (id, name, email) SELECT n, 'N', n || '@example.com' FROM generate_series(1, 3) n")
+    fuzzed_stack.sql("DELETE FROM users")
+    fuzzed_stack.sql(
+        "INSERT INTO users (id, name, email) SELECT n, 'N', n || '@example.com' FROM generate_series(1, 3) n"
+    )
 
-    def answered() -> bool:
-        return requests.request(method, fuzzed.edge + address, **more, timeout=10).status_code == status
+    def has_documented_status() -> bool:
+        return requests.request(method, fuzzed_stack.edge + address, **more, timeout=10).status_code == status
 
-    # The relay tells caches of what SQL has written; a write reads none.
-    wait_until(answered, within=5 if method in ("get", "head") else 0)
+    # Reads are correct only after the relay has invalidated the rows that SQL wrote. Writes read no cache.
+    wait_until(has_documented_status, within=5 if method in ("get", "head") else 0)
 
 
 @pytest.mark.timeout(400)
-def test_requests_made_from_it_are_answered_as_documented(fuzzed: Stack, tmp_path: Path) -> None:
+def test_generated_requests_get_documented_responses(fuzzed_stack: Stack, tmp_path: Path) -> None:
     command = [
         *(
             str(Path(sys.executable).with_name("schemathesis")),
             "--config-file",
             str(ROOT / "tests/openapi/schemathesis.toml"),
         ),
-        *("run", f"{fuzzed.edge}/openapi.json", "--url", fuzzed.edge, "--no-color"),
+        *("run", f"{fuzzed_stack.edge}/openapi.json", "--url", fuzzed_stack.edge, "--no-color"),
         *("--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "200"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
+    completed = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=350, check=False, env=environment
     )
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
-    cases = re.search(r"(\d+) generated", done.stdout)
-    assert cases and int(cases[1]) > 3000, done.stdout[-2000:]
+    assert completed.returncode == 0, completed.stdout[-20_000:] + completed.stderr
+    cases = re.search(r"(\d+) generated", completed.stdout)
+    assert cases and int(cases[1]) > 3000, completed.stdout[-2000:]

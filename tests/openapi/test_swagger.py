@@ -1,4 +1,4 @@
-"""The page at /docs, in a real browser and through the edge: it works under its own policy, and asks nobody else."""
+"""The page at /docs in a real browser, through an edge: it works under its own policy and loads nothing from elsewhere."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ import pytest
 import requests
 from playwright.sync_api import Locator, Page, expect, sync_playwright
 
-from testkit.api import problem
+from testkit.api import check_problem
 from testkit.stack import Stack
 
 CHROMIUM = shutil.which("chromium") or ""
@@ -19,15 +19,15 @@ VERBS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 @dataclass
 class Visit:
-    """A page, and what the browser said and asked for while it was open."""
+    """An open page, with the complaints of the browser and the addresses that it requested."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
 
     def operation(self, verb: str, path: str) -> Locator:
-        spelled = self.page.locator(f"[data-path='{path}']")
-        return self.page.locator(f".opblock-{verb}").filter(has=spelled)
+        path_label = self.page.locator(f"[data-path='{path}']")
+        return self.page.locator(f".opblock-{verb}").filter(has=path_label)
 
 
 @pytest.fixture
@@ -35,16 +35,16 @@ def visit(stack: Stack) -> Iterator[Visit]:
     if not CHROMIUM:
         pytest.skip("there is no chromium; on Debian ./run test installs it")
     with sync_playwright() as playwright:
-        # Its sandbox does not start as root.
+        # The sandbox of chromium does not start as root.
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1200, "height": 900})
         visit = Visit(page)
         page.on("console", lambda message: visit.complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: visit.complaints.append(str(error)))
         page.on("requestfailed", lambda request: visit.complaints.append(f"{request.url}: {request.failure}"))
-        page.on("request", lambda request: visit.asked.append(request.url))
-        # A violation that only takes a style away is no error of the page.
-        page.expose_function("violated", lambda what: visit.complaints.append(what))
+        page.on("request", lambda request: visit.requested.append(request.url))
+        # The browser reports a violation of the policy that only blocks a style as an event, not as an error.
+        page.expose_function("violated", visit.complaints.append)
         page.add_init_script(
             "addEventListener('securitypolicyviolation', e => violated(`${e.violatedDirective} ${e.blockedURI}`))"
         )
@@ -58,8 +58,8 @@ def assets(stack: Stack) -> list[str]:
     return found
 
 
-class TestInABrowser:
-    def test_it_shows_each_operation_of_the_document(self, stack: Stack, visit: Visit) -> None:
+class TestBrowser:
+    def test_page_shows_each_operation_of_the_document(self, stack: Stack, visit: Visit) -> None:
         paths = requests.get(f"{stack.edge}/openapi.json", timeout=5).json()["paths"]
         operations = [(verb, path) for path, item in paths.items() for verb in item if verb in VERBS]
         assert operations
@@ -67,61 +67,61 @@ class TestInABrowser:
             expect(visit.operation(verb, path)).to_be_visible()
         expect(visit.page.locator(".opblock")).to_have_count(len(operations))
 
-    def test_an_operation_can_be_tried_and_nothing_is_refused(self, stack: Stack, visit: Visit) -> None:
+    def test_operation_can_be_tried_without_a_violation_of_the_policy(self, stack: Stack, visit: Visit) -> None:
         users = visit.operation("get", "/users")
         expect(users).to_be_visible()
         for closed in visit.page.locator(".opblock-summary-control").all():
             closed.click()
         users.get_by_role("button", name="Try it out").click()
-        with visit.page.expect_response(lambda answer: urlsplit(answer.url).path == "/users") as answered:
+        with visit.page.expect_response(lambda response: urlsplit(response.url).path == "/users") as response_info:
             users.get_by_role("button", name="Execute").click()
-        assert answered.value.status == 200
+        assert response_info.value.status == 200
         live = users.locator(".live-responses-table .response")
         expect(live.locator(".response-col_status")).to_contain_text("200")
         expect(live.locator(".highlight-code code").first).to_contain_text("email")
         visit.page.wait_for_load_state("networkidle")
         assert visit.complaints == []
-        hosts = {urlsplit(url).netloc for url in visit.asked if urlsplit(url).scheme != "data"}
+        hosts = {urlsplit(url).netloc for url in visit.requested if urlsplit(url).scheme != "data"}
         assert hosts == {urlsplit(stack.edge).netloc}
 
 
 class TestHeaders:
-    def test_the_page_allows_nothing_but_its_own_files(self, stack: Stack) -> None:
-        answer = requests.get(f"{stack.edge}/docs", timeout=5)
-        assert answer.headers["Content-Type"] == "text/html; charset=utf-8"
-        policy = dict(part.split(" ", 1) for part in answer.headers["Content-Security-Policy"].split("; "))
+    def test_page_allows_only_its_own_files(self, stack: Stack) -> None:
+        response = requests.get(f"{stack.edge}/docs", timeout=5)
+        assert response.headers["Content-Type"] == "text/html; charset=utf-8"
+        policy = dict(part.split(" ", 1) for part in response.headers["Content-Security-Policy"].split("; "))
         assert policy["default-src"] == "'none'"
         assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
-        assert "unsafe" not in answer.headers["Content-Security-Policy"]
-        assert answer.headers["Referrer-Policy"] == "no-referrer"
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        assert answer.headers["Cache-Control"] == "private, no-cache"
-        assert "<style" not in answer.text
-        assert all("src=" in tag for tag in re.findall("<script[^>]*>", answer.text))
+        assert "unsafe" not in response.headers["Content-Security-Policy"]
+        assert response.headers["Referrer-Policy"] == "no-referrer"
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        assert response.headers["Cache-Control"] == "private, no-cache"
+        assert "<style" not in response.text
+        assert all("src=" in tag for tag in re.findall("<script[^>]*>", response.text))
 
-    def test_its_files_are_kept_for_good(self, stack: Stack) -> None:
+    def test_files_of_the_page_are_cached_for_ever(self, stack: Stack) -> None:
         kinds = []
         for path in assets(stack):
-            answer = requests.get(stack.edge + path, timeout=5)
-            assert answer.status_code == 200
-            assert answer.headers["Cache-Control"] == "public, max-age=31536000, immutable"
-            assert answer.headers["X-Content-Type-Options"] == "nosniff"
-            assert int(answer.headers["Content-Length"]) == len(answer.content)
-            kinds.append(answer.headers["Content-Type"].partition(";")[0])
+            response = requests.get(stack.edge + path, timeout=5)
+            assert response.status_code == 200
+            assert response.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+            assert response.headers["X-Content-Type-Options"] == "nosniff"
+            assert int(response.headers["Content-Length"]) == len(response.content)
+            kinds.append(response.headers["Content-Type"].partition(";")[0])
         assert sorted(kinds) == ["image/png", "text/css", "text/javascript", "text/javascript"]
 
-    def test_all_apps_give_the_files_the_same_names(self, stack: Stack) -> None:
+    def test_files_have_the_same_names_in_all_apps(self, stack: Stack) -> None:
         assert len({requests.get(f"{app}/docs", timeout=5).text for app in stack.apps}) == 1
 
-    def test_head_has_the_header_of_get(self, stack: Stack) -> None:
+    def test_head_has_the_headers_of_get(self, stack: Stack) -> None:
         for path in ["/docs", *assets(stack)]:
-            answers = [requests.request(verb, stack.edge + path, timeout=5) for verb in ("HEAD", "GET")]
+            responses = [requests.request(verb, stack.edge + path, timeout=5) for verb in ("HEAD", "GET")]
             for name in ("Content-Type", "Content-Length", "Cache-Control", "Content-Security-Policy"):
-                assert answers[0].headers[name] == answers[1].headers[name]
-            assert answers[0].content == b""
+                assert responses[0].headers[name] == responses[1].headers[name]
+            assert responses[0].content == b""
 
 
-class TestNothingElse:
+class TestRefusals:
     @pytest.mark.parametrize(
         "path",
         [
@@ -134,12 +134,12 @@ class TestNothingElse:
             "/docs/oauth2-redirect.html",
         ],
     )
-    def test_other_names_are_not_there(self, stack: Stack, path: str) -> None:
-        problem(requests.get(stack.edge + path, timeout=5), 404)
+    def test_other_file_names_are_not_found(self, stack: Stack, path: str) -> None:
+        check_problem(requests.get(stack.edge + path, timeout=5), 404)
 
-    def test_parameters_are_refused(self, stack: Stack) -> None:
-        problem(requests.get(f"{stack.edge}/docs?url=https://example.com/other.json", timeout=5), 400)
-        problem(requests.get(f"{stack.edge}{assets(stack)[0]}?v=1", timeout=5), 400)
+    def test_query_parameters_are_refused(self, stack: Stack) -> None:
+        check_problem(requests.get(f"{stack.edge}/docs?url=https://example.com/other.json", timeout=5), 400)
+        check_problem(requests.get(f"{stack.edge}{assets(stack)[0]}?v=1", timeout=5), 400)
 
-    def test_it_cannot_be_written_to(self, stack: Stack) -> None:
-        problem(requests.post(f"{stack.edge}/docs", timeout=5), 405)
+    def test_post_is_refused(self, stack: Stack) -> None:
+        check_problem(requests.post(f"{stack.edge}/docs", timeout=5), 405)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit.databases import drop_database, execute, make_database, rows
+from testkit.databases import create_database, drop_database, execute, fetch_rows
 from testkit.stack import Stack
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 
@@ -16,8 +16,8 @@ BEFORE_THE_BASELINE = Path(__file__).with_name("before_the_baseline.sql").read_t
 @pytest.fixture
 def databases(stack: Stack) -> Iterator[tuple[str, str]]:
     """The addresses of a database of the last development version and of an empty database."""
-    old, old_address = make_database(stack)
-    new, new_address = make_database(stack)
+    old, old_address = create_database(stack)
+    new, new_address = create_database(stack)
     execute(old_address, BEFORE_THE_BASELINE)
     yield old_address, new_address
     drop_database(stack, old)
@@ -41,21 +41,21 @@ def test_a_database_of_the_last_development_version_gets_the_schema_of_a_new_dat
 
 def test_carrying_over_keeps_every_row(databases: tuple[str, str]) -> None:
     old, _ = databases
-    before = rows(old, "SELECT id, name, email, created_at, updated_at, version FROM users ORDER BY id")
+    before = fetch_rows(old, "SELECT id, name, email, created_at, updated_at, version FROM users ORDER BY id")
     upgrade(old, wait=5)
-    assert rows(old, "SELECT id, name, email, created_at, updated_at, version FROM users ORDER BY id") == before
+    assert fetch_rows(old, "SELECT id, name, email, created_at, updated_at, version FROM users ORDER BY id") == before
     assert [name for _, name, *_ in before] == ["Alice", "Carried", "Charlie"]
-    assert rows(old, "SELECT key, response FROM idempotency_keys") == [("kept", {"status": 201})]
-    assert rows(old, "SELECT resource, imported FROM imports") == [("users", 1)]
-    assert rows(old, "SELECT name, excluded FROM caches") == [("redis", False)]
-    assert rows(old, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
+    assert fetch_rows(old, "SELECT key, response FROM idempotency_keys") == [("kept", {"status": 201})]
+    assert fetch_rows(old, "SELECT resource, imported FROM imports") == [("users", 1)]
+    assert fetch_rows(old, "SELECT name, excluded FROM caches") == [("redis", False)]
+    assert fetch_rows(old, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
 
 def test_carrying_over_replaces_the_triggers_of_every_resource(databases: tuple[str, str]) -> None:
     old, _ = databases
     execute(old, "CREATE TABLE products (id bigint PRIMARY KEY); CALL public.make_resource('products')")
     upgrade(old, wait=5)
-    triggers = rows(
+    triggers = fetch_rows(
         old,
         "SELECT tgrelid::regclass::text, count(*) FROM pg_trigger"
         " WHERE pg_get_triggerdef(oid) LIKE '%velikiy.passes_gate%' GROUP BY 1 ORDER BY 1",

@@ -1,4 +1,4 @@
-"""The first migration: a new database, an existing table with its rows, and what cannot be adopted."""
+"""The first migration: of a new database, and of an existing table, which it adopts with its rows or refuses."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -6,33 +6,33 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 
-from testkit.databases import drop_database, execute, make_database, rows
+from testkit.databases import create_database, drop_database, execute, fetch_rows
 from testkit.stack import Stack
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 
 
 @pytest.fixture
-def empty(stack: Stack) -> Iterator[str]:
-    """Address of an empty database, owned by the app's role."""
-    name, address = make_database(stack)
-    yield address
+def empty_dsn(stack: Stack) -> Iterator[str]:
+    """The DSN of an empty database that belongs to the app's role."""
+    name, dsn = create_database(stack)
+    yield dsn
     drop_database(stack, name)
 
 
-def test_a_new_database_holds_alice_bob_and_charlie_and_goes_on_with_4(empty: str) -> None:
-    assert upgrade(empty, wait=5) == ["0001_baseline"]
-    assert rows(empty, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
+def test_new_database_contains_alice_bob_and_charlie_and_continues_with_id_4(empty_dsn: str) -> None:
+    assert upgrade(empty_dsn, wait=5) == ["0001_baseline"]
+    assert fetch_rows(empty_dsn, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
+    assert fetch_rows(empty_dsn, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
 
-def test_a_second_run_has_nothing_to_do(empty: str) -> None:
-    upgrade(empty, wait=5)
-    assert upgrade(empty, wait=5) == []
+def test_second_migration_run_applies_nothing(empty_dsn: str) -> None:
+    upgrade(empty_dsn, wait=5)
+    assert upgrade(empty_dsn, wait=5) == []
 
 
-def test_of_many_at_once_one_does_it(empty: str) -> None:
+def test_concurrent_migration_runs_apply_each_migration_once(empty_dsn: str) -> None:
     with ThreadPoolExecutor(4) as pool:
-        applied = list(pool.map(lambda _: upgrade(empty, wait=5), range(4)))
+        applied = list(pool.map(lambda _: upgrade(empty_dsn, wait=5), range(4)))
     assert sorted(applied) == [[], [], [], ["0001_baseline"]]
 
 
@@ -49,9 +49,9 @@ def test_of_many_at_once_one_does_it(empty: str) -> None:
         "id int DEFAULT nextval('elsewhere'), name varchar(120), email text, created_at timestamp",
     ],
 )
-def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> None:
+def test_existing_table_is_adopted_with_its_rows(empty_dsn: str, table: str) -> None:
     execute(
-        empty,
+        empty_dsn,
         f"""
         CREATE SEQUENCE elsewhere;
         CREATE TABLE alembic_version (version_num varchar(32));
@@ -61,27 +61,27 @@ def test_an_existing_table_is_adopted_with_its_rows(empty: str, table: str) -> N
         VALUES (7, 'Глеб', 'Gleb@Example.com', '2020-02-02'), (30, ' Old ', 'old@example.com', NULL);
         """,
     )
-    upgrade(empty, wait=5)
-    adopted = rows(empty, "SELECT id, name, email, version FROM users ORDER BY id")
+    upgrade(empty_dsn, wait=5)
+    adopted = fetch_rows(empty_dsn, "SELECT id, name, email, version FROM users ORDER BY id")
     assert adopted == [(7, "Глеб", "Gleb@Example.com", 1), (30, " Old ", "old@example.com", 1)]
-    assert rows(empty, "SELECT created_at::date::text FROM users WHERE id = 7") == [("2020-02-02",)]
-    assert rows(empty, "SELECT count(*) FROM users WHERE created_at IS NULL OR updated_at IS NULL") == [(0,)]
-    # The next id is beyond those that are there, and updates count versions up.
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id, version") == [
-        (31, 1)
-    ]
-    assert rows(empty, "UPDATE users SET name = 'M' WHERE id = 7 RETURNING version") == [(2,)]
-    assert rows(
-        empty,
+    assert fetch_rows(empty_dsn, "SELECT created_at::date::text FROM users WHERE id = 7") == [("2020-02-02",)]
+    assert fetch_rows(empty_dsn, "SELECT count(*) FROM users WHERE created_at IS NULL OR updated_at IS NULL") == [(0,)]
+    # The next id is larger than every existing id, and an update increments the version.
+    assert fetch_rows(
+        empty_dsn, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id, version"
+    ) == [(31, 1)]
+    assert fetch_rows(empty_dsn, "UPDATE users SET name = 'M' WHERE id = 7 RETURNING version") == [(2,)]
+    assert fetch_rows(
+        empty_dsn,
         "SELECT format_type(atttypid, atttypmod) FROM pg_attribute"
         " WHERE attrelid = 'users'::regclass AND attname IN ('id', 'created_at') ORDER BY attname",
     ) == [("timestamp with time zone",), ("bigint",)]
 
 
-def test_an_adopted_empty_table_starts_with_1(empty: str) -> None:
-    execute(empty, "CREATE TABLE users (id serial PRIMARY KEY, name text, email text, created_at timestamp)")
-    upgrade(empty, wait=5)
-    assert rows(empty, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id") == [(1,)]
+def test_adopted_empty_table_starts_with_id_1(empty_dsn: str) -> None:
+    execute(empty_dsn, "CREATE TABLE users (id serial PRIMARY KEY, name text, email text, created_at timestamp)")
+    upgrade(empty_dsn, wait=5)
+    assert fetch_rows(empty_dsn, "INSERT INTO users (name, email) VALUES ('N', 'n@example.com') RETURNING id") == [(1,)]
 
 
 @pytest.mark.parametrize(
@@ -97,11 +97,11 @@ def test_an_adopted_empty_table_starts_with_1(empty: str) -> None:
         ("VIEW users AS SELECT 1 AS id, 'a' AS name, 'b' AS email, now() AS created_at", "not a plain table"),
     ],
 )
-def test_another_kind_of_table_is_refused_with_the_reason(empty: str, table: str, reason: str) -> None:
-    execute(empty, f"CREATE {table}")
+def test_table_that_cannot_be_adopted_is_refused_with_the_reason(empty_dsn: str, table: str, reason: str) -> None:
+    execute(empty_dsn, f"CREATE {table}")
     with pytest.raises(CannotMigrate, match=reason):
-        upgrade(empty, wait=5)
-    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+        upgrade(empty_dsn, wait=5)
+    assert fetch_rows(empty_dsn, "SELECT to_regclass('velikiy_version')") == [(None,)]
 
 
 @pytest.mark.parametrize(
@@ -115,23 +115,23 @@ def test_another_kind_of_table_is_refused_with_the_reason(empty: str, table: str
         ("(0, 'A', 'a@example.com')", "0"),
     ],
 )
-def test_rows_that_cannot_be_adopted_are_named_and_nothing_changes(empty: str, values: str, ids: str) -> None:
+def test_rows_that_cannot_be_adopted_are_listed_and_nothing_changes(empty_dsn: str, values: str, ids: str) -> None:
     execute(
-        empty,
+        empty_dsn,
         f"CREATE TABLE users (id int, name text, email text, created_at timestamp);"
         f"INSERT INTO users (id, name, email) VALUES {values}",
     )
-    before = rows(empty, "SELECT * FROM users ORDER BY id")
+    before = fetch_rows(empty_dsn, "SELECT * FROM users ORDER BY id")
     with pytest.raises(CannotMigrate, match=rf"ids {ids}\."):
-        upgrade(empty, wait=5)
-    assert rows(empty, "SELECT * FROM users ORDER BY id") == before
-    assert rows(empty, "SELECT to_regclass('velikiy_version')") == [(None,)]
+        upgrade(empty_dsn, wait=5)
+    assert fetch_rows(empty_dsn, "SELECT * FROM users ORDER BY id") == before
+    assert fetch_rows(empty_dsn, "SELECT to_regclass('velikiy_version')") == [(None,)]
 
 
-def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> None:
-    upgrade(empty, wait=5)
+def test_emails_are_unique_regardless_of_case_for_sql_from_outside(empty_dsn: str) -> None:
+    upgrade(empty_dsn, wait=5)
     with pytest.raises(psycopg.errors.UniqueViolation):
-        execute(empty, "INSERT INTO users (name, email) VALUES ('A', 'ALICE@Example.COM')")
+        execute(empty_dsn, "INSERT INTO users (name, email) VALUES ('A', 'ALICE@Example.COM')")
 
 
 @pytest.mark.parametrize(
@@ -141,27 +141,27 @@ def test_emails_are_unique_in_any_case_of_letters_for_sql_too(empty: str) -> Non
         ("ENCODING 'UTF8' LOCALE 'C' TEMPLATE template0", "knows only ASCII letters"),
     ],
 )
-def test_a_database_that_cannot_compare_names_is_refused(stack: Stack, options: str, reason: str) -> None:
-    name, address = make_database(stack, options)
+def test_database_with_an_unsuitable_encoding_or_locale_is_refused(stack: Stack, options: str, reason: str) -> None:
+    name, dsn = create_database(stack, options)
     try:
         with pytest.raises(CannotMigrate, match=reason):
-            upgrade(address, wait=5)
-        assert rows(address, "SELECT to_regclass('users')") == [(None,)]
+            upgrade(dsn, wait=5)
+        assert fetch_rows(dsn, "SELECT to_regclass('users')") == [(None,)]
     finally:
         drop_database(stack, name)
 
 
-def test_a_server_that_is_not_there_is_named_as_the_cause() -> None:
+def test_error_for_an_unreachable_server_names_database_url() -> None:
     with pytest.raises(CannotMigrate, match="DATABASE_URL"):
         upgrade("postgresql://nobody@127.0.0.1:1/nothing", wait=0.2)
 
 
-def test_the_stacks_database_knows_all_letters(stack: Stack) -> None:
+def test_database_of_the_stack_compares_non_ascii_letters_regardless_of_case(stack: Stack) -> None:
     assert stack.sql("SHOW server_encoding") == [("UTF8",)]
     assert stack.sql("SELECT lower('ГЛЕБ') = 'глеб', 'ГЛЕБ' ILIKE 'глеб'") == [(True, True)]
 
 
-def test_the_apps_role_is_no_superuser(stack: Stack) -> None:
+def test_role_of_the_app_is_not_a_superuser(stack: Stack) -> None:
     assert stack.sql("SELECT rolsuper, rolcreatedb, rolcreaterole FROM pg_roles WHERE rolname = current_user") == [
         (False, False, False)
     ]

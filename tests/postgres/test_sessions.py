@@ -1,4 +1,4 @@
-"""What each session of ours has, whatever DATABASE_URL, the role and the server's settings say."""
+"""Properties of each PostgreSQL session of the service, whatever DATABASE_URL, the role and the server's settings say."""
 
 import os
 import signal
@@ -19,9 +19,9 @@ import requests
 from flask import Flask
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from testkit.api import problem
-from testkit.databases import drop_database, make_database, rows, superuser
-from testkit.failpoints import serving
+from testkit.api import check_problem
+from testkit.databases import create_database, drop_database, fetch_rows, superuser_dsn
+from testkit.failpoints import running_app
 from testkit.outages import readiness
 from testkit.stack import Stack, folder, free_ports, wait_until
 from velikiy import coherence
@@ -29,6 +29,7 @@ from velikiy.bulk import exporter, insert
 from velikiy.bulk.readers import Row
 from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import locks, writer_in_flight
+from velikiy.coherence.membership import Grant
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
 from velikiy.postgres import database as postgres
@@ -37,18 +38,18 @@ from velikiy.resources.base import registry
 from velikiy.settings import Settings
 from velikiy.stack.cluster import binaries
 
-ROLE = "ALTER ROLE velikiy"
+ALTER_ROLE = "ALTER ROLE velikiy"
 
 
 def as_superuser(stack: Stack, *statements: str) -> list[tuple[object, ...]]:
-    with psycopg.connect(superuser(stack), autocommit=True) as connection:
+    with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
         for statement in statements:
-            found = connection.execute(statement)
-        return found.fetchall() if found.description else []
+            cursor = connection.execute(statement)
+        return cursor.fetchall() if cursor.description else []
 
 
 @contextmanager
-def opened(dsn: str, timeout: float = 1) -> Iterator[Database]:
+def open_database(dsn: str, timeout: float = 1) -> Iterator[Database]:
     database = Database(dsn, size=2, timeout=timeout)
     database.open()
     try:
@@ -57,70 +58,71 @@ def opened(dsn: str, timeout: float = 1) -> Iterator[Database]:
         database.close()
 
 
-def asked(database: Database, question: str) -> list[object]:
-    """Return what the three pools answer."""
+def query_each_pool(database: Database, query: str) -> list[object]:
+    """Return the value that a connection of each of the three pools returns."""
     with database.autocommit() as reads, database.transaction() as writes, database.reserved() as reserved:
-        return [connection.execute(question).fetchall()[0][0] for connection in (reads, writes, reserved)]
+        return [connection.execute(query).fetchall()[0][0] for connection in (reads, writes, reserved)]
 
 
-class TestAStandby:
+class TestStandby:
     @pytest.fixture(scope="class")
     @staticmethod
     def standby(stack: Stack) -> Iterator[int]:
-        """Start a standby of the stack's PostgreSQL that streams, and yield its port."""
+        """Start a streaming standby of the stack's PostgreSQL, and yield its port."""
         programs, owner = binaries(stack.data / "postgres"), stack.data.stat()
         port = free_ports(1)
-        [(connections,)] = stack.sql("SHOW max_connections")  # a standby must have as many
-        with folder() as place:
-            os.chown(place, owner.st_uid, owner.st_gid)
+        [(connections,)] = stack.sql("SHOW max_connections")  # PostgreSQL requires the same number of a standby
+        with folder() as home:
+            os.chown(home, owner.st_uid, owner.st_gid)
             subprocess.run(
-                [programs / "pg_basebackup", "-D", place / "data", "-R", "-c", "fast", "-d", superuser(stack)],
-                cwd=place,
+                [programs / "pg_basebackup", "-D", home / "data", "-R", "-c", "fast", "-d", superuser_dsn(stack)],
+                cwd=home,
                 user=owner.st_uid,
                 group=owner.st_gid,
                 check=True,
             )
-            settings = (f"port={port}", f"max_connections={connections}", f"unix_socket_directories={place}")
+            settings = (f"port={port}", f"max_connections={connections}", f"unix_socket_directories={home}")
+            options = (argument for setting in settings for argument in ("-c", setting))
             server = subprocess.Popen(
-                [programs / "postgres", "-D", place / "data", *(word for it in settings for word in ("-c", it))],
-                cwd=place,
+                [programs / "postgres", "-D", home / "data", *options],
+                cwd=home,
                 user=owner.st_uid,
                 group=owner.st_gid,
                 stderr=subprocess.DEVNULL,
             )
             try:
                 wait_until(lambda: ("streaming",) in as_superuser(stack, "SELECT state FROM pg_stat_replication"))
-                wait_until(lambda: reachable(at(stack.postgres, port)))
+                wait_until(lambda: is_reachable(with_port(stack.postgres, port)))
                 yield port
             finally:
                 server.send_signal(signal.SIGINT)
                 server.wait(20)
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
-    @pytest.mark.parametrize("wanted", ["", "any", "prefer-standby"])
-    def test_is_passed_over_by_reads_and_writes(self, stack: Stack, standby: int, first: str, wanted: str) -> None:
-        dsn = both(stack, standby, first)
-        with opened(make_conninfo(dsn, target_session_attrs=wanted) if wanted else dsn) as database:
-            assert asked(database, "SELECT pg_is_in_recovery()") == [False, False, False]
+    @pytest.mark.parametrize("target", ["", "any", "prefer-standby"])
+    def test_reads_and_writes_pass_over_a_standby(self, stack: Stack, standby: int, first: str, target: str) -> None:
+        dsn = standby_and_primary(stack, standby, first)
+        with open_database(make_conninfo(dsn, target_session_attrs=target) if target else dsn) as database:
+            assert query_each_pool(database, "SELECT pg_is_in_recovery()") == [False, False, False]
             with database.transaction() as connection:
                 connection.execute("UPDATE users SET name = name WHERE id = 1")
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
-    def test_is_passed_over_by_migrations(self, stack: Stack, standby: int, first: str) -> None:
-        name, address = make_database(stack)
+    def test_migrations_pass_over_a_standby(self, stack: Stack, standby: int, first: str) -> None:
+        name, dsn = create_database(stack)
         try:
-            wait_until(lambda: reachable(at(address, standby)), what="the standby has the new database")
-            assert migrate.upgrade(make_conninfo(both(stack, standby, first), dbname=name), wait=5)
-            assert rows(address, "SELECT count(*) FROM users") == [(3,)]
+            wait_until(lambda: is_reachable(with_port(dsn, standby)), what="the standby has the new database")
+            assert migrate.upgrade(make_conninfo(standby_and_primary(stack, standby, first), dbname=name), wait=5)
+            assert fetch_rows(dsn, "SELECT count(*) FROM users") == [(3,)]
         finally:
             drop_database(stack, name)
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
-    def test_is_passed_over_by_the_relay(self, stack: Stack, standby: int, first: str, tmp_path: Path) -> None:
-        dsn, heartbeat = both(stack, standby, first), tmp_path / "heartbeat"
+    def test_relay_passes_over_a_standby(self, stack: Stack, standby: int, first: str, tmp_path: Path) -> None:
+        dsn, heartbeat = standby_and_primary(stack, standby, first), tmp_path / "heartbeat"
         sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
         before, ended = set(stack.sql(sessions)), threading.Event()
-        with opened(dsn, timeout=5) as database:
+        with open_database(dsn, timeout=5) as database:
             relay = Relay(dsn, database, coherence.connect(database, settings(stack, dsn)), {})
 
             def listen() -> None:
@@ -136,26 +138,27 @@ class TestAStandby:
             stack.sql("SELECT pg_terminate_backend(%s)", session)
             assert ended.wait(5)
 
-    def test_alone_it_is_no_database(self, stack: Stack, standby: int) -> None:
-        dsn = at(stack.postgres, standby)
-        with opened(dsn) as database, serving(coherence.connect(database, settings(stack, dsn))) as url:
+    def test_standby_without_its_primary_counts_as_an_unavailable_database(self, stack: Stack, standby: int) -> None:
+        dsn = with_port(stack.postgres, standby)
+        with open_database(dsn) as database, running_app(coherence.connect(database, settings(stack, dsn))) as url:
             for method, path in (("GET", "/users/1"), ("GET", "/users?limit=3"), ("PUT", "/users/1")):
                 began = time.monotonic()
-                problem(requests.request(method, url + path, json={"name": "Alice"}, timeout=5), 503)
+                check_problem(requests.request(method, url + path, json={"name": "Alice"}, timeout=5), 503)
                 assert time.monotonic() - began < 2.5
 
 
-def at(dsn: str, port: int) -> str:
+def with_port(dsn: str, port: int) -> str:
     return make_conninfo(dsn, port=port)
 
 
-def both(stack: Stack, standby: int, first: str) -> str:
+def standby_and_primary(stack: Stack, standby: int, first: str) -> str:
+    """Return a DSN that lists both servers, beginning with the server that `first` names."""
     ports = [str(standby), str(conninfo_to_dict(stack.postgres)["port"])]
     ports = ports if first == "standby" else ports[::-1]
     return make_conninfo(stack.postgres, host="127.0.0.1,127.0.0.1", port=",".join(ports))
 
 
-def reachable(dsn: str) -> bool:
+def is_reachable(dsn: str) -> bool:
     try:
         psycopg.connect(dsn).close()
     except psycopg.OperationalError:
@@ -167,10 +170,10 @@ def settings(stack: Stack, dsn: str) -> Settings:
     return Settings(database_url=dsn, redis_url=stack.redis_url)
 
 
-class TestWhatWasAcknowledged:
+class TestDurability:
     @pytest.fixture
-    def change(self, stack: Stack) -> Iterator[Callable[[str], None]]:
-        """Yield what changes a setting of the running server; take the changes back afterwards."""
+    def set_on_server(self, stack: Stack) -> Iterator[Callable[[str], None]]:
+        """Yield a function that changes a setting of the running server; reset all settings afterwards."""
 
         def reload(*statements: str) -> None:
             as_superuser(stack, *statements, "SELECT pg_reload_conf()")
@@ -179,62 +182,64 @@ class TestWhatWasAcknowledged:
         reload("ALTER SYSTEM RESET ALL")
 
     @pytest.fixture
-    def of_the_role(self, stack: Stack) -> Iterator[Callable[[str], None]]:
+    def set_on_role(self, stack: Stack) -> Iterator[Callable[[str], None]]:
+        """Yield a function that changes a setting of the app's role; reset all its settings afterwards."""
+
         def alter(setting: str) -> None:
-            as_superuser(stack, f"{ROLE} SET {setting}")
+            as_superuser(stack, f"{ALTER_ROLE} SET {setting}")
 
         yield alter
-        as_superuser(stack, f"{ROLE} RESET ALL")
+        as_superuser(stack, f"{ALTER_ROLE} RESET ALL")
 
     @pytest.mark.parametrize(
-        ("chosen", "shown"),
+        ("configured", "effective"),
         [(same, same) for same in ("on", "local", "remote_write", "remote_apply")] + [("off", "on")],
     )
-    def test_is_on_the_disk_whatever_the_role_has(
-        self, stack: Stack, of_the_role: Callable[[str], None], chosen: str, shown: str
+    def test_commit_waits_for_the_disk_whatever_the_setting_of_the_role(
+        self, stack: Stack, set_on_role: Callable[[str], None], configured: str, effective: str
     ) -> None:
-        of_the_role(f"synchronous_commit = {chosen}")
-        with opened(stack.postgres) as database:
-            assert asked(database, "SHOW synchronous_commit") == [shown] * 3
+        set_on_role(f"synchronous_commit = {configured}")
+        with open_database(stack.postgres) as database:
+            assert query_each_pool(database, "SHOW synchronous_commit") == [effective] * 3
 
-    def test_is_on_the_disk_whatever_the_address_has(self, stack: Stack) -> None:
-        with opened(make_conninfo(stack.postgres, options="-c synchronous_commit=off")) as database:
-            assert asked(database, "SHOW synchronous_commit") == ["on"] * 3
+    def test_commit_waits_for_the_disk_whatever_the_options_of_database_url(self, stack: Stack) -> None:
+        with open_database(make_conninfo(stack.postgres, options="-c synchronous_commit=off")) as database:
+            assert query_each_pool(database, "SHOW synchronous_commit") == ["on"] * 3
 
-    def test_is_on_the_disk_when_the_server_is_told_otherwise_later(
-        self, stack: Stack, change: Callable[[str], None]
+    def test_commit_waits_for_the_disk_when_the_server_setting_changes_under_an_open_session(
+        self, stack: Stack, set_on_server: Callable[[str], None]
     ) -> None:
-        with opened(stack.postgres) as database, database.autocommit() as connection:
+        with open_database(stack.postgres) as database, database.autocommit() as connection:
             connection.extend_deadline(10)
-            change("synchronous_commit = off")
+            set_on_server("synchronous_commit = off")
             wait_until(lambda: stack.sql("SHOW synchronous_commit") == [("off",)], within=5)
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
 
     @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
-    def test_a_server_that_may_lose_it_is_warned_of(
-        self, stack: Stack, change: Callable[[str], None], setting: str
+    def test_readiness_and_relay_warn_of_a_server_that_may_lose_acknowledged_writes(
+        self, stack: Stack, set_on_server: Callable[[str], None], setting: str
     ) -> None:
         assert "warnings" not in readiness(stack)[1]
-        change(f"{setting} = off")
+        set_on_server(f"{setting} = off")
         wait_until(lambda: f"{setting}=off" in str(readiness(stack)[1].get("warnings")))
         status, members = readiness(stack)
         assert (status, members["checks"]) == (200, {"postgres": "ok", "redis": "ok"})
-        # The relay says so when it begins to listen.
-        said = stack.log("relay").count(f"{setting}=off")
+        # The relay logs the warning when it begins to listen.
+        logged = stack.log("relay").count(f"{setting}=off")
         stack.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'velikiy relay'")
-        wait_until(lambda: stack.log("relay").count(f"{setting}=off") > said)
-        change(f"{setting} = on")
+        wait_until(lambda: stack.log("relay").count(f"{setting}=off") > logged)
+        set_on_server(f"{setting} = on")
         wait_until(lambda: "warnings" not in readiness(stack)[1])
 
 
-def _stop_within(postgres: str, user: int, path: str) -> None:
-    """Write, and stop this process with the row and its path locked. Once it goes on, exit with 75 if PostgreSQL does
-    not commit."""
+def _stop_in_transaction(postgres: str, user: int, path: str) -> None:
+    """Write, and stop this process while it holds the locks of the row and its path. When it continues, exit with 75 if
+    PostgreSQL does not commit."""
     database = Database(postgres, size=1, timeout=1)
     database.open()
     try:
         with database.transaction(1, *locks([CachePath(path, "")])) as connection:
-            connection.execute("UPDATE users SET name = 'Of a writer that was stopped' WHERE id = %s", (user,))
+            connection.execute("UPDATE users SET name = 'By a stopped writer' WHERE id = %s", (user,))
             os.kill(os.getpid(), signal.SIGSTOP)
     except DatabaseUnavailable:
         sys.exit(75)
@@ -249,85 +254,89 @@ def _stop_while_migrating(postgres: str) -> None:
 
 
 @contextmanager
-def process(target: Callable[..., None], *arguments: object) -> Iterator[Callable[[], int | None]]:
-    """Run this in a process of its own until it stops itself. Yield what lets it go on and returns its exit code."""
-    stopped = get_context("spawn").Process(target=target, args=arguments)
-    stopped.start()
+def stopped_process(target: Callable[..., None], *arguments: object) -> Iterator[Callable[[], int | None]]:
+    """Run the target in another process until it stops itself.
 
-    def go_on() -> int | None:
-        os.kill(stopped.pid or 0, signal.SIGCONT)
-        stopped.join(10)
-        return stopped.exitcode
+    Yields:
+        A function that continues the process and returns its exit code.
+    """
+    process = get_context("spawn").Process(target=target, args=arguments)
+    process.start()
+
+    def resume() -> int | None:
+        os.kill(process.pid or 0, signal.SIGCONT)
+        process.join(10)
+        return process.exitcode
 
     try:
-        wait_until(lambda: " T " in Path(f"/proc/{stopped.pid}/stat").read_text(), what="it has stopped")
-        yield go_on
+        wait_until(lambda: " T " in Path(f"/proc/{process.pid}/stat").read_text(), what="the process has stopped")
+        yield resume
     finally:
-        stopped.kill()
-        stopped.join()
+        process.kill()
+        process.join()
 
 
-class TestAStoppedProcess:
+class TestStoppedProcess:
     @pytest.fixture(autouse=True)
-    def patient(self, stack: Stack) -> Iterator[None]:
-        """Switch off the timeout that deploy/postgres/postgresql.conf has: a PostgreSQL of one's own has none."""
-        as_superuser(stack, f"{ROLE} SET idle_in_transaction_session_timeout = 0")
+    def no_idle_timeout_of_the_server(self, stack: Stack) -> Iterator[None]:
+        """Switch off the timeout of deploy/postgres/postgresql.conf: a PostgreSQL that the user provides has none."""
+        as_superuser(stack, f"{ALTER_ROLE} SET idle_in_transaction_session_timeout = 0")
         yield
-        as_superuser(stack, f"{ROLE} RESET ALL")
+        as_superuser(stack, f"{ALTER_ROLE} RESET ALL")
 
-    def test_gives_up_its_row_and_its_paths(self, stack: Stack, new_user: dict[str, str]) -> None:
+    def test_stopped_writer_loses_its_locks_and_cannot_commit(self, stack: Stack, new_user: dict[str, str]) -> None:
         path = f"/users/{new_user['id']}"
-        with process(_stop_within, stack.postgres, int(new_user["id"]), path) as go_on:
+        with stopped_process(_stop_in_transaction, stack.postgres, int(new_user["id"]), path) as resume:
             began = time.monotonic()
 
-            def written() -> bool:
+            def write() -> bool:
                 return requests.put(new_user["url"], json={"name": "New"}, timeout=5).status_code == 200
 
-            assert not written()
-            wait_until(written, within=1 + postgres.IDLE_S + 2)
+            assert not write()
+            wait_until(write, within=1 + postgres.IDLE_S + 2)
             assert time.monotonic() - began > 6  # two fences, which a writer may have to wait for
             with Connection.connect(stack.postgres, autocommit=True) as connection:
                 assert not writer_in_flight(connection, CachePath(path, ""))
-            assert go_on() == 75
+            assert resume() == 75
         assert requests.get(new_user["url"], timeout=5).json()["name"] == "New"
 
-    def test_gives_up_the_tables_that_it_was_changing(self, stack: Stack) -> None:
-        name, address = make_database(stack)
+    def test_stopped_migration_loses_its_locks(self, stack: Stack) -> None:
+        name, dsn = create_database(stack)
         try:
-            with process(_stop_while_migrating, address):
-                assert migrate.upgrade(make_conninfo(address, options="-c statement_timeout=15s"), wait=5)
+            with stopped_process(_stop_while_migrating, dsn):
+                assert migrate.upgrade(make_conninfo(dsn, options="-c statement_timeout=15s"), wait=5)
         finally:
             drop_database(stack, name)
 
 
-class TestAnIdleTransaction:
+class TestIdleTransaction:
     @pytest.fixture
-    def hasty(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
-        """Open a database whose transactions end after a second without a statement."""
+    def impatient_database(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> Iterator[Database]:
+        """A database that ends a transaction after a second without a statement."""
         monkeypatch.setattr(postgres, "IDLE_S", 0)
-        with opened(stack.postgres) as database:
+        with open_database(stack.postgres) as database:
             yield database
 
-    def test_is_ended_and_the_writer_is_told(self, hasty: Database) -> None:
+    def test_idle_transaction_ends_and_its_writer_gets_an_error(self, impatient_database: Database) -> None:
         def write() -> None:
-            with hasty.transaction() as connection:
+            with impatient_database.transaction() as connection:
                 connection.execute("SELECT")
-                connection.extend_deadline(2)  # it is not our own deadline that we are told of
+                connection.extend_deadline(2)  # so that the error is not that of our own deadline
                 time.sleep(1.5)
                 connection.execute("SELECT")
 
         with pytest.raises(DatabaseUnavailable):
             write()
-        assert asked(hasty, "SELECT 1") == [1, 1, 1]
+        assert query_each_pool(impatient_database, "SELECT 1") == [1, 1, 1]
 
-    def test_has_more_time_where_the_request_has(self, hasty: Database) -> None:
-        with hasty.transaction(timeout_factor=3) as connection:
+    def test_idle_timeout_grows_with_the_timeout_of_the_request(self, impatient_database: Database) -> None:
+        with impatient_database.transaction(timeout_factor=3) as connection:
             connection.execute("SELECT")
             time.sleep(1.5)
             connection.execute("SELECT")
 
-    def test_of_an_import_waits_for_a_slow_disk(self, stack: Stack, hasty: Database) -> None:
-        gate = coherence.connect(hasty, settings(stack, stack.postgres))
+    def test_transaction_of_an_import_outlasts_a_slow_disk(self, stack: Stack, impatient_database: Database) -> None:
+        gate = coherence.connect(impatient_database, settings(stack, stack.postgres))
 
         def keep(_: Connection, refused: list[Row]) -> list[Row]:
             time.sleep(1.5)
@@ -335,10 +344,10 @@ class TestAnIdleTransaction:
 
         assert insert.write(registry()["users"], gate, [], keep) == []
 
-    def test_of_an_export_waits_for_a_slow_reader(
-        self, stack: Stack, hasty: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_transaction_of_an_export_outlasts_a_slow_reader(
+        self, stack: Stack, impatient_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        gate = coherence.connect(hasty, settings(stack, stack.postgres))
+        gate = coherence.connect(impatient_database, settings(stack, stack.postgres))
 
         @contextmanager
         def slow(*_: object, **__: object) -> Iterator[Callable[..., None]]:
@@ -349,11 +358,11 @@ class TestAnIdleTransaction:
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 
 
-class TestAPoolThatIsExhausted:
-    @pytest.mark.parametrize("which", ["reads", "writes"])
-    def test_makes_no_other_pool_refuse(self, stack: Stack, which: str) -> None:
-        with opened(stack.postgres) as database, ExitStack() as held:
-            take = database.autocommit if which == "reads" else database.transaction
+class TestExhaustedPool:
+    @pytest.mark.parametrize("pool", ["reads", "writes"])
+    def test_other_pools_work_while_one_pool_is_exhausted(self, stack: Stack, pool: str) -> None:
+        with open_database(stack.postgres) as database, ExitStack() as held:
+            take = database.autocommit if pool == "reads" else database.transaction
             for _ in range(2):
                 held.enter_context(take()).extend_deadline(60)
 
@@ -362,15 +371,16 @@ class TestAPoolThatIsExhausted:
                     pass
 
             is_refused()
-            waits = held.enter_context(ThreadPoolExecutor(1)).submit(is_refused)  # it finds out whether that is over
-            while not waits.done():
+            # This request probes whether the pool has recovered; other pools must work meanwhile.
+            probing = held.enter_context(ThreadPoolExecutor(1)).submit(is_refused)
+            while not probing.done():
                 for other in {database.autocommit, database.transaction, database.reserved} - {take}:
                     with other() as connection:
                         assert connection.execute("SELECT 1").fetchone() == (1,)
-            waits.result()
+            probing.result()
 
-    def test_leaves_edges_their_leases_and_the_app_its_health(self, stack: Stack) -> None:
-        with opened(stack.postgres) as database, ExitStack() as held:
+    def test_leases_and_health_checks_work_while_the_pools_of_requests_are_exhausted(self, stack: Stack) -> None:
+        with open_database(stack.postgres) as database, ExitStack() as held:
             gate = coherence.connect(database, settings(stack, stack.postgres))
             app = Flask("in this process")
             health.install(app, database, gate.redis_tier)
@@ -378,8 +388,8 @@ class TestAPoolThatIsExhausted:
                 for _ in range(2):
                     held.enter_context(take()).extend_deadline(60)
             try:
-                assert gate.caches.register("a/b", "192.0.2.7:1", "1") is False
-                assert gate.caches.renew("a/b", "1") is False
+                assert gate.caches.register("a/b", "192.0.2.7:1", "1") == Grant(redis_is_fenced=False)
+                assert gate.caches.renew("a/b", "1") == Grant(redis_is_fenced=False)
             finally:
                 stack.sql("DELETE FROM caches WHERE address = '192.0.2.7:1'")
             assert app.test_client().get("/health").status_code == 200
@@ -389,16 +399,18 @@ class TestAPoolThatIsExhausted:
             }
 
 
-def test_an_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack) -> None:
-    name, address = make_database(stack)
+def test_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack) -> None:
+    name, dsn = create_database(stack)
     try:
-        migrate.upgrade(address, wait=5)
-        with opened(address) as database:
+        migrate.upgrade(dsn, wait=5)
+        with open_database(dsn) as database:
             caches = Caches(database, threads=2)
-            assert caches.register("a/b", "192.0.2.8:1", "1") is False
+            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant(redis_is_fenced=False)
             with database.autocommit() as connection:
                 connection.execute("DELETE FROM caches WHERE kind = 'redis'")
-            assert caches.renew("a/b", "1") is True  # Redis is fenced, and it is not
+            assert caches.renew("a/b", "1") == Grant(
+                redis_is_fenced=True
+            )  # Redis counts as fenced; the edge has its lease
             assert caches.renew("a/b", "2") is None
     finally:
         drop_database(stack, name)

@@ -1,4 +1,4 @@
-"""SQL that is written past the app is seen through every edge, and the app's own is not announced."""
+"""SQL from outside is seen through every edge, and writes of the app send no notification."""
 
 import subprocess
 import threading
@@ -12,6 +12,7 @@ import psycopg
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.outages import hanging, refusing
 from testkit.stack import Stack, running, wait_until
 from velikiy.stack.cluster import binaries
@@ -19,14 +20,17 @@ from velikiy.stack.cluster import binaries
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """One of its own: users are truncated, servers are taken away. What an edge keeps outlives each test's patience."""
+    """A stack for this module, whose tests truncate the table and take servers away.
+
+    Entries of the edges outlive the time that each test waits, so no test passes because of a TTL.
+    """
     with running("--edges", "2", EDGE_TTL="60") as stack:
         yield stack
 
 
 @pytest.fixture
-def heard(stack: Stack) -> Iterator[psycopg.Connection]:
-    """Listens as the relay does."""
+def listening(stack: Stack) -> Iterator[psycopg.Connection]:
+    """A connection that listens as the relay does."""
     with psycopg.connect(stack.postgres, autocommit=True) as connection:
         connection.execute("LISTEN velikiy")
         yield connection
@@ -36,159 +40,158 @@ def payloads(connection: psycopg.Connection) -> list[str]:
     return [notification.payload for notification in connection.notifies(timeout=0.3)]
 
 
-def name(edge: str, user: int) -> str | None:
-    answer = requests.get(f"{edge}/users/{user}", timeout=5)
-    return str(answer.json()["name"]) if answer.status_code == 200 else None
+def name_at(edge: str, user: int) -> str | None:
+    """Return the user's name, None for a 404."""
+    response = requests.get(f"{edge}/users/{user}", timeout=5)
+    return str(response.json()["name"]) if response.status_code == 200 else None
 
 
-def listed(edge: str) -> list[int]:
+def listed_ids(edge: str) -> list[int]:
     return [row["id"] for row in requests.get(f"{edge}/users", timeout=5).json()]
 
 
 def warm(stack: Stack, *users: int) -> None:
+    """Have every edge cache the list and these users."""
     for edge in stack.edges:
         for path in ("/users", *(f"/users/{user}" for user in users)):
-            wait_until(lambda path=path, edge=edge: hit(edge + path))  # type: ignore[misc]
+            wait_until(lambda path=path, edge=edge: is_hit(edge + path))  # type: ignore[misc]
 
 
-def hit(url: str) -> bool:
-    return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
-
-
-def seen(stack: Stack, user: int, value: str | None) -> None:
+def expect_name(stack: Stack, user: int, name: str | None) -> None:
+    """Wait until every edge returns this name; None stands for a deleted user."""
     for edge in stack.edges:
-        wait_until(lambda edge=edge: name(edge, user) == value, within=1, every=0.002)  # type: ignore[misc]
-        assert (user in listed(edge)) == (value is not None)
+        wait_until(lambda edge=edge: name_at(edge, user) == name, within=1, every=0.002)  # type: ignore[misc]
+        assert (user in listed_ids(edge)) == (name is not None)
 
 
-def test_update_insert_and_delete_are_seen_through_every_edge(stack: Stack) -> None:
+def test_insert_update_and_delete_by_sql_are_seen_through_every_edge(stack: Stack) -> None:
     warm(stack, 2, 901)
     stack.sql("UPDATE users SET name = 'Outside' WHERE id = 2")
-    seen(stack, 2, "Outside")
+    expect_name(stack, 2, "Outside")
     warm(stack, 2, 901)
     stack.sql("INSERT INTO users (id, name, email) VALUES (901, 'New', 'new901@example.com')")
-    seen(stack, 901, "New")
+    expect_name(stack, 901, "New")
     warm(stack, 2, 901)
     stack.sql("UPDATE users SET id = 902 WHERE id = 901")
-    seen(stack, 901, None)
-    seen(stack, 902, "New")
+    expect_name(stack, 901, None)
+    expect_name(stack, 902, "New")
     warm(stack, 902)
     stack.sql("DELETE FROM users WHERE id = 902")
-    seen(stack, 902, None)
+    expect_name(stack, 902, None)
 
 
 @pytest.mark.exclusive
-def test_single_rows_are_seen_within_100_ms(stack: Stack) -> None:
-    """The 99th percentile, as promised; with a margin for what else runs on this machine."""
-    took = []
+def test_update_of_one_row_by_sql_is_seen_within_100_ms(stack: Stack) -> None:
+    """The promise is the 99th percentile. The test asserts the 90th, because other programs run on this machine."""
+    durations = []
     for number in range(100):
         warm(stack, 2)
         stack.sql("UPDATE users SET name = %s WHERE id = 2", f"Number {number}")
         began = time.monotonic()
         for edge in stack.edges:
-            while name(edge, 2) != f"Number {number}":
+            while name_at(edge, 2) != f"Number {number}":
                 assert time.monotonic() - began < 2
-        took.append(time.monotonic() - began)
-    print(f"median {sorted(took)[50] * 1000:.1f} ms, 99th percentile {quantiles(took, n=100)[98] * 1000:.1f} ms")
-    assert sorted(took)[90] < 0.1
+        durations.append(time.monotonic() - began)
+    median_ms, p99_ms = sorted(durations)[50] * 1000, quantiles(durations, n=100)[98] * 1000
+    print(f"median {median_ms:.1f} ms, 99th percentile {p99_ms:.1f} ms")
+    assert sorted(durations)[90] < 0.1
 
 
-def test_of_many_rows_everything_is_dropped(stack: Stack, heard: psycopg.Connection) -> None:
+def test_notification_of_more_than_1000_rows_stands_for_every_path(stack: Stack, listening: psycopg.Connection) -> None:
     with (
         psycopg.connect(stack.postgres) as connection,
         connection.cursor().copy("COPY users (name, email) FROM STDIN") as copy,
     ):
         for number in range(3000):
             copy.write_row((f"Copied {number}", f"copied{number}@example.com"))
-    assert payloads(heard) == ["users *"]
+    assert payloads(listening) == ["users *"]
     last = wait_until(lambda: stack.sql("SELECT max(id) FROM users WHERE name LIKE 'Copied %%'"))[0][0]
-    seen_last = [name(edge, last) for edge in stack.edges]
-    assert seen_last == ["Copied 2999"] * 2
+    assert [name_at(edge, last) for edge in stack.edges] == ["Copied 2999"] * 2
     warm(stack, last)
     stack.sql("DELETE FROM users WHERE name LIKE 'Copied %%'")
     for edge in stack.edges:
-        wait_until(lambda edge=edge: name(edge, last) is None, within=1)  # type: ignore[misc]
+        wait_until(lambda edge=edge: name_at(edge, last) is None, within=1)  # type: ignore[misc]
 
 
-def test_several_hundred_rows_are_named(stack: Stack, heard: psycopg.Connection) -> None:
+def test_notifications_of_several_hundred_rows_name_each_row(stack: Stack, listening: psycopg.Connection) -> None:
     stack.sql(
         "INSERT INTO users (name, email) SELECT 'Some', 'some' || n || '@example.com' FROM generate_series(1, 700) n"
     )
-    told = payloads(heard)
-    assert len(told) == 3
-    assert sum(len(payload.split()) - 1 for payload in told) == 700
+    received = payloads(listening)
+    assert len(received) == 3
+    assert sum(len(payload.split()) - 1 for payload in received) == 700
     stack.sql("DELETE FROM users WHERE name = 'Some'")
 
 
-def test_truncate_is_seen_too(stack: Stack) -> None:
+def test_truncate_by_sql_is_seen_through_every_edge(stack: Stack) -> None:
     rows = stack.sql("SELECT id, name, email FROM users")
     warm(stack, 1)
     stack.sql("TRUNCATE users")
     for edge in stack.edges:
-        wait_until(lambda edge=edge: listed(edge) == [], within=1)  # type: ignore[misc]
-        assert name(edge, 1) is None
+        wait_until(lambda edge=edge: listed_ids(edge) == [], within=1)  # type: ignore[misc]
+        assert name_at(edge, 1) is None
     for row in rows:
         stack.sql("INSERT INTO users (id, name, email) VALUES (%s, %s, %s)", *row)
-    seen(stack, 1, "Alice")
+    expect_name(stack, 1, "Alice")
 
 
-def test_what_the_app_writes_is_not_announced(stack: Stack, heard: psycopg.Connection) -> None:
+def test_writes_of_the_app_send_no_notification(stack: Stack, listening: psycopg.Connection) -> None:
     created = requests.post(f"{stack.edge}/users", json={"name": "A", "email": "quiet@example.com"}, timeout=5)
     url = stack.edge + created.headers["Location"]
     requests.put(url, json={"name": "B"}, timeout=5)
     requests.delete(url, timeout=5)
-    assert payloads(heard) == []
+    assert payloads(listening) == []
     stack.sql("UPDATE users SET name = name WHERE id = 3")
-    assert payloads(heard) == ["users 3"]
+    assert payloads(listening) == ["users 3"]
 
 
-def test_what_was_written_while_the_relay_was_away_is_seen_once_it_is_back(stack: Stack) -> None:
+def test_sql_during_an_outage_of_the_relay_is_seen_once_the_relay_is_back(stack: Stack) -> None:
     warm(stack, 2)
     with refusing(stack, "relay"):
-        stack.sql("UPDATE users SET name = 'Unheard' WHERE id = 2")
+        stack.sql("UPDATE users SET name = 'Unnoticed' WHERE id = 2")
     for edge in stack.edges:
-        wait_until(lambda edge=edge: name(edge, 2) == "Unheard", within=3)  # type: ignore[misc]
+        wait_until(lambda edge=edge: name_at(edge, 2) == "Unnoticed", within=3)  # type: ignore[misc]
 
 
-def test_after_a_cut_connection_everything_is_dropped(stack: Stack) -> None:
+def test_relay_invalidates_everything_after_its_connection_was_closed(stack: Stack) -> None:
     warm(stack, 3)
-    # What it would have heard it never hears: as if the cut had come before the notification.
+    # This session sends no notification, as if the relay's connection had closed before the notification.
     with psycopg.connect(stack.postgres, autocommit=True, options="-c velikiy.passes_gate=on") as connection:
-        connection.execute("UPDATE users SET name = 'Unheard' WHERE id = 3")
-    assert name(stack.edge, 3) != "Unheard"
+        connection.execute("UPDATE users SET name = 'Unnoticed' WHERE id = 3")
+    assert name_at(stack.edge, 3) != "Unnoticed"
     stack.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'velikiy relay'")
     for edge in stack.edges:
-        wait_until(lambda edge=edge: name(edge, 3) == "Unheard", within=3)  # type: ignore[misc]
+        wait_until(lambda edge=edge: name_at(edge, 3) == "Unnoticed", within=3)  # type: ignore[misc]
 
 
-def test_a_cache_that_hangs_does_not_hold_up_the_news_for_others(stack: Stack) -> None:
+def test_hanging_cache_does_not_delay_invalidations_at_other_caches(stack: Stack) -> None:
     wait_until(lambda: stack.sql("SELECT count(*) FROM caches WHERE fenced_at IS NULL") == [(3,)])
-    for down in ("edge2", "redis"):
+    for server in ("edge2", "redis"):
         warm(stack, 2)
-        with hanging(stack, down):
+        with hanging(stack, server):
             for number in range(3):
-                stack.sql("UPDATE users SET name = %s WHERE id = 2", f"{down} {number}")
-                wait_until(lambda value=f"{down} {number}": name(stack.edge, 2) == value, within=1.5)  # type: ignore[misc]
+                stack.sql("UPDATE users SET name = %s WHERE id = 2", f"{server} {number}")
+                wait_until(lambda name=f"{server} {number}": name_at(stack.edge, 2) == name, within=1.5)  # type: ignore[misc]
         for edge in stack.edges:
-            wait_until(lambda edge=edge, value=f"{down} 2": name(edge, 2) == value, within=3)  # type: ignore[misc]
+            wait_until(lambda edge=edge, name=f"{server} 2": name_at(edge, 2) == name, within=3)  # type: ignore[misc]
         wait_until(lambda: stack.sql("SELECT count(*) FROM caches WHERE fenced_at IS NULL") == [(3,)])
 
 
-def test_a_word_that_nobody_meant_ends_nothing(stack: Stack) -> None:
+def test_notification_without_a_payload_invalidates_everything_and_the_relay_continues(stack: Stack) -> None:
     pid = stack.pids()["relay"]
     warm(stack, 2)
     stack.sql("NOTIFY velikiy")
-    wait_until(lambda: not hit(f"{stack.edge}/users/2"), what="everything is dropped")
+    wait_until(lambda: not is_hit(f"{stack.edge}/users/2"), what="everything is invalidated")
     assert stack.pids()["relay"] == pid
 
 
-class TestTables:
-    """What becomes of a table itself, of which no trigger tells."""
+class TestChangesOfATable:
+    """Changes of the table itself, for which no trigger fires."""
 
     @pytest.mark.parametrize(
         ("form", "restore"), [("custom", ("pg_restore", "--clean", "--if-exists")), ("plain", ("psql", "--quiet"))]
     )
-    def test_a_restored_dump_is_seen_within_2_s(
+    def test_restored_dump_is_seen_within_2_s(
         self, stack: Stack, tmp_path: Path, form: str, restore: tuple[str, ...]
     ) -> None:
         program, *options = restore
@@ -198,17 +201,17 @@ class TestTables:
         run(programs / "pg_dump", stack.postgres, f"--format={form}", "--table=users", f"--file={dump}", *clean)
         stack.sql("UPDATE users SET name = 'Later' WHERE id = 2")
         stack.sql("INSERT INTO users (id, name, email) VALUES (905, 'Later', 'later905@example.com')")
-        seen(stack, 2, "Later")
+        expect_name(stack, 2, "Later")
         warm(stack, 2, 905)
         file = [f"--file={dump}"] if form == "plain" else [str(dump)]
         run(programs / program, f"--dbname={stack.postgres}", *options, *file)
-        shown_within_2_s(stack, 2, "Dumped")
-        shown_within_2_s(stack, 905, None)
-        works(stack)
+        expect_name_within_2_s(stack, 2, "Dumped")
+        expect_name_within_2_s(stack, 905, None)
+        check_writes_are_seen(stack)
 
-    def test_a_table_swapped_by_renaming_is_seen_within_2_s(self, stack: Stack) -> None:
+    def test_table_swapped_by_renaming_is_seen_within_2_s(self, stack: Stack) -> None:
         stack.sql("UPDATE users SET name = 'Original' WHERE id = 2")
-        seen(stack, 2, "Original")
+        expect_name(stack, 2, "Original")
         warm(stack, 2)
         stack.sql(
             """
@@ -221,13 +224,13 @@ class TestTables:
         swap = "ALTER TABLE users RENAME TO users_{}; ALTER TABLE users_{} RENAME TO users"
         try:
             stack.sql(swap.format("old", "new"))
-            shown_within_2_s(stack, 2, "Swapped")
-            works(stack)
+            expect_name_within_2_s(stack, 2, "Swapped")
+            check_writes_are_seen(stack)
             warm(stack, 2)
         finally:
             stack.sql(swap.format("new", "old") + "; DROP TABLE users_new")
-        shown_within_2_s(stack, 2, "Original")
-        works(stack)
+        expect_name_within_2_s(stack, 2, "Original")
+        check_writes_are_seen(stack)
 
     @pytest.mark.parametrize(
         "change",
@@ -239,7 +242,7 @@ class TestTables:
         ids=["update", "truncate"],
     )
     @pytest.mark.parametrize("at_once", [True, False], ids=["one transaction", "one after the other"])
-    def test_what_was_written_while_triggers_were_disabled_is_seen_within_2_s(
+    def test_write_while_triggers_are_disabled_is_seen_within_2_s_of_their_return(
         self, stack: Stack, at_once: bool, change: str
     ) -> None:
         statements = f"ALTER TABLE users DISABLE TRIGGER USER; {change}; ALTER TABLE users ENABLE TRIGGER USER"
@@ -247,18 +250,18 @@ class TestTables:
         with psycopg.connect(stack.postgres, autocommit=True) as connection:
             for statement in [statements] if at_once else statements.split(";"):
                 connection.execute(statement)
-        shown_within_2_s(stack, 2, "Silent")
+        expect_name_within_2_s(stack, 2, "Silent")
         stack.sql("UPDATE users SET name = 'Bob' WHERE id = 2")
-        seen(stack, 2, "Bob")
+        expect_name(stack, 2, "Bob")
 
-    def test_columns_that_are_renamed_or_rewritten_are_seen_within_2_s(self, stack: Stack) -> None:
-        def shows(edge: str, key: str, expected: str) -> bool:
-            return bool(requests.get(f"{edge}/users/2", timeout=5).json()[key] == expected)
+    def test_renamed_and_rewritten_columns_are_seen_within_2_s(self, stack: Stack) -> None:
+        def shows(edge: str, field: str, expected: str) -> bool:
+            return bool(requests.get(f"{edge}/users/2", timeout=5).json()[field] == expected)
 
-        def shown(key: str, expected: str) -> None:
+        def expect_within_2_s(field: str, expected: str) -> None:
             until = time.monotonic() + 2
             for edge in stack.edges:
-                wait_until(partial(shows, edge, key, expected), within=until - time.monotonic())
+                wait_until(partial(shows, edge, field, expected), within=until - time.monotonic())
 
         swap = (
             "ALTER TABLE users RENAME name TO other; ALTER TABLE users RENAME email TO name;"
@@ -268,57 +271,59 @@ class TestTables:
         warm(stack, 2)
         stack.sql(swap)
         try:
-            shown("name", email)
+            expect_within_2_s("name", email)
             warm(stack, 2)
         finally:
             stack.sql(swap)
-        shown("email", email)
+        expect_within_2_s("email", email)
         warm(stack, 2)
         stack.sql("ALTER TABLE users ALTER created_at TYPE timestamptz USING '2001-02-03T04:05:06Z'")
-        shown("created_at", "2001-02-03T04:05:06+00:00")
-        works(stack)
+        expect_within_2_s("created_at", "2001-02-03T04:05:06+00:00")
+        check_writes_are_seen(stack)
 
-    def test_what_becomes_of_a_table_that_inherits_is_seen_within_2_s(self, stack: Stack) -> None:
+    def test_truncated_detached_or_dropped_child_table_is_seen_within_2_s(self, stack: Stack) -> None:
         stack.sql("CREATE TABLE users_more () INHERITS (users)")
         try:
             for change in ("TRUNCATE users_more", "ALTER TABLE users_more NO INHERIT users", "DROP TABLE users_more"):
                 stack.sql("INSERT INTO users_more (id, name, email) VALUES (906, 'Child', 'child906@example.com')")
                 stack.sql("NOTIFY velikiy, 'users 906'")
-                seen(stack, 906, "Child")
-                looked(stack, 1)  # a table that came and went between two looks leaves no trace
+                expect_name(stack, 906, "Child")
+                # The relay does not notice a child table that is attached and detached between two looks.
+                await_looks(stack, 1)
                 warm(stack, 906)
                 stack.sql(change)
-                shown_within_2_s(stack, 906, None)
+                expect_name_within_2_s(stack, 906, None)
                 if "NO INHERIT" in change:
                     stack.sql("TRUNCATE users_more; ALTER TABLE users_more INHERIT users")
         finally:
             stack.sql("DROP TABLE IF EXISTS users_more")
-            stack.sql("ANALYZE users")  # the first one after this notes in pg_class that there is no child any more
-            looked(stack, 1)
+            # The first ANALYZE records in pg_class that the table has no child any longer, which is a change as well.
+            stack.sql("ANALYZE users")
+            await_looks(stack, 1)
 
-    def test_a_change_is_seen_however_much_there_is_to_hear(self, stack: Stack) -> None:
-        done = threading.Event()
+    def test_change_of_a_table_is_seen_within_2_s_during_a_flood_of_notifications(self, stack: Stack) -> None:
+        finished = threading.Event()
 
-        def chatter() -> None:
+        def notify() -> None:
             with psycopg.connect(stack.postgres, autocommit=True) as connection:
-                while not done.wait(0.005):
+                while not finished.wait(0.005):
                     connection.execute("NOTIFY velikiy, 'users 999'")
 
         warm(stack, 2)
-        talking = threading.Thread(target=chatter)
-        talking.start()
+        notifier = threading.Thread(target=notify)
+        notifier.start()
         try:
             stack.sql(
                 "ALTER TABLE users DISABLE TRIGGER USER; UPDATE users SET name = 'Among others' WHERE id = 2;"
                 " ALTER TABLE users ENABLE TRIGGER USER"
             )
-            shown_within_2_s(stack, 2, "Among others")
+            expect_name_within_2_s(stack, 2, "Among others")
         finally:
-            done.set()
-            talking.join()
+            finished.set()
+            notifier.join()
 
-    def test_maintenance_and_plain_writes_drop_nothing_else(self, stack: Stack) -> None:
-        looked(stack, 1)
+    def test_maintenance_and_plain_writes_invalidate_no_other_row(self, stack: Stack) -> None:
+        await_looks(stack, 1)
         warm(stack, 3)
         logged = stack.log("relay")
         for statement in (
@@ -329,26 +334,26 @@ class TestTables:
             "REINDEX TABLE users",
         ):
             stack.sql(statement)
-        looked(stack, 2)
+        await_looks(stack, 2)
         stack.sql("DELETE FROM users WHERE name = 'Much'")
-        assert [hit(f"{edge}/users/3") for edge in stack.edges] == [True, True]
+        assert [is_hit(f"{edge}/users/3") for edge in stack.edges] == [True, True]
         assert "relay.table_changed" not in stack.log("relay").removeprefix(logged)
 
-    def test_a_table_that_is_locked_for_long_keeps_nobody_from_listening(self, stack: Stack) -> None:
-        looked(stack, 1)
+    def test_relay_listens_and_looks_while_the_table_is_locked(self, stack: Stack) -> None:
+        await_looks(stack, 1)
         warm(stack, 2)
-        listens = "SELECT pid, backend_start FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
-        before = stack.sql(listens)
+        relay_session = "SELECT pid, backend_start FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
+        before = stack.sql(relay_session)
         with psycopg.connect(stack.postgres) as restoring:
             restoring.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-            looked(stack, 2)
-            assert hit(f"{stack.edge}/users/2")
+            await_looks(stack, 2)
+            assert is_hit(f"{stack.edge}/users/2")
             stack.sql("NOTIFY velikiy, 'users 2'")
-            wait_until(lambda: not hit(f"{stack.edge}/users/2"), within=1)
-        assert stack.sql(listens) == before
+            wait_until(lambda: not is_hit(f"{stack.edge}/users/2"), within=1)
+        assert stack.sql(relay_session) == before
 
     @pytest.mark.parametrize(
-        ("away", "back"),
+        ("remove", "restore"),
         [
             ("ALTER TABLE users DISABLE TRIGGER rows_deleted", "ALTER TABLE users ENABLE TRIGGER USER"),
             (
@@ -359,67 +364,65 @@ class TestTables:
         ],
         ids=["disabled", "dropped"],
     )
-    def test_a_table_without_its_triggers_is_named_once_and_with_what_to_do(
-        self, stack: Stack, away: str, back: str
+    def test_relay_warns_once_of_a_table_without_triggers_and_logs_the_remedy(
+        self, stack: Stack, remove: str, restore: str
     ) -> None:
-        def said() -> list[str]:
+        def warnings() -> list[str]:
             return [
                 line for line in stack.log("relay").removeprefix(before).splitlines() if "relay.cannot_hear" in line
             ]
 
-        looked(stack, 1)
+        await_looks(stack, 1)
         before = stack.log("relay")
-        stack.sql(away)
+        stack.sql(remove)
         try:
-            wait_until(said, within=3)
-            looked(stack, 2)
-            [warning] = said()
+            wait_until(warnings, within=3)
+            await_looks(stack, 2)
+            [warning] = warnings()
             assert '"table":"users"' in warning
-            assert back in warning
+            assert restore in warning
         finally:
-            stack.sql(back)
-        works(stack)
+            stack.sql(restore)
+        check_writes_are_seen(stack)
 
 
 def run(program: Path, *arguments: str) -> None:
-    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    finished = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 0, finished.stderr
 
 
-def shown_within_2_s(stack: Stack, user: int, value: str | None) -> None:
+def expect_name_within_2_s(stack: Stack, user: int, name: str | None) -> None:
     until = time.monotonic() + 2
     for edge in stack.edges:
         left = until - time.monotonic()
-        wait_until(lambda edge=edge: name(edge, user) == value, within=left, every=0.01)  # type: ignore[misc]
+        wait_until(lambda edge=edge: name_at(edge, user) == name, within=left, every=0.01)  # type: ignore[misc]
 
 
-def works(stack: Stack) -> None:
-    """The app reads and writes, and SQL from outside is heard."""
-    url = f"{stack.edge}/users"
-    created = requests.post(url, json={"name": "Works", "email": "works@example.com"}, timeout=5)
-    assert created.status_code == 201, created.text
-    own = stack.edge + created.headers["Location"]
-    assert requests.put(own, json={"name": "Still works"}, timeout=5).status_code == 200
-    assert [requests.get(edge + created.headers["Location"], timeout=5).json()["name"] for edge in stack.edges] == [
-        "Still works"
-    ] * 2
-    assert requests.delete(own, timeout=5).ok
+def check_writes_are_seen(stack: Stack) -> None:
+    """Check that the app reads and writes, and that SQL from outside is seen."""
+    response = requests.post(f"{stack.edge}/users", json={"name": "Works", "email": "works@example.com"}, timeout=5)
+    assert response.status_code == 201, response.text
+    location = response.headers["Location"]
+    assert requests.put(stack.edge + location, json={"name": "Still works"}, timeout=5).status_code == 200
+    names = [requests.get(edge + location, timeout=5).json()["name"] for edge in stack.edges]
+    assert names == ["Still works"] * 2
+    assert requests.delete(stack.edge + location, timeout=5).ok
     warm(stack, 2)
     stack.sql("UPDATE users SET name = 'Outside' WHERE id = 2")
-    seen(stack, 2, "Outside")
+    expect_name(stack, 2, "Outside")
 
 
-def looked(stack: Stack, times: int) -> None:
-    """Wait until the relay has looked at the tables so often from now on."""
-    found: set[object] = set()
+def await_looks(stack: Stack, count: int) -> None:
+    """Wait until the relay has looked at the catalogs so many times from now on."""
+    looks: set[object] = set()
 
-    def count() -> int:
-        found.update(
+    def count_looks() -> int:
+        looks.update(
             stack.sql(
                 "SELECT query_start FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
                 " AND query LIKE '%%pg_inherits%%'"
             )
         )
-        return len(found)
+        return len(looks)
 
-    wait_until(lambda: count() > times, what="the relay looks at the tables")
+    wait_until(lambda: count_looks() > count, what="the relay looks at the catalogs")

@@ -1,4 +1,4 @@
-"""What fields take, without a server."""
+"""Validation of fields, without a server."""
 
 import random
 
@@ -33,7 +33,7 @@ PARTS = (
 
 
 def addresses(count: int) -> list[str]:
-    """At random, near the edges of what is an address: most are none, and thousands are."""
+    """Return random texts close to the limits of an email address: most are invalid, and thousands are valid."""
     chance = random.Random(7)
 
     def label(letters: str, longest: int) -> str:
@@ -50,7 +50,7 @@ def addresses(count: int) -> list[str]:
     return [likely() if chance.random() < 0.8 else f"a{unlikely()}@{unlikely()}.com" for _ in range(count)]
 
 
-def test_an_address_that_is_called_plain_is_one_to_the_library_too() -> None:
+def test_every_address_that_the_fast_check_accepts_is_valid_for_the_library() -> None:
     plain = [address for address in addresses(60_000) if len(address) <= 254 and PLAIN.fullmatch(address)]
     assert len(plain) > 5_000
     for address in plain:
@@ -63,7 +63,7 @@ def test_an_address_that_is_called_plain_is_one_to_the_library_too() -> None:
     "address",
     ["alice@example.com", "a.b+c_d-e@mail.example.co.uk", "1@2.com", "A@B.Org", "user123@xn.museum", "x@a-b-c.de"],
 )
-def test_usual_addresses_are_plain(address: str) -> None:
+def test_fast_check_accepts_usual_addresses(address: str) -> None:
     assert PLAIN.fullmatch(address)
 
 
@@ -91,11 +91,11 @@ def test_usual_addresses_are_plain(address: str) -> None:
         f"{'a' * 65}@b.com",
     ],
 )
-def test_what_is_less_usual_is_left_to_the_library(address: str) -> None:
+def test_fast_check_leaves_unusual_addresses_to_the_library(address: str) -> None:
     assert not PLAIN.fullmatch(address)
 
 
-def test_samples_follow_the_rules_and_are_all_different() -> None:
+def test_seed_rows_are_valid_and_unique() -> None:
     for resource in registry().values():
         samples = [resource.seed_row(n) for n in range(1, 3000)]
         for sample in samples:

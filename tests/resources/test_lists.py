@@ -1,4 +1,4 @@
-"""Pages, orders and searches: each row once and in its place, and what was written is seen at once, whatever was asked."""
+"""Pages, orders and searches of lists: each row appears once and in order, and every list shows each write at once."""
 
 import unicodedata
 from base64 import urlsafe_b64encode
@@ -10,7 +10,8 @@ from urllib.parse import quote
 import pytest
 import requests
 
-from testkit.failpoints import SteppedApp, stepped_app
+from testkit.api import is_hit
+from testkit.failpoints import READER_FAILPOINTS, FailpointApp, failpoint_app, has_cache_lease
 from testkit.raw_http import ask, check
 from testkit.stack import Stack, wait_until
 from velikiy.resources import pagination
@@ -21,135 +22,146 @@ NAMES = [
     *("李明", "🙂 Smile", "_under", "100%", "O'Brien", "Same", "Same", "Same", "Same"),
 ]
 SORTS = ["id", "-id", "name", "-name", "email", "-email", "created_at", "-created_at"]
-ORDERS = {"id": "id", "name": 'name COLLATE "und-x-icu"', "email": "lower(email)", "created_at": "created_at"}
+SORT_EXPRESSIONS = {"id": "id", "name": 'name COLLATE "und-x-icu"', "email": "lower(email)", "created_at": "created_at"}
 
 
-def batch(door: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:
-    answer = requests.post(f"{door}/users/batch", json={"operations": operations}, timeout=10)
-    assert answer.status_code == 200, answer.text
-    results: list[dict[str, Any]] = answer.json()["results"]
+def run_batch(base_url: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:
+    response = requests.post(f"{base_url}/users/batch", json={"operations": operations}, timeout=10)
+    assert response.status_code == 200, response.text
+    results: list[dict[str, Any]] = response.json()["results"]
     return results
 
 
-def create(door: str, name: str, email: str) -> int:
-    answer = requests.post(f"{door}/users", json={"name": name, "email": email}, timeout=5)
-    assert answer.status_code == 201, answer.text
-    return int(answer.json()["id"])
+def create(base_url: str, name: str, email: str) -> int:
+    response = requests.post(f"{base_url}/users", json={"name": name, "email": email}, timeout=5)
+    assert response.status_code == 201, response.text
+    return int(response.json()["id"])
 
 
 @pytest.fixture(scope="module")
 def people(stack: Stack) -> Iterator[list[int]]:
-    """Some with the same name, all with the same time; each has the word Keyset."""
-    made = batch(
+    """Ids of users, of which several have the same name and most the same time. Each name contains the word Keyset."""
+    created = run_batch(
         stack.app,
         *(
             {"op": "create", "name": f"{name} Keyset", "email": f"{'kK'[n % 2]}eyset{n * 7 % 23}@example.com"}
             for n, name in enumerate(NAMES)
         ),
     )
-    ids = [result["id"] for result in made]
+    ids = [result["id"] for result in created]
     stack.sql("UPDATE users SET created_at = created_at - interval '1 hour' WHERE id = ANY(%s)", ids[::3])
     stack.redis().flushdb()
     wait_until(lambda: all(ids[0] in found(edge, "Keyset", "-created_at") for edge in stack.edges))
     yield ids
-    batch(stack.app, *({"op": "delete", "id": number} for number in ids))
+    delete_all(stack.app, ids)
 
 
-def walk(door: str, query: str) -> tuple[list[int], list[dict[str, Any]]]:
-    """All pages: ids, and the links of each."""
+def delete_all(base_url: str, ids: list[int]) -> None:
+    run_batch(base_url, *({"op": "delete", "id": user_id} for user_id in ids))
+
+
+def read_pages(base_url: str, query: str) -> tuple[list[int], list[dict[str, Any]]]:
+    """Read all pages; return the ids in order, and the links of each page."""
     ids, links = [], []
     target = f"/users?{query}"
     while target:
-        answer = requests.get(door + target, timeout=5)
-        assert answer.status_code == 200, answer.text
-        ids += [row["id"] for row in answer.json()]
-        links.append(answer.links)
-        target = answer.links.get("next", {}).get("url", "")
+        response = requests.get(base_url + target, timeout=5)
+        assert response.status_code == 200, response.text
+        ids += [row["id"] for row in response.json()]
+        links.append(response.links)
+        target = response.links.get("next", {}).get("url", "")
     return ids, links
 
 
-def found(door: str, q: str, sort: str = "id") -> list[int]:
-    answer = requests.get(f"{door}/users", params={"q": q, "sort": sort}, timeout=5)
-    assert answer.status_code == 200, answer.text
-    return [row["id"] for row in answer.json()]
+def found(base_url: str, q: str, sort: str = "id") -> list[int]:
+    response = requests.get(f"{base_url}/users", params={"q": q, "sort": sort}, timeout=5)
+    assert response.status_code == 200, response.text
+    return [row["id"] for row in response.json()]
 
 
-def counted(door: str, q: str | None = None) -> int:
-    return int(requests.get(f"{door}/users/count", params={"q": q} if q else {}, timeout=5).json()["count"])
+def counted(base_url: str, q: str | None = None) -> int:
+    return int(requests.get(f"{base_url}/users/count", params={"q": q} if q else {}, timeout=5).json()["count"])
+
+
+def order_by(sort: str) -> str:
+    expression, direction = SORT_EXPRESSIONS[sort.removeprefix("-")], "DESC" if sort.startswith("-") else "ASC"
+    return f"ORDER BY {expression} {direction}, id {direction}"
 
 
 class TestPages:
     @pytest.mark.parametrize("sort", SORTS)
     @pytest.mark.parametrize("limit", [1, 3, 1000])
-    def test_every_order_holds_each_row_once_and_in_its_place(
-        self, stack: Stack, door: str, people: list[int], sort: str, limit: int
+    def test_pages_of_a_search_contain_each_match_once_and_in_order(
+        self, stack: Stack, base_url: str, people: list[int], sort: str, limit: int
     ) -> None:
-        by, way = ORDERS[sort.removeprefix("-")], "DESC" if sort.startswith("-") else "ASC"
-        rows = stack.sql(f"SELECT id FROM users WHERE id = ANY(%s) ORDER BY {by} {way}, id {way}", people)
-        ids, _ = walk(door, f"limit={limit}&q=keyset&sort={sort}")
+        rows = stack.sql(f"SELECT id FROM users WHERE id = ANY(%s) {order_by(sort)}", people)
+        ids, _ = read_pages(base_url, f"limit={limit}&q=keyset&sort={sort}")
         assert ids == [row[0] for row in rows]
 
     @pytest.mark.parametrize("sort", SORTS)
-    def test_so_does_one_without_a_search(self, stack: Stack, door: str, people: list[int], sort: str) -> None:
-        by, way = ORDERS[sort.removeprefix("-")], "DESC" if sort.startswith("-") else "ASC"
-        ids, _ = walk(door, f"limit=7&sort={sort}")
-        assert ids == [row[0] for row in stack.sql(f"SELECT id FROM users ORDER BY {by} {way}, id {way}")]
+    def test_pages_of_a_list_contain_each_row_once_and_in_order(
+        self, stack: Stack, base_url: str, people: list[int], sort: str
+    ) -> None:
+        ids, _ = read_pages(base_url, f"limit=7&sort={sort}")
+        assert ids == [row[0] for row in stack.sql(f"SELECT id FROM users {order_by(sort)}")]
         assert set(people) <= set(ids)
 
-    def test_letters_sort_as_people_do_and_not_as_codes(self, door: str, people: list[int]) -> None:
-        rows = requests.get(f"{door}/users?q=keyset&sort=name", timeout=5).json()
+    def test_names_sort_by_the_rules_of_their_language_and_not_by_code_points(
+        self, base_url: str, people: list[int]
+    ) -> None:
+        rows = requests.get(f"{base_url}/users?q=keyset&sort=name", timeout=5).json()
         names = [row["name"].removesuffix(" Keyset") for row in rows]
         assert names.index("anna") < names.index("Bob") < names.index("Çelik") < names.index("Zoë")
         assert names.index("Елка") < names.index("Ирина") < names.index("Йорк")
 
-    def test_links_lead_on_and_back_and_keep_what_was_asked(self, door: str, people: list[int]) -> None:
-        _, links = walk(door, "limit=10&q=Keyset&sort=-name")
+    def test_links_of_a_page_keep_its_parameters(self, base_url: str, people: list[int]) -> None:
+        _, links = read_pages(base_url, "limit=10&q=Keyset&sort=-name")
         assert [sorted(page) for page in links] == [["first", "next"], ["first", "next"], ["first"]]
         assert {page["first"]["url"] for page in links} == {"/users?limit=10&q=Keyset&sort=-name"}
-        assert walk(door, "q=keyset")[1] == [{}]
+        assert read_pages(base_url, "q=keyset")[1] == [{}]
 
-    def test_a_page_that_is_just_full_has_no_next(self, door: str, people: list[int]) -> None:
-        _, links = walk(door, f"limit={len(people)}&q=keyset")
+    def test_last_page_that_is_just_full_has_no_next_link(self, base_url: str, people: list[int]) -> None:
+        _, links = read_pages(base_url, f"limit={len(people)}&q=keyset")
         assert links == [{}]
 
-    def test_what_comes_and_goes_between_pages_neither_repeats_nor_hides_others(
-        self, stack: Stack, door: str, people: list[int]
+    def test_rows_created_and_deleted_between_two_pages_neither_repeat_nor_hide_other_rows(
+        self, stack: Stack, base_url: str, people: list[int]
     ) -> None:
-        first = requests.get(f"{door}/users?limit=5&q=keyset&sort=name", timeout=5)
+        first = requests.get(f"{base_url}/users?limit=5&q=keyset&sort=name", timeout=5)
         seen = [row["id"] for row in first.json()]
-        before = create(door, "!Before Keyset", "before@example.com")
-        gone = create(door, "Zzz Keyset", "gone@example.com")
+        before = create(base_url, "!Before Keyset", "before@example.com")
+        gone = create(base_url, "Zzz Keyset", "gone@example.com")
         try:
-            requests.delete(f"{door}/users/{gone}", timeout=5)
-            rest, _ = walk(door, first.links["next"]["url"].partition("?")[2])
+            requests.delete(f"{base_url}/users/{gone}", timeout=5)
+            rest, _ = read_pages(base_url, first.links["next"]["url"].partition("?")[2])
         finally:
-            requests.delete(f"{door}/users/{before}", timeout=5)
+            requests.delete(f"{base_url}/users/{before}", timeout=5)
         assert sorted(seen + rest) == sorted(people)
 
-    def test_a_cursor_goes_on_although_its_row_is_gone(self, door: str, people: list[int]) -> None:
-        last = create(door, "Last Keyset", "gone@example.com")
-        first = requests.get(f"{door}/users?limit=1&q=keyset&sort=-id", timeout=5)
+    def test_cursor_works_after_its_row_is_deleted(self, base_url: str, people: list[int]) -> None:
+        last = create(base_url, "Last Keyset", "gone@example.com")
+        first = requests.get(f"{base_url}/users?limit=1&q=keyset&sort=-id", timeout=5)
         ids = [row["id"] for row in first.json()]
-        requests.delete(f"{door}/users/{last}", timeout=5)
-        rest, _ = walk(door, first.links["next"]["url"].partition("?")[2])
+        requests.delete(f"{base_url}/users/{last}", timeout=5)
+        rest, _ = read_pages(base_url, first.links["next"]["url"].partition("?")[2])
         assert (ids, rest) == ([last], sorted(people, reverse=True))
 
-    def test_the_largest_page_of_the_longest_search_has_a_link_that_works(self, stack: Stack, door: str) -> None:
-        """Headers have an end, too: 100 letters of 4 bytes, and a cursor that holds a name of as many."""
+    def test_next_link_of_the_longest_search_fits_into_a_header(self, stack: Stack, base_url: str) -> None:
+        """The search has almost 100 letters of 4 bytes, and the cursor contains a name of as many."""
         word = "𝒳" * 45 + "𐐨" * 50
-        made = [create(door, word, f"long{n}@example.com") for n in range(3)]
+        created = [create(base_url, word, f"long{n}@example.com") for n in range(3)]
         try:
-            ids, _ = walk(door, f"limit=1&q={quote(word)}&sort=-name")
-            assert ids == made[::-1]
+            ids, _ = read_pages(base_url, f"limit=1&q={quote(word)}&sort=-name")
+            assert ids == created[::-1]
         finally:
-            batch(door, *({"op": "delete", "id": number} for number in made))
+            delete_all(base_url, created)
 
 
 class TestCursors:
     @pytest.mark.parametrize("other", ["id", "name", "-email", "created_at"])
-    def test_a_cursor_is_for_one_order(self, door: str, people: list[int], other: str) -> None:
-        url = requests.get(f"{door}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
-        check(ask(door, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
+    def test_cursor_of_another_order_is_400(self, base_url: str, people: list[int], other: str) -> None:
+        url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
+        check(ask(base_url, "GET", url.replace("sort=email", f"sort={other}")), 400, "cursor")
 
     @pytest.mark.parametrize(
         ("sort", "content"),
@@ -179,13 +191,13 @@ class TestCursors:
             ("created_at", '["created_at","\'; DROP TABLE users; --",1]'),
         ],
     )
-    def test_a_forged_one_is_400(self, door: str, sort: str, content: str) -> None:
+    def test_forged_cursor_is_400(self, base_url: str, sort: str, content: str) -> None:
         cursor = urlsafe_b64encode(content.encode()).rstrip(b"=").decode()
         for q in ("", "&q=alice"):
-            check(ask(door, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
+            check(ask(base_url, "GET", f"/users?cursor={cursor}{q}&sort={sort}"), 400, "cursor")
 
-    def test_one_cursor_has_one_spelling(self, door: str, people: list[int]) -> None:
-        url = requests.get(f"{door}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
+    def test_cursor_in_another_spelling_is_400(self, base_url: str, people: list[int]) -> None:
+        url = requests.get(f"{base_url}/users?limit=1&sort=email", timeout=5).links["next"]["url"]
         cursor = url.partition("cursor=")[2].partition("&")[0]
         for other in (
             f"{cursor}=",
@@ -195,7 +207,7 @@ class TestCursors:
             f"{cursor}A",
             cursor[:-1],
         ):
-            check(ask(door, "GET", url.replace(cursor, quote(other))), 400, "cursor")
+            check(ask(base_url, "GET", url.replace(cursor, quote(other))), 400, "cursor")
 
 
 SEARCHES = [
@@ -247,64 +259,67 @@ SEARCHES = [
 
 
 class TestSearch:
-    @pytest.mark.parametrize(("name", "q", "there"), SEARCHES)
-    def test_each_word_is_or_begins_a_word_of_name_or_email(self, door: str, name: str, q: str, there: bool) -> None:
-        user = create(door, name, "searched@example.com")
+    @pytest.mark.parametrize(("name", "q", "matches"), SEARCHES)
+    def test_search_matches_if_each_word_begins_a_word_of_the_name_or_the_email(
+        self, base_url: str, name: str, q: str, matches: bool
+    ) -> None:
+        user = create(base_url, name, "searched@example.com")
         try:
-            assert (user in found(door, q)) == there
-            assert counted(door, q) == len(found(door, q))
+            assert (user in found(base_url, q)) == matches
+            assert counted(base_url, q) == len(found(base_url, q))
         finally:
-            requests.delete(f"{door}/users/{user}", timeout=5)
+            requests.delete(f"{base_url}/users/{user}", timeout=5)
 
-    def test_html_and_sql_are_words_like_others(self, door: str) -> None:
-        user = create(door, "<b>bold</b>'); DROP TABLE users; --", "sql@example.com")
+    def test_search_treats_html_and_sql_as_plain_words(self, base_url: str) -> None:
+        user = create(base_url, "<b>bold</b>'); DROP TABLE users; --", "sql@example.com")
         try:
             for q in ("<b>bold</b>", "'); DROP TABLE users; --", "bold drop"):
-                assert found(door, q) == [user]
+                assert found(base_url, q) == [user]
         finally:
-            requests.delete(f"{door}/users/{user}", timeout=5)
+            requests.delete(f"{base_url}/users/{user}", timeout=5)
 
-    def test_the_two_ways_to_a_page_lead_to_the_same(
+    def test_both_query_plans_of_a_search_return_the_same_pages(
         self, stack: Stack, people: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Of many finds the next in the order are tried first, and all only where these do not fill the page."""
-        with stepped_app(stack) as app:
+        """With many matches the query tries the next rows of the order first, and all rows only if they do not fill
+        the page."""
+        with failpoint_app(stack) as app:
             rows = app.users.rows
 
-            def walked(sort: str, limit: int) -> list[bytes]:
-                answers, cursor = [], ""
+            def pages(sort: str, limit: int) -> list[bytes]:
+                found, cursor = [], ""
                 while True:
                     stack.redis().delete("all_users")
                     entry = rows.page(Page(limit, sort, "keyset", cursor)).entry
-                    answers.append(entry.body + entry.link.encode())
+                    found.append(entry.body + entry.link.encode())
                     if 'rel="next"' not in entry.link:
-                        return answers
+                        return found
                     cursor = entry.link.partition("cursor=")[2].partition("&")[0].partition(">")[0]
 
             for sort in SORTS:
                 for limit in (2, 5, 50):
-                    usual = walked(sort, limit)
+                    expected = pages(sort, limit)
                     monkeypatch.setattr(pagination, "SORTABLE_ROWS", -1)
                     for near in (1, 2, 1000):
                         monkeypatch.setattr(pagination, "scan_window", lambda page, *_, near=near: near * page.limit)
-                        assert walked(sort, limit) == usual
+                        assert pages(sort, limit) == expected
                     monkeypatch.undo()
 
     @pytest.mark.parametrize("limit", [1, 20, 1000])
-    def test_no_search_looks_at_many_rows_for_a_page_if_what_it_finds_lies_evenly(self, limit: int) -> None:
-        """Of a million. Those that an order passes until the page is full, or those that are sorted; never both."""
+    def test_search_with_evenly_spread_matches_reads_few_of_a_million_rows_for_a_page(self, limit: int) -> None:
+        """The query reads rows in order until the page is full, or sorts all matches; never both."""
         rows = 1_000_000
         for expected in range(pagination.SORTABLE_ROWS, rows, 1000):
-            looked_at = pagination.scan_window(Page(limit), expected, rows)
-            if looked_at:
-                assert looked_at * expected / rows >= 2 * limit * 0.9  # it is enough, with room
+            scanned = pagination.scan_window(Page(limit), expected, rows)
+            if scanned:
+                assert scanned * expected / rows >= 2 * limit * 0.9  # about twice as many matches as the page needs
                 assert limit * rows / expected <= 25_000
             else:
                 assert expected <= 50_000
 
 
-def looks(word: str) -> list[str]:
-    """Whatever a list is asked for: each is an entry of its own."""
+def list_targets(word: str) -> list[str]:
+    """Return addresses of lists and counts, each of which is a variant with an entry of its own."""
     return [
         "/users",
         "/users/count",
@@ -321,50 +336,50 @@ _numbers = count(1)
 
 
 class TestFreshness:
-    def seen(self, stack: Stack, word: str) -> list[bytes]:
-        """By both edges, which have to say the same."""
-        answers = [[requests.get(edge + look, timeout=5).content for look in looks(word)] for edge in stack.edges]
-        assert answers[0] == answers[1]
-        return answers[0]
+    def read_all(self, stack: Stack, word: str) -> list[bytes]:
+        """Return the bodies of all variants, which are the same through both edges."""
+        bodies = [
+            [requests.get(edge + target, timeout=5).content for target in list_targets(word)] for edge in stack.edges
+        ]
+        assert bodies[0] == bodies[1]
+        return bodies[0]
 
     def warm(self, stack: Stack, word: str) -> list[bytes]:
+        """Have both edges cache all variants; return their bodies."""
         for edge in stack.edges:
-            for look in looks(word):
-                wait_until(lambda url=edge + look: requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT")  # type: ignore[misc]
-        return self.seen(stack, word)
+            for target in list_targets(word):
+                wait_until(lambda url=edge + target: is_hit(url))  # type: ignore[misc]
+        return self.read_all(stack, word)
 
     def test_each_kind_of_write_is_seen_in_every_list_through_both_edges(self, stack: Stack) -> None:
         word = f"fresh{next(_numbers)}"
         edge, other = stack.edges
         history = [self.warm(stack, word)]
 
-        def step(change: requests.Response) -> None:
-            assert change.status_code < 300, change.text
-            history.append(self.seen(stack, word))
+        def check_is_seen(write: requests.Response) -> None:
+            assert write.status_code < 300, write.text
+            history.append(self.read_all(stack, word))
             assert self.warm(stack, word) == history[-1]
 
-        made = requests.post(f"{edge}/users", json={"name": word, "email": f"{word}@example.com"}, timeout=5)
-        step(made)
-        place = made.headers["Location"]
-        step(requests.put(other + place, json={"name": f"{word} put"}, timeout=5))
-        step(requests.patch(edge + place, json={"name": f"{word} patched"}, timeout=5))
-        number = made.json()["id"]
-        many = [
-            {"op": "update", "id": number, "name": f"{word} batch"},
+        created = requests.post(f"{edge}/users", json={"name": word, "email": f"{word}@example.com"}, timeout=5)
+        check_is_seen(created)
+        location, user_id = created.headers["Location"], created.json()["id"]
+        check_is_seen(requests.put(other + location, json={"name": f"{word} put"}, timeout=5))
+        check_is_seen(requests.patch(edge + location, json={"name": f"{word} patched"}, timeout=5))
+        operations = [
+            {"op": "update", "id": user_id, "name": f"{word} batch"},
             {"op": "create", "name": word, "email": f"{word}b@example.com"},
         ]
-        answer = requests.post(f"{other}/users/batch", json={"operations": many}, timeout=5)
-        step(answer)
-        new = answer.json()["results"][1]["id"]
-        many = [{"op": "delete", "id": new}]
-        step(requests.post(f"{edge}/users/batch", json={"operations": many}, timeout=5))
-        step(requests.delete(other + place, timeout=5))
-        names = [answers[3] for answers in history]  # of the search
-        assert len(set(names)) == 6
-        assert names[0] == names[-1] == b"[]"
-        counts = [answers[2] for answers in history]
+        batch = requests.post(f"{other}/users/batch", json={"operations": operations}, timeout=5)
+        check_is_seen(batch)
+        operations = [{"op": "delete", "id": batch.json()["results"][1]["id"]}]
+        check_is_seen(requests.post(f"{edge}/users/batch", json={"operations": operations}, timeout=5))
+        check_is_seen(requests.delete(other + location, timeout=5))
+        totals, counts, searches = ([bodies[index] for bodies in history] for index in (1, 2, 3))
+        assert len(set(searches)) == 6
+        assert searches[0] == searches[-1] == b"[]"
         assert counts == [b'{"count":%d}' % n for n in (0, 1, 1, 1, 2, 1, 0)]
-        assert history[0][1] == history[-1][1]
+        assert totals[0] == totals[-1]
 
     def test_sql_from_outside_is_seen_in_searches_and_counts(self, stack: Stack) -> None:
         word = f"fresh{next(_numbers)}"
@@ -378,34 +393,32 @@ class TestFreshness:
 
 
 @pytest.fixture(scope="module")
-def stepped(stack: Stack) -> Iterator[SteppedApp]:
-    with stepped_app(stack) as app:
-        wait_until(lambda: not requests.get(f"{app.edge}/.edge", timeout=5).text.endswith(" 0"))
+def app(stack: Stack) -> Iterator[FailpointApp]:
+    with failpoint_app(stack) as app:
+        wait_until(lambda: has_cache_lease(app.edge))
         yield app
 
 
-@pytest.mark.parametrize(
-    "place", ["between check and snapshot", "between snapshot and fill", "between fill and answer"]
-)
-@pytest.mark.parametrize("many", [1, 100])
-def test_a_search_that_a_batch_overtakes_leaves_nothing_old(stepped: SteppedApp, place: str, many: int) -> None:
-    """Of one row as of a hundred, which are locked as everything."""
+@pytest.mark.parametrize("failpoint", READER_FAILPOINTS)
+@pytest.mark.parametrize("size", [1, 100])
+def test_search_that_a_batch_overtakes_leaves_no_old_entry(app: FailpointApp, failpoint: str, size: int) -> None:
+    """A batch of a hundred rows takes the lock of every path, a batch of one row the locks of its own paths."""
     word = f"overtaken{next(_numbers)}"
-    stack = stepped.stack
+    stack = app.stack
     ids: list[int] = []
 
     def write() -> None:
-        operations = [{"op": "create", "name": word, "email": f"{word}{n}@example.com"} for n in range(many)]
-        ids.extend(result["id"] for result in batch(stack.app, *operations))
+        operations = [{"op": "create", "name": word, "email": f"{word}{n}@example.com"} for n in range(size)]
+        ids.extend(result["id"] for result in run_batch(stack.app, *operations))
 
-    for look in (f"/users?q={word}&sort=name", f"/users/count?q={word}"):
+    for target in (f"/users?q={word}&sort=name", f"/users/count?q={word}"):
         stack.redis().flushdb()
-        stepped.steps.steps[place] = write
-        requests.get(stepped.edge + look, timeout=10)
+        app.failpoints.actions[failpoint] = write
+        requests.get(app.edge + target, timeout=10)
         try:
-            for edge in (stepped.edge, *stack.edges):
+            for edge in (app.edge, *stack.edges):
                 for _ in range(2):
-                    assert len(found(edge, word, "name")) == counted(edge, word) == many
+                    assert len(found(edge, word, "name")) == counted(edge, word) == size
         finally:
-            batch(stack.app, *({"op": "delete", "id": number} for number in ids))
+            delete_all(stack.app, ids)
             ids.clear()

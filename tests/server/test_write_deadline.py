@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import Steps, Users, stepped_gate
-from testkit.fake_app import told_app
+from testkit.failpoints import Failpoints, Users, failpoint_gate
+from testkit.fake_app import fake_app
 from testkit.raw_http import ask
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
@@ -85,15 +85,15 @@ def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_
     assert name_of(f"{slow.app}/users/2") == "Elsewhere 60000"
 
 
-def test_write_whose_deadline_passes_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
-    steps = Steps()
-    gate = stepped_gate(stack.postgres, stack.redis_url, steps)
+def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
+    failpoints = Failpoints()
+    gate = failpoint_gate(stack.postgres, stack.redis_url, failpoints)
     gate.database.open()
     try:
         users = Users(gate)
         user = users.create("Before", "deadline@example.com")
         new = users.rows.resource.update_model.model_validate({"name": "After"})
-        steps.steps["before the commit"] = lambda: time.sleep(0.4)
+        failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
         with pytest.raises(TooLate):
             gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
         for base in (*stack.edges, *stack.apps):
@@ -103,8 +103,8 @@ def test_write_whose_deadline_passes_just_before_its_commit_is_rolled_back(stack
         gate.database.close()
 
 
-def test_edge_counts_the_deadline_from_the_end_of_the_body_and_ignores_the_header_of_a_client() -> None:
-    with told_app(DATABASE_TIMEOUT="1") as app:
+def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:
+    with fake_app(DATABASE_TIMEOUT="1") as app:
         requests.get(f"{app.edge}/users/1", timeout=5)
         requests.post(f"{app.edge}/users", json={}, headers={"Write-Deadline": f"{CLOCK} 1 1"}, timeout=5)
         address = urlsplit(app.edge)
@@ -116,7 +116,7 @@ def test_edge_counts_the_deadline_from_the_end_of_the_body_and_ignores_the_heade
             time.sleep(2.5)  # a client that is slow to send its body
             client.sendall(b"{}")
             client.makefile("rb").read()
-        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.heard)
+        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.received)
         assert read is None
         for header in (post, put):
             given = re.fullmatch(rf"{CLOCK} (\d+) 9000", header or "")  # 10 s, less one for the way back

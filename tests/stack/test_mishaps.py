@@ -112,31 +112,31 @@ class TestFullDisks:
         assert requests.get(f"{stack.edge}/users/1", timeout=5).json()["name"] == "Alice"
 
 
-def test_stale_pid_files_do_not_prevent_a_start(stopped: Stack) -> None:
-    data = stopped.data
+def test_stale_pid_files_do_not_prevent_a_start(stopped_stack: Stack) -> None:
+    data = stopped_stack.data
     # The pid belongs to a running process: this test.
     for stale in (data / "postgres" / "postmaster.pid", data / "run" / "supervisord.pid"):
         stale.write_text(f"{os.getpid()}\n{data}/postgres\n1\n5432\n\n127.0.0.1\n")
         shutil.chown(stale, data.stat().st_uid, data.stat().st_gid)
-    started = start(stopped)
+    started = start(stopped_stack)
     assert started.returncode == 0, started.stderr
-    assert requests.get(f"{stopped.edge}/users/1", timeout=5).status_code == 200
+    assert requests.get(f"{stopped_stack.edge}/users/1", timeout=5).status_code == 200
 
 
 @root_only
-def test_root_follows_no_link_that_the_services_created(stopped: Stack) -> None:
+def test_root_follows_no_link_that_the_services_created(stopped_stack: Stack) -> None:
     with folder() as temporary:
         precious = temporary / "precious"
         precious.write_text("root's")
         precious.chmod(0o600)
-        links = [stopped.data / name for name in ("stack.json.new", "lock", "run/supervisord.conf")]
+        links = [stopped_stack.data / name for name in ("stack.json.new", "lock", "run/supervisord.conf")]
         for link in links:
             link.unlink(missing_ok=True)
             link.symlink_to(precious)
-        start(stopped)
+        start(stopped_stack)
         assert precious.read_text() == "root's"
         assert precious.stat().st_uid == 0
-        run("down", "--data", str(stopped.data))
+        run("down", "--data", str(stopped_stack.data))
         for link in links:
             link.unlink(missing_ok=True)
 

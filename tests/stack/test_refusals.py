@@ -51,24 +51,26 @@ def test_start_with_an_unreachable_database_is_refused_and_leaves_no_process() -
         assert leftovers(temporary / "data") == []
 
 
-def test_data_of_another_postgresql_version_is_refused_and_untouched(stopped: Stack) -> None:
-    version = stopped.data / "postgres" / "PG_VERSION"
+def test_data_of_another_postgresql_version_is_refused_and_untouched(stopped_stack: Stack) -> None:
+    version = stopped_stack.data / "postgres" / "PG_VERSION"
     own_version = version.read_text()
     version.write_text("12\n")
-    contents = {f: f.stat().st_mtime_ns for f in (stopped.data / "postgres").rglob("*")}
-    assert "made by PostgreSQL 12" in refused("up", "--detach", "--data", str(stopped.data), "--port", stopped.port)
-    assert {f: f.stat().st_mtime_ns for f in (stopped.data / "postgres").rglob("*")} == contents
+    contents = {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")}
+    assert "made by PostgreSQL 12" in refused(
+        "up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port
+    )
+    assert {f: f.stat().st_mtime_ns for f in (stopped_stack.data / "postgres").rglob("*")} == contents
     version.write_text(own_version)
-    assert start(stopped).returncode == 0
+    assert start(stopped_stack).returncode == 0
 
 
-def test_damaged_stack_json_is_refused_by_name_and_can_be_deleted(stopped: Stack) -> None:
-    description = stopped.data / "stack.json"
+def test_damaged_stack_json_is_refused_by_name_and_can_be_deleted(stopped_stack: Stack) -> None:
+    description = stopped_stack.data / "stack.json"
     description.write_text("")
-    message = refused("up", "--detach", "--data", str(stopped.data), "--port", stopped.port)
+    message = refused("up", "--detach", "--data", str(stopped_stack.data), "--port", stopped_stack.port)
     assert f"{description} cannot be read" in message
     description.unlink()
-    assert start(stopped).returncode == 0
+    assert start(stopped_stack).returncode == 0
 
 
 @root_only

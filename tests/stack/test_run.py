@@ -95,9 +95,9 @@ class TestStarting:
             assert user["name"] == "K"
 
     def test_stack_uses_given_servers_and_starts_none_of_its_own(self, stack: Stack) -> None:
-        from testkit.databases import drop_database, make_database
+        from testkit.databases import create_database, drop_database
 
-        name, address = make_database(stack)
+        name, address = create_database(stack)
         database = stack.redis_url.rsplit("/", 1)[0] + "/5"
         try:
             with running(DATABASE_URL=address, REDIS_URL=database) as guest:

@@ -1,1 +1,1 @@
-"""Many rows at once, of every resource: `velikiy users import FILE`, `export FILE`, `seed --count N`."""
+"""Many rows at once, for every resource: import from a file, export to a file, and seed. No HTTP is involved."""

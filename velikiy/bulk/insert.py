@@ -1,4 +1,4 @@
-"""Many rows into a table: at once where PostgreSQL takes them all, else those that it takes."""
+"""Insert a chunk of rows into a table: with one COPY if PostgreSQL accepts every row, else without the refused rows."""
 
 import math
 import time
@@ -19,48 +19,49 @@ from velikiy.resources.repository import Conflict
 T = TypeVar("T")
 
 
-FEW = 1000
-"""Rows of a chunk up to which only their own addresses are dropped."""
+MAX_INVALIDATED_ROWS = 1000
+"""Rows of a chunk up to which only their own paths are dropped. A larger chunk drops every path."""
+
+CHUNK_TIMEOUT_S = 120.0
+"""Seconds that PostgreSQL may take for a chunk. A request gets less, but writes one row."""
+
+VACUUM_AFTER_ROWS = 100_000
+"""New rows after which the table is vacuumed at once. Until then, a count reads the whole table."""
 
 
-PATIENCE = 120.0
-"""Seconds that PostgreSQL may take for a chunk. A request gets less, but is one row."""
+def write(resource: Resource, gate: Gate, rows: list[Row], record: Callable[[Connection, list[Row]], T]) -> T:
+    """Insert these rows in one transaction.
 
-
-BIG = 100_000
-"""Rows after which the table is vacuumed at once: until somebody does, a count reads all of it."""
-
-
-def write(resource: Resource, gate: Gate, rows: list[Row], keep: Callable[[Connection, list[Row]], T]) -> T:
-    """Insert these rows in one transaction; `keep` gets those that are refused, with their errors, and may do in the
-    same transaction what belongs to it.
+    Args:
+        record: Called in the same transaction with the rows that were refused and have errors now. Its result is
+            returned.
 
     Raises:
-        DatabaseUnavailable: the outcome is unknown.
+        DatabaseUnavailable: The outcome is unknown.
     """
 
     def change(connection: Connection) -> Change[T]:
-        connection.deadline = time.monotonic() + PATIENCE
-        # Between two statements the transaction is idle while `keep` writes to a disk, which may be slow.
+        connection.deadline = time.monotonic() + CHUNK_TIMEOUT_S
+        # Between two statements the transaction is idle while `record` writes to a disk, which may be slow.
         connection.execute(
             "SELECT set_config('statement_timeout', %(time)s, true),"
             " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
-            {"time": f"{PATIENCE:.0f}s"},
+            {"time": f"{CHUNK_TIMEOUT_S:.0f}s"},
         )
-        made, refused = _insert(connection, resource, rows) if rows else ([], [])
-        outcome = keep(connection, refused)
+        created, refused = _insert(connection, resource, rows) if rows else ([], [])
+        outcome = record(connection, refused)
         if len(refused) == len(rows):
             return Change(outcome)
-        # Lists, counts, and 404s that are stored of the new ids: of so many, edges drop everything anyway.
-        return Change(outcome, resource.invalidated_by(*made) if len(rows) <= FEW else None)
+        # The lists, the counts, and cached 404s of the new ids. For a longer list, edges drop everything anyway.
+        return Change(outcome, resource.invalidated_by(*created) if len(rows) <= MAX_INVALIDATED_ROWS else None)
 
     return gate.write(change)
 
 
 def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
-    """The ids of those that were made, where they are FEW, and the others."""
-    if len(rows) > FEW:
-        # Nothing is faster, and mostly there is nothing to refuse. Where there is, it ends at the first one.
+    """Return the new ids and the refused rows. More than MAX_INVALIDATED_ROWS ids are not returned."""
+    if len(rows) > MAX_INVALIDATED_ROWS:
+        # The fastest statement, and it suffices for most chunks. It fails at the first row that PostgreSQL refuses.
         with suppress(psycopg.IntegrityError, psycopg.DataError), connection.transaction():
             _copy(connection, resource.name, resource.fields, (row.values for row in rows))
             return [], []
@@ -71,11 +72,11 @@ def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tupl
         if len(rows) == 1:
             _, detail = SQLSTATES.get(error.sqlstate or "22021", ("", "PostgreSQL refuses the row."))
             return [], [rows[0].refused("", detail)]
-    # PostgreSQL does not say which one it is.
+    # PostgreSQL does not report which row it refused.
     half = len(rows) // 2
-    made, refused = _insert(connection, resource, rows[:half])
-    more_made, more_refused = _insert(connection, resource, rows[half:])
-    return made + more_made, refused + more_refused
+    created, refused = _insert(connection, resource, rows[:half])
+    more_created, more_refused = _insert(connection, resource, rows[half:])
+    return created + more_created, refused + more_refused
 
 
 def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
@@ -87,35 +88,37 @@ def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row])
     connection.execute(
         sql.SQL(
             "CREATE TEMPORARY TABLE IF NOT EXISTS {new} ON COMMIT DELETE ROWS AS"
-            " SELECT 0 AS place, {fields} FROM {table} WITH NO DATA"
+            " SELECT 0 AS position, {fields} FROM {table} WITH NO DATA"
         ).format(**names)
     )
     connection.execute(sql.SQL("DELETE FROM {new}").format(**names))
     _copy(
         connection,
         f"new_{resource.name}",
-        ("place", *resource.fields),
+        ("position", *resource.fields),
         ([n, *row.values] for n, row in enumerate(rows)),
     )
-    # The ids are taken first: by them it shows which row is which, and a unique index may be of an expression.
-    done = connection.execute(
+    # Ids are assigned before the INSERT. They identify the inserted rows: the values cannot, because a unique index
+    # may be on an expression.
+    outcomes = connection.execute(
         sql.SQL(
             """
             WITH numbered AS MATERIALIZED (
                 SELECT nextval((SELECT pg_get_serial_sequence(%(name)s, 'id')::regclass)) AS id, sorted.*
-                FROM (SELECT * FROM {new} ORDER BY place) sorted
-            ), made AS (
+                FROM (SELECT * FROM {new} ORDER BY position) sorted
+            ), inserted AS (
                 INSERT INTO {table} (id, {fields}) OVERRIDING SYSTEM VALUE SELECT id, {fields} FROM numbered
                 ON CONFLICT DO NOTHING RETURNING id
             )
-            SELECT place, id, id IN (SELECT id FROM made) AS made FROM numbered
-            WHERE %(all)s OR id NOT IN (SELECT id FROM made) ORDER BY place
+            SELECT position, id, id IN (SELECT id FROM inserted) AS is_inserted FROM numbered
+            WHERE %(all)s OR id NOT IN (SELECT id FROM inserted) ORDER BY position
             """
         ).format(**names),
-        {"name": resource.name, "all": len(rows) <= FEW},
+        {"name": resource.name, "all": len(rows) <= MAX_INVALIDATED_ROWS},
     ).fetchall()
-    taken = [rows[place] for place, _, made in done if not made]
-    return [id_ for _, id_, made in done if made], [_taken(resource, row) for row in taken]
+    conflicting = [rows[position] for position, _, is_inserted in outcomes if not is_inserted]
+    created = [id_ for _, id_, is_inserted in outcomes if is_inserted]
+    return created, [_as_conflict(resource, row) for row in conflicting]
 
 
 def _copy(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -127,14 +130,14 @@ def _copy(connection: Connection, table: str, columns: Sequence[str], rows: Iter
             copy.write_row(row)
 
 
-def _taken(resource: Resource, row: Row) -> Row:
-    """ON CONFLICT does not say which index it was."""
+def _as_conflict(resource: Resource, row: Row) -> Row:
+    """Return the row with an error that names every unique field: ON CONFLICT does not report the index."""
     problem = Conflict(resource, " or ".join(resource.unique.values()))
     return row._replace(errors=problem.errors or [])
 
 
 def vacuum(resource: Resource, gate: Gate) -> None:
-    """Not waiting for its turn: PostgreSQL's own comes some minutes later."""
+    """Vacuum the table now. Autovacuum would start some minutes later."""
     with suppress(DatabaseUnavailable, psycopg.Error, KeyboardInterrupt), gate.database.autocommit() as connection:
         connection.deadline = math.inf
         connection.execute("SET statement_timeout = 0")

@@ -1,4 +1,4 @@
-"""What people see meanwhile."""
+"""Messages and progress for the operator, on stderr: stdout is for data."""
 
 import sys
 import time
@@ -9,17 +9,22 @@ from typing import IO
 import click
 
 
-def say(text: str) -> None:
-    """To the person: stdout is for data. Where the terminal is gone, the command ends as well without it."""
+def print_message(text: str) -> None:
+    """Print a line to stderr. If the terminal is gone, the command goes on without the message."""
     with suppress(OSError):
         click.echo(text, err=True)
 
 
 @contextmanager
-def shown(what: str, whole: int | None, *, beside: IO[bytes] | None = None) -> Iterator[Callable[[int, int], None]]:
-    """A bar on the terminal, if stderr is one, and what comes `beside` does not go to one too. It is told how far it
-    is, in the unit of the whole, and rows up to there."""
-    if not sys.stderr.isatty() or (beside and beside.isatty()):
+def progress_bar(
+    title: str, total: int | None, *, output: IO[bytes] | None = None
+) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar if stderr is a terminal, unless `output` is a terminal, too, which the bar would disturb.
+
+    Yields:
+        A function for progress. Its arguments: the amount done, in the unit of `total`, and the number of rows done.
+    """
+    if not sys.stderr.isatty() or (output and output.isatty()):
         yield lambda done, rows: None
         return
     from rich import progress
@@ -27,17 +32,19 @@ def shown(what: str, whole: int | None, *, beside: IO[bytes] | None = None) -> I
 
     columns = ("{task.description}", progress.BarColumn(), "{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s,")
     bar = progress.Progress(*columns, progress.TimeRemainingColumn(), "left", console=Console(stderr=True))
-    task = bar.add_task(what, total=whole, rows=0, rate=0.0)
-    began: list[float] = []
+    task = bar.add_task(title, total=total, rows=0, rate=0.0)
+    first_report: list[float] = []
 
     def report(done: int, rows: int) -> None:
-        began[:] = began or [time.monotonic(), rows]  # an import that goes on has rows from before
-        seconds = time.monotonic() - began[0]
-        bar.update(task, completed=done, rows=rows, rate=(rows - began[1]) / seconds if seconds else 0.0)
+        # The rate counts from the first report: an import that continues starts with rows of an earlier run.
+        first_report[:] = first_report or [time.monotonic(), rows]
+        started_at, first_rows = first_report
+        seconds = time.monotonic() - started_at
+        bar.update(task, completed=done, rows=rows, rate=(rows - first_rows) / seconds if seconds else 0.0)
 
     bar.start()
     try:
         yield report
     finally:
-        with suppress(OSError):  # the terminal may be what has ended
+        with suppress(OSError):  # the terminal may be gone
             bar.stop()

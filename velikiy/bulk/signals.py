@@ -1,4 +1,4 @@
-"""Breaking a command off: with Ctrl-C, with SIGTERM, or with its terminal (SIGHUP)."""
+"""Interruptions of a command: Ctrl-C (SIGINT), SIGTERM, and the end of its terminal (SIGHUP)."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,40 +8,41 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
-def orderly() -> Iterator[None]:
-    """Raise KeyboardInterrupt, with the number of the signal, so that the command puts away what it has begun."""
+def raise_on_signals() -> Iterator[None]:
+    """Raise KeyboardInterrupt with the number of the signal, so that the command can clean up."""
 
-    def end(number: int, _: object) -> None:
+    def interrupt(number: int, _: object) -> None:
         raise KeyboardInterrupt(number)
 
-    with _heard_by(end):
+    with _handler(interrupt):
         yield
 
 
 @contextmanager
-def to_the_end() -> Iterator[None]:
-    """Let a signal wait until the block is through; the second one does not wait."""
-    asked: list[int] = []
+def defer_signals() -> Iterator[None]:
+    """Deliver a signal only at the end of the block. A second signal interrupts the block."""
+    pending: list[int] = []
 
-    def later(number: int, _: object) -> None:
-        if asked:
+    def defer(number: int, _: object) -> None:
+        if pending:
             raise KeyboardInterrupt(number)
-        asked.append(number)
+        pending.append(number)
 
-    with _heard_by(later):
+    with _handler(defer):
         yield
-    if asked:
-        signal.raise_signal(asked[0])
+    if pending:
+        signal.raise_signal(pending[0])
 
 
 @contextmanager
-def _heard_by(handler: Callable[[int, object], None]) -> Iterator[None]:
-    # A signal that nohup, or `&` in a script, has switched off stays switched off.
-    before = {number: was for number in SIGNALS if (was := signal.getsignal(number)) is not signal.SIG_IGN}
+def _handler(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Install this handler for SIGNALS while the block runs."""
+    # A signal that is ignored stays ignored: nohup, or `&` in a script, has switched it off.
+    previous = {number: was for number in SIGNALS if (was := signal.getsignal(number)) is not signal.SIG_IGN}
     try:
-        for number in before:
+        for number in previous:
             signal.signal(number, handler)
         yield
     finally:
-        for number, was in before.items():
+        for number, was in previous.items():
             signal.signal(number, was)

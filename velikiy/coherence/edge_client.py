@@ -110,7 +110,7 @@ class _Drop:
     def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
         self.edge = edge
         self.request = (
-            f"POST /drop HTTP/1.1\r\nHost: {edge.address}\r\nX-Edge: {edge.place}\r\n"
+            f"POST /drop HTTP/1.1\r\nHost: {edge.address}\r\nX-Edge: {edge.instance_id}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
         self.socket = kept

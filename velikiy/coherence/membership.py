@@ -53,7 +53,7 @@ def is_loopback(host: str) -> bool:
 
 class Cache(NamedTuple):
     name: str
-    """`redis`, or an edge's `place@address`. Two edges cannot have one place at the same time (edge/start). An edge
+    """`redis`, or an edge's `instance id@address`. No two running edges share an instance id (edge/start). An edge
     that moves to another address is another cache."""
 
     address: str
@@ -64,7 +64,7 @@ class Cache(NamedTuple):
     excluded: bool
 
     @property
-    def place(self) -> str:
+    def instance_id(self) -> str:
         return self.name.partition("@")[0]
 
     @property
@@ -72,7 +72,14 @@ class Cache(NamedTuple):
         """True if the edge listens on this host's loopback. Only there does "connection refused" prove that it is down:
         elsewhere the address may belong to another machine by now, or a firewall or a balancer may refuse for it."""
         host = self.address.rpartition(":")[0].strip("[]")
-        return self.place.startswith(f"{HOST}/") and is_loopback(host)
+        return self.instance_id.startswith(f"{HOST}/") and is_loopback(host)
+
+
+class Grant(NamedTuple):
+    """A cache lease that an edge gets."""
+
+    redis_is_fenced: bool
+    """The edge must not use Redis. True as well while the row of Redis is missing."""
 
 
 MISSING = Cache(REDIS, "", "", fenced=True, excluded=False)
@@ -175,27 +182,26 @@ class Caches:
             )
         log.warning("cache.excluded", caches=[cache.address or cache.name for cache in caches])
 
-    def renew(self, place: str, epoch: str) -> bool | None:
+    def renew(self, instance_id: str, epoch: str) -> Grant | None:
         """Renew an edge's cache lease.
 
         The row is found by the epoch, which no other edge has, and not by the address, because apps may see
         one edge under different addresses. The first writer notices an edge that has moved.
 
         Returns:
-            Whether Redis is fenced (also while its row is missing). None if the edge itself is fenced or unknown.
+            The lease, or None if the edge itself is fenced or unknown.
         """
         with self.database.reserved() as connection:
             renewed = connection.execute(
                 "UPDATE caches SET renewed_at = clock_timestamp()"
                 " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL"
                 " RETURNING coalesce((SELECT r.fenced_at IS NOT NULL FROM caches r WHERE r.kind = 'redis'), true)",
-                (f"{place}@", epoch),
+                (f"{instance_id}@", epoch),
             ).fetchone()
-            return renewed[0] if renewed else None
+            return Grant(redis_is_fenced=renewed[0]) if renewed else None
 
-    def register(self, place: str, address: str, epoch: str) -> bool:
-        """Register an edge that is new or returns, with an epoch that was never used, and return whether Redis is
-        fenced.
+    def register(self, instance_id: str, address: str, epoch: str) -> Grant:
+        """Register an edge that is new or returns, with an epoch that was never used, and return its lease.
 
         Another edge that was registered at this address may be running elsewhere: it is fenced, and the relay removes
         it.
@@ -204,17 +210,17 @@ class Caches:
             connection.execute(
                 "UPDATE caches SET fenced_at = clock_timestamp()"
                 " WHERE address = %s AND name <> %s AND fenced_at IS NULL",
-                (address, f"{place}@{address}"),
+                (address, f"{instance_id}@{address}"),
             )
             connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)"
                 " ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,"
                 " renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false",
-                (f"{place}@{address}", address, epoch),
+                (f"{instance_id}@{address}", address, epoch),
             )
-            fenced = self.redis(connection).fenced
-        log.info("edge.registered", place=place, address=address, epoch=epoch)
-        return fenced
+            grant = Grant(redis_is_fenced=self.redis(connection).fenced)
+        log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
+        return grant
 
     def insert_redis(self) -> None:
         """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before

@@ -1,5 +1,8 @@
-"""Edges ask here each second whether they may go on using their caches. Clients cannot: the edge lets no address
-through that begins with `/.`."""
+"""Renew the cache lease of an edge.
+
+Each edge sends these requests once a second. Clients cannot: an edge answers 404 to every address that begins with
+`/.`.
+"""
 
 from urllib.parse import quote
 
@@ -8,7 +11,7 @@ from flask import Flask, Response, request
 from pydantic import BaseModel, Field, ValidationError
 
 from velikiy.coherence import Caches, EdgeTier
-from velikiy.coherence.membership import Cache
+from velikiy.coherence.membership import Cache, Grant
 from velikiy.coherence.timing import LEASE_S
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import Problem
@@ -16,54 +19,56 @@ from velikiy.resources.problems import Problem
 log = structlog.get_logger()
 
 
-class _Asked(BaseModel):
-    place: str = Field(pattern="^[!-~]{1,100}$")
+class _Edge(BaseModel):
+    instance_id: str = Field(pattern="^[!-~]{1,100}$")
     epoch: str = Field(pattern="^[!-~]{1,100}$")
     host: str = Field("", max_length=255, pattern="^[0-9A-Za-z.:-]*$")
-    """Empty: as this app sees it."""
+    """Empty: the source address of the request."""
 
     port: int = Field(ge=1, le=65_535)
 
 
 def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
-    """Both answer `<milliseconds> <redis> <names>`: of the lease, which the edge counts from before it asked; 1 where
-    it may use Redis as long, else 0; and `users:user` for each resource, by which keys in Redis are made. Of
-    `order line` an edge would take the first word, and with it another resource's keys: it is `order%20line`."""
+    """Add both routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
+    before its request; 1 if the edge may use Redis as long, else 0; and `users:user` for each resource, from which the
+    edge makes the keys in Redis. The names are separated by spaces, so a singular such as "order line" is encoded as
+    `order%20line`."""
     edge_tier = EdgeTier()
     names = " ".join(f"{resource.name}:{quote(resource.singular, safe='')}" for resource in resources.values())
 
-    def lease(redis_is_fenced: bool) -> Response:
-        return Response(f"{int(LEASE_S * 1000)} {int(not redis_is_fenced)} {names}", content_type="text/plain")
+    def lease(grant: Grant) -> Response:
+        may_use_redis = int(not grant.redis_is_fenced)
+        return Response(f"{int(LEASE_S * 1000)} {may_use_redis} {names}", content_type="text/plain")
 
     @app.post("/.lease/renew")
     def renew() -> Response:
-        """409 where the edge is fenced or not known: it has to forget everything, and to register."""
-        asked = _asked()
-        redis_is_fenced = caches.renew(asked.place, asked.epoch)
-        return Response("fenced", 409) if redis_is_fenced is None else lease(redis_is_fenced)
+        """Return the lease, or 409 if the edge is fenced or unknown: it drops every entry and registers."""
+        edge = _parse()
+        grant = caches.renew(edge.instance_id, edge.epoch)
+        return lease(grant) if grant else Response("fenced", 409)
 
     @app.post("/.lease/register")
     def register() -> Response:
-        """424 where it cannot be reached: each write would have to wait for it anew."""
-        asked = _asked()
-        address = _address(asked)
-        edge = Cache(f"{asked.place}@{address}", address, asked.epoch, fenced=False, excluded=False)
-        if not edge_tier.reaches(edge):
+        """Return the lease, or 424 if no request reaches the edge: each write would wait for its exclusion again."""
+        edge = _parse()
+        address = _address(edge)
+        cache = Cache(f"{edge.instance_id}@{address}", address, edge.epoch, fenced=False, excluded=False)
+        if not edge_tier.reaches(cache):
             log.warning("edge.unreachable", address=address)
             return Response(f"the edge does not answer at {address}", 424)
-        return lease(caches.register(asked.place, address, asked.epoch))
+        return lease(caches.register(edge.instance_id, address, edge.epoch))
 
 
-def _asked() -> _Asked:
+def _parse() -> _Edge:
     try:
-        return _Asked.model_validate(request.form.to_dict())
+        return _Edge.model_validate(request.form.to_dict())
     except ValidationError:
         raise Problem(
             "bad-request", "An edge must send its instance id, its epoch and the port of its control listener."
         ) from None
 
 
-def _address(asked: _Asked) -> str:
-    """Where it comes from is where writers reach it, if it does not know better."""
-    host = asked.host or request.remote_addr or "127.0.0.1"
-    return f"[{host}]:{asked.port}" if ":" in host else f"{host}:{asked.port}"
+def _address(edge: _Edge) -> str:
+    """Return the address of the control listener: the configured host, or else the source of the request."""
+    host = edge.host or request.remote_addr or "127.0.0.1"
+    return f"[{host}]:{edge.port}" if ":" in host else f"{host}:{edge.port}"

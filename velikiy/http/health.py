@@ -27,7 +27,7 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
         members: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
         if ready and not redis:
             warnings.append("Redis does not answer: reads that miss at the edge go to PostgreSQL.")
-        # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/nginx.conf).
+        # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/conf/site.conf).
         if lease := request.headers.get("Edge-Lease"):
             checks["edge"] = OK if lease == "held" else "no lease"
             if lease != "held":

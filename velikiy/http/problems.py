@@ -1,5 +1,5 @@
 """Translate every error that leaves the app into a problem (RFC 9457). The edge answers its own errors with the same
-kinds (edge/nginx.conf)."""
+kinds (edge/conf/problems.conf)."""
 
 import psycopg
 import structlog

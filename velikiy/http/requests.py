@@ -1,7 +1,8 @@
 """Parse requests strictly: each refusal names the field, parameter or header, and the reason."""
 
 import re
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 import jiter
@@ -11,7 +12,7 @@ from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 
 from velikiy.coherence import NOT_TRIED, Lease, NotTried, deadline
-from velikiy.resources.base import Resource
+from velikiy.resources.base import Body, Resource
 from velikiy.resources.idempotency import Key
 from velikiy.resources.pagination import MAX_PAGE_ROWS, Page
 from velikiy.resources.problems import Problem
@@ -147,7 +148,7 @@ def takes_json(accept: str) -> bool:
     """Return whether the client accepts JSON (RFC 9110, 12.5.1): the most specific media range that matches decides.
 
     A client that accepts only problems receives other JSON too, unless it refuses application/json by name. The edge
-    serves its cache to a plainer set of headers (edge/nginx.conf, $takes_json).
+    serves its cache to a plainer set of headers (edge/conf/routing.conf, $takes_json).
     """
     ranges: dict[str, bool] = {}
     for member in QUOTED.sub('""', accept).lower().split(","):
@@ -172,20 +173,62 @@ def body(model: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY_BY
     Raises:
         Problem
     """
+    content, _ = _json(types, limit)
+    try:
+        return model.model_validate_json(content)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Mapping[str, Any] | None]) -> Body:
+    """Parse the body as changes of a row. A field that equals the stored value is no change, even if today's rules
+    refuse the value: the row may come from SQL, or from a table that was adopted.
+
+    Args:
+        stored: Returns the members of the row, or None if it does not exist. It is called only for invalid fields.
+
+    Raises:
+        Problem
+    """
+    content, members = _json(types, MAX_BODY_BYTES)
+    try:
+        return resource.update_model.model_validate_json(content)
+    except ValidationError as error:
+        invalid = {str(details["loc"][0]) if details["loc"] else "" for details in error.errors()}
+        if not (isinstance(members, dict) and invalid <= set(resource.fields)):
+            raise _invalid(error) from None
+        row = stored()
+        if row is None or any(members.get(field) != row[field] for field in invalid):
+            raise _invalid(error) from None
+    changed = {name: value for name, value in members.items() if name not in invalid}
+    if not set(changed) & set(resource.fields):
+        return resource.update_model.model_construct()  # no field changes, and the write counts all the same
+    try:
+        return resource.update_model.model_validate_json(orjson.dumps(changed))
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _json(types: tuple[str, ...], limit: int) -> tuple[bytes, Any]:
+    """Return the body as bytes and as the value that they contain.
+
+    Raises:
+        Problem
+    """
     content = _read(limit)
     if not content.strip():
         raise Problem("not-json", "The body is empty. Send a JSON object.")
     _check_type(types)
     try:
-        jiter.from_json(content, catch_duplicate_keys=True, allow_inf_nan=False)
+        return content, jiter.from_json(content, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("not-json", f"The body is not JSON: {error}.") from None
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        errors = errors_of(error)
-        detail = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
-        raise Problem("invalid", detail, errors) from None
+
+
+def _invalid(error: ValidationError) -> Problem:
+    errors = errors_of(error)
+    detail = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
+    return Problem("invalid", detail, errors)
 
 
 def _read(limit: int) -> bytes:

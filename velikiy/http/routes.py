@@ -11,7 +11,7 @@ from velikiy.http import batch, middleware, requests, responses
 from velikiy.http.preconditions import precondition
 from velikiy.http.requests import JSON, MAX_BATCH_BYTES, MERGE_PATCH
 from velikiy.postgres import Connection
-from velikiy.resources.base import MAX_ID, Resource
+from velikiy.resources.base import ID, MAX_ID, Resource
 from velikiy.resources.idempotency import StoredResponse, once
 from velikiy.resources.pagination import BadCursor
 from velikiy.resources.repository import Repository
@@ -20,7 +20,7 @@ from velikiy.resources.repository import Repository
 class IdConverter(BaseConverter):
     """An id in its one spelling. Flask's own `int` accepts 007 and ٧ for 7, each of which would be a cache entry."""
 
-    regex = "[1-9][0-9]{0,18}"
+    regex = ID
 
     def to_python(self, value: str) -> int:
         row_id = int(value)
@@ -102,7 +102,7 @@ class Routes:
     def _update(self, row_id: int, types: tuple[str, ...]) -> Response:
         until = requests.until()
         requests.parameters()
-        changes = requests.body(self.resource.update_model, types)
+        changes = requests.changes(self.resource, types, lambda: self.repository.stored(row_id))
         condition = precondition()
 
         def write(connection: Connection) -> Change[StoredResponse]:

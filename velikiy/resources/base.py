@@ -23,7 +23,12 @@ BATCH_FIELDS = ("op", "id")
 """Members of an operation in a batch, besides the fields of the resource."""
 
 RESERVED = frozenset({"health", "livez", "readyz", "docs", "problems"})
-"""First segments of the service's own addresses, which no resource may have and no edge caches."""
+"""First segments of the service's own addresses. No resource has one of these names, and no edge caches them."""
+
+NAME = "[a-z][a-z0-9_]{0,40}"
+ID = "[1-9][0-9]{0,18}"
+"""The shapes of a resource's name and of an id, as regular expressions. The edge recognises paths by the same shapes
+(velikiy/http/edge_config.py)."""
 
 MAX_ID = 2**63 - 1
 
@@ -108,7 +113,7 @@ class Resource:
     """Field by the name of its unique index."""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch("[a-z][a-z0-9_]{0,40}", self.name) or self.name in RESERVED:
+        if not re.fullmatch(NAME, self.name) or self.name in RESERVED:
             raise ValueError(f"{self.name!r} is not allowed as the name of a resource")
         if taken := set(self.create_model.model_fields) & {*READ_ONLY, *BATCH_FIELDS}:
             raise ValueError(f"{self.name}: reserved names of fields: {', '.join(sorted(taken))}")
@@ -195,7 +200,7 @@ def registry() -> dict[str, Resource]:
 
 def path_of(address: str) -> CachePath | None:
     """Return the path of an address as clients spell it, without its query; None if nothing is cached there."""
-    spelled = re.fullmatch("/([a-z][a-z0-9_]*)(?:/(count|[1-9][0-9]{0,18}))?", address.partition("?")[0])
+    spelled = re.fullmatch(f"/({NAME})(?:/(count|{ID}))?", address.partition("?")[0])
     resource = registry().get(spelled[1]) if spelled else None
     if not spelled or not resource:
         return None

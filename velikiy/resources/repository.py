@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, LiteralString, TypeVar
 
+import orjson
 import psycopg
 from psycopg import sql
 
@@ -144,6 +145,16 @@ class Repository:
 
         return self.gate.read(self.resource.count_path, Page(q=q).variant, load, from_edge)
 
+    def stored(self, row_id: int) -> dict[str, Any] | None:
+        """Return the members of the row in PostgreSQL, None if it does not exist.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self.gate.database.autocommit() as connection:
+            (rows,) = connection.query(Statement(self._select, (row_id,)))
+        return dict(orjson.loads(rows[0][2])) if rows else None
+
     # ---- writes: each runs in a transaction that the gate has opened ----
 
     def create(self, connection: Connection, new: Body) -> Change[tuple[int, Entry]]:
@@ -161,7 +172,7 @@ class Repository:
         self._check(connection, row_id, precondition)
         given = changes.model_dump(exclude_unset=True)
         values = {field: given[field] for field in self.resource.fields if field in given}
-        assignments = [f"{self._quoted[name]} = ${n}" for n, name in enumerate(values, start=2)]
+        assignments = [f"{self._quoted[name]} = ${n}" for n, name in enumerate(values, start=2)] or ["id = id"]
         written = self._write(connection, self._update.format(", ".join(assignments)), [row_id, *values.values()])
         if written is None:
             raise NotFound(self.resource, row_id)

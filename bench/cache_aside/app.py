@@ -1,8 +1,8 @@
-"""A users service as it is usually built: a connection to PostgreSQL for each request, cache-aside in Redis, and the
-keys deleted after COMMIT.
+"""A users service of the usual design: a connection to PostgreSQL for each request, cache-aside in Redis, and keys that
+are deleted after COMMIT.
 
-It is a peer and no straw man: the races in it are those of the design, and speed is lost nowhere on purpose. With
-CACHES=off it is the same made correct by the one way that the design knows: without its caches.
+It is a fair peer: its races are those of the design, and it wastes no time on purpose. With CACHES=off the same service
+is correct, in the only way that the design knows: without its caches.
 """
 
 import os
@@ -28,9 +28,9 @@ TTL = int(os.environ.get("REDIS_TTL", "60"))
 CACHED = os.environ.get("CACHES") != "off"
 
 PAGES = "users"
-"""One hash with all pages of the list, so that a write deletes them by one name; a SCAN for them would cost more."""
+"""A hash with all pages of the list, so that a write deletes them by one key. A SCAN for them would cost more."""
 
-PAGE = 1000
+MAX_PAGE_ROWS = 1000
 
 SELECT_ONE = "SELECT id, name, email, created_at, updated_at, version FROM users WHERE id = %s"
 SELECT_PAGE = "SELECT id, name, email, created_at, updated_at, version FROM users WHERE id > %s ORDER BY id LIMIT %s"
@@ -68,55 +68,56 @@ def create_app() -> Flask:
             body = orjson.dumps(row)
             if CACHED:
                 cache.setex(key, TTL, body)
-        return answer(body)
+        return respond(body)
 
     @app.get("/users")
     def list_users() -> Response:
-        after, limit = parameter("cursor", 0, 0, 2**63 - 1), parameter("limit", PAGE, 1, PAGE)
+        after, limit = parameter("cursor", 0, 0, 2**63 - 1), parameter("limit", MAX_PAGE_ROWS, 1, MAX_PAGE_ROWS)
         page = f"{after}:{limit}"
-        kept: Any = cache.hget(PAGES, page) if CACHED else None
-        if kept is None:
+        stored: Any = cache.hget(PAGES, page) if CACHED else None
+        if stored is None:
             with database() as cursor:
                 cursor.execute(SELECT_PAGE, (after, limit + 1))
                 rows = cursor.fetchall()
             link = f'</users?cursor={rows[limit - 1]["id"]}&limit={limit}>; rel="next"' if len(rows) > limit else ""
-            kept = link.encode() + b"\n" + orjson.dumps(rows[:limit])
+            stored = link.encode() + b"\n" + orjson.dumps(rows[:limit])
             if CACHED:
                 with cache.pipeline() as fill:
-                    fill.hset(PAGES, page, kept)
-                    fill.expire(PAGES, TTL, nx=True)  # a page that is added later makes the others live no longer
+                    fill.hset(PAGES, page, stored)
+                    fill.expire(PAGES, TTL, nx=True)  # a page that is added later does not prolong the others
                     fill.execute()
-        link, _, body = kept.partition(b"\n")
-        response = answer(body)
+        link, _, body = stored.partition(b"\n")
+        response = respond(body)
         if link:
             response.headers["Link"] = link.decode()
         return response
 
     @app.post("/users")
     def create_user() -> Response:
-        user = given(NewUser)
+        user = parse_body(NewUser)
         user_id = write(INSERT, (user.name, user.email))
-        response = answer(orjson.dumps({"id": user_id, "message": "Created"}), 201)
+        response = respond(orjson.dumps({"id": user_id, "message": "Created"}), 201)
         response.headers["Location"] = f"/users/{user_id}"
         return response
 
     @app.put("/users/<int(min=1, max=9223372036854775807):user_id>")
     def update_user(user_id: int) -> Response:
-        changes = given(Changes)
+        changes = parse_body(Changes)
         if changes.name is None and changes.email is None:
-            abort(422, "Nothing to change: give a name, an email or both.")
+            abort(422, "Nothing to change: send a name, an email or both.")
         if write(UPDATE, (changes.name, changes.email, user_id)) is None:
             abort(404, f"There is no user {user_id}.")
-        return answer(b'{"message":"Updated"}')
+        return respond(b'{"message":"Updated"}')
 
     @app.delete("/users/<int(min=1, max=9223372036854775807):user_id>")
     def delete_user(user_id: int) -> Response:
         if write(DELETE, (user_id,)) is None:
             abort(404, f"There is no user {user_id}.")
-        return answer(b'{"message":"Deleted"}')
+        return respond(b'{"message":"Deleted"}')
 
     def write(statement: str, values: tuple[Any, ...]) -> int | None:
-        """The id of the row that there was to write; then it is committed, and after that deleted from Redis."""
+        """Run the statement, which commits, then delete the row's keys from Redis. Return the row's id, or None without
+        a row."""
         with database() as cursor:
             try:
                 cursor.execute(statement, values)
@@ -139,14 +140,14 @@ def create_app() -> Flask:
 
 @contextmanager
 def database() -> Iterator[RealDictCursor]:
-    """A connection, for one statement: it commits by itself, since a COMMIT of its own would be one trip more."""
+    """Connect for one statement. It commits by itself, because a COMMIT of its own would be one more round trip."""
     with closing(psycopg2.connect(os.environ["DATABASE_URL"])) as connection:
         connection.autocommit = True
         with connection.cursor(cursor_factory=RealDictCursor) as cursor:
             yield cursor
 
 
-def given(kind: type[B]) -> B:
+def parse_body(kind: type[B]) -> B:
     try:
         return kind.model_validate(orjson.loads(request.get_data()))
     except orjson.JSONDecodeError:
@@ -162,5 +163,5 @@ def parameter(name: str, default: int, lowest: int, highest: int) -> int:
     return int(value)
 
 
-def answer(body: bytes, status: int = 200) -> Response:
+def respond(body: bytes, status: int = 200) -> Response:
     return Response(body, status, content_type="application/json")

@@ -1,0 +1,40 @@
+-- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
+-- write, or an app. API keys, limits and counters belong here.
+
+local read = require "read"
+
+-- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
+-- refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
+-- such as access, sees them.
+local STEPS = {}
+
+local is_internal = ngx.req.is_internal
+
+local _M = {}
+
+
+-- In set_by_lua. Return the body of a hit, or "" if another location has to answer. (No `return f()`: LuaJIT would not
+-- compile it.)
+function _M.enter()
+    local var = ngx.var
+    if is_internal() then  -- a subrequest or the error page of a request that has entered
+        var.refusal = ""
+        return ""
+    end
+    local route = var.route
+    for i = 1, #STEPS do
+        local status = STEPS[i](route)
+        if status then
+            var.refusal = status
+            return ""
+        end
+    end
+    if route ~= "@read" then
+        return ""
+    end
+    local body = read.hit()
+    return body
+end
+
+
+return _M

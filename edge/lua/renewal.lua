@@ -1,0 +1,164 @@
+-- Registers this edge with an app and renews its cache lease (velikiy/http/edge_leases.py). An edge that does not
+-- acknowledge an invalidation is fenced in PostgreSQL (velikiy/coherence/membership.py), and learns it here.
+
+local balancer = require "balancer"
+local clock = require "clock"
+local ids = require "ids"
+local lease = require "lease"
+local shared = require "generated"
+
+local RETRY_S = 0.1             -- after a renewal that failed
+local HANG_S = 5                -- after this time a renewal that has not ended no longer delays the next
+local MAX_RESPONSE_BYTES = 4096
+local CONNECT_TIMEOUT_MS = 200
+local RESPONSE_TIMEOUT_MS = 800 -- after a renewal that failed, a second one still succeeds in time
+
+local state = ngx.shared.state
+local exiting = ngx.worker.exiting
+local now_ms = clock.now_ms
+
+local _M = {}
+
+local instance_id, host, port
+local logged  -- the last message: each state is logged once, and not each second
+
+
+-- In init_by_lua.
+-- id: no two running edges share it; address: the host under which apps reach this edge, or empty (both: edge/start).
+function _M.configure(id, address, control_port)
+    if os.getenv("NGINX") then
+        error("an upgrade in place (SIGUSR2) would be two edges behind one port, each with a cache that the drops of "
+              .. "the other pass by; start it anew instead", 0)
+    end
+    instance_id, host, port = id, address, tonumber(control_port)
+end
+
+
+function _M.instance_id()
+    return instance_id
+end
+
+
+-- Log on the only level that is kept (edge/conf/logging.conf): messages on the other levels quote requests.
+local function log_once(message)
+    if message ~= logged then
+        ngx.log(ngx.ALERT, message)
+        logged = message
+    end
+end
+
+
+-- Return everything until the other side closes; nil if that takes until `deadline`, or is too long. With a timeout for
+-- each piece alone, an app that sends byte by byte could delay the renewal for ever.
+local function receive_all(socket, deadline)
+    local response = ""
+    while now_ms() < deadline and #response < MAX_RESPONSE_BYTES do
+        local piece, err = socket:receiveany(MAX_RESPONSE_BYTES)
+        if not piece then
+            return err == "closed" and response or nil
+        end
+        response = response .. piece
+    end
+end
+
+
+-- Send a request to an app. Return the lease: its milliseconds, whether the edge may use Redis as long, and
+-- `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a response.
+local function request(action, epoch)
+    local peer = balancer.choose()
+    if not peer then
+        return nil, 0
+    end
+    local body = ngx.encode_args({ instance_id = instance_id, epoch = ids.run() .. "." .. epoch,
+                                   host = host, port = port })
+    local socket = ngx.socket.tcp()
+    socket:settimeouts(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS, RESPONSE_TIMEOUT_MS)
+    local status, milliseconds, redis, resources
+    if socket:connect(peer.address, peer.port)
+        and socket:send("POST /.lease/" .. action .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+                        .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then
+        local response = receive_all(socket, now_ms() + RESPONSE_TIMEOUT_MS)
+        status = response and response:match("^HTTP/1%.%d (%d%d%d) ")
+        if status == "200" then
+            milliseconds, redis, resources = response:match("\r\n\r\n(%d+) ?(%d?) ?([!-~ ]*)$")
+        end
+    end
+    socket:close()
+    if milliseconds then
+        return { milliseconds = tonumber(milliseconds), redis = redis == "1", resources = resources }
+    end
+    return nil, tonumber(status or 0)
+end
+
+
+local function grant(epoch, requested_at, granted)
+    state:set("resources", granted.resources)
+    lease.grant(epoch, requested_at, granted)
+end
+
+
+-- Return whether the edge holds a lease now.
+local function renew()
+    local epoch = state:get("registered")
+    -- The epochs differ if a worker that was about to exit got its response late, after its successor had begun a newer
+    -- epoch. Renewing that registration would renew for ever a lease that no read looks for.
+    if epoch and epoch == lease.epoch() then
+        local requested_at = now_ms()  -- before the request: its response may arrive late
+        local granted, status = request("renew", epoch)
+        if granted then
+            grant(epoch, requested_at, granted)
+            return true
+        end
+        if status ~= 409 then
+            return false  -- the lease that was granted before expires by itself
+        end
+        log_once("writers pass this edge by, since they could not reach it: it starts again with nothing")
+        state:delete("registered")
+    end
+    -- In this order: writers may learn of this edge again only once it has a new epoch.
+    epoch = lease.begin_epoch()
+    local requested_at = now_ms()
+    local granted, status = request("register", epoch)
+    if granted then
+        state:set("registered", epoch)
+        grant(epoch, requested_at, granted)
+        logged = nil
+    elseif status == 424 then
+        log_once("the app that was asked cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
+                 .. port .. "): the cache is not used")
+    end
+    return granted ~= nil
+end
+
+
+local next_at = 0  -- the moment (now_ms) of the next renewal
+
+
+local function run(premature)
+    local began = now_ms()
+    if premature or exiting() or began < next_at then
+        return
+    end
+    next_at = began + HANG_S * 1000  -- until this renewal has ended
+    local ok, held = pcall(renew)
+    if not ok then
+        log_once("cannot renew the lease: " .. tostring(held))
+    end
+    next_at = ok and held and began + shared.RENEWAL_S * 1000 or now_ms() + RETRY_S * 1000
+end
+
+
+-- In init_worker_by_lua: one worker renews the lease, and all workers use it. A worker that is killed leaves its number
+-- to its successor.
+--
+-- The timer is periodic. A timer that its own handler starts again would end for good the first time that Nginx has no
+-- free connection to run the handler with, and the edge would never get a lease again.
+function _M.start()
+    if ngx.worker.id() == 0 then
+        ngx.timer.at(0, run)
+        ngx.timer.every(RETRY_S, run)
+    end
+end
+
+
+return _M

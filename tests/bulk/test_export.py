@@ -1,0 +1,59 @@
+"""`velikiy users export`: the content of the file and the file that it replaces."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import requests
+
+from testkit.outages import refusing
+from testkit.stack import Stack
+from tests.bulk.commands import mode_of, run_import, run_users, stderr_of
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.csv.gz", "a.jsonl.gz"])
+def test_export_can_be_imported(bulk_stack: Stack, tmp_path: Path, name: str) -> None:
+    assert stderr_of(run_users(bulk_stack, "seed", "--count", 1234)) == "created 1,234\n"
+    bulk_stack.sql("UPDATE users SET name = %s WHERE name LIKE '%% 7'", 'a "quoted", \\N one; ')
+    file = tmp_path / name
+    file.write_text("an older export")
+    assert stderr_of(run_users(bulk_stack, "export", file)) == "exported 1,234\n"
+    before = bulk_stack.sql("SELECT name, email FROM users ORDER BY id")
+    bulk_stack.sql("DELETE FROM users")
+    run_import(bulk_stack, file)
+    after = bulk_stack.sql("SELECT name, email FROM users ORDER BY id")
+    assert [(name.strip(), email) for name, email in before] == after
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_exported_ndjson_equals_the_responses_of_the_api(bulk_stack: Stack) -> None:
+    run_users(bulk_stack, "seed", "--count", 20)
+    lines = run_users(bulk_stack, "export", "--format", "ndjson").stdout.splitlines()
+    assert len(lines) == 20
+    for line in lines:
+        assert requests.get(f"{bulk_stack.edge}/users/{json.loads(line)['id']}", timeout=5).content == line
+
+
+def test_failed_export_leaves_the_old_file(own_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("before")
+    with refusing(own_stack, "postgres"):
+        assert run_users(own_stack, "export", tmp_path / "a.csv").returncode == 1
+    assert (tmp_path / "a.csv").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_export_keeps_the_mode_group_and_symlink_of_the_file_that_it_replaces(
+    bulk_stack: Stack, tmp_path: Path
+) -> None:
+    file, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    file.write_text("before")
+    shutil.chown(file, group=12345 if os.geteuid() == 0 else os.getgroups()[-1])
+    file.chmod(0o664)
+    link.symlink_to(file)
+    group = file.stat().st_gid
+    assert run_users(bulk_stack, "export", link).returncode == 0
+    assert link.is_symlink()
+    assert file.read_text().startswith("id,name,email")
+    assert (mode_of(file), file.stat().st_gid) == (0o664, group)

@@ -1,0 +1,111 @@
+"""A command that cannot work ends with one line: the failure, its cause and the next step; never with a traceback."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from testkit.stack import Stack, run
+
+COMMANDS_WITH_DATABASE = [
+    ("cache", "show", "/users/1"),
+    ("cache", "purge", "/users/1"),
+    ("cache", "purge", "--all"),
+    ("users", "import", "people.csv"),
+    ("users", "export", "-"),
+    ("users", "seed", "--count", "3"),
+]
+
+
+@pytest.fixture
+def people(tmp_path: Path) -> Path:
+    file = tmp_path / "people.csv"
+    file.write_text("name,email\nDora,dora@example.com\n")
+    return file
+
+
+def run_with_file(arguments: tuple[str, ...], people: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return run("velikiy", *(str(people) if it == people.name else it for it in arguments), **environment)
+
+
+def only_line(completed: subprocess.CompletedProcess[str], arguments: tuple[str, ...]) -> str:
+    """Return the message of a command that failed with one line."""
+    assert completed.returncode == 1, completed.stderr
+    [line] = completed.stderr.splitlines()
+    assert line.startswith(f"velikiy {' '.join(arguments[:2])}: ")
+    return line
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)
+def test_command_on_a_database_without_tables_advises_to_migrate(
+    stack: Stack, people: Path, arguments: tuple[str, ...]
+) -> None:
+    without_tables = re.sub("/velikiy$", "/template1", stack.postgres)
+    completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=without_tables)
+    line = only_line(completed, arguments)
+    assert "The database is not migrated: its tables are missing. Create them with velikiy migrate" in line
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)
+def test_command_without_rights_on_the_tables_advises_to_grant_them(
+    stack: Stack, people: Path, arguments: tuple[str, ...]
+) -> None:
+    # pg_monitor is a role that every cluster has and that may read no table of the service.
+    without_rights = f"{stack.postgres}?options=-c%20search_path%3Dpg_toast"
+    completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=without_rights)
+    assert "Traceback" not in completed.stderr
+    only_line(completed, arguments)
+
+
+@pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)
+def test_command_with_a_wrong_password_names_the_refusal_of_postgresql(
+    stack: Stack, people: Path, arguments: tuple[str, ...]
+) -> None:
+    wrong = re.sub("(//[^:]+:)[^@]+@", r"\1wrong@", stack.postgres)
+    completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=wrong)
+    line = only_line(completed, arguments)
+    assert 'PostgreSQL refuses the connection: password authentication failed for user "velikiy"' in line
+    assert "Check DATABASE_URL" in line
+
+
+def test_migrate_with_a_wrong_password_fails_with_one_line(stack: Stack) -> None:
+    wrong = re.sub("(//[^:]+:)[^@]+@", r"\1wrong@", stack.postgres)
+    completed = run("velikiy", "migrate", "--wait", "0", DATA=str(stack.data), DATABASE_URL=wrong)
+    assert completed.returncode == 1
+    assert completed.stderr.startswith("velikiy migrate: PostgreSQL accepted no connection within 0 s.")
+    assert completed.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [*COMMANDS_WITH_DATABASE, ("migrate",), ("relay",)], ids=" ".join)
+def test_command_without_secrets_names_the_missing_settings(
+    tmp_path: Path, people: Path, arguments: tuple[str, ...]
+) -> None:
+    completed = run_with_file(arguments, people, SECRETS_DIR=str(tmp_path), DATABASE_URL="", REDIS_URL="")
+    assert completed.returncode == 1
+    assert "DATABASE_URL is not set" in completed.stderr
+    assert "Traceback" not in completed.stderr
+
+
+def test_secrets_in_a_folder_that_cannot_exist_fails_with_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    completed = run("velikiy", "secrets", str(tmp_path / "file" / "x"), "--postgres", "a:1", "--redis", "b:2")
+    assert completed.returncode == 1
+    assert completed.stderr.startswith(f"velikiy: {tmp_path}/file/x: Not a directory. ")
+    assert completed.stderr.count("\n") == 1
+
+
+def test_relay_with_an_impossible_heartbeat_file_fails_with_one_line(stack: Stack, tmp_path: Path) -> None:
+    completed = run("velikiy", "relay", "--heartbeat", str(tmp_path / "none" / "file"), DATA=str(stack.data))
+    assert completed.returncode == 1
+    assert completed.stderr == (
+        f"velikiy: {tmp_path}/none/file: No such file or directory. Check the spelling of the path, and that its folder"
+        " exists\n"
+    )
+
+
+def test_secrets_that_are_a_folder_instead_of_a_file_fail_without_a_traceback(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "database_url").mkdir()
+    completed = run("velikiy", "cache", "show", "/users", SECRETS_DIR=str(tmp_path), DATABASE_URL="", REDIS_URL="")
+    assert completed.returncode == 1
+    assert "Traceback" not in completed.stderr

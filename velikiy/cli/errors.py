@@ -1,0 +1,70 @@
+"""Errors as sentences for the operator: the failure, its cause, and the next step."""
+
+import errno
+
+import psycopg
+
+from velikiy.postgres import OURS, DatabaseUnavailable
+from velikiy.resources.problems import SQLSTATES
+
+NEXT_STEPS = {
+    "42P01": "Create them with velikiy migrate, and check that DATABASE_URL names the right database",
+    "42703": "Bring them up to date with velikiy migrate, and check that DATABASE_URL names the right database",
+    "42501": "Grant its user the rights on the tables, or let DATABASE_URL name their owner",
+    "25006": "Let DATABASE_URL name the primary server",
+}
+"""What the operator can do, by SQLSTATE."""
+
+SENTENCES = {
+    "42P01": "The database is not migrated: its tables are missing",
+    "42703": "The tables of the database belong to another version: a column is missing",
+}
+"""Causes that deserve another sentence here than in a response to a client of the API, by SQLSTATE."""
+
+
+FILE_NEXT_STEPS = {
+    errno.ENOENT: "Check the spelling of the path, and that its folder exists",
+    errno.EACCES: "Run the command as a user that may read and write there, or choose another path",
+    errno.EROFS: "Choose a path on a file system that can be written",
+    errno.ENOTDIR: "Check the spelling of the path: a part of it is a file, and not a folder",
+    errno.EEXIST: "Choose another path, or move the existing file away",
+}
+
+
+def statement_sentence(error: psycopg.Error) -> str:
+    """Return a sentence about a statement that PostgreSQL refused, without the values in it: they are personal data."""
+    state = error.sqlstate or "no SQLSTATE"
+    _, detail = SQLSTATES.get(state, ("", f"PostgreSQL refused the statement ({state})"))
+    sentence = SENTENCES.get(state, detail.rstrip("."))
+    return f"{sentence}. {NEXT_STEPS[state]}" if state in NEXT_STEPS else f"{sentence}."
+
+
+def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
+    """Return a sentence about a PostgreSQL that does not serve the command."""
+    if getattr(error.__cause__, "sqlstate", None):
+        failure = f"PostgreSQL cancelled the statement ({error})"
+    elif refusal := _connection_refusal(dsn):
+        return f"PostgreSQL refuses the connection: {refusal}. Check DATABASE_URL and the state of the server"
+    else:
+        failure = f"PostgreSQL does not answer ({error})"
+    return f"{failure}. Check with ./run status that the stack runs"
+
+
+def _connection_refusal(dsn: str) -> str | None:
+    """Return the reason for which the server refuses a connection, such as a wrong password; None if there is none.
+
+    A pool hides the reason: a server that refuses connections looks like a server that does not answer.
+    """
+    try:
+        psycopg.connect(dsn, **OURS).close()
+    except psycopg.Error as error:
+        _, fatal, reason = str(error).strip().rpartition("FATAL:")
+        return reason.strip().splitlines()[0] if fatal else None
+    return None
+
+
+def os_sentence(error: OSError) -> str:
+    """Return a sentence about a file, folder or stream that cannot be used."""
+    path = f"{error.filename}: " if error.filename else ""
+    advice = f". {FILE_NEXT_STEPS[error.errno]}" if error.errno in FILE_NEXT_STEPS else ""
+    return f"{path}{error.strerror or error}{advice}"

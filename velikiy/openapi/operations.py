@@ -1,0 +1,270 @@
+"""The paths and operations of the OpenAPI document, for each resource and for the service itself."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from velikiy.http import batch
+from velikiy.http.requests import JSON, MERGE_PATCH
+from velikiy.openapi.headers import EXAMPLE_ETAG, response_headers
+from velikiy.openapi.parameters import (
+    ID_PARAMETER,
+    IDEMPOTENCY_KEY,
+    IF_NONE_MATCH,
+    PRECONDITIONS,
+    SEARCH_PARAMETER,
+    list_parameters,
+)
+from velikiy.openapi.responses import (
+    BODY_PROBLEMS,
+    COMMON_PROBLEMS,
+    NOT_MODIFIED,
+    RESOURCE_PROBLEMS,
+    WRITE_PROBLEMS,
+    json_response,
+    problem_responses,
+)
+from velikiy.openapi.schemas import schema_ref
+from velikiy.resources import pagination
+from velikiy.resources.base import Resource
+
+SERVICE_TAG = "service"
+"""The tag of the service's own operations."""
+
+METHODS_TAG = "HEAD and OPTIONS"
+"""The tag of the methods that every address supports."""
+
+DOCUMENT_PATH = "/openapi.json"
+
+EXAMPLE_TIME = "2026-01-31T12:00:00.123456+00:00"
+
+
+def _operation(
+    name: str,
+    tag: str,
+    summary: str,
+    responses: Mapping[str, Any],
+    parameters: Iterable[Any] = (),
+    body: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    operation = {"operationId": name, "tags": [tag], "summary": summary, "parameters": [*parameters]}
+    return {**operation, **({"requestBody": body} if body else {}), "responses": responses}
+
+
+def _request_body(schema: str, examples: Mapping[str, Any], types: Iterable[str] = JSON) -> dict[str, Any]:
+    content = {"schema": schema_ref(schema), "examples": {name: {"value": value} for name, value in examples.items()}}
+    return {"required": True, "content": dict.fromkeys(types, content)}
+
+
+def resource_paths(resource: Resource) -> dict[str, Any]:
+    """Return the paths of a resource."""
+    return {
+        resource.list_path.path: {"get": _list(resource), "post": _create(resource)},
+        resource.count_path.path: {"get": _count(resource)},
+        f"{resource.list_path.path}/batch": {"post": _batch(resource)},
+        f"{resource.list_path.path}/{{id}}": {
+            "get": _get(resource),
+            "put": _update(resource, "put", "absent fields keep their values", JSON),
+            "patch": _update(
+                resource, "patch", "JSON Merge Patch (RFC 7396), with the same effect as PUT", MERGE_PATCH
+            ),
+            "delete": _delete(resource),
+        },
+    }
+
+
+def _list(resource: Resource) -> dict[str, Any]:
+    rows = {"type": "array", "maxItems": pagination.MAX_PAGE_ROWS, "items": schema_ref(resource.title)}
+    headers = response_headers("ETag", "Cache-Control", optional=["Link", "Age"])
+    page = json_response("A page of rows. `Link` leads to the next page.", rows, headers, [_example_row(resource)])
+    responses = {"200": page, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS)}
+    summary = f"List {plural_words(resource)}, a page at a time"
+    return _operation(
+        f"list{_pascal_case(resource.name)}",
+        resource.name,
+        summary,
+        responses,
+        [*list_parameters(resource), IF_NONE_MATCH],
+    )
+
+
+def _count(resource: Resource) -> dict[str, Any]:
+    headers = response_headers("ETag", "Cache-Control", optional=["Age"])
+    count = json_response("The number of rows.", schema_ref("Count"), headers, {"count": 3})
+    responses = {"200": count, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS)}
+    parameters = [SEARCH_PARAMETER, IF_NONE_MATCH] if resource.search_column else [IF_NONE_MATCH]
+    summary = f"Count {plural_words(resource)}" + (
+        ", or the rows that a search finds" if resource.search_column else ""
+    )
+    return _operation(f"count{_pascal_case(resource.name)}", resource.name, summary, responses, parameters)
+
+
+def _get(resource: Resource) -> dict[str, Any]:
+    headers = response_headers("ETag", "Last-Modified", "Cache-Control", optional=["Age"])
+    row = json_response(f"The {resource.singular}.", schema_ref(resource.title), headers, _example_row(resource))
+    responses = {"200": row, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS, "not-found")}
+    return _operation(
+        f"get{resource.title}", resource.name, f"Get one {resource.singular}", responses, [ID_PARAMETER, IF_NONE_MATCH]
+    )
+
+
+def _create(resource: Resource) -> dict[str, Any]:
+    headers = response_headers("Location", "ETag", "Cache-Control", optional=["Idempotency-Replayed"])
+    created = json_response(
+        f"The {resource.singular} was created.", schema_ref("Created"), headers, {"id": 4, "message": "Created"}
+    )
+    operations = [f"{verb}{resource.title}" for verb in ("get", "put", "patch", "delete")]
+    created["links"] = {
+        operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
+    }
+    refusals = (*WRITE_PROBLEMS, *BODY_PROBLEMS, *_uniqueness_problems(resource), "in-flight", "key-reused")
+    body = _request_body(f"New{resource.title}", {resource.singular: resource.example})
+    responses = {"201": created, **problem_responses(*refusals)}
+    return _operation(
+        f"create{resource.title}", resource.name, f"Create a {resource.singular}", responses, [IDEMPOTENCY_KEY], body
+    )
+
+
+def _update(resource: Resource, method: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
+    headers = response_headers("ETag", "Cache-Control")
+    changed = json_response(
+        f"The {resource.singular} was changed.", schema_ref("Updated"), headers, {"message": "Updated"}
+    )
+    refusals = (*WRITE_PROBLEMS, *BODY_PROBLEMS, *_uniqueness_problems(resource), "not-found", "precondition-failed")
+    body = _request_body(
+        f"{resource.title}Changes", {"one field": _example_field(resource), "all fields": resource.example}, types
+    )
+    responses = {"200": changed, **problem_responses(*refusals)}
+    summary = f"Change a {resource.singular}: {meaning}"
+    return _operation(
+        f"{method}{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS], body
+    )
+
+
+def _delete(resource: Resource) -> dict[str, Any]:
+    deleted = json_response(
+        f"The {resource.singular} was deleted.",
+        schema_ref("Deleted"),
+        response_headers("Cache-Control"),
+        {"message": "Deleted"},
+    )
+    responses = {"200": deleted, **problem_responses(*WRITE_PROBLEMS, "not-found", "precondition-failed")}
+    summary = f"Delete a {resource.singular}"
+    return _operation(f"delete{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS])
+
+
+def _batch(resource: Resource) -> dict[str, Any]:
+    results = [
+        {"op": "create", "id": 4, "status": 201, "etag": EXAMPLE_ETAG},
+        {"op": "update", "id": 2, "status": 200, "etag": EXAMPLE_ETAG},
+        {"op": "delete", "id": 3, "status": 200},
+    ]
+    headers = response_headers("Cache-Control", optional=["Idempotency-Replayed"])
+    done = json_response(
+        "All operations were carried out.", schema_ref("BatchDone"), headers, {"message": "Done", "results": results}
+    )
+    refusals = (*WRITE_PROBLEMS, *BODY_PROBLEMS, "batch-refused", "in-flight", "key-reused")
+    operations = [
+        {"op": "create", **resource.example},
+        {"op": "update", "id": 2, **_example_field(resource)},
+        {"op": "delete", "id": 3},
+    ]
+    body = _request_body(f"{resource.title}Batch", {"one of each": {"operations": operations}})
+    responses = {"200": done, **problem_responses(*refusals)}
+    summary = f"Carry out up to {batch.MAX_OPERATIONS} writes: all of them or none"
+    return _operation(f"batch{_pascal_case(resource.name)}", resource.name, summary, responses, [IDEMPOTENCY_KEY], body)
+
+
+def _uniqueness_problems(resource: Resource) -> list[str]:
+    return ["taken"] if resource.unique else []
+
+
+def plural_words(resource: Resource) -> str:
+    """Return the name of the resource as words of a sentence: "order items"."""
+    return resource.name.replace("_", " ")
+
+
+def _example_field(resource: Resource) -> dict[str, Any]:
+    return dict([next(iter(resource.example.items()))])
+
+
+def _example_row(resource: Resource) -> dict[str, Any]:
+    """Return a row as a read returns it."""
+    return {"id": 1, **resource.example, "created_at": EXAMPLE_TIME, "updated_at": EXAMPLE_TIME, "version": 1}
+
+
+def service_paths() -> dict[str, Any]:
+    """Return the paths that exist without any resource."""
+    headers = response_headers("Cache-Control")
+    alive = json_response("The process is alive.", schema_ref("Liveness"), headers, {"status": "alive"})
+    healthy = json_response("The service is healthy.", schema_ref("Health"), headers, {"status": "healthy"})
+    unusable = "The database does not answer, or its tables are missing or not readable."
+    unhealthy = json_response(unusable, schema_ref("Health"), headers, {"status": "unhealthy"})
+    checks = {"postgres": "ok", "redis": "ok"}
+    ready = json_response(
+        "The service is ready for requests.", schema_ref("Readiness"), headers, {"status": "ready", "checks": checks}
+    )
+    checks = {"postgres": "does not answer", "redis": "ok"}
+    not_ready = json_response(unusable, schema_ref("Readiness"), headers, {"status": "not ready", "checks": checks})
+    document = json_response(
+        "An OpenAPI 3.1 document.",
+        {"type": "object"},
+        response_headers("ETag", "Cache-Control"),
+        {"openapi": "3.1.0", "paths": {}},
+    )
+    failures = problem_responses(*COMMON_PROBLEMS)
+    return {
+        "/health": {
+            "get": _operation(
+                "health", SERVICE_TAG, "Check the health of the service", {"200": healthy, "503": unhealthy, **failures}
+            )
+        },
+        "/livez": {
+            "get": _operation("livez", SERVICE_TAG, "Check that the process is alive", {"200": alive, **failures})
+        },
+        "/readyz": {
+            "get": _operation(
+                "readyz",
+                SERVICE_TAG,
+                "Check that the service is ready for requests",
+                {"200": ready, "503": not_ready, **failures},
+            )
+        },
+        DOCUMENT_PATH: {
+            "get": _operation(
+                "openapi",
+                SERVICE_TAG,
+                "Get this document",
+                {"200": document, "304": NOT_MODIFIED, **failures},
+                [IF_NONE_MATCH],
+            )
+        },
+    }
+
+
+def head_operation(path: str, get: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the operation HEAD, made from the operation GET of the same path."""
+    responses = {
+        status: {key: value for key, value in response.items() if key != "content"}
+        for status, response in get["responses"].items()
+    }
+    return _operation(
+        f"head{_pascal_case(path)}", METHODS_TAG, "Get the response headers of GET", responses, get["parameters"]
+    )
+
+
+def options_operation(path: str, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the operation OPTIONS of a path that has the operations `others`."""
+    headers = response_headers("Allow", "Cache-Control", *(["Accept-Patch"] if "patch" in others else []))
+    allowed = {"description": "`Allow` lists the supported methods.", "headers": headers}
+    # Every method of a path has the same responses with these statuses, so any operation provides them.
+    shared_statuses = ("404", "406")
+    operation = next(iter(others.values()))
+    shared = {status: operation["responses"][status] for status in shared_statuses if status in operation["responses"]}
+    responses = {"204": allowed, **problem_responses(*COMMON_PROBLEMS), **shared}
+    parameters = [ID_PARAMETER] if "{id}" in path else []
+    return _operation(f"options{_pascal_case(path)}", METHODS_TAG, "List the supported methods", responses, parameters)
+
+
+def _pascal_case(text: str) -> str:
+    return "".join(part.capitalize() for part in re.findall("[a-z0-9]+", text))

@@ -1,0 +1,82 @@
+"""The parameters of operations in the OpenAPI document.
+
+Most have no example, because the page at /docs would send it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from velikiy.http import preconditions, requests
+from velikiy.openapi.headers import EXAMPLE_ETAG
+from velikiy.openapi.schemas import ID_SCHEMA
+from velikiy.resources import pagination
+from velikiy.resources.base import Resource
+
+
+def _parameter(location: str, name: str, description: str, schema: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    return {"name": name, "in": location, "description": description, "schema": schema, **more}
+
+
+ID_PARAMETER = _parameter(
+    "path", "id", "The id of the row, without leading zeros.", ID_SCHEMA, required=True, example=1
+)
+
+IF_NONE_MATCH = _parameter(
+    "header",
+    "If-None-Match",
+    "ETags that the client has. If the current ETag is among them, the response is 304 without a body.",
+    {"type": "string"},
+    example=EXAMPLE_ETAG,
+)
+
+IDEMPOTENCY_KEY = _parameter(
+    "header",
+    "Idempotency-Key",
+    "A unique key for this request, such as a UUID. A repeated request with the same key and body is not carried out"
+    " again within 24 hours: the service returns the first response.",
+    {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{requests.IDEMPOTENCY_KEY}$"},
+)
+
+
+def _precondition(name: str, description: str) -> dict[str, Any]:
+    schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{preconditions.TAGS}$"}]}
+    return _parameter("header", name, description, schema)
+
+
+PRECONDITIONS = [
+    _precondition("If-Match", "Write only if the current ETag is one of these; `*`: if the row exists."),
+    _precondition("If-None-Match", "Write only if the current ETag is not in this list."),
+]
+
+_SPACE = r"[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_LETTER = r"[^\s\x00-\x1f\x7f-\x9f]"
+SEARCH_PARAMETER = _parameter(
+    "query",
+    "q",
+    f"Up to {requests.MAX_SEARCH_WORDS} words or beginnings of words. Finds rows that contain all of them, ignoring"
+    " case. Accents matter.",
+    {
+        "type": "string",
+        "minLength": 1,
+        "maxLength": requests.MAX_SEARCH_CHARACTERS,
+        "pattern": f"^{_SPACE}*{_LETTER}+({_SPACE}+{_LETTER}+){{0,{requests.MAX_SEARCH_WORDS - 1}}}{_SPACE}*$",
+    },
+)
+
+
+def list_parameters(resource: Resource) -> list[dict[str, Any]]:
+    """Return the query parameters of the list of rows."""
+    orders = [sign + name for name in ("id", *resource.sort_keys) for sign in ("", "-")]
+    cursor = {"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"}
+    limit = {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS}
+    return [
+        _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
+        _parameter("query", "limit", "The largest number of rows on a page.", limit),
+        *([SEARCH_PARAMETER] if resource.search_column else []),
+        _parameter(
+            "query",
+            "sort",
+            "The order of the rows; a `-` before the name reverses it.",
+            {"type": "string", "enum": orders, "default": "id"},
+        ),
+    ]
