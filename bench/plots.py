@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 GREY = "#808080"
 """Readable on a white page and on a black page."""
 
-OURS = "#e08a1e"
+ORANGE = "#e08a1e"
 OTHERS = ("#5b8fd0", "#4ba38a", "#b07cc6", "#c96a6a")
 
 STYLE: Any = {
@@ -38,7 +38,7 @@ def ratios(lines: Sequence[dict[str, Any]], path: Path) -> None:
         _, axes = plt.subplots(figsize=(8.5, 0.24 * len(shown) + 0.6))
         for at, line in enumerate(reversed(shown)):
             median, lowest, highest = line["ratio"]
-            axes.barh(at, median - 1, left=1, color=OURS if median >= 1 else GREY, height=0.6)
+            axes.barh(at, median - 1, left=1, color=ORANGE if median >= 1 else GREY, height=0.6)
             axes.plot([lowest, highest], [at, at], color=GREY, linewidth=1)
             if line["target"]:
                 axes.plot([line["target"]] * 2, [at - 0.4, at + 0.4], color="#d04040", linewidth=2)
@@ -73,7 +73,7 @@ def latencies(samples: Sequence[dict[str, Any]], path: Path) -> None:
                         marker="o",
                         markersize=3,
                         linestyle=":" if is_limit else "-",
-                        color=OURS if is_ours else GREY if is_limit else next(others),
+                        color=ORANGE if is_ours else GREY if is_limit else next(others),
                         label=sample["peer"],
                     )
                 axes.set_yscale("log")

@@ -4,7 +4,7 @@ import errno
 
 import psycopg
 
-from velikiy.postgres import OURS, DatabaseUnavailable
+from velikiy.postgres import CONNECT_OPTIONS, DatabaseUnavailable
 from velikiy.resources.problems import SQLSTATES
 
 NEXT_STEPS = {
@@ -57,7 +57,7 @@ def _connection_refusal(dsn: str) -> str | None:
     A pool hides the reason: a server that refuses connections looks like a server that does not answer.
     """
     try:
-        psycopg.connect(dsn, **OURS).close()
+        psycopg.connect(dsn, **CONNECT_OPTIONS).close()
     except psycopg.Error as error:
         _, fatal, reason = str(error).strip().rpartition("FATAL:")
         return reason.strip().splitlines()[0] if fatal else None

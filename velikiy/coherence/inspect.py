@@ -1,4 +1,4 @@
-"""`velikiy cache show`: what each tier holds of an address, for people."""
+"""The content of each tier for one address, for people (`velikiy cache show`)."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from velikiy.settings import Settings
 
 
 def look(gate: Gate, path: CachePath, uri: str, settings: Settings) -> list[dict[str, Any]]:
-    """One member for each tier, from the truth to the clients; ages and times in seconds.
+    """Return one item for PostgreSQL and one for each cache, nearest to the database first, with times in seconds.
 
     Raises:
         DatabaseUnavailable
@@ -20,8 +20,8 @@ def look(gate: Gate, path: CachePath, uri: str, settings: Settings) -> list[dict
     tiers: list[dict[str, Any]] = [{"tier": "postgres", "writer_in_flight": writer}]
     tiers.append({"tier": "redis", "fenced": redis.fenced, **_in_redis(gate, path, settings.redis_ttl)})
     for edge in edges:
-        told = gate.edge_tier.show(edge, uri)
-        tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(told)})
+        shown = gate.edge_tier.show(edge, uri)
+        tiers.append({"tier": f"edge {edge.address}", "fenced": edge.fenced, **_at_edge(shown)})
     return tiers
 
 
@@ -34,15 +34,15 @@ def _in_redis(gate: Gate, path: CachePath, ttl: int) -> dict[str, Any]:
     return {"answers": True, "entries": held["bytes"], "leases": held["leases"], "age": age}
 
 
-def _at_edge(told: dict[str, str] | None) -> dict[str, Any]:
-    if told is None:
+def _at_edge(shown: dict[str, str] | None) -> dict[str, Any]:
+    if shown is None:
         return {"answers": False}
     return {
         "answers": True,
-        "lease": int(told["lease"]) / 1000,
-        "generation": told.get("generation"),
-        "bytes": int(told["size"]) if "size" in told else None,
-        "age": int(told["age"]) if "age" in told else None,
+        "lease": int(shown["lease"]) / 1000,
+        "generation": shown.get("generation"),
+        "bytes": int(shown["size"]) if "size" in shown else None,
+        "age": int(shown["age"]) if "age" in shown else None,
     }
 
 

@@ -8,34 +8,32 @@ from velikiy.postgres import DatabaseUnavailable
 
 
 class RedisLease:
-    """The cache lease of this process for Redis.
-
-    It is renewed at most once a second, and only when it is needed, so an idle process costs nothing.
-    """
+    """It is renewed at most once a second, and only when it is needed, so an idle process costs nothing."""
 
     def __init__(self, redis_is_fenced: Callable[[], bool]) -> None:
-        """`redis_is_fenced` asks PostgreSQL."""
+        """`redis_is_fenced` queries PostgreSQL."""
         self._redis_is_fenced = redis_is_fenced
-        self._asking = threading.Lock()
-        self._asked = -LEASE_S
+        self._renewing = threading.Lock()
+        self._renewed_at = -LEASE_S
         self._until = 0.0
 
     def trusted_until(self) -> float:
-        """The moment (`now`) until which Redis may be used. Compare with it after Redis has answered: a process may be
-        stopped for any time between question and answer.
+        """Return the moment (`now`) until which Redis may be used.
+
+        Compare it with the time after the reply of Redis: a process may be stopped for any time in between.
 
         Raises:
             DatabaseUnavailable: The lease has expired, and PostgreSQL cannot renew it.
         """
-        if now() - self._asked >= RENEWAL_S and self._asking.acquire(blocking=False):
+        if now() - self._renewed_at >= RENEWAL_S and self._renewing.acquire(blocking=False):
             try:
-                self._ask()
+                self._renew()
             finally:
-                self._asking.release()
+                self._renewing.release()
         return self._until
 
-    def _ask(self) -> None:
-        asked = now()
+    def _renew(self) -> None:
+        requested_at = now()
         try:
             fenced = self._redis_is_fenced()
         except DatabaseUnavailable:
@@ -43,5 +41,5 @@ class RedisLease:
                 raise
             return
         finally:
-            self._asked = asked
-        self._until = 0.0 if fenced else asked + LEASE_S
+            self._renewed_at = requested_at
+        self._until = 0.0 if fenced else requested_at + LEASE_S

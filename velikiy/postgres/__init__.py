@@ -1,6 +1,15 @@
 """PostgreSQL, the source of truth: pools with deadlines, statements that travel together, and migrations."""
 
-from velikiy.postgres.database import OURS, Database, DatabaseUnavailable, Deadlock, forgets
+from velikiy.postgres.database import CONNECT_OPTIONS, Database, DatabaseUnavailable, Deadlock, forgets
 from velikiy.postgres.pipeline import Connection, Row, Statement
 
-__all__ = ["OURS", "Connection", "Database", "DatabaseUnavailable", "Deadlock", "Row", "Statement", "forgets"]
+__all__ = [
+    "CONNECT_OPTIONS",
+    "Connection",
+    "Database",
+    "DatabaseUnavailable",
+    "Deadlock",
+    "Row",
+    "Statement",
+    "forgets",
+]

@@ -15,7 +15,7 @@ from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from velikiy.postgres.pipeline import Connection, Statement
 
-OURS: dict[str, Any] = {
+CONNECT_OPTIONS: dict[str, Any] = {
     # A standby answers reads with an older state: of several hosts only the primary is used.
     "target_session_attrs": "read-write",
     "connect_timeout": 2,  # seconds for each host, the least that libpq knows
@@ -107,7 +107,7 @@ class Database:
             dsn,
             connection_class=Connection,
             kwargs={
-                **OURS,
+                **CONNECT_OPTIONS,
                 "autocommit": True,
                 # `query` prepares what is worth it; after a rollback psycopg would run DEALLOCATE ALL, which also
                 # removes ours.

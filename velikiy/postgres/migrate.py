@@ -12,7 +12,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import create_engine, exc, pool, text
 
-from velikiy.postgres import OURS
+from velikiy.postgres import CONNECT_OPTIONS
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 
@@ -102,7 +102,7 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
     until = time.monotonic() + wait
     while True:
         try:
-            return psycopg.connect(dsn, **OURS, application_name="velikiy migrate")
+            return psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate")
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 raise CannotMigrate(

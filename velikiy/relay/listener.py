@@ -15,7 +15,7 @@ import structlog
 
 from velikiy import coherence
 from velikiy.coherence import CachePath, Gate
-from velikiy.postgres import OURS, Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres import CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
 from velikiy.settings import Settings
@@ -100,7 +100,9 @@ class Relay:
         Raises:
             psycopg.Error, DatabaseUnavailable
         """
-        with Connection.connect(self.dsn, **OURS, autocommit=True, application_name="velikiy relay") as connection:
+        with Connection.connect(
+            self.dsn, **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
+        ) as connection:
             received: list[str] = []
             connection.add_notify_handler(lambda notification: received.append(notification.payload))
             connection.execute("LISTEN velikiy")

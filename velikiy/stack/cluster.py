@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 from psycopg import sql
 
-from velikiy.postgres import OURS
+from velikiy.postgres import CONNECT_OPTIONS
 from velikiy.stack import Refusal
 from velikiy.stack.plan import Plan
 
@@ -86,7 +86,7 @@ def _connect(server: str, plan: Plan, within: float) -> psycopg.Connection:
     deadline = time.monotonic() + within
     while True:
         try:
-            return psycopg.connect(server, **OURS, autocommit=True)
+            return psycopg.connect(server, **CONNECT_OPTIONS, autocommit=True)
         except psycopg.OperationalError as error:
             if time.monotonic() >= deadline:
                 log = plan.logs / "postgres.log"
