@@ -253,3 +253,14 @@ def test_terminal_shows_a_progress_bar(bulk_stack: Stack, tmp_path: Path) -> Non
     assert b"importing users" in completed.stdout
     assert b"20,000 rows" in completed.stdout
     assert b"imported 20,000" in completed.stdout
+
+
+@pytest.mark.parametrize("size", [5, 2000])
+def test_import_passes_by_ids_that_sql_has_taken(bulk_stack: Stack, size: int) -> None:
+    [(last,)] = bulk_stack.sql("SELECT nextval('users_id_seq')")
+    for user_id in (last + 1, last + 3, last + size):
+        bulk_stack.sql(
+            "INSERT INTO users (id, name, email) VALUES (%s, 'Taken', %s)", user_id, f"t{user_id}@example.com"
+        )
+    run_import(bulk_stack, "-", given=csv_of_people(size))
+    assert count_users(bulk_stack) == size + 3

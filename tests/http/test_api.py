@@ -197,6 +197,52 @@ class TestChanging:
         check_problem(requests.get(new_user["url"], timeout=5), 404)
 
 
+class TestTakenIds:
+    """SQL has inserted rows with explicit ids that the sequence has not reached."""
+
+    @pytest.fixture
+    def next_id(self, stack: Stack) -> Iterator[int]:
+        """Return the next id of the sequence; delete the rows from there on afterwards."""
+        [(last,)] = stack.sql("SELECT nextval('users_id_seq')")
+        yield last + 1
+        stack.sql("DELETE FROM users WHERE id > %s", last)
+
+    def take(self, stack: Stack, *ids: int) -> None:
+        for user_id in ids:
+            stack.sql(
+                "INSERT INTO users (id, name, email) VALUES (%s, 'T', %s)", user_id, f"taken{user_id}@example.com"
+            )
+
+    def test_create_gets_the_next_free_id(self, stack: Stack, next_id: int) -> None:
+        self.take(stack, next_id, next_id + 1, next_id + 3)
+        body = {"name": "New", "email": "next-free@example.com"}
+        response = requests.post(f"{stack.app}/users", json=body, timeout=5)
+        assert (response.status_code, response.json()["id"]) == (201, next_id + 2)
+
+    def test_create_whose_email_is_taken_too_is_refused_by_field(self, stack: Stack, next_id: int) -> None:
+        self.take(stack, next_id)
+        body = {"name": "New", "email": f"taken{next_id}@example.com"}
+        check_problem(requests.post(f"{stack.app}/users", json=body, timeout=5), 409, "email")
+
+    def test_create_survives_the_largest_id(self, stack: Stack, next_id: int) -> None:
+        self.take(stack, next_id, 2**63 - 1)
+        body = {"name": "New", "email": "beside-largest@example.com"}
+        assert requests.post(f"{stack.app}/users", json=body, timeout=5).json()["id"] == next_id + 1
+
+    def test_batch_gets_free_ids(self, stack: Stack, next_id: int) -> None:
+        self.take(stack, next_id, next_id + 2, next_id + 4)
+        rows = [{"op": "create", "name": "B", "email": f"batch{n}@free.example.com"} for n in range(5)]
+        response = requests.post(f"{stack.app}/users/batch", json={"operations": rows}, timeout=5)
+        assert response.status_code == 200, response.text
+        assert len({result["id"] for result in response.json()["results"]}) == 5
+
+    def test_idempotent_create_is_stored_once_after_the_ids_are_skipped(self, stack: Stack, next_id: int) -> None:
+        self.take(stack, next_id)
+        body, key = {"name": "New", "email": "once-free@example.com"}, {"Idempotency-Key": f"free-{next_id}"}
+        first, second = (requests.post(f"{stack.app}/users", json=body, headers=key, timeout=5) for _ in range(2))
+        assert first.json() == second.json() == {"id": next_id + 1, "message": "Created"}
+
+
 class TestUnchangedFields:
     """Values that today's rules refuse: SQL wrote them, or the table was adopted."""
 

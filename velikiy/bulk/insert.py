@@ -13,6 +13,7 @@ from velikiy.bulk.readers import Row
 from velikiy.coherence import Change, Gate
 from velikiy.postgres import Connection, DatabaseUnavailable
 from velikiy.resources.base import Resource
+from velikiy.resources.ids import skip_all
 from velikiy.resources.problems import SQLSTATES
 from velikiy.resources.repository import Conflict
 
@@ -48,6 +49,7 @@ def write(resource: Resource, gate: Gate, rows: list[Row], record: Callable[[Con
             " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
             {"time": f"{CHUNK_TIMEOUT_S:.0f}s"},
         )
+        skip_all(connection, resource)
         created, refused = _insert(connection, resource, rows) if rows else ([], [])
         outcome = record(connection, refused)
         if len(refused) == len(rows):

@@ -1,6 +1,7 @@
 """The routes of every resource: parse the request, call the repository, build the response."""
 
 from collections.abc import Callable
+from functools import partial
 
 from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import NotFound
@@ -11,6 +12,7 @@ from velikiy.http import batch, middleware, requests, responses
 from velikiy.http.preconditions import precondition
 from velikiy.http.requests import JSON, MAX_BATCH_BYTES, MERGE_PATCH
 from velikiy.postgres import Connection
+from velikiy.resources import ids
 from velikiy.resources.base import ID, MAX_ID, Resource
 from velikiy.resources.idempotency import StoredResponse, once
 from velikiy.resources.pagination import BadCursor
@@ -91,7 +93,8 @@ class Routes:
             headers = {"Location": self.resource.row_path(row_id).path, "ETag": entry.etag}
             return change.with_outcome(StoredResponse(201, {"id": row_id, "message": "Created"}, headers))
 
-        return responses.of_write(self.gate.write(once(requests.idempotency_key(new), write), until=until))
+        keyed = once(requests.idempotency_key(new), write)
+        return responses.of_write(ids.create(self.resource, self.gate, lambda: self.gate.write(keyed, until=until)))
 
     def put(self, row_id: int) -> Response:
         return self._update(row_id, JSON)
@@ -128,4 +131,6 @@ class Routes:
         until = requests.until()
         requests.parameters()
         body = requests.body(self.batch_model, limit=MAX_BATCH_BYTES)
-        return responses.of_write(batch.run(self.repository, body, requests.idempotency_key(body), until))
+        key = requests.idempotency_key(body)
+        run = partial(batch.run, self.repository, body, key, until)
+        return responses.of_write(ids.create(self.resource, self.gate, run))

@@ -16,6 +16,7 @@ from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection, Row, Statement
 from velikiy.resources import pagination
 from velikiy.resources.base import Body, Resource
+from velikiy.resources.ids import IdTaken
 from velikiy.resources.pagination import BadCursor, Page
 from velikiy.resources.problems import Problem
 
@@ -158,7 +159,7 @@ class Repository:
     # ---- writes: each runs in a transaction that the gate has opened ----
 
     def create(self, connection: Connection, new: Body) -> Change[tuple[int, Entry]]:
-        """Raises: Conflict"""
+        """Raises: Conflict, IdTaken"""
         values = new.model_dump()
         written = self._write(connection, self._insert, [values[field] for field in self.resource.fields])
         assert written is not None  # INSERT ... RETURNING returns a row or raises
@@ -219,6 +220,8 @@ class Repository:
             (rows,) = connection.query(Statement(statement, values))
         except psycopg.errors.UniqueViolation as error:
             field = self.resource.unique.get(error.diag.constraint_name or "")
+            if field is None and statement == self._insert:
+                raise IdTaken from None
             if field is None:
                 raise
             raise Conflict(self.resource, field) from None
