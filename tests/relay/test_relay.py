@@ -61,7 +61,7 @@ def expect_name(stack: Stack, user: int, name: str | None) -> None:
     """Wait until every edge returns this name; None stands for a deleted user."""
     for edge in stack.edges:
         wait_until(lambda edge=edge: name_at(edge, user) == name, within=1, every=0.002)  # type: ignore[misc]
-        assert (user in listed_ids(edge)) == (name is not None)
+        wait_until(lambda edge=edge: (user in listed_ids(edge)) == (name is not None), within=1, every=0.002)  # type: ignore[misc]
 
 
 def test_insert_update_and_delete_by_sql_are_seen_through_every_edge(stack: Stack) -> None:
