@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
 
@@ -129,13 +129,27 @@ def load(kind: type[S] = Settings, env_file: Path | None = Path(".env"), **given
         given: Values that win over every source.
 
     Raises:
-        BadSetting: At least one value is bad. The text has a sentence for each bad value.
+        BadSetting: At least one value is bad, or a file with settings cannot be read. The text has a sentence for each.
     """
     secrets = Path(os.environ.get("SECRETS_DIR") or SECRETS)
     try:
         return kind(_env_file=env_file, _secrets_dir=secrets if secrets.is_dir() else None, **given)
     except ValidationError as error:
         raise BadSetting("\n".join(_sentence(kind, problem) for problem in error.errors())) from None
+    except (SettingsError, OSError, UnicodeDecodeError) as error:
+        cause = error.__cause__ if isinstance(error, SettingsError) else error
+        if sentence := unreadable(cause):
+            raise BadSetting(sentence) from None
+        raise
+
+
+def unreadable(error: BaseException | None) -> str:
+    """Return a sentence about a file with settings that cannot be read, or "" if the error has another cause."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} cannot be read: {error.strerror}. Correct its permissions, or run as its owner."
+    if isinstance(error, UnicodeDecodeError):  # the libraries that read the files do not name the file
+        return "A file with settings is not UTF-8. Save .env and the files of the secrets folder as UTF-8."
+    return ""
 
 
 def _sentence(kind: type[BaseSettings], problem: Any) -> str:

@@ -77,6 +77,13 @@ def test_missing_server_address_is_refused_by_name() -> None:
         load(Settings, None)
 
 
+def test_env_file_that_is_not_utf8_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_bytes("BIND=Zürich".encode("latin-1"))
+    with pytest.raises(BadSetting, match=r"not UTF-8\. Save \.env"):
+        load(StackSettings, file)
+
+
 def test_bad_setting_stops_the_start_before_the_data_folder_is_created() -> None:
     with folder() as temporary:
         refused = run(

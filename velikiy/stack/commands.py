@@ -17,7 +17,7 @@ from typing import Any
 import click
 from dotenv import dotenv_values
 
-from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load
+from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load, unreadable
 from velikiy.stack import Refusal, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
@@ -263,8 +263,8 @@ def _exclusive(home: Path) -> Iterator[None]:
 def main() -> int:
     """Run the command that was typed, and return the exit status of `./run`."""
     socket.setdefaulttimeout(10)  # a supervisord that hangs must not block the launcher
-    _prepare_environment()
     try:
+        _prepare_environment()
         run(prog_name="./run", standalone_mode=False)
     except click.ClickException as error:
         error.show()
@@ -287,7 +287,11 @@ def _prepare_environment() -> None:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # a person's settings for psql must not reach the stack's servers
     if not privileges.is_reexecuted():  # the account of the second execution may not be able to read .env
-        for name, value in dotenv_values(CHECKOUT / ".env").items():
+        try:
+            values = dotenv_values(CHECKOUT / ".env")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadSetting(unreadable(error)) from None
+        for name, value in values.items():
             os.environ.setdefault(name, value or "")
 
 
