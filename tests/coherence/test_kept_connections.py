@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
 from urllib.parse import urlsplit
 
 import psycopg
@@ -143,36 +142,10 @@ class TestToRedis:
         assert wrong == []
         assert len(connections._idle) <= len(threads)
 
-    def test_unread_replies_of_redis_are_skipped_by_the_next_exchange(
-        self, connections: Connections, redis_proxy: TcpProxy
-    ) -> None:
-        for number in range(3):
-            assert connections.exchange(("ECHO", f"unread {number}"), ("ECHO", "more"), await_reply=False) == []
-        assert connections.exchange(("ECHO", "read")) == [b"read"]
-        assert connections.exchange(("LPUSH",), await_reply=False) == []  # an unread error is skipped as well
-        assert connections.exchange(("ECHO", "read again"), ("ECHO", "both")) == [b"read again", b"both"]
-        assert len(redis_proxy.connections) == 1
-
-    def test_unread_reply_of_redis_that_is_late_is_not_taken_for_the_reply_to_a_later_command(
-        self, connections: Connections, redis_proxy: TcpProxy
-    ) -> None:
-        release = threading.Event()
-        connections.exchange(("PING",))  # opens the connection that is kept
-        redis_proxy.on_reply = on_first(lambda: release.wait(9))
-        connections.exchange(("ECHO", "held back"), await_reply=False)
-        with pytest.raises(redis.exceptions.TimeoutError):
-            connections.exchange(("ECHO", "too early"))
-        release.set()
-        assert connections.exchange(("ECHO", "read")) == [b"read"]
-
-    def test_broken_redis_connection_is_replaced_for_a_command_that_awaits_no_reply(
-        self, stack: Stack, connections: Connections, redis_proxy: TcpProxy
-    ) -> None:
-        for number in range(3):
-            connections.exchange(("SET", "kept:number", f"{number}"), await_reply=False)
-            wait_until(partial(is_stored, stack, b"%d" % number))
-            redis_proxy.close_connections()
-            assert connections.exchange(("ECHO", "read")) == [b"read"]
+    def test_error_reply_is_raised_after_all_replies_were_read(self, connections: Connections) -> None:
+        with pytest.raises(redis.exceptions.ResponseError):
+            connections.exchange(("LPUSH",), ("ECHO", "behind the error"))
+        assert connections.exchange(("ECHO", "next")) == [b"next"]
 
     def test_script_that_redis_does_not_know_is_sent_after_the_commands_that_preceded_it(
         self, stack: Stack, connections: Connections

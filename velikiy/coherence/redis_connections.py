@@ -59,36 +59,32 @@ class Connections:
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
         )
-        self._idle: deque[tuple[Any, int]] = deque()
-        """Each connection with the number of its replies that were not read yet."""
+        self._idle: deque[Any] = deque()
 
-    def exchange(self, *commands: tuple[Argument, ...], await_reply: bool = True) -> list[Any]:
+    def exchange(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Send the commands together and return their replies.
-
-        Without `await_reply` the call returns nothing and does not wait: the next user of the connection reads the
-        replies and discards them.
 
         Raises:
             redis.exceptions.RedisError: also for an error reply, after all replies were read.
         """
         try:
-            (connection, unread), kept = self._idle.pop(), True
+            connection, kept = self._idle.pop(), True
         except IndexError:
             # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
             pool = self.client.connection_pool
             kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
-            connection, unread, kept = kind(**pool.connection_kwargs), 0, False
+            connection, kept = kind(**pool.connection_kwargs), False
         try:
             _send(connection, commands)
-            replies = _receive(connection, unread + (len(commands) if await_reply else 0))[unread:]
+            replies = _receive(connection, len(commands))
         except redis.exceptions.ConnectionError:
             if not kept:
                 raise
             # A kept connection to a Redis that was restarted is broken; a new connection shows the present state. A
             # command that runs twice for this reason is a drop, or finds its fill lease gone.
             self._idle.clear()
-            return self.exchange(*commands, await_reply=await_reply)
-        self._idle.append((connection, 0 if await_reply else len(commands)))
+            return self.exchange(*commands)
+        self._idle.append(connection)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply

@@ -123,18 +123,14 @@ class RedisTier:
         return None
 
     def fill(self, path: CachePath, variant: str, lease: FillLease, entry: Entry | None) -> None:
-        """Store the entry if the fill lease still exists. With None, give the lease up.
-
-        The call does not wait for Redis: a later read finds the entry, because Redis executes commands in order.
-        """
+        """Store the entry if the fill lease still exists. With None, give the lease up."""
         if self.breaker_open:
             return
         try:
             packed = entry.pack() if entry else b""
-            # With the text of the script: the error that Redis does not know its digest would not be read.
-            self._read_connections.exchange(
-                FILL.load(path.key, variant, lease, packed, self.ttl * 1000), await_reply=False
-            )
+            self._read_connections.run(FILL, (path.key, variant, lease, packed, self.ttl * 1000))
+        except redis.exceptions.ResponseError:
+            pass  # Redis has no memory for it, or another program's value is under our key: a read removes that
         except AWAY as error:
             self._failed("fill", error)
 
