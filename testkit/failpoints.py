@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import requests
@@ -21,11 +21,11 @@ from flask import Flask
 from werkzeug.serving import make_server
 
 from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
-from velikiy.coherence import NOT_TRIED, Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, NotTried, RedisTier
+from velikiy import http
+from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import FillLease
-from velikiy.http import edge_leases, middleware, problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
 from velikiy.resources.repository import Repository
@@ -73,11 +73,7 @@ class FailpointGate(Gate):
     failpoints: Failpoints
 
     def read(
-        self,
-        path: CachePath,
-        variant: str,
-        load: Callable[[Connection], Entry],
-        from_edge: FillLease | NotTried | None = NOT_TRIED,
+        self, path: CachePath, variant: str, load: Callable[[Connection], Entry], *more: Any, **options: Any
     ) -> Answer:
         def load_between_failpoints(connection: Connection) -> Entry:
             connection.query()  # send the probe now; usually it goes together with the statement that loads
@@ -86,23 +82,17 @@ class FailpointGate(Gate):
             self.failpoints.reach("between snapshot and fill")
             return entry
 
-        answer = super().read(path, variant, load_between_failpoints, from_edge)
+        answer = super().read(path, variant, load_between_failpoints, *more, **options)
         self.failpoints.reach("between fill and response")
         return answer
 
-    def write(
-        self,
-        change: Callable[[Connection], Change[T]],
-        timeout_factor: float = 1,
-        lock_first: Sequence[CachePath] = (),
-        until: float | None = None,
-    ) -> T:
+    def write(self, change: Callable[[Connection], Change[T]], *more: Any, **options: Any) -> T:
         def change_before_failpoint(connection: Connection) -> Change[T]:
             changed = change(connection)
             self.failpoints.reach("before the lock")
             return changed
 
-        outcome = super().write(change_before_failpoint, timeout_factor, lock_first, until)
+        outcome = super().write(change_before_failpoint, *more, **options)
         self.failpoints.reach("after the commit")
         return outcome
 
@@ -200,11 +190,7 @@ def _write_until_killed(postgres: str, redis_url: str, user: int, name: str, kil
 def running_app(gate: Gate) -> Iterator[str]:
     """Run an app with this gate in this process; yield its address."""
     app = Flask("in this process")
-    middleware.install(app)
-    middleware.install(app)
-    problems.install(app)
-    routes.install(app, registry(), gate)
-    edge_leases.install(app, registry(), gate.caches)
+    http.install(app, registry(), gate)
     gate.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -15,10 +15,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imports inside the function: a part of this package, such as the launcher, must not import all of Flask.
     from flask import Flask
 
-    from velikiy import logs
+    from velikiy import http, logs
     from velikiy.coherence import connect
     from velikiy.console import swagger
-    from velikiy.http import edge_leases, health, middleware, problem_pages, problems, routes
     from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
     from velikiy.resources.base import registry
@@ -31,12 +30,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
-    middleware.install(app)
-    problems.install(app)
-    problem_pages.install(app)
-    routes.install(app, registry(), gate)
-    edge_leases.install(app, registry(), gate.caches)
-    health.install(app, database, gate.redis_tier)
+    http.install(app, registry(), gate)
     openapi.install(app, registry())
     swagger.install(app)
     database.open()

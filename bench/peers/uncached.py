@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 from flask import Flask
 
-from velikiy import logs
+from velikiy import http, logs
 from velikiy.coherence import Answer, CachePath, Change, Entry, Gate, connect
-from velikiy.http import middleware, problems, routes
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
 from velikiy.settings import Settings, load
@@ -34,9 +33,6 @@ def create_app() -> Flask:
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
     gate = connect(database, settings)
     app = Flask(__name__, static_folder=None)
-    middleware.install(app)
-    middleware.install(app)
-    problems.install(app)
-    routes.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
+    http.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
     database.open()
     return app

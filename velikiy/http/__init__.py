@@ -7,3 +7,19 @@ responses, problems, problem_pages      build a response; every error becomes a 
 edge_leases         edges renew their cache leases
 health              /livez, /readyz, /health
 """
+
+from flask import Flask
+
+from velikiy.coherence import Gate
+from velikiy.http import edge_leases, health, middleware, problem_pages, problems, routes
+from velikiy.resources.base import Resource
+
+
+def install(app: Flask, resources: dict[str, Resource], gate: Gate) -> None:
+    """Add the middleware, the error handlers and every route to the app. They use the servers of this gate."""
+    middleware.install(app)
+    problems.install(app)
+    problem_pages.install(app)
+    routes.install(app, resources, gate)
+    edge_leases.install(app, resources, gate.caches)
+    health.install(app, gate.database, gate.redis_tier)
