@@ -47,6 +47,12 @@ def test_row_of_an_added_resource_has_the_fields_of_the_guide(samovar: dict[str,
     assert (samovar["name"], samovar["price"], samovar["stock"], samovar["version"]) == ("Samovar", 12900, 0, 1)
 
 
+def test_update_does_not_take_false_for_a_stored_zero(stack: Stack, samovar: dict[str, Any]) -> None:
+    assert samovar["stock"] == 0
+    url = f"{stack.edge}/products/{samovar['id']}"
+    check_problem(requests.patch(url, json={"stock": False}, timeout=5), 422, "stock")
+
+
 def test_commands_of_the_guide_print_the_documented_output(stack: Stack) -> None:
     [block] = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     create, show, search = (

@@ -198,7 +198,8 @@ def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Map
         if not (isinstance(members, dict) and invalid <= set(resource.fields)):
             raise _invalid(error) from None
         row = stored()
-        if row is None or any(members.get(field) != row[field] for field in invalid):
+        # As JSON: to Python, false equals 0.
+        if row is None or any(orjson.dumps(members[field]) != orjson.dumps(row[field]) for field in invalid):
             raise _invalid(error) from None
     changed = {name: value for name, value in members.items() if name not in invalid}
     if not set(changed) & set(resource.fields):
