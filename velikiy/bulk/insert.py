@@ -49,7 +49,8 @@ def write(resource: Resource, gate: Gate, rows: list[Row], record: Callable[[Con
             " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
             {"time": f"{CHUNK_TIMEOUT_S:.0f}s"},
         )
-        skip_all(connection, resource)
+        if rows:
+            skip_all(connection, resource)
         created, refused = _insert(connection, resource, rows) if rows else ([], [])
         outcome = record(connection, refused)
         if len(refused) == len(rows):

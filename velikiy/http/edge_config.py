@@ -122,7 +122,7 @@ def _problems() -> list[str]:
 
 
 def _kinds() -> list[tuple[int, str]]:
-    return sorted((status, kind) for status, kind in KIND_BY_STATUS.items() if status not in (409, 422))
+    return sorted(KIND_BY_STATUS.items())
 
 
 def _error_pages_and_batches() -> list[str]:
