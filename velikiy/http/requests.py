@@ -1,5 +1,6 @@
 """Parse requests strictly: each refusal names the field, parameter or header, and the reason."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -198,14 +199,14 @@ def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Map
         if not (isinstance(members, dict) and invalid <= set(resource.fields)):
             raise _invalid(error) from None
         row = stored()
-        # As JSON: to Python, false equals 0.
-        if row is None or any(orjson.dumps(members[field]) != orjson.dumps(row[field]) for field in invalid):
+        # As JSON: to Python, false equals 0. With `json`, because orjson has no numbers above 64 bits.
+        if row is None or any(json.dumps(members[field]) != json.dumps(row[field]) for field in invalid):
             raise _invalid(error) from None
     changed = {name: value for name, value in members.items() if name not in invalid}
     if not set(changed) & set(resource.fields):
         return resource.update_model.model_construct()  # no field changes, and the write counts all the same
     try:
-        return resource.update_model.model_validate_json(orjson.dumps(changed))
+        return resource.update_model.model_validate_json(json.dumps(changed))
     except ValidationError as error:
         raise _invalid(error) from None
 
