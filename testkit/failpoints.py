@@ -24,7 +24,7 @@ from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
 from velikiy import http
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.redis_lease import RedisLease
+from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import FillLease
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
@@ -64,9 +64,11 @@ class Failpoints:
 class FailpointRedisTier(RedisTier):
     failpoints: Failpoints
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
+    def drop(
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+    ) -> dict[CachePath, FillLease]:
         self.failpoints.reach("before the drops")
-        return super().drop(paths, prefill)
+        return super().drop(paths, prefill, server=server)
 
 
 class FailpointGate(Gate):
@@ -142,7 +144,7 @@ class FailpointApp:
 def failpoint_gate(postgres: str, redis_url: str, failpoints: Failpoints) -> FailpointGate:
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
-    redis_tier = FailpointRedisTier(redis_url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
+    redis_tier = FailpointRedisTier(redis_url, caches.in_use, ttl=60, timeout=1)
     gate = FailpointGate(database, caches, redis_tier, EdgeTier())
     redis_tier.failpoints = gate.failpoints = failpoints
     return gate

@@ -47,7 +47,8 @@ class TcpProxy:
         self.on_reply: Hook = pass_on
         self.requests: list[bytes] = []
         self.connections: list[ProxiedConnection] = []
-        self._server = server
+        self.server = server
+        """Where new connections lead to."""
         self.port = 0
         self.listen()
 
@@ -77,7 +78,7 @@ class TcpProxy:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = listener.accept()
-                connection = ProxiedConnection(client, socket.create_connection(self._server))
+                connection = ProxiedConnection(client, socket.create_connection(self.server))
                 self.connections.append(connection)
                 for pump in (self._pump_requests, self._pump_replies):
                     threading.Thread(target=pump, args=(connection,), daemon=True).start()

@@ -40,11 +40,14 @@ function _M.held()
 end
 
 
--- Return whether the edge may use Redis: the app granted it with the lease of this epoch. A reply of Redis counts only
--- if this holds after the reply, because a worker may be stopped for any time in between.
-function _M.trusts_redis(epoch)
+-- Return the id of the server that the edge may use as Redis (velikiy/coherence/redis_connections.py:Server); nil while
+-- it may use none. The app granted it with the lease of this epoch. A reply counts only if the same server is returned
+-- after the reply, because a worker may be stopped for any time in between.
+function _M.redis(epoch)
     local valid_until = state:get(epoch .. " redis")
-    return valid_until ~= nil and now_ms() < valid_until and state:get("epoch") == epoch
+    if valid_until and now_ms() < valid_until and state:get("epoch") == epoch then
+        return state:get("redis")
+    end
 end
 
 
@@ -57,6 +60,9 @@ end
 -- Store a lease that was requested at `requested_at`: the edge counts the time from before the request.
 function _M.grant(epoch, requested_at, lease)
     local valid_until = requested_at + lease.milliseconds
+    if lease.redis then
+        state:set("redis", lease.redis)
+    end
     state:set(epoch .. " redis", lease.redis and valid_until or 0)
     state:set(epoch, valid_until)
 end

@@ -1,9 +1,7 @@
 -- Tier 2, read by the edge itself, with the rules by which apps read (velikiy/coherence/redis_tier.py). An app fills
 -- what is missing, because only an app can probe the lock of a path.
 --
--- Gains: a request that enters Python costs as much as ten that do not, and most misses at the edge are hits -- Return
--- the key of the hash of a path; nil for a path that no resource has, or whose id is too large. Such a path is never
--- stored in Redis.
+-- Gains: a request that enters Python costs as much as ten that do not, and most misses at the edge are hits in Redis.
 -- Relies on: the script of the apps, and replies in RESP 2.
 -- Remove when: a client for Redis is packaged without further modules of Nginx (lua-nginx-redis brings twenty).
 
@@ -36,6 +34,8 @@ local evalsha            -- the beginning of each request
 local timeout_ms
 local breaker_until = 0  -- until then this worker leaves Redis alone
 local last_reply_at = 0  -- the moment of the last reply to this worker
+
+_M.reaches_another = false  -- the newest connection of this worker led to another server than the registered one
 
 
 -- Return a command in RESP. more: the number of further arguments that the caller sends behind it.
@@ -80,7 +80,9 @@ function _M.configure(url, file, timeout_s)
     if database ~= "" and database ~= "0" then
         greeting[#greeting + 1] = command(0, "SELECT", database)
     end
-    server = { name = resolver.follow(host), port = tonumber(port) or 6379, greeting = greeting }
+    greeting[#greeting + 1] = command(0, "INFO", "server")
+    server = { name = resolver.follow(host), port = tonumber(port) or 6379, greeting = greeting,
+               database = tonumber(database) or 0 }
 end
 
 
@@ -120,36 +122,46 @@ local function receive(socket)
 end
 
 
--- Return a connection and whether it was kept from an earlier request; or nil and an error.
-local function connect()
+-- Return a connection to the server with this id, and whether it was kept from an earlier request; or nil and an error.
+-- A pool has connections to one server, because each connection leads to the same server as long as it lives.
+local function connect(id)
     local address = server.name.addresses[1]
     if not address then
         return nil, "no address"
     end
     local socket = ngx.socket.tcp()
     socket:settimeouts(timeout_ms, timeout_ms, timeout_ms)
-    local ok, err = socket:connect(address, server.port, { pool_size = MAX_KEPT_CONNECTIONS })
+    local pool = concat({ address, server.port, id }, " ")
+    local ok, err = socket:connect(address, server.port, { pool = pool, pool_size = MAX_KEPT_CONNECTIONS })
     if not ok then
         return nil, err
+    elseif socket:getreusedtimes() > 0 then
+        return socket, true
     end
-    local kept = socket:getreusedtimes() > 0
-    for _, greeting in ipairs(kept and {} or server.greeting) do
+    local reply
+    for _, greeting in ipairs(server.greeting) do
         ok, err = socket:send(greeting)
         if ok then
-            ok, err = receive(socket)
+            reply, err = receive(socket)
         end
-        if not ok then
+        if not reply then
             socket:close()
             return nil, "not let in: " .. tostring(err)
         end
     end
-    return socket, kept
+    local found = tostring(match(reply, "run_id:(%w+)")) .. "/" .. server.database
+    _M.reaches_another = found ~= id
+    if found ~= id then
+        socket:close()
+        return nil, "another server"
+    end
+    return socket, false
 end
 
 
--- Run the script for this key. Return its reply and the token that is the fill lease if the reply grants one; or nil
+-- Run the script for this key in the server with this id. Return its reply and the token that is the fill lease if the reply grants one; or nil
 -- and an error.
-local function run_script(key)
+local function run_script(id, key)
     local begin = evalsha
     while true do
         -- A new token for each attempt: a request whose reply was lost may reach Redis late, and would grant a fill
@@ -157,7 +169,7 @@ local function run_script(key)
         local token = ids.fresh()
         local arguments = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
                                    "\r\n$", #FILL_LEASE_MS, "\r\n", FILL_LEASE_MS, "\r\n" })
-        local socket, kept = connect()
+        local socket, kept = connect(id)
         if not socket then
             return nil, kept
         end
@@ -203,9 +215,8 @@ local function singular_of(name)
 end
 
 
--- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large: it leaves
--- nothing -- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large. Such
--- a path is never stored in Redis.
+-- Return the key of the hash of a path; nil for a path that no resource has, or whose id is too large. Such a path is
+-- never stored in Redis.
 local function key_of(path)
     local name, rest = path:match("^/([^/]+)/?(.*)$")
     local singular = singular_of(name)
@@ -241,11 +252,12 @@ function _M.read(epoch, path)
         return nil
     end
     local waited_s = 0
-    while lease.trusts_redis(epoch) do
+    local id = lease.redis(epoch)
+    while id do
         local began = now_ms()
-        local reply, token_or_error = run_script(key)
+        local reply, token_or_error = run_script(id, key)
         -- After the reply: whatever the edge knew before, a write may have skipped a fenced Redis meanwhile.
-        if not lease.trusts_redis(epoch) then
+        if lease.redis(epoch) ~= id then
             return nil
         elseif not reply then
             -- A Redis that has sent other replies meanwhile is busy, and not away. An open breaker would send all reads

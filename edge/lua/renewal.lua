@@ -62,8 +62,8 @@ local function receive_all(socket, deadline)
 end
 
 
--- Send a request to an app. Return the lease: its milliseconds, whether the edge may use Redis as long, and
--- `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a response.
+-- Send a request to an app. Return the lease: its milliseconds, the id of the server that the edge may use as Redis as
+-- long (nil for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a response.
 local function request(action, epoch)
     local peer = balancer.choose()
     if not peer then
@@ -80,12 +80,12 @@ local function request(action, epoch)
         local response = receive_all(socket, now_ms() + RESPONSE_TIMEOUT_MS)
         status = response and response:match("^HTTP/1%.%d (%d%d%d) ")
         if status == "200" then
-            milliseconds, redis, resources = response:match("\r\n\r\n(%d+) ?(%d?) ?([!-~ ]*)$")
+            milliseconds, redis, resources = response:match("\r\n\r\n(%d+) ?(%S*) ?([!-~ ]*)$")
         end
     end
     socket:close()
     if milliseconds then
-        return { milliseconds = tonumber(milliseconds), redis = redis == "1", resources = resources }
+        return { milliseconds = tonumber(milliseconds), redis = redis:match("^%w+/%d+$"), resources = resources }
     end
     return nil, tonumber(status or 0)
 end

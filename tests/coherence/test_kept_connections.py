@@ -17,18 +17,17 @@ from velikiy.coherence import CachePath, EdgeTier, Entry, FillLease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
 from velikiy.coherence.redis_tier import DoesNotAnswer
-from velikiy.coherence.timing import DROP_TIMEOUT_S, now
+from velikiy.coherence.timing import DROP_TIMEOUT_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
 
 PATH = CachePath("/kept/1", "kept:1")
 OTHER_PATH = CachePath("/kept/2", "kept:2")
 
 
-class PermanentLease:
-    """A cache lease for a Redis that is never fenced."""
-
-    def trusted_until(self) -> float:
-        return now() + 9
+def drop(tier: RedisTier, path: CachePath) -> dict[CachePath, FillLease]:
+    """Drop a path that the writer wants to prefill."""
+    server = tier.registered() or tier.identify()
+    return tier.drop([path], [path], server=server)
 
 
 @pytest.fixture
@@ -68,7 +67,8 @@ class TestToRedis:
 
     @pytest.fixture
     def tier(self, stack: Stack, redis_proxy: TcpProxy) -> RedisTier:
-        return RedisTier(url_through(stack, redis_proxy), PermanentLease(), ttl=60, timeout=0.3)  # type: ignore[arg-type]
+        server = Connections(stack.redis_url, 1).identify()
+        return RedisTier(url_through(stack, redis_proxy), lambda: server, ttl=60, timeout=0.3)
 
     def test_successive_exchanges_share_one_redis_connection(
         self, connections: Connections, redis_proxy: TcpProxy
@@ -168,7 +168,7 @@ class TestToRedis:
     def test_delayed_redis_drop_does_not_grant_the_fill_lease_of_its_repetition(
         self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy
     ) -> None:
-        lease = self.repeat_delayed(stack, redis_proxy, lambda: tier.drop([PATH], [PATH])[PATH], tier)
+        lease = self.repeat_delayed(stack, redis_proxy, lambda: drop(tier, PATH)[PATH], tier)
         assert isinstance(lease, FillLease)
         assert lease not in str(stack.redis().hgetall(PATH.key))
 
@@ -181,7 +181,7 @@ class TestToRedis:
         """
         assert tier.answers()
         tier.read(OTHER_PATH, "")
-        tier.drop([OTHER_PATH], [OTHER_PATH])  # opens the connections that are kept
+        drop(tier, OTHER_PATH)  # opens the connections that are kept
         redis_proxy.on_request = delayed = DelayedRequest()
         result = operation()
         assert delayed.received
@@ -193,9 +193,9 @@ class TestToRedis:
     def test_lost_drop_reply_grants_no_fill_lease(self, tier: RedisTier, redis_proxy: TcpProxy) -> None:
         redis_proxy.on_reply = close_connection
         with pytest.raises(DoesNotAnswer):
-            tier.drop([PATH], [PATH])
+            drop(tier, PATH)
         redis_proxy.reset_hooks()
-        assert tier.drop([PATH], [PATH])
+        assert drop(tier, PATH)
 
 
 class TestToEdges:
@@ -406,9 +406,9 @@ def test_fence_of_redis_can_be_read_after_postgresql_closed_every_connection(sta
     database = Database(stack.postgres, size=2, timeout=2)
     database.open()
     caches = Caches(database, threads=2)
-    assert not caches.redis_is_fenced()
+    assert caches.in_use()
     stack.sql("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'velikiy reads'")
-    assert not caches.redis_is_fenced()
+    assert caches.in_use()
     database.close()
 
 

@@ -15,7 +15,9 @@ from testkit.outages import refusing
 from testkit.stack import Stack, free_ports, run, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
 from velikiy.coherence import redis_lease as redis_lease_module
-from velikiy.coherence.membership import HOST, Cache
+from velikiy.coherence.host import HOST
+from velikiy.coherence.membership import Cache
+from velikiy.coherence.redis_connections import Connections, Server
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.timing import DROP_TIMEOUT_S, EXCLUSION_S, LEASE_S, now
@@ -119,12 +121,13 @@ class TestFences:
     ) -> None:
         with database.autocommit() as connection:
             redis = caches.redis(connection)
-            caches.readmit_redis(redis)
+            server = Server.parse(redis.address)
+            caches.readmit_redis(redis, server)
             assert caches.redis(connection) == redis  # Redis was not excluded
             caches.fence([redis])
-            caches.readmit_redis(redis._replace(epoch="an earlier one"))
+            caches.readmit_redis(redis._replace(epoch="an earlier one"), server)
             assert caches.redis(connection).fenced
-        wait_until(lambda: not caches.redis_is_fenced())  # the relay empties Redis and readmits it
+        wait_until(lambda: caches.in_use() is not None)  # the relay empties Redis and readmits it
 
 
 class TestDeletedRows:
@@ -136,7 +139,7 @@ class TestDeletedRows:
         path = f"/users/{new_user['id']}"
         with refusing(stack, "relay"):  # the relay would insert the row
             stack.sql("DELETE FROM caches WHERE name = 'redis'")
-            assert caches.redis_is_fenced()
+            assert caches.in_use() is None
             with database.autocommit() as connection:
                 assert not caches.redis(connection).excluded  # a writer waits for the exclusion
             wait_until(lambda: [app for app in stack.apps if is_redis_hit(app + path)] == [])
@@ -194,39 +197,43 @@ def write_and_read_everywhere(stack: Stack, url: str, name: str) -> None:
     )
 
 
+SERVER = Server("1/0", "localhost:1")
+
+
 class TestRedisLease:
     def test_lease_of_redis_is_counted_from_before_the_question_and_is_kept(self) -> None:
         asked_at: list[float] = []
 
-        def is_fenced() -> bool:
+        def in_use() -> Server:
             asked_at.append(now())
             time.sleep(0.2)
-            return False
+            return SERVER
 
-        redis_lease = RedisLease(is_fenced)
-        until = redis_lease.trusted_until()
-        assert until <= asked_at[0] + LEASE_S
-        assert redis_lease.trusted_until() == until
+        redis_lease = RedisLease(in_use)
+        trust = redis_lease.trust()
+        assert trust.until <= asked_at[0] + LEASE_S
+        assert trust.holder == SERVER
+        assert redis_lease.trust() == trust
         assert len(asked_at) == 1  # the second call did not ask PostgreSQL
 
     def test_fenced_redis_grants_no_lease(self) -> None:
-        assert RedisLease(lambda: True).trusted_until() == 0
+        assert RedisLease(lambda: None).trust().holder is None
 
     def test_lease_of_redis_expires_while_postgresql_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        remaining = [False]
+        answers: list[Server | None] = [SERVER]
 
-        def is_fenced() -> bool:
-            if not remaining:
+        def in_use() -> Server | None:
+            if not answers:
                 raise DatabaseUnavailable
-            return remaining.pop()
+            return answers.pop()
 
-        redis_lease = RedisLease(is_fenced)
-        until = redis_lease.trusted_until()
+        redis_lease = RedisLease(in_use)
+        trust = redis_lease.trust()
         monkeypatch.setattr(redis_lease_module, "RENEWAL_S", 0)
-        assert redis_lease.trusted_until() == until
-        redis_lease._until = now()
+        assert redis_lease.trust() == trust
+        redis_lease._trust = trust._replace(until=now())
         with pytest.raises(DatabaseUnavailable):
-            redis_lease.trusted_until()
+            redis_lease.trust()
 
 
 class TestDrops:
@@ -238,10 +245,15 @@ class TestDrops:
 
     def test_refused_connection_proves_redis_down_only_at_its_own_socket(self) -> None:
         url = f"redis://127.0.0.1:{free_ports(1)}/0"
-        redis_lease = RedisLease(lambda: False)
-        RedisTier(url, redis_lease, ttl=60, timeout=1, direct=True).drop([CachePath("/x", "x")])
-        with pytest.raises(DoesNotAnswer):
-            RedisTier(url, redis_lease, ttl=60, timeout=1).drop([CachePath("/x", "x")])
+        direct = RedisTier(url, lambda: None, ttl=60, timeout=1, direct=True)
+        here = Server("1/0", Connections(url, 1, direct=True).place)
+        direct.drop([CachePath("/x", "x")], server=here)
+        for tier, server in (
+            (RedisTier(url, lambda: None, ttl=60, timeout=1), here),
+            (direct, here._replace(place=here.address)),  # the same address on another machine
+        ):
+            with pytest.raises(DoesNotAnswer):
+                tier.drop([CachePath("/x", "x")], server=server)
 
     def test_drop_waits_for_several_silent_edges_no_longer_than_for_one(self) -> None:
         with ExitStack() as context:

@@ -14,7 +14,7 @@ from testkit.stack import Stack, wait_until
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier, redis_tier
 from velikiy.coherence.locks import lock, lock_id, writer_in_flight
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.redis_lease import RedisLease
+from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import FillLease, Hit
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
@@ -31,15 +31,17 @@ class HookedRedisTier(RedisTier):
     before_drop: Callable[[], None] = staticmethod(do_nothing)
     after_drop: Callable[[], None] = staticmethod(do_nothing)
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
+    def drop(
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+    ) -> dict[CachePath, FillLease]:
         self.before_drop()
-        leases = super().drop(paths, prefill)
+        leases = super().drop(paths, prefill, server=server)
         self.after_drop()
         return leases
 
 
 def hooked_tier(stack: Stack, database: Database) -> HookedRedisTier:
-    return HookedRedisTier(stack.redis_url, RedisLease(Caches(database, threads=8).redis_is_fenced), ttl=60, timeout=1)
+    return HookedRedisTier(stack.redis_url, Caches(database, threads=8).in_use, ttl=60, timeout=1)
 
 
 def gate_with(database: Database, tier: RedisTier) -> Gate:
@@ -336,12 +338,12 @@ def test_writer_drops_in_redis_once_when_redis_is_readmitted_before_the_writer_c
     class SlowCaches(Caches):
         def await_exclusion(self, caches: Sequence[Cache]) -> None:
             super().await_exclusion(caches)
-            wait_until(lambda: not self.redis_is_fenced())
+            wait_until(lambda: self.in_use() is not None)
 
     caches = SlowCaches(database, threads=8)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts connections and never replies
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
-        tier = HookedRedisTier(url, RedisLease(caches.redis_is_fenced), ttl=60, timeout=1)
+        tier = HookedRedisTier(url, caches.in_use, ttl=60, timeout=1)
         drops: list[None] = []
         tier.before_drop = lambda: drops.append(None)
         row = CachedRow(stack, database, tier)
@@ -384,7 +386,7 @@ class TestFillLeases:
     def test_fill_is_refused_after_its_lease_was_lost(self, row: CachedRow, lost: str) -> None:
         lease = fill_lease(row)
         if lost == "dropped":
-            row.tier.drop([row.path])
+            row.tier.drop([row.path], server=row.tier.identify())
         elif lost == "flushed":
             row.stack.redis().flushdb()
         else:

@@ -90,7 +90,8 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 
 LOCK = "                lock(connection, invalidates, already_locked=lock_first)"
 BEFORE_DROP = after(PROTOCOL, LOCK, LONG_STALL)
-DROPPED_IN_REDIS = after(PROTOCOL, "                    leases = self.redis_tier.drop(paths, prefill)")
+DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill)"
+DROPPED_IN_REDIS = after(PROTOCOL, DROP_IN_REDIS)
 SENT_TO_EDGE = after(EDGE_CLIENT, "        drop.send(until)")
 DROPPED_EVERYWHERE = after(
     PROTOCOL, "                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)"
@@ -107,8 +108,6 @@ REDIS_REPLIED = after(
     READ, "        entry, ttl_s, fill_lease = redis.read(epoch, path)", "ngx.sleep(0.2 * math.random() ^ 4)"
 )
 
-# The step before the drop in Redis, and the step after it.
-READ_REDIS_STATE = "        redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None\n"
 READ_EDGES = "edges = self.caches.edges(connection)"
 
 STALLS = (BEFORE_DROP, DROPPED_IN_REDIS, SENT_TO_EDGE, DROPPED_EVERYWHERE, PROBED, LOADED, RENEWING, REDIS_REPLIED)
@@ -117,9 +116,9 @@ STALLS = (BEFORE_DROP, DROPPED_IN_REDIS, SENT_TO_EDGE, DROPPED_EVERYWHERE, PROBE
 # load waits for them before it starts.
 SLOW_REDIS_READ = Replacement(
     REDIS,
-    "        local reply, token_or_error = run_script(key)\n",
+    "        local reply, token_or_error = run_script(id, key)\n",
     "        if ngx.shared.state:get('ids') > 50 and math.random() < 0.3 then\n            ngx.sleep(2 + 6 * math.random())\n        end\n"
-    "        local reply, token_or_error = run_script(key)\n",
+    "        local reply, token_or_error = run_script(id, key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
 REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            self.gate.redis_tier.drop(None)", TWO_SECONDS)
@@ -211,8 +210,8 @@ BUGS = (
             DROPPED_IN_REDIS,
             Replacement(
                 PROTOCOL,
-                READ_REDIS_STATE,
-                f"        at_edges = self._drop_at_edges(connection, paths)\n{READ_REDIS_STATE}",
+                DROP_IN_REDIS,
+                f"        at_edges = self._drop_at_edges(connection, paths)\n{DROP_IN_REDIS}",
             ),
             Replacement(PROTOCOL, "fenced + self._drop_at_edges(connection, paths)", "fenced + at_edges"),
         ),
@@ -224,8 +223,8 @@ BUGS = (
             Replacement(PROTOCOL, READ_EDGES, "edges = self.listed"),
             Replacement(
                 PROTOCOL,
-                READ_REDIS_STATE,
-                f"        self.listed = self.caches.edges(connection)\n        {LONG_STALL}\n{READ_REDIS_STATE}",
+                DROP_IN_REDIS,
+                f"        self.listed = self.caches.edges(connection)\n        {LONG_STALL}\n{DROP_IN_REDIS}",
             ),
         ),
         frozenset({"stop-edge"}),
@@ -279,7 +278,7 @@ BUGS = (
             *RETURN_STALLS,
             Replacement(
                 REDIS,
-                "        if not lease.trusts_redis(epoch) then\n            return nil\n        elseif not reply then\n",
+                "        if lease.redis(epoch) ~= id then\n            return nil\n        elseif not reply then\n",
                 "        if not reply then\n",
             ),
         ),
@@ -306,8 +305,8 @@ BUGS = (
         (
             Replacement(
                 PROTOCOL,
-                "                redis = self.caches.redis(connection)\n                self.caches.fence([redis])\n",
-                "                redis = None\n",
+                "        self.caches.fence([redis])\n        return {}, redis\n",
+                "        return {}, None\n",
             ),
         ),
         frozenset({"stop-redis"}),
@@ -320,8 +319,8 @@ BUGS = (
         (
             Replacement(
                 "velikiy/relay/janitor.py",
-                "            self.gate.redis_tier.drop(None)\n",
-                "            if not self.gate.redis_tier.answers():\n                return\n",
+                "            server = self.gate.redis_tier.empty()\n",
+                "            server = self.gate.redis_tier.identify()\n",
             ),
         ),
         frozenset({"stop-redis"}),

@@ -20,6 +20,7 @@ from testkit.stack import Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import Caches
+from velikiy.coherence.redis_connections import Connections, Server
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
@@ -171,7 +172,7 @@ class TestAddressesAndKeys:
         client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
         client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
         address = direct_url(stack, login, 3).replace("127.0.0.1", host)
-        with fake_app("2400 1 things:thing", REDIS_URL=address) as fake:
+        with fake_app(f"2400 {Connections(address, 1).identify().id} things:thing", REDIS_URL=address) as fake:
             response = requests.get(f"{fake.edge}/things/7", timeout=5)
             assert (response.content, response.headers["ETag"]) == (b'{"id":7}', '"tag"')
             assert response.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
@@ -182,7 +183,8 @@ class TestAddressesAndKeys:
         for singular in rows.values():
             client.hset(f"{singular}:7", "body:", f"200\t\t\t\n{singular}")
         names = " ".join(f"{resource}:{quote(singular, safe='')}" for resource, singular in rows.items())
-        with fake_app(f"2400 1 {names}", REDIS_URL=direct_url(stack, "", 3)) as fake:
+        server = Connections(direct_url(stack, "", 3), 1).identify()
+        with fake_app(f"2400 {server.id} {names}", REDIS_URL=direct_url(stack, "", 3)) as fake:
             for resource, singular in rows.items():
                 assert requests.get(f"{fake.edge}/{resource}/7", timeout=5).content.decode() == singular
             assert fake.received == []
@@ -199,7 +201,8 @@ class TestAddressesAndKeys:
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
         form = {"instance_id": name.partition("@")[0], "epoch": epoch, "port": "1"}
         response = app.test_client().post("/.lease/renew", data=form)
-        assert response.text == "2400 1 order_lines:order%20line"
+        server = Connections(stack.redis_url, 1).identify()
+        assert response.text == f"2400 {server.id} order_lines:order%20line"
         database.close()
 
 
@@ -235,7 +238,8 @@ class TestReplies:
         def pass_by() -> None:
             app.users.update(user, "new")
             with caches.database.autocommit() as connection:
-                caches.readmit_redis(caches.redis(connection))
+                redis = caches.redis(connection)
+            caches.readmit_redis(redis, Server.parse(redis.address))
 
         with refusing(app.stack, "relay"):
             redis.on_request = on_first(fence)

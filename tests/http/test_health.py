@@ -15,8 +15,7 @@ from testkit.api import check_problem, is_hit
 from testkit.databases import create_database, drop_database, execute
 from testkit.outages import hanging, readiness, refusing
 from testkit.stack import Stack, free_ports, running, status_of, wait_until
-from velikiy.coherence import RedisTier
-from velikiy.coherence.redis_lease import RedisLease
+from velikiy.coherence import Caches, RedisTier
 from velikiy.http import health
 from velikiy.postgres import Database
 
@@ -183,7 +182,8 @@ def test_readiness_reports_the_reason_why_postgresql_is_not_ready(fragile: Stack
         with closing(Database(dsn, size=1, timeout=1)) as database:
             database.open()
             app = Flask("in this process")
-            health.install(app, database, RedisTier(fragile.redis_url, RedisLease(lambda: False), ttl=60, timeout=1))
+            redis_tier = RedisTier(fragile.redis_url, lambda: None, ttl=60, timeout=1)
+            health.install(app, database, Caches(database, threads=1), redis_tier)
             response = app.test_client().get("/readyz")
             checks = {"postgres": check, "redis": "ok"}
             assert (response.status_code, response.json) == (503, {"status": "not ready", "checks": checks})

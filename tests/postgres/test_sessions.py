@@ -30,6 +30,7 @@ from velikiy.bulk.readers import Row
 from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import locks, writer_in_flight
 from velikiy.coherence.membership import Grant
+from velikiy.coherence.redis_connections import Server
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
 from velikiy.postgres import database as postgres
@@ -383,13 +384,14 @@ class TestExhaustedPool:
         with open_database(stack.postgres) as database, ExitStack() as held:
             gate = coherence.connect(database, settings(stack, stack.postgres))
             app = Flask("in this process")
-            health.install(app, database, gate.redis_tier)
+            health.install(app, database, gate.caches, gate.redis_tier)
             for take in (database.autocommit, database.transaction):
                 for _ in range(2):
                     held.enter_context(take()).extend_deadline(60)
             try:
-                assert gate.caches.register("a/b", "192.0.2.7:1", "1") == Grant(redis_is_fenced=False)
-                assert gate.caches.renew("a/b", "1") == Grant(redis_is_fenced=False)
+                grant = gate.caches.register("a/b", "192.0.2.7:1", "1")
+                assert grant.redis
+                assert gate.caches.renew("a/b", "1") == grant
             finally:
                 stack.sql("DELETE FROM caches WHERE address = '192.0.2.7:1'")
             assert app.test_client().get("/health").status_code == 200
@@ -405,12 +407,12 @@ def test_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack) ->
         migrate.upgrade(dsn, wait=5)
         with open_database(dsn) as database:
             caches = Caches(database, threads=2)
-            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant(redis_is_fenced=False)
+            with database.autocommit() as connection:
+                caches.adopt_redis(caches.redis(connection), Server("1/0", "localhost:1"))
+            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant("1/0")
             with database.autocommit() as connection:
                 connection.execute("DELETE FROM caches WHERE kind = 'redis'")
-            assert caches.renew("a/b", "1") == Grant(
-                redis_is_fenced=True
-            )  # Redis counts as fenced; the edge has its lease
+            assert caches.renew("a/b", "1") == Grant("")  # Redis counts as fenced; the edge has its lease
             assert caches.renew("a/b", "2") is None
     finally:
         drop_database(stack, name)

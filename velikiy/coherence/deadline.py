@@ -9,7 +9,7 @@ import re
 import socket
 import struct
 
-from velikiy.coherence.membership import name_in_this_boot
+from velikiy.coherence.host import name_in_this_boot
 from velikiy.coherence.timing import now
 
 LAST_DATA_RECEIVED = 52

@@ -5,20 +5,23 @@ have passed since before the query (Gray and Cheriton, Leases, 1989). So the row
 *fenced* cache gets no new lease, and after EXCLUSION_S no lease is left that was granted before. Then the cache is
 *excluded*: writers skip it. It is readmitted as a new *epoch*, without entries from before.
 
+One server is registered as Redis (`redis_connections.Server`). A process that reaches another server does not use it,
+and its writes fence Redis, because they cannot drop anything in the registered server. As long as processes reach
+different servers, each server is announced in a row of its own, and Redis stays out of use for all.
+
 Clocks of different machines are never compared: the holder counts its lease from before the query, and the writer
 counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
 """
 
-import hashlib
-import ipaddress
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from velikiy.coherence.host import HOST, is_loopback
+from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.timing import EXCLUSION_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
@@ -31,37 +34,23 @@ EDGES = Statement(
 )
 
 
-def name_in_this_boot(namespace: str) -> str:
-    """Name this boot and this process's namespace of that kind (`net`, `time`), as edge/start does."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    try:
-        inode = str(Path(f"/proc/self/ns/{namespace}").readlink())
-    except OSError:  # a kernel without namespaces of this kind
-        inode = ""
-    return hashlib.sha256(f"{boot} {inode}".encode()).hexdigest()[:16]
-
-
-HOST = name_in_this_boot("net")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 class Cache(NamedTuple):
     name: str
     """`redis`, or an edge's `instance id@address`. No two running edges share an instance id (edge/start). An edge
     that moves to another address is another cache."""
 
     address: str
-    """An edge's control listener as the apps see it, host:port; empty for Redis."""
+    """An edge's control listener as the apps see it, host:port. For Redis the registered server
+    (`redis_connections.Server`), empty before the first registration."""
 
     epoch: str
     fenced: bool
     excluded: bool
+
+    @property
+    def server(self) -> Server | None:
+        """The Redis that may be used; None while Redis is fenced or not registered."""
+        return Server.parse(self.address) if self.address and not self.fenced else None
 
     @property
     def instance_id(self) -> str:
@@ -78,13 +67,17 @@ class Cache(NamedTuple):
 class Grant(NamedTuple):
     """A cache lease that an edge gets."""
 
-    redis_is_fenced: bool
-    """The edge must not use Redis. True as well while the row of Redis is missing."""
+    redis: str
+    """The id of the server that the edge may use as Redis; empty while it must use none."""
 
 
 MISSING = Cache(REDIS, "", "", fenced=True, excluded=False)
 """Redis while its row is missing. No process gets a cache lease for it, and a writer waits as for any fenced cache,
 because leases that were granted before may still be valid."""
+
+RIVAL_S = 10.0
+"""Seconds for which an announced server counts as in use. A relay announces its own each second while Redis is fenced,
+any other process when one of its writes finds Redis in use and reaches another server."""
 
 
 class Caches:
@@ -107,7 +100,9 @@ class Caches:
     def all(self, connection: Connection) -> list[Cache]:
         """Return every cache, Redis first, excluded ones included."""
         rows = connection.execute(
-            "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches ORDER BY kind DESC, address"
+            "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches"
+            " WHERE kind = 'edge' OR name = %s ORDER BY kind DESC, address",
+            (REDIS,),
         )
         found = [Cache(*row) for row in rows.fetchall()]
         return found if found and found[0].name == REDIS else [MISSING, *found]
@@ -118,13 +113,49 @@ class Caches:
         ).fetchone()
         return Cache(*row) if row else MISSING
 
-    def redis_is_fenced(self) -> bool:
-        """
+    def in_use(self) -> Server | None:
+        """Return the server that is in use as Redis; None while Redis is fenced.
+
         Raises:
             DatabaseUnavailable
         """
         with self.database.autocommit() as connection:
-            return self.redis(connection).fenced
+            return self.redis(connection).server
+
+    def announce(self, server: Server) -> None:
+        """Tell all relays that a process reaches this server as its Redis. The row is fenced and excluded, so no other
+        statement takes it for a cache."""
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "INSERT INTO caches (name, kind, address, epoch, fenced_at, excluded)"
+                " VALUES (%s, 'redis', %s, '', clock_timestamp(), true)"
+                " ON CONFLICT (name) DO UPDATE SET renewed_at = clock_timestamp()",
+                (server.id, str(server)),
+            )
+
+    def announced(self, connection: Connection) -> list[Server]:
+        """Return the servers that processes have announced in the last RIVAL_S."""
+        rows = connection.execute(
+            "SELECT address FROM caches WHERE kind = 'redis' AND name <> %s"
+            " AND renewed_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name",
+            (REDIS, RIVAL_S),
+        )
+        return [Server.parse(address) for (address,) in rows.fetchall()]
+
+    def adopt_redis(self, redis: Cache, server: Server) -> None:
+        """Register another server as Redis, without a fence. It has just been emptied, and the one that was registered
+        is gone or never was: no process can hold an entry from it.
+
+        Another process may have been faster; then nothing changes.
+        """
+        with self.database.autocommit() as connection:
+            adopted = connection.execute(
+                "UPDATE caches SET address = %s WHERE name = %s AND epoch = %s AND address = %s AND fenced_at IS NULL",
+                (str(server), REDIS, redis.epoch, redis.address),
+            )
+            connection.execute("DELETE FROM caches WHERE name = %s", (server.id,))  # it may have been announced
+        if adopted.rowcount:
+            log.info("redis.registered", address=server.address)
 
     def fence(self, caches: Sequence[Cache]) -> None:
         """Grant no further leases for these caches. The fence is visible to all once this returns, and not before.
@@ -195,10 +226,10 @@ class Caches:
             renewed = connection.execute(
                 "UPDATE caches SET renewed_at = clock_timestamp()"
                 " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s AND fenced_at IS NULL"
-                " RETURNING coalesce((SELECT r.fenced_at IS NOT NULL FROM caches r WHERE r.kind = 'redis'), true)",
-                (f"{instance_id}@", epoch),
+                " RETURNING (SELECT r.address FROM caches r WHERE r.name = %s AND r.fenced_at IS NULL)",
+                (f"{instance_id}@", epoch, REDIS),
             ).fetchone()
-            return Grant(redis_is_fenced=renewed[0]) if renewed else None
+            return Grant(Server.parse(renewed[0] or "").id) if renewed else None
 
     def register(self, instance_id: str, address: str, epoch: str) -> Grant:
         """Register an edge that is new or returns, with an epoch that was never used, and return its lease.
@@ -218,9 +249,9 @@ class Caches:
                 " renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false",
                 (f"{instance_id}@{address}", address, epoch),
             )
-            grant = Grant(redis_is_fenced=self.redis(connection).fenced)
+            server = self.redis(connection).server
         log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
-        return grant
+        return Grant(server.id if server else "")
 
     def insert_redis(self) -> None:
         """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before
@@ -234,15 +265,16 @@ class Caches:
         if inserted.rowcount:  # else another relay was faster
             log.warning("redis.row_inserted")
 
-    def readmit_redis(self, cache: Cache) -> None:
-        """Put Redis back into use, after it was emptied while it was excluded. The epoch keeps a slow relay from
-        lifting a later fence."""
+    def readmit_redis(self, redis: Cache, server: Server) -> None:
+        """Put Redis back into use as this server, which was emptied while Redis was excluded. The epoch keeps a slow
+        relay from lifting a later fence."""
         with self.database.autocommit() as connection:
             connection.execute(
-                "UPDATE caches SET epoch = gen_random_uuid()::text, fenced_at = NULL, excluded = false"
+                "UPDATE caches SET address = %s, epoch = gen_random_uuid()::text, fenced_at = NULL, excluded = false"
                 " WHERE name = %s AND epoch = %s AND excluded",
-                (REDIS, cache.epoch),
+                (str(server), REDIS, redis.epoch),
             )
+            connection.execute("DELETE FROM caches WHERE kind = 'redis' AND name <> %s", (REDIS,))
 
     def expired_edges(self, seconds: float) -> list[Cache]:
         """Return the edges that are fenced or have not renewed their lease for so many seconds of PostgreSQL's
@@ -255,6 +287,15 @@ class Caches:
                 (seconds,),
             )
             return [Cache(*row) for row in rows.fetchall()]
+
+    def forget_announced(self) -> None:
+        """Delete the servers that no process has announced in the last RIVAL_S."""
+        with self.database.autocommit() as connection:
+            connection.execute(
+                "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
+                " AND renewed_at < clock_timestamp() - make_interval(secs => %s)",
+                (REDIS, RIVAL_S),
+            )
 
     def forget(self, cache: Cache) -> None:
         """Delete the row of an excluded cache. If the cache is alive, it registers again."""

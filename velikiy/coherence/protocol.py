@@ -30,7 +30,7 @@ from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
 from velikiy.coherence.locks import check, is_written, lock, locks
 from velikiy.coherence.membership import REDIS, Cache, Caches
-from velikiy.coherence.redis_lease import RedisLease
+from velikiy.coherence.redis_connections import OtherServer, Server
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.timing import now
 from velikiy.postgres import Connection, Database, Deadlock
@@ -83,6 +83,9 @@ class Dropped(NamedTuple):
 class TooLate(Exception):
     """The write's deadline has passed, and its client has received an error. The write was not carried out."""
 
+
+UNREGISTERED = Server("", "")
+"""No server has this id."""
 
 MAX_ATTEMPTS = 3
 """Attempts at a write that PostgreSQL aborts to break a deadlock."""
@@ -214,19 +217,50 @@ class Gate:
         prefill = (
             [drop.prefill for drop in drops if drop.prefill and named[drop.prefill] == 1] if paths is not None else []
         )
-        leases: dict[CachePath, FillLease] = {}
-        # The row of Redis is read after the locks were taken: a process that uses a readmitted Redis finds the locks.
-        redis = self.caches.redis(connection) if self.redis_tier.may_be_fenced else None
-        if redis is None or not redis.fenced:
-            try:
-                with connection.deadline_paused():
-                    leases = self.redis_tier.drop(paths, prefill)
-                redis = None
-            except DoesNotAnswer:
-                redis = self.caches.redis(connection)
-                self.caches.fence([redis])
+        leases, redis = self._drop_in_redis(connection, paths, prefill)
         fenced = [redis] if redis and not redis.excluded else []
         return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
+
+    def _drop_in_redis(
+        self, connection: Connection, paths: Sequence[CachePath] | None, prefill: Sequence[CachePath]
+    ) -> tuple[dict[CachePath, FillLease], Cache | None]:
+        """Return the fill leases, and Redis if it is fenced."""
+        server = self.redis_tier.registered()
+        for _ in range(2):  # the second time at the server that is registered meanwhile
+            if server is None:
+                # Read after the locks were taken: a process that uses a readmitted Redis finds the locks. A lease
+                # replaces the row, because no Redis is readmitted before every lease has expired.
+                redis = self.caches.redis(connection)
+                if redis.fenced:
+                    return {}, redis
+                server = redis.server or UNREGISTERED
+            with connection.deadline_paused():
+                try:
+                    return self.redis_tier.drop(paths, prefill, server=server), None
+                except DoesNotAnswer:
+                    break
+                except OtherServer as error:
+                    self.adopt(error.found)
+            server = None
+        redis = self.caches.redis(connection)
+        self.caches.fence([redis])
+        return {}, redis
+
+    def adopt(self, found: Server) -> None:
+        """Register the server that this process reaches, if the registered one is surely gone; else announce it.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self.database.autocommit() as connection:
+            redis = self.caches.redis(connection)
+        if redis.fenced or (redis.server and redis.server.id == found.id):
+            return
+        if redis.server is None or self.redis_tier.is_only_at_our_place(redis.server):
+            with suppress(DoesNotAnswer):
+                self.caches.adopt_redis(redis, self.redis_tier.empty())
+        else:
+            self.caches.announce(found)
 
     def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
         """Return the edges that are fenced but may still be in use. The list of edges is read now, after the drop in
@@ -253,7 +287,7 @@ def connect(database: Database, settings: Settings) -> Gate:
     caches = Caches(database, threads=settings.app_threads)
     redis_tier = RedisTier(
         settings.redis_url,
-        RedisLease(caches.redis_is_fenced),
+        caches.in_use,
         ttl=settings.redis_ttl,
         timeout=settings.redis_timeout,
         direct=settings.redis_direct,

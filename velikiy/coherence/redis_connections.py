@@ -6,16 +6,18 @@ Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run
 """
 
 import hashlib
+import re
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from velikiy.coherence.host import HOST, is_loopback, name_in_this_boot
 from velikiy.kernel_timeouts import Socket
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -41,6 +43,39 @@ class Script:
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
 
 
+class Server(NamedTuple):
+    """One database of one run of a Redis. A connection leads to the same server as long as it lives.
+
+    A Redis that was restarted, a replica that was promoted, and another Redis behind the same name are other servers,
+    because each run of a Redis has an id of its own (`run_id` in INFO).
+    """
+
+    id: str
+    """`<run id>/<number of the database>`."""
+
+    place: str
+    """Where this process reaches the server, without a password. Other processes may reach it elsewhere."""
+
+    def __str__(self) -> str:
+        return f"{self.id}@{self.place}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Server":
+        return cls(*text.partition("@")[::2])
+
+    @property
+    def address(self) -> str:
+        """The place for people: without the name of the machine."""
+        return re.sub("^[0-9a-f]{16}(/[0-9a-f]{16})? ", "", self.place)
+
+
+class OtherServer(Exception):
+    """The connection leads to another server than the one that was asked for. Nothing was sent to it."""
+
+    def __init__(self, found: Server) -> None:
+        self.found = found
+
+
 class TcpConnection(redis.Connection):
     """redis-py's class for plain TCP, with a socket whose timeout the kernel keeps."""
 
@@ -51,29 +86,42 @@ class TcpConnection(redis.Connection):
 class Connections:
     """A pool of kept connections that threads share."""
 
-    def __init__(self, url: str, timeout: float) -> None:
-        """`timeout`: seconds to connect, and seconds to wait for a reply."""
+    def __init__(self, url: str, timeout: float, *, direct: bool = False) -> None:
+        """
+        Args:
+            timeout: Seconds to connect, and seconds to wait for a reply.
+            direct: Only the Redis at this address can answer there or refuse a connection.
+        """
         self.client = redis.Redis.from_url(
             url,
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
         )
-        self._idle: deque[Any] = deque()
+        self.place, self.is_only_place = _place(self.client.connection_pool.connection_kwargs, direct)
+        """Where the server is, and whether no other server can be there as long as it runs."""
+        self._idle: deque[tuple[Any, Server]] = deque()
 
-    def exchange(self, *commands: tuple[Argument, ...]) -> list[Any]:
+    def exchange(self, *commands: tuple[Argument, ...], at: str | None = None) -> list[Any]:
         """Send the commands together and return their replies.
 
+        Args:
+            at: The id of the only server that they may be sent to.
+
         Raises:
+            OtherServer
             redis.exceptions.RedisError: also for an error reply, after all replies were read.
         """
         try:
-            connection, kept = self._idle.pop(), True
+            (connection, server), kept = self._idle.pop(), True
         except IndexError:
-            # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
-            pool = self.client.connection_pool
-            kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
-            connection, kept = kind(**pool.connection_kwargs), False
+            (connection, server), kept = self._connect(), False
+        if at is not None and server.id != at:
+            connection.disconnect()
+            if not kept:
+                raise OtherServer(server)
+            self._idle.clear()  # the address may lead to another server by now
+            return self.exchange(*commands, at=at)
         try:
             _send(connection, commands)
             replies = _receive(connection, len(commands))
@@ -83,20 +131,63 @@ class Connections:
             # A kept connection to a Redis that was restarted is broken; a new connection shows the present state. A
             # command that runs twice for this reason is a drop, or finds its fill lease gone.
             self._idle.clear()
-            return self.exchange(*commands)
-        self._idle.append(connection)
+            return self.exchange(*commands, at=at)
+        self._idle.append((connection, server))
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
         return replies
 
-    def run(self, script: Script, *calls: tuple[Any, ...], before: Sequence[tuple[Argument, ...]] = ()) -> list[Any]:
+    def run(
+        self,
+        script: Script,
+        *calls: tuple[Any, ...],
+        before: Sequence[tuple[Argument, ...]] = (),
+        at: str | None = None,
+    ) -> list[Any]:
         """Run the script once for each call (a key, arguments) and return the results. The commands in `before`
         are sent first, in the same exchange."""
         try:
-            return self.exchange(*before, *(script.run(*call) for call in calls))[len(before) :]
+            return self.exchange(*before, *(script.run(*call) for call in calls), at=at)[len(before) :]
         except redis.exceptions.NoScriptError:
-            return self.exchange(*(script.load(*call) for call in calls))
+            return self.exchange(*(script.load(*call) for call in calls), at=at)
+
+    def identify(self) -> Server:
+        """Return the server that answers at this address now.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        connection, server = self._connect()
+        connection.disconnect()
+        return server
+
+    def _connect(self) -> tuple[Any, Server]:
+        # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
+        pool = self.client.connection_pool
+        kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
+        connection = kind(**pool.connection_kwargs)
+        connection.connect()
+        _send(connection, (("INFO", "server"),))
+        (reply,) = _receive(connection, 1)
+        if isinstance(reply, Exception):
+            connection.disconnect()
+            raise reply
+        run_id = re.search(rb"^run_id:(\w+)", reply, re.MULTILINE)
+        if run_id is None:
+            connection.disconnect()
+            raise redis.exceptions.RedisError("INFO server names no run_id")
+        return connection, Server(f"{run_id[1].decode()}/{pool.connection_kwargs.get('db') or 0}", self.place)
+
+
+def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
+    """Return where a server is, and whether only one can be there. Then the place begins with the name of this machine,
+    because the same socket is another place elsewhere."""
+    if path := address.get("path"):
+        return (f"{HOST}/{name_in_this_boot('mnt')} {path}", True) if direct else (path, False)
+    host = address.get("host", "localhost")
+    place = f"{host}:{address.get('port', 6379)}"
+    return (f"{HOST} {place}", True) if direct and is_loopback(host) else (place, False)
 
 
 def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:

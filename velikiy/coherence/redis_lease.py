@@ -1,26 +1,43 @@
-"""The cache lease of this process for Redis: PostgreSQL has answered recently that Redis is not fenced."""
+"""The cache lease of this process for Redis: PostgreSQL has answered recently which server is in use as Redis."""
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
+from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.timing import LEASE_S, RENEWAL_S, now
 from velikiy.postgres import DatabaseUnavailable
+
+
+class Trust(NamedTuple):
+    """Which server may be used, and until when."""
+
+    server: Server | None
+    until: float
+    """The moment (`now`). Compare it with the time after the reply of Redis: a process may be stopped for any time in
+    between."""
+
+    @property
+    def holder(self) -> Server | None:
+        """The server if it may be used now."""
+        return self.server if now() < self.until else None
+
+
+NOTHING = Trust(None, 0.0)
 
 
 class RedisLease:
     """It is renewed at most once a second, and only when it is needed, so an idle process costs nothing."""
 
-    def __init__(self, redis_is_fenced: Callable[[], bool]) -> None:
-        """`redis_is_fenced` queries PostgreSQL."""
-        self._redis_is_fenced = redis_is_fenced
+    def __init__(self, registered: Callable[[], Server | None]) -> None:
+        """`registered` queries PostgreSQL for the server in use; None while Redis is fenced."""
+        self._registered = registered
         self._renewing = threading.Lock()
         self._renewed_at = -LEASE_S
-        self._until = 0.0
+        self._trust = NOTHING
 
-    def trusted_until(self) -> float:
-        """Return the moment (`now`) until which Redis may be used.
-
-        Compare it with the time after the reply of Redis: a process may be stopped for any time in between.
+    def trust(self) -> Trust:
+        """Return what is known, which may have expired.
 
         Raises:
             DatabaseUnavailable: The lease has expired, and PostgreSQL cannot renew it.
@@ -30,16 +47,16 @@ class RedisLease:
                 self._renew()
             finally:
                 self._renewing.release()
-        return self._until
+        return self._trust
 
     def _renew(self) -> None:
         requested_at = now()
         try:
-            fenced = self._redis_is_fenced()
+            server = self._registered()
         except DatabaseUnavailable:
-            if now() >= self._until:
+            if not self._trust.holder:
                 raise
             return
         finally:
             self._renewed_at = requested_at
-        self._until = 0.0 if fenced else requested_at + LEASE_S
+        self._trust = Trust(server, requested_at + LEASE_S) if server else NOTHING

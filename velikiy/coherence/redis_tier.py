@@ -8,7 +8,7 @@ import itertools
 import os
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
@@ -17,14 +17,26 @@ import redis
 import structlog
 
 from velikiy.coherence.entry import CachePath, Entry
-from velikiy.coherence.redis_connections import DROP, FILL, READ, Argument, Connections, refused
-from velikiy.coherence.redis_lease import RedisLease
-from velikiy.coherence.timing import DROP_TIMEOUT_S, FILL_LEASE_S, now
+from velikiy.coherence.redis_connections import (
+    DROP,
+    FILL,
+    READ,
+    Argument,
+    Connections,
+    OtherServer,
+    Server,
+    refused,
+)
+from velikiy.coherence.redis_lease import NOTHING, RedisLease
+from velikiy.coherence.timing import DROP_TIMEOUT_S, FILL_LEASE_S
 from velikiy.postgres import DatabaseUnavailable
 
 log = structlog.get_logger()
 
 AWAY = (redis.exceptions.RedisError, OSError)
+
+
+OTHER_ADVICE = "give every process on this database the same REDIS_URL; until then none of them uses Redis"
 
 
 class FillLease(str):
@@ -69,20 +81,30 @@ class RedisTier:
     BREAKER_S = 1.0
     """Seconds for which the breaker stays open."""
 
-    def __init__(self, url: str, redis_lease: RedisLease, *, ttl: int, timeout: float, direct: bool = False) -> None:
+    def __init__(
+        self,
+        url: str,
+        in_use: Callable[[], Server | None],
+        *,
+        ttl: int,
+        timeout: float,
+        direct: bool = False,
+    ) -> None:
         """
         Args:
+            in_use: Queries PostgreSQL for the server that is in use as Redis; None while Redis is fenced.
             ttl: Seconds that a hash lives, from the first fill of its path.
             timeout: Seconds to connect, and seconds to wait for a reply.
             direct: Only Redis itself can refuse a connection at this address.
         """
         self.ttl = ttl
-        self.direct = direct
-        self.redis_lease = redis_lease
-        self._read_connections = Connections(url, timeout)
+        self.redis_lease = RedisLease(in_use)
+        self._read_connections = Connections(url, timeout, direct=direct)
         # A write waits longer, because going on without Redis costs it a fence.
-        self._drop_connections = Connections(url, DROP_TIMEOUT_S)
+        self._drop_connections = Connections(url, DROP_TIMEOUT_S, direct=direct)
         self._skip_until = 0.0
+        self._other: Server | None = None
+        """A server that is not the registered one, as the log has said already."""
 
     def read(self, path: CachePath, variant: str, *, patience: float = 0.02) -> Hit | FillLease | None:
         """Return the entry, or a fill lease for it, or None.
@@ -99,13 +121,14 @@ class RedisTier:
         end = time.monotonic() + patience
         try:
             while True:
-                trusted_until = self.redis_lease.trusted_until()
-                if now() >= trusted_until:
+                trust = self.redis_lease.trust()
+                server = trust.holder
+                if server is None:
                     return None
                 [(state, *found)] = self._read_connections.run(
-                    READ, (path.key, variant, lease, int(FILL_LEASE_S * 1000))
+                    READ, (path.key, variant, lease, int(FILL_LEASE_S * 1000)), at=server.id
                 )
-                if now() >= trusted_until:
+                if not trust.holder:
                     return None  # a write may have skipped a fenced Redis meanwhile
                 if state == 1:
                     entry, milliseconds = found
@@ -118,6 +141,8 @@ class RedisTier:
         except (redis.exceptions.ResponseError, ValueError):
             # Another program's value under our key: a string, a list, or bytes of another form.
             self._forget(path)
+        except OtherServer as error:
+            self._found_other(error.found)
         except AWAY as error:
             self._failed("read", error)
         return None
@@ -134,33 +159,69 @@ class RedisTier:
         except AWAY as error:
             self._failed("fill", error)
 
-    def drop(self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = ()) -> dict[CachePath, FillLease]:
+    def drop(
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+    ) -> dict[CachePath, FillLease]:
         """Drop these paths, or every path for None, and return fill leases for the paths in `prefill`; none if Redis is
         fenced.
 
         A Redis that refuses a connection at its own socket is down and holds nothing. At another address a forwarder, a
         balancer or a firewall may refuse for a Redis that is up.
 
+        Args:
+            server: The registered server.
+
         Raises:
             DoesNotAnswer
+            OtherServer: This process reaches another server. Nothing was dropped.
         """
         leases = {path: NewFillLease() for path in prefill}
-        trusted_until = 0.0
+        trust = NOTHING
         if prefill:
             with suppress(DatabaseUnavailable):
-                trusted_until = self.redis_lease.trusted_until()
+                trust = self.redis_lease.trust()
         others: list[tuple[Argument, ...]] = [("FLUSHDB", "ASYNC")]
         if paths is not None:
             others = [("UNLINK", path.key) for path in paths if path not in leases]
         calls = [(path.key, lease, int(FILL_LEASE_S * 1000)) for path, lease in leases.items()]
         try:
-            self._drop_connections.run(DROP, *calls, before=others)
+            self._drop_connections.run(DROP, *calls, before=others, at=server.id)
         except AWAY as error:
-            if self.direct and refused(error):
+            if self.is_only_at_our_place(server) and refused(error):
                 return {}
             self._failed("drop", error)
             raise DoesNotAnswer from error
-        return {path: lease.given for path, lease in leases.items()} if now() < trusted_until else {}
+        holder = trust.holder
+        granted = holder is not None and holder.id == server.id
+        return {path: lease.given for path, lease in leases.items()} if granted else {}
+
+    def empty(self) -> Server:
+        """Remove everything from the server that this process reaches, whichever it is, and return it.
+
+        Raises:
+            DoesNotAnswer
+        """
+        try:
+            server = self._drop_connections.identify()
+            self._drop_connections.exchange(("FLUSHDB", "ASYNC"), at=server.id)
+        except (OtherServer, *AWAY) as error:
+            raise DoesNotAnswer from error
+        return server
+
+    def identify(self) -> Server:
+        """Return the server that this process reaches now.
+
+        Raises:
+            DoesNotAnswer
+        """
+        try:
+            return self._drop_connections.identify()
+        except AWAY as error:
+            raise DoesNotAnswer from error
+
+    def is_only_at_our_place(self, server: Server) -> bool:
+        """Return whether this server can be at our own place only: if another one is there, or none, it is gone."""
+        return self._drop_connections.is_only_place and server.place == self._drop_connections.place
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.
@@ -178,18 +239,6 @@ class RedisTier:
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
-    def keeps_over_a_restart(self) -> list[str]:
-        """Return the settings with which Redis would hold old entries after a restart. Nothing would tell them from
-        valid ones. Empty if Redis does not answer."""
-        try:
-            settings: Any = self._drop_connections.client.config_get("save", "appendonly")
-        except AWAY:
-            return []
-        text = {name: value.decode() if isinstance(value, bytes) else value for name, value in settings.items()}
-        return [
-            f"{name} {text[name]}" for name, off in (("save", ""), ("appendonly", "no")) if text.get(name, off) != off
-        ]
-
     def answers(self) -> bool:
         try:
             return bool(self._read_connections.client.ping())
@@ -200,19 +249,24 @@ class RedisTier:
     def breaker_open(self) -> bool:
         return time.monotonic() < self._skip_until
 
-    @property
-    def may_be_fenced(self) -> bool:
-        """True unless this process can exclude that Redis is fenced."""
+    def registered(self) -> Server | None:
+        """Return the server that is surely registered and not fenced; None if that is not known."""
         try:
-            return self.breaker_open or now() >= self.redis_lease.trusted_until()
+            return None if self.breaker_open else self.redis_lease.trust().holder
         except DatabaseUnavailable:
-            return True
+            return None
 
     def _forget(self, path: CachePath) -> None:
         try:
             self._read_connections.exchange(("UNLINK", path.key))
         except AWAY as error:
             self._failed("read", error)
+
+    def _found_other(self, found: Server) -> None:
+        self._skip_until = time.monotonic() + self.BREAKER_S
+        if found != self._other:
+            self._other = found
+            log.warning("redis.not_registered", address=found.address, advice=OTHER_ADVICE)
 
     def _failed(self, what: str, error: Exception) -> None:
         self._skip_until = time.monotonic() + self.BREAKER_S

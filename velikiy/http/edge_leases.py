@@ -30,15 +30,14 @@ class _Edge(BaseModel):
 
 def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
     """Add both routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
-    before its request; 1 if the edge may use Redis as long, else 0; and `users:user` for each resource, from which the
-    edge makes the keys in Redis. The names are separated by spaces, so a singular such as "order line" is encoded as
-    `order%20line`."""
+    before its request; the id of the server that the edge may use as Redis as long, or `-` for none; and `users:user`
+    for each resource, from which the edge makes the keys in Redis. The names are separated by spaces, so a singular
+    such as "order line" is encoded as `order%20line`."""
     edge_tier = EdgeTier()
     names = " ".join(f"{resource.name}:{quote(resource.singular, safe='')}" for resource in resources.values())
 
     def lease(grant: Grant) -> Response:
-        may_use_redis = int(not grant.redis_is_fenced)
-        return Response(f"{int(LEASE_S * 1000)} {may_use_redis} {names}", content_type="text/plain")
+        return Response(f"{int(LEASE_S * 1000)} {grant.redis or '-'} {names}", content_type="text/plain")
 
     @app.post("/.lease/renew")
     def renew() -> Response:

@@ -1,18 +1,21 @@
 """The health of this process: /livez, /readyz and /health."""
 
 import orjson
+import psycopg
 from flask import Flask, Response, request
 
-from velikiy.coherence import RedisTier
+from velikiy.coherence import Caches, RedisTier
+from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.postgres import Database, DatabaseUnavailable, forgets
 
 OK, NO_ANSWER, UNREADABLE = "ok", "does not answer", "the tables are missing or may not be read"
+NOT_USED = "not used"
 
 # The catalog answers at once. A query of the table would wait while another session has locked it.
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
 
 
-def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
+def install(app: Flask, database: Database, caches: Caches, redis_tier: RedisTier) -> None:
     @app.get("/livez")
     def livez() -> Response:
         """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back."""
@@ -21,18 +24,23 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         """Report whether this process can serve requests. It needs PostgreSQL; without Redis it is only slower."""
-        (postgres, warnings), redis = _check(database), redis_tier.answers()
+        postgres, warnings = _check(database)
         ready = postgres == OK
-        checks = {"postgres": postgres, "redis": OK if redis else NO_ANSWER}
+        redis, hazards = _redis(caches, redis_tier)
+        warnings += hazards if ready else []
+        checks = {"postgres": postgres, "redis": redis}
         members: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
-        if ready and not redis:
-            warnings.append("Redis does not answer: reads that miss at the edge go to PostgreSQL.")
         # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/conf/site.conf).
         if lease := request.headers.get("Edge-Lease"):
-            checks["edge"] = OK if lease == "held" else "no lease"
-            if lease != "held":
+            held, _, reaches_another_redis = lease.partition("; redis=")
+            checks["edge"] = OK if held == "held" else "no lease"
+            if held != "held":
                 warnings.append(
                     "This edge has no cache lease, so it does not use its cache: every read goes to an app."
+                )
+            if reaches_another_redis:
+                warnings.append(
+                    "This edge reaches another Redis than the apps, so it uses none. Give it the same REDIS_URL."
                 )
         if warnings:
             members["warnings"] = warnings
@@ -56,6 +64,37 @@ def _check(database: Database) -> tuple[str, list[str]]:
             return OK if readable else UNREADABLE, warnings
     except DatabaseUnavailable:
         return NO_ANSWER, []
+
+
+def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
+    """Return the state of Redis, and warnings."""
+    try:
+        ours = redis_tier.identify()
+    except DoesNotAnswer:
+        return NO_ANSWER, ["Redis does not answer: reads that miss at the edge go to PostgreSQL."]
+    try:
+        with caches.database.reserved() as connection:
+            redis, announced = caches.redis(connection), caches.announced(connection)
+    except (DatabaseUnavailable, psycopg.Error):  # the second: the table is missing
+        return OK, []
+    rivals = [server.address for server in announced if server.id != ours.id]
+    if rivals:
+        return NOT_USED, [
+            f"Processes on this database reach different servers as Redis ({', '.join([ours.address, *rivals])}), so"
+            " none of them uses Redis. Give all the same REDIS_URL."
+        ]
+    if redis.fenced:
+        return NOT_USED, [
+            "Redis is out of use, because a write could not invalidate it. The relay empties it and puts it back into"
+            " use within seconds."
+        ]
+    if redis.server and redis.server.id != ours.id:
+        return NOT_USED, [
+            f"This process reaches another Redis ({ours.address}) than the one that is registered"
+            f" ({redis.server.address}), and does not use it. If Redis was restarted, that ends within seconds."
+            " Otherwise give all processes on this database the same REDIS_URL."
+        ]
+    return OK, []
 
 
 def _json(members: dict[str, object], status: int = 200) -> Response:

@@ -5,7 +5,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from velikiy.http import batch
-from velikiy.http.health import NO_ANSWER, OK, UNREADABLE
+from velikiy.http.health import NO_ANSWER, NOT_USED, OK, UNREADABLE
 from velikiy.openapi.headers import STRONG_ETAG_PATTERN
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import KINDS
@@ -98,11 +98,13 @@ def _health_result(*statuses: str, **properties: Any) -> dict[str, Any]:
     return {"type": "object", "required": [*properties], "properties": properties}
 
 
-REACHABLE_SCHEMA = {"type": "string", "enum": [OK, NO_ANSWER]}
 CHECKS_SCHEMA = {
     "type": "object",
     "required": ["postgres", "redis"],
-    "properties": {"postgres": {"type": "string", "enum": [OK, NO_ANSWER, UNREADABLE]}, "redis": REACHABLE_SCHEMA},
+    "properties": {
+        "postgres": {"type": "string", "enum": [OK, NO_ANSWER, UNREADABLE]},
+        "redis": {"type": "string", "enum": [OK, NO_ANSWER, NOT_USED]},
+    },
 }
 READINESS_SCHEMA = _health_result("ready", "not ready", checks=CHECKS_SCHEMA)
 READINESS_SCHEMA["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}

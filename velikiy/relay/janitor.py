@@ -7,7 +7,8 @@ import structlog
 
 from velikiy.coherence import Gate
 from velikiy.coherence.membership import MISSING
-from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.redis_connections import Server
+from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import idempotency
 
@@ -27,6 +28,10 @@ class Janitor:
     def __init__(self, database: Database, gate: Gate) -> None:
         self.database = database
         self.gate = gate
+        self._ours: set[str] = set()
+        """The ids of all servers that this relay has reached. An earlier one was restarted or replaced, and is no rival
+        of the present one."""
+        self._rivals: list[str] = []
 
     def run(self) -> None:
         """Run for ever."""
@@ -35,7 +40,7 @@ class Janitor:
         while True:
             time.sleep(ROUND_S)
             try:
-                self.readmit_redis()
+                self.look_after_redis()
                 # During an outage of PostgreSQL no edge could renew its lease: edges get the time to do so.
                 if time.monotonic() - reachable_since > EDGE_EXPIRY_S:
                     self.remove_expired_edges()
@@ -49,8 +54,8 @@ class Janitor:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
 
-    def readmit_redis(self) -> None:
-        """Empty a fenced Redis and put it back into use.
+    def look_after_redis(self) -> None:
+        """Register the server that answers as Redis, and put a fenced Redis back into use.
 
         Redis is emptied only after its exclusion. A fill lease that was granted between emptying and the end of the
         fence would outlive the writes that skipped Redis.
@@ -58,22 +63,47 @@ class Janitor:
         caches = self.gate.caches
         with self.database.autocommit() as connection:
             redis = caches.redis(connection)
+        caches.forget_announced()
         if redis == MISSING:
             caches.insert_redis()  # as a fenced cache: the next round readmits it
             return
-        if not redis.fenced:
-            return
-        caches.await_exclusion([redis])  # the writer that fenced it may have died before the wait was over
         try:
-            self.gate.redis_tier.drop(None)
+            ours = self.gate.redis_tier.identify()
+        except DoesNotAnswer:
+            return
+        self._ours.add(ours.id)
+        if redis.server and redis.server.id == ours.id:
+            return
+        if not redis.fenced:
+            self.gate.adopt(ours)
+            with self.database.autocommit() as connection:
+                redis = caches.redis(connection)
+            if redis.server and redis.server.id != ours.id:
+                caches.fence([redis])  # writers that reach our server cannot drop anything in the registered one
+            return
+        caches.announce(ours)  # before the wait, in which the relays of other servers announce theirs
+        caches.await_exclusion([redis])  # the writer that fenced it may have died before the wait was over
+        if self._is_contested(ours):
+            return
+        try:
+            server = self.gate.redis_tier.empty()
         except DoesNotAnswer:
             return
         # The edges as well: SQL from outside was dropped there at once, and until the end of the fence an edge could
         # copy the old entry from Redis once more.
         with self.database.autocommit() as connection:
             self.gate.drop(connection, None)
-        caches.readmit_redis(redis)
-        log.warning("redis.back")
+        caches.readmit_redis(redis, server)
+        log.warning("redis.back", address=server.address)
+
+    def _is_contested(self, ours: Server) -> bool:
+        """Return whether other processes on this database use another server, and log it once."""
+        with self.database.autocommit() as connection:
+            rivals = [it.address for it in self.gate.caches.announced(connection) if it.id not in self._ours]
+        if rivals and rivals != self._rivals:
+            log.warning("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
+        self._rivals = rivals
+        return bool(rivals)
 
     def remove_expired_edges(self) -> None:
         """Remove edges that are gone, so that no write waits for them and the list does not grow."""

@@ -114,10 +114,6 @@ class Relay:
             compare_at = time.monotonic() + IDENTITY_CHECK_S
             self._drop(None)
             log.info("relay.listening")
-            if kept := self.gate.redis_tier.keeps_over_a_restart():
-                log.warning(
-                    "redis.keeps_over_a_restart", settings=kept, advice="switch them off: what came back is old"
-                )
             while True:
                 if heartbeat:
                     heartbeat.touch()
@@ -131,6 +127,8 @@ class Relay:
                     before, tables = tables, self._tables(connection)
                     if changed := [name for name in tables if tables[name] != before[name]]:
                         log.warning("relay.table_changed", tables=changed)
+                    # Without its triggers, any row of a table may have changed since the last comparison.
+                    if changed or self._without_triggers:
                         self._drop(None)
                 if received:
                     # Together: a program that writes row by row may have sent hundreds meanwhile.
@@ -146,9 +144,9 @@ class Relay:
             log.warning(
                 "relay.cannot_hear",
                 table=table,
-                advice=f"SQL from outside is not seen without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
+                advice=f"SQL from outside is not heard without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
                 f" where they are disabled, CALL add_triggers('{table}') where there are none;"
-                " until then, velikiy cache purge --all after such SQL",
+                " until then, both caches are emptied each second",
             )
         self._without_triggers = without_triggers
         return {name: identity for name, identity, _ in rows}
