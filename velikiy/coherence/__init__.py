@@ -4,7 +4,8 @@ protocol            the order of a read and of a write, on one page
 locks               advisory locks on paths: is a writer in flight?
 membership          the table `caches`: which caches a writer has to reach, and which are fenced
 timing              the protocol's times and its clock
-redis_lease         may this process use Redis?
+host                names of this machine, its network, files and clock
+redis_lease         which server may this process use as Redis?
 deadline            until when may a write be committed?
 group_commit        writers that contend drop together
 redis_tier, redis_connections, scripts/     tier 2
