@@ -121,7 +121,7 @@ SLOW_REDIS_READ = Replacement(
     "        local reply, token_or_error = run_script(id, key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
-REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            self.gate.redis_tier.drop(None)", TWO_SECONDS)
+REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            server = self.gate.redis_tier.empty()", TWO_SECONDS)
 SLOW_FILL = after(
     PROTOCOL, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )

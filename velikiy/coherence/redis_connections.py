@@ -70,7 +70,7 @@ class Server(NamedTuple):
 
 
 class OtherServer(Exception):
-    """The connection leads to another server than the one that was asked for. Nothing was sent to it."""
+    """The connection leads to a server other than the expected one. Nothing was sent to it."""
 
     def __init__(self, found: Server) -> None:
         self.found = found

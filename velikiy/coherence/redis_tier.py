@@ -104,7 +104,7 @@ class RedisTier:
         self._drop_connections = Connections(url, DROP_TIMEOUT_S, direct=direct)
         self._skip_until = 0.0
         self._other: Server | None = None
-        """A server that is not the registered one, as the log has said already."""
+        """The unregistered server that the log has named already."""
 
     def read(self, path: CachePath, variant: str, *, patience: float = 0.02) -> Hit | FillLease | None:
         """Return the entry, or a fill lease for it, or None.
@@ -220,7 +220,7 @@ class RedisTier:
             raise DoesNotAnswer from error
 
     def is_only_at_our_place(self, server: Server) -> bool:
-        """Return whether this server can be at our own place only: if another one is there, or none, it is gone."""
+        """Return whether this server can be at our own place only. It is gone if a different server is there, or none."""
         return self._drop_connections.is_only_place and server.place == self._drop_connections.place
 
     def show(self, path: CachePath) -> dict[str, Any]:

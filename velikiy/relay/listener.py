@@ -144,7 +144,7 @@ class Relay:
             log.warning(
                 "relay.cannot_hear",
                 table=table,
-                advice=f"SQL from outside is not heard without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
+                advice=f"SQL from outside is not seen without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
                 f" where they are disabled, CALL add_triggers('{table}') where there are none;"
                 " until then, both caches are emptied each second",
             )
