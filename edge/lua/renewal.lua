@@ -8,6 +8,8 @@ local lease = require "lease"
 local constants = require "constants"
 
 local RETRY_S = 0.1             -- after a renewal that failed
+local MAX_PAUSE_S = 32          -- before an edge registers again that writers could not reach again and again
+local STEADY_S = 10             -- an edge that held its lease for longer registers at once
 local HANG_S = 5                -- after this time a renewal that has not ended no longer delays the next
 local MAX_RESPONSE_BYTES = 4096
 local CONNECT_TIMEOUT_MS = 200
@@ -21,6 +23,11 @@ local _M = {}
 
 local instance_id, host, port
 local logged  -- the last message: each state is logged once, and not each second
+
+-- A writer that does not reach this edge waits for its exclusion. If only some of the apps reach the edge (another host
+-- with the same database, whose apps do not reach this loopback), each registration costs such a writer seconds, so the
+-- pause before the next one doubles.
+local registered_at, pause_s, register_at = 0, 0, 0
 
 
 -- In init_by_lua.
@@ -114,6 +121,12 @@ local function renew()
         end
         log_once("this edge was fenced, because writers could not reach it: it empties its cache and registers again")
         state:delete("registered")
+        local steady = now_ms() - registered_at > STEADY_S * 1000
+        pause_s = steady and 0 or math.min(math.max(2 * pause_s, 1), MAX_PAUSE_S)
+        register_at = now_ms() + pause_s * 1000
+    end
+    if now_ms() < register_at then
+        return false
     end
     -- In this order: writers may learn of this edge again only once it has a new epoch.
     epoch = lease.begin_epoch()
@@ -121,6 +134,7 @@ local function renew()
     local granted, status = request("register", epoch)
     if granted then
         state:set("registered", epoch)
+        registered_at = requested_at
         grant(epoch, requested_at, granted)
         logged = nil
     elseif status == 424 then

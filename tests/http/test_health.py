@@ -18,6 +18,7 @@ from testkit.stack import Stack, free_ports, running, status_of, wait_until
 from velikiy.coherence import Caches, RedisTier
 from velikiy.http import health
 from velikiy.postgres import Database
+from velikiy.resources.base import registry
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +184,7 @@ def test_readiness_reports_the_reason_why_postgresql_is_not_ready(fragile: Stack
             database.open()
             app = Flask("in this process")
             redis_tier = RedisTier(fragile.redis_url, lambda: None, ttl=60, timeout=1)
-            health.install(app, database, Caches(database, threads=1), redis_tier)
+            health.install(app, registry(), database, Caches(database, threads=1), redis_tier)
             response = app.test_client().get("/readyz")
             checks = {"postgres": check, "redis": "ok"}
             assert (response.status_code, response.json) == (503, {"status": "not ready", "checks": checks})

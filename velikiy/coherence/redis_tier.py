@@ -220,7 +220,7 @@ class RedisTier:
             raise DoesNotAnswer from error
 
     def is_only_at_our_place(self, server: Server) -> bool:
-        """Return whether this server can be at our own place only. It is gone if a different server is there, or none."""
+        """Return whether this server can be at our own place only. It is gone if a different one is there."""
         return self._drop_connections.is_only_place and server.place == self._drop_connections.place
 
     def show(self, path: CachePath) -> dict[str, Any]:

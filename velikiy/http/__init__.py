@@ -22,4 +22,4 @@ def install(app: Flask, resources: dict[str, Resource], gate: Gate) -> None:
     problem_pages.install(app)
     routes.install(app, resources, gate)
     edge_leases.install(app, resources, gate.caches)
-    health.install(app, gate.database, gate.caches, gate.redis_tier)
+    health.install(app, resources, gate.database, gate.caches, gate.redis_tier)

@@ -6,7 +6,9 @@ from flask import Flask, Response, request
 
 from velikiy.coherence import Caches, RedisTier
 from velikiy.coherence.redis_tier import DoesNotAnswer
-from velikiy.postgres import Database, DatabaseUnavailable, forgets
+from velikiy.coherence.tables import trigger_advice, watched_tables
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, forgets
+from velikiy.resources.base import Resource
 
 OK, NO_ANSWER, UNREADABLE = "ok", "does not answer", "the tables are missing or may not be read"
 NOT_USED = "not used"
@@ -15,7 +17,21 @@ NOT_USED = "not used"
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
 
 
-def install(app: Flask, database: Database, caches: Caches, redis_tier: RedisTier) -> None:
+# A role sees the sessions of its own name, so the relay's only if it connects as the same user.
+HAZARDS = """
+SELECT
+    NOT EXISTS (
+        SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'velikiy relay'
+    ),
+    ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u')
+"""
+
+
+def install(
+    app: Flask, resources: dict[str, Resource], database: Database, caches: Caches, redis_tier: RedisTier
+) -> None:
+    tables = list(resources)
+
     @app.get("/livez")
     def livez() -> Response:
         """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back."""
@@ -24,7 +40,7 @@ def install(app: Flask, database: Database, caches: Caches, redis_tier: RedisTie
     @app.get("/readyz")
     def readyz() -> Response:
         """Report whether this process can serve requests. It needs PostgreSQL; without Redis it is only slower."""
-        postgres, warnings = _check(database)
+        postgres, warnings = _check(database, tables)
         ready = postgres == OK
         redis, hazards = _redis(caches, redis_tier)
         warnings += hazards if ready else []
@@ -48,22 +64,37 @@ def install(app: Flask, database: Database, caches: Caches, redis_tier: RedisTie
 
     @app.get("/health")
     def health() -> Response:
-        healthy = _check(database)[0] == OK
+        healthy = _check(database, tables)[0] == OK
         return _json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
 
 
-def _check(database: Database) -> tuple[str, list[str]]:
+def _check(database: Database, tables: list[str]) -> tuple[str, list[str]]:
     """Return the state of PostgreSQL, and warnings. Before the first migration there is nothing to serve."""
     try:
         with database.reserved() as connection:
             [(readable,)] = connection.execute(READABLE).fetchall()
-            warnings = [
-                f"PostgreSQL runs with {setting}: a crash may lose acknowledged writes, or all data."
-                for setting in forgets(connection)
-            ]
-            return OK if readable else UNREADABLE, warnings
+            return (OK, _hazards(connection, tables)) if readable else (UNREADABLE, [])
     except DatabaseUnavailable:
         return NO_ANSWER, []
+
+
+def _hazards(connection: Connection, tables: list[str]) -> list[str]:
+    """Return a warning of each state of PostgreSQL in which a write may be lost or not be seen."""
+    [(no_relay, unlogged)] = connection.execute(HAZARDS, (tables,)).fetchall()
+    warnings = [
+        f"PostgreSQL runs with {setting}: a crash may lose acknowledged writes, or all data."
+        for setting in forgets(connection)
+    ]
+    warnings += [f"The table {table} is UNLOGGED: a crash of PostgreSQL empties it." for table in unlogged]
+    warnings += [
+        f"{trigger_advice(table)}." for it in watched_tables(connection, tables) for table in it.without_triggers
+    ]
+    if no_relay:
+        warnings.append(
+            "No relay listens to this database: changes by SQL from outside are not seen until the TTL ends, and Redis"
+            " does not come back into use after an outage. Start ./run velikiy relay."
+        )
+    return warnings
 
 
 def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:

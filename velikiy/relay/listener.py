@@ -15,6 +15,7 @@ import structlog
 
 from velikiy import coherence
 from velikiy.coherence import CachePath, Gate
+from velikiy.coherence.tables import trigger_advice, watched_tables
 from velikiy.postgres import CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
@@ -32,38 +33,6 @@ IDENTITY_CHECK_S = 1.0
 
 RECONNECT_S = 0.2
 """Seconds between two attempts to connect."""
-
-TABLES = """
-WITH RECURSIVE tables AS (
-    SELECT name, to_regclass(name)::oid AS id FROM unnest(%s::text[]) name
-    UNION
-    SELECT name, inhrelid FROM tables JOIN pg_inherits ON inhparent = id
-)
-SELECT
-    name,
-    string_agg(concat_ws(' ', id, relfilenode, pg_class.xmin, columns, triggers), ', ' ORDER BY id),
-    array_agg(id::regclass::text) FILTER (WHERE pg_class.oid IS NOT NULL AND fired_by IS DISTINCT FROM 60)
-FROM tables
-LEFT JOIN pg_class ON oid = id
-CROSS JOIN LATERAL (
-    SELECT string_agg(concat(attnum, ':', xmin), ' ' ORDER BY attnum) AS columns
-    FROM pg_attribute WHERE attrelid = id AND attnum > 0
-) its_columns
-CROSS JOIN LATERAL (
-    SELECT
-        string_agg(concat(oid, ':', xmin), ' ' ORDER BY oid) AS triggers,
-        bit_or(tgtype) FILTER (WHERE tgfoid = to_regproc('rows_notify') AND tgenabled IN ('O', 'A')) & 60 AS fired_by
-    FROM pg_trigger WHERE tgrelid = id
-) its_triggers
-GROUP BY name
-"""
-"""For each name: the identity of the table and of the tables that inherit from it, as text; and the tables that lack a
-trigger for INSERT, DELETE, UPDATE or TRUNCATE (4 + 8 + 16 + 32 in pg_trigger.tgtype).
-
-ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
-TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
-overwrite the row in pg_class in place (except the first ANALYZE after the last child table is gone). The statement
-takes no lock on the tables, because a restore holds one for long. It takes 0.3 ms."""
 
 
 def connect(settings: Settings) -> "Relay":
@@ -138,18 +107,12 @@ class Relay:
 
     def _tables(self, connection: Connection) -> dict[str, str]:
         """Return the identity of each table, and warn once of a table whose triggers do not fire."""
-        rows = connection.execute(TABLES, (list(self.paths_of),)).fetchall()
-        without_triggers = {table for _, _, tables in rows for table in tables or ()}
+        tables = watched_tables(connection, list(self.paths_of))
+        without_triggers = {table for it in tables for table in it.without_triggers}
         for table in sorted(without_triggers - self._without_triggers):
-            log.warning(
-                "relay.cannot_hear",
-                table=table,
-                advice=f"SQL from outside is not seen without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER"
-                f" where they are disabled, CALL add_triggers('{table}') where there are none;"
-                " until then, both caches are emptied each second",
-            )
+            log.warning("relay.cannot_hear", table=table, advice=trigger_advice(table))
         self._without_triggers = without_triggers
-        return {name: identity for name, identity, _ in rows}
+        return {it.name: it.identity for it in tables}
 
     def paths(self, payloads: Sequence[str]) -> list[CachePath] | None:
         """Return the paths of these notifications, `<table> <id> <id> ...`; None stands for every path."""
