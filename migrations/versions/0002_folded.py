@@ -1,5 +1,5 @@
-"""E-mails are unique, and rows are found, by Unicode's rules of case; a search ignores accents, and finds parts of words
-in scripts without spaces."""
+"""Unicode's rules of case decide which e-mails are equal and which rows a search finds. A search ignores accents, and
+finds parts of texts in scripts without spaces."""
 
 from alembic import op
 from sqlalchemy import text

@@ -115,7 +115,10 @@ class TestStoredResponses:
             ("q=%C3%A9~._-", ["q=%c3%a9%7E%2E%5F%2d", "q=%C3%a9~._-"]),
             ("email=a%40b.c", ["email=a@b.c", "email=%61%40%62%2ec"]),
             ("q=%3Fa%3D1%2C%22%27%28%29%2A%21", ["q=?a=1,\"'()*!"]),
-            ("cursor=a-_9&limit=2&q=a&sort=-id", ["sort=-id&q=a&limit=2&cursor=a-_9", "q=a&cursor=a-_9&sort=%2Did&limit=2"]),
+            (
+                "cursor=a-_9&limit=2&q=a&sort=-id",
+                ["sort=-id&q=a&limit=2&cursor=a-_9", "q=a&cursor=a-_9&sort=%2Did&limit=2"],
+            ),
         ],
     )
     def test_every_spelling_of_a_query_is_a_hit_after_one_of_them(

@@ -77,7 +77,7 @@ def test_carrying_over_computes_the_words_of_every_resource_again(databases: tup
         """,
     )
     upgrade(old, wait=5)
-    words = "SELECT name, \"of words\", note, version FROM products"
+    words = 'SELECT name, "of words", note, version FROM products'
     assert fetch_rows(old, words) == [("Łódź 李明", " lodz 李 明", "kept", 1)]
     assert fetch_rows(old, "SELECT words, version FROM users WHERE name = 'Zoë'") == [(" zoe zoe example com", 1)]
     indexes = "SELECT count(*) FROM pg_indexes WHERE indexname IN ('products_words', 'users_words')"
@@ -97,7 +97,7 @@ def test_database_with_emails_that_are_equal_now_is_refused_by_the_ids_and_uncha
         """,
     )
     before, rows = schema(old), fetch_rows(old, "SELECT * FROM users ORDER BY id")
-    with pytest.raises(CannotMigrate, match="ids 11, 13; 14, 15\\. .*nothing was changed"):
+    with pytest.raises(CannotMigrate, match=r"ids 11, 13; 14, 15\. .*nothing was changed"):
         upgrade(old, wait=5)
     assert (schema(old), fetch_rows(old, "SELECT * FROM users ORDER BY id")) == (before, rows)
     execute(old, "DELETE FROM users WHERE id IN (13, 15)")

@@ -97,7 +97,13 @@ class TestEmails:
                 delete(base_url, user)
 
     def test_batch_names_each_operation_whose_email_is_taken_in_another_case(self, base_url: str) -> None:
-        emails = ("straße@example.com", "other@example.com", "STRASSE@example.com", "ΟΔΌΣ@example.com", "οδός@example.com")
+        emails = (
+            "straße@example.com",
+            "other@example.com",
+            "STRASSE@example.com",
+            "ΟΔΌΣ@example.com",
+            "οδός@example.com",
+        )
         operations = [{"op": "create", "name": "B", "email": email} for email in emails]
         response = requests.post(f"{base_url}/users/batch", json={"operations": operations}, timeout=5)
         check_problem(response, 409)
@@ -134,7 +140,16 @@ class TestEmailParameter:
         assert "Link" not in response.headers
 
     @pytest.mark.parametrize(
-        "email", ["letters", "letters+ta@example.com", "etters+tag@example.com", "letters+tag@example.co", "%", "l_tters+tag@example.com", "Plus"]
+        "email",
+        [
+            "letters",
+            "letters+ta@example.com",
+            "etters+tag@example.com",
+            "letters+tag@example.co",
+            "%",
+            "l_tters+tag@example.com",
+            "Plus",
+        ],
     )
     def test_part_of_an_email_or_a_pattern_finds_nobody(self, base_url: str, user: int, email: str) -> None:
         assert found(base_url, email=email) == []
@@ -152,7 +167,18 @@ class TestEmailParameter:
             assert "%2B" in response.json()["detail"]
 
     @pytest.mark.parametrize(
-        "query", ["email=", "email", "email=%20", "email=a%00@example.com", "email=%0a", "email=%ff", "email=a@b&email=a@b", "email=" + "a" * 255, "email=%E3%80%80"]
+        "query",
+        [
+            "email=",
+            "email",
+            "email=%20",
+            "email=a%00@example.com",
+            "email=%0a",
+            "email=%ff",
+            "email=a@b&email=a@b",
+            "email=" + "a" * 255,
+            "email=%E3%80%80",
+        ],
     )
     def test_invalid_email_parameter_is_400(self, base_url: str, query: str) -> None:
         for path in ("/users", "/users/count"):
@@ -287,8 +313,10 @@ def test_sql_folds_every_character_as_unicode_does(stack: Stack) -> None:
     characters = [chr(n) for n in range(1, 0x110000) if unicodedata.category(chr(n)) not in ("Cn", "Co", "Cs")]
     assert len(characters) > 140_000
     rows = stack.sql("SELECT c, folded(c) FROM unnest(%s::text[]) c", characters)
-    ignorable = re.compile("[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
-        "\u3164\ufe00-\ufe0f\ufeff\uffa0\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]")
+    ignorable = re.compile(
+        "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f"
+        "\u3164\ufe00-\ufe0f\ufeff\uffa0\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+    )
     # Cherokee: Unicode folds it to capital letters, SQL to small ones.
     wrong = [c for c, by_sql in rows if by_sql not in (folded(c), unicodedata.normalize("NFKC", folded(c).lower()))]
     assert [c for c in wrong if not ignorable.fullmatch(c)] == []

@@ -22,7 +22,12 @@ NAMES = [
     *("李明", "🙂 Smile", "_under", "100%", "O'Brien", "Same", "Same", "Same", "Same"),
 ]
 SORTS = ["id", "-id", "name", "-name", "email", "-email", "created_at", "-created_at"]
-SORT_EXPRESSIONS = {"id": "id", "name": 'name COLLATE "und-x-icu"', "email": "folded(email)", "created_at": "created_at"}
+SORT_EXPRESSIONS = {
+    "id": "id",
+    "name": 'name COLLATE "und-x-icu"',
+    "email": "folded(email)",
+    "created_at": "created_at",
+}
 
 
 def run_batch(base_url: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:

@@ -45,8 +45,8 @@ Responses have an `ETag`. Send it in `If-None-Match` to receive a body only if t
 not repeat it.
 
 Parameters and fields of resources that are not described here are refused; parameters may come in any order. A method
-that an address does not support is 405, and `Allow` lists the methods that it supports. HEAD returns the response of GET without the
-body."""
+that an address does not support is 405, and `Allow` lists the methods that it supports. HEAD returns the response of
+GET without the body."""
 
 
 def document(resources: Mapping[str, Resource]) -> dict[str, Any]:

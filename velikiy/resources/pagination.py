@@ -82,6 +82,7 @@ class Page:
             f"{name}={quote(str(value), safe='')}" for name, value, default in sorted(parameters) if value != default
         )
 
+
 def columns(resource: Resource) -> sql.Composed:
     return sql.SQL(", ").join(map(sql.Identifier, resource.columns))
 
