@@ -2,6 +2,7 @@
 
 local generations = require "generations"
 local lease = require "lease"
+local canonical = require("query").canonical
 local renewal = require "renewal"
 local store = require "store"
 
@@ -39,7 +40,7 @@ function _M.show()
     local generation = generations.known(lease.epoch(), path)
     if generation then
         lines[#lines + 1] = "generation " .. generation
-        local entry, _, stored_at = store.get(generation .. query)
+        local entry, _, stored_at = store.get(generation .. (query ~= "" and canonical(query) or query))
         if entry then
             lines[#lines + 1] = "size " .. #entry
             lines[#lines + 1] = "age " .. ngx.time() - stored_at

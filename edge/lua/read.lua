@@ -3,6 +3,7 @@
 
 local generations = require "generations"
 local lease = require "lease"
+local canonical = require("query").canonical
 local redis = require "redis"
 local store = require "store"
 
@@ -135,7 +136,14 @@ function _M.hit()
     local path, query = split(var.request_uri)
     local epoch = lease.held()
     local generation = epoch and generations.known(epoch, path)
-    local entry = generation and store.get_small_fresh(generation .. query)
+    if not generation then
+        return ""
+    end
+    local entry = store.get_small_fresh(generation .. query)
+    if not entry and query ~= "" then  -- second, so that the spelling of the app's links costs nothing
+        local spelled = canonical(query)
+        entry = spelled and store.get_small_fresh(generation .. spelled)
+    end
     if not entry then
         return ""
     end
@@ -158,6 +166,13 @@ function _M.answer()
     local path, query = split(var.request_uri)
     if var.http_if_modified_since or var.http_if_unmodified_since or var.http_if_match then
         clear_conditions()
+    end
+    if query ~= "" then
+        local spelled = canonical(query)
+        if not spelled then
+            return fetch_from_app(path, query, nil, "BYPASS", "bypass")
+        end
+        query = spelled
     end
     local epoch, key, result, reason
     local waited_s = 0

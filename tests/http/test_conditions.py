@@ -351,8 +351,18 @@ class TestMethods:
             check_raw_problem(response, 405)
             assert set(re.split(r",\s*", response.headers["allow"])) == METHODS[path]
 
-    @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "FOO"])
-    def test_unknown_method_is_400_405_or_501(self, base_url: str, method: str) -> None:
+    @pytest.mark.parametrize("path", METHODS)
+    @pytest.mark.parametrize("method", ["QUERY", "PROPFIND", "FOO", "M-SEARCH"])
+    def test_unknown_method_is_405_and_allow_lists_the_supported_methods(
+        self, base_url: str, method: str, path: str
+    ) -> None:
+        for body in (b"", b"{}"):
+            response = send_request(base_url, method, path, JSON, body)
+            check_raw_problem(response, 405)
+            assert set(re.split(r",\s*", response.headers["allow"])) == METHODS[path]
+
+    @pytest.mark.parametrize("method", ["TRACE", "CONNECT"])
+    def test_method_that_a_server_refuses_by_itself_is_a_problem(self, base_url: str, method: str) -> None:
         response = send_request(base_url, method, "/users")
         assert response.status in (400, 405, 501)
         check_raw_problem(response, response.status)

@@ -33,8 +33,7 @@ def test_a_database_of_the_last_development_version_gets_the_schema_of_a_new_dat
     databases: tuple[str, str],
 ) -> None:
     old, new = databases
-    assert upgrade(old, wait=5) == ["0001_baseline"]
-    assert upgrade(new, wait=5) == ["0001_baseline"]
+    assert upgrade(old, wait=5) == upgrade(new, wait=5) == ["0001_baseline", "0002_folded"]
     assert schema(old) == schema(new)
     assert upgrade(old, wait=5) == []
 
@@ -61,6 +60,49 @@ def test_carrying_over_replaces_the_triggers_of_every_resource(databases: tuple[
         " WHERE pg_get_triggerdef(oid) LIKE '%velikiy.passes_gate%' GROUP BY 1 ORDER BY 1",
     )
     assert triggers == [("products", 4), ("users", 4)]
+
+
+def test_carrying_over_computes_the_words_of_every_resource_again(databases: tuple[str, str]) -> None:
+    old, _ = databases
+    execute(
+        old,
+        """
+        CREATE TABLE products (
+            id bigint PRIMARY KEY, name text, "of words" text GENERATED ALWAYS AS (public.words(name)) STORED, note text
+        );
+        CREATE INDEX products_words ON products USING gin ("of words" public.gin_trgm_ops);
+        CALL public.make_resource('products');
+        INSERT INTO products VALUES (1, 'Łódź 李明', DEFAULT, 'kept');
+        INSERT INTO users (name, email) VALUES ('Zoë', 'zoe@example.com');
+        """,
+    )
+    upgrade(old, wait=5)
+    words = 'SELECT name, "of words", note, version FROM products'
+    assert fetch_rows(old, words) == [("Łódź 李明", " lodz 李 明", "kept", 1)]
+    assert fetch_rows(old, "SELECT words, version FROM users WHERE name = 'Zoë'") == [(" zoe zoe example com", 1)]
+    indexes = "SELECT count(*) FROM pg_indexes WHERE indexname IN ('products_words', 'users_words')"
+    assert fetch_rows(old, indexes) == [(2,)]
+
+
+def test_database_with_emails_that_are_equal_now_is_refused_by_the_ids_and_unchanged(
+    databases: tuple[str, str],
+) -> None:
+    old, _ = databases
+    execute(
+        old,
+        """
+        INSERT INTO users (id, name, email) VALUES
+            (11, 'A', 'straße@example.com'), (12, 'B', 'x@example.com'), (13, 'C', 'STRASSE@example.com'),
+            (14, 'D', 'ς@example.com'), (15, 'E', 'σ@example.com'), (16, 'F', 'ı@example.com'), (17, 'G', 'i@example.com')
+        """,
+    )
+    before, rows = schema(old), fetch_rows(old, "SELECT * FROM users ORDER BY id")
+    with pytest.raises(CannotMigrate, match=r"ids 11, 13; 14, 15\. .*nothing was changed"):
+        upgrade(old, wait=5)
+    assert (schema(old), fetch_rows(old, "SELECT * FROM users ORDER BY id")) == (before, rows)
+    execute(old, "DELETE FROM users WHERE id IN (13, 15)")
+    upgrade(old, wait=5)
+    assert fetch_rows(old, "SELECT id FROM users WHERE id > 10 ORDER BY id") == [(11,), (12,), (14,), (16,), (17,)]
 
 
 @pytest.mark.parametrize("revision", ["0001_users", "0002_caches"])

@@ -22,7 +22,12 @@ NAMES = [
     *("李明", "🙂 Smile", "_under", "100%", "O'Brien", "Same", "Same", "Same", "Same"),
 ]
 SORTS = ["id", "-id", "name", "-name", "email", "-email", "created_at", "-created_at"]
-SORT_EXPRESSIONS = {"id": "id", "name": 'name COLLATE "und-x-icu"', "email": "lower(email)", "created_at": "created_at"}
+SORT_EXPRESSIONS = {
+    "id": "id",
+    "name": 'name COLLATE "und-x-icu"',
+    "email": "folded(email)",
+    "created_at": "created_at",
+}
 
 
 def run_batch(base_url: str, *operations: dict[str, Any]) -> list[dict[str, Any]]:
@@ -329,6 +334,8 @@ def list_targets(word: str) -> list[str]:
         f"/users?limit=999&q={word}&sort=email",
         f"/users?limit=1&q={word}",
         "/users?sort=-created_at",
+        f"/users?email={word}@example.com",
+        f"/users/count?email={word.upper()}@example.com&q={word}",
     ]
 
 
@@ -375,7 +382,9 @@ class TestFreshness:
         operations = [{"op": "delete", "id": batch.json()["results"][1]["id"]}]
         check_is_seen(requests.post(f"{edge}/users/batch", json={"operations": operations}, timeout=5))
         check_is_seen(requests.delete(other + location, timeout=5))
-        totals, counts, searches = ([bodies[index] for bodies in history] for index in (1, 2, 3))
+        totals, counts, searches, lookups = ([bodies[index] for bodies in history] for index in (1, 2, 3, 8))
+        assert [lookup.count(b'"id":') for lookup in lookups] == [0, 1, 1, 1, 1, 1, 0]
+        assert len(set(lookups)) == 5
         assert len(set(searches)) == 6
         assert searches[0] == searches[-1] == b"[]"
         assert counts == [b'{"count":%d}' % n for n in (0, 1, 1, 1, 2, 1, 0)]

@@ -1,6 +1,5 @@
 """Parse requests strictly: each refusal names the field, parameter or header, and the reason."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -62,7 +61,7 @@ def parameters(*known: str) -> dict[str, str]:
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in known:
-            expected = "its parameters are " + ", ".join(known) if known else "it has no parameters"
+            expected = "its parameters are " + ", ".join(sorted(known)) if known else "it has no parameters"
             raise bad(
                 _printable(name) or "a parameter without a name",
                 f"is not a parameter of {request.path}; {expected}",
@@ -84,8 +83,12 @@ def _printable(text: str) -> str:
 
 
 def page(resource: Resource) -> Page:
-    searched = ("q",) if resource.search_column else ()
-    given = parameters("cursor", "limit", *searched, "sort")
+    """Parse the parameters of a list.
+
+    Raises:
+        Problem
+    """
+    given = parameters("cursor", "limit", "sort", *_search_parameters(resource))
     limit = given.get("limit", str(MAX_PAGE_ROWS))
     if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= MAX_PAGE_ROWS):
         raise bad("limit", f"must be a whole number from 1 to {MAX_PAGE_ROWS}")
@@ -96,10 +99,32 @@ def page(resource: Resource) -> Page:
     cursor = given.get("cursor", "")
     if "cursor" in given and not cursor:
         raise bad_cursor()
-    return Page(int(limit), sort, search(given), cursor)
+    return Page(int(limit), sort, _words(given), cursor, _filters(resource, given))
 
 
-def search(given: dict[str, str]) -> str:
+def search(resource: Resource) -> Page:
+    """Parse the parameters of a count, which choose rows and no page.
+
+    Raises:
+        Problem
+    """
+    given = parameters(*_search_parameters(resource))
+    return Page(q=_words(given), filters=_filters(resource, given))
+
+
+def _search_parameters(resource: Resource) -> list[str]:
+    return [*(["q"] if resource.search_column else []), *resource.filters]
+
+
+def _filters(resource: Resource, given: dict[str, str]) -> dict[str, str]:
+    chosen = {name: wanted for name, wanted in resource.filters.items() if name in given}
+    for name, wanted in chosen.items():
+        if not re.fullmatch(wanted.pattern, given[name]):
+            raise bad(name, wanted.rule)
+    return {name: wanted.normalize(given[name]) for name, wanted in chosen.items()}
+
+
+def _words(given: dict[str, str]) -> str:
     """Return the parameter `q` in one spelling: the order of words makes no difference."""
     if "q" not in given:
         return ""
@@ -199,16 +224,23 @@ def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Map
         if not (isinstance(members, dict) and invalid <= set(resource.fields)):
             raise _invalid(error) from None
         row = stored()
-        # As JSON: to Python, false equals 0. With `json`, because orjson has no numbers above 64 bits.
-        if row is None or any(json.dumps(members[field]) != json.dumps(row[field]) for field in invalid):
+        if row is None or not all(_is_same(members[field], row[field]) for field in invalid):
             raise _invalid(error) from None
-    changed = {name: value for name, value in members.items() if name not in invalid}
-    if not set(changed) & set(resource.fields):
+    changed = {name: members[name] for name in resource.fields if name in members and name not in invalid}
+    if not changed:
         return resource.update_model.model_construct()  # no field changes, and the write counts all the same
     try:
-        return resource.update_model.model_validate_json(json.dumps(changed))
+        return resource.update_model.model_validate_json(orjson.dumps(changed))
     except ValidationError as error:
         raise _invalid(error) from None
+
+
+def _is_same(sent: Any, stored: Any) -> bool:
+    """Compare as JSON: to Python, false equals 0."""
+    try:
+        return orjson.dumps(sent) == orjson.dumps(stored)
+    except TypeError:  # an integer beyond 64 bits, which no row contains
+        return False
 
 
 def _json(types: tuple[str, ...], limit: int) -> tuple[bytes, Any]:

@@ -73,8 +73,8 @@ class Routes:
             raise requests.bad_cursor() from None
 
     def count(self) -> Response:
-        given = requests.parameters("q") if self.resource.search_column else requests.parameters()
-        return responses.of_read(self.repository.count(requests.search(given), requests.from_edge()))
+        page = requests.search(self.resource)
+        return responses.of_read(self.repository.count(page, requests.from_edge()))
 
     def get(self, row_id: int) -> Response:
         requests.parameters()

@@ -44,8 +44,9 @@ Responses have an `ETag`. Send it in `If-None-Match` to receive a body only if t
 `If-Match` to write only over the version that you read. Send an `Idempotency-Key` with a `POST`, so that a retry does
 not repeat it.
 
-Parameters and fields of resources that are not described here are refused. HEAD returns the response of GET without the
-body."""
+Parameters and fields of resources that are not described here are refused; parameters may come in any order. A method
+that an address does not support is 405, and `Allow` lists the methods that it supports. HEAD returns the response of
+GET without the body."""
 
 
 def document(resources: Mapping[str, Resource]) -> dict[str, Any]:

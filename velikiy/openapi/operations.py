@@ -12,8 +12,8 @@ from velikiy.openapi.parameters import (
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
     PRECONDITIONS,
-    SEARCH_PARAMETER,
     list_parameters,
+    search_parameters,
 )
 from velikiy.openapi.responses import (
     BODY_PROBLEMS,
@@ -92,11 +92,11 @@ def _count(resource: Resource) -> dict[str, Any]:
     headers = response_headers("ETag", "Cache-Control", optional=["Age"])
     count = json_response("The number of rows.", schema_ref("Count"), headers, {"count": 3})
     responses = {"200": count, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS)}
-    parameters = [SEARCH_PARAMETER, IF_NONE_MATCH] if resource.search_column else [IF_NONE_MATCH]
-    summary = f"Count {plural_words(resource)}" + (
-        ", or the rows that a search finds" if resource.search_column else ""
+    search = search_parameters(resource)
+    summary = f"Count {plural_words(resource)}" + (", or the rows that a search finds" if search else "")
+    return _operation(
+        f"count{_pascal_case(resource.name)}", resource.name, summary, responses, [*search, IF_NONE_MATCH]
     )
-    return _operation(f"count{_pascal_case(resource.name)}", resource.name, summary, responses, parameters)
 
 
 def _get(resource: Resource) -> dict[str, Any]:

@@ -54,7 +54,7 @@ SEARCH_PARAMETER = _parameter(
     "query",
     "q",
     f"Up to {requests.MAX_SEARCH_WORDS} words or beginnings of words. Finds rows that contain all of them, ignoring"
-    " case. Accents matter.",
+    " case and accents. In scripts without spaces, such as Chinese and Thai, it finds any part of a text.",
     {
         "type": "string",
         "minLength": 1,
@@ -62,6 +62,15 @@ SEARCH_PARAMETER = _parameter(
         "pattern": f"^{_SPACE}*{_LETTER}+({_SPACE}+{_LETTER}+){{0,{requests.MAX_SEARCH_WORDS - 1}}}{_SPACE}*$",
     },
 )
+
+
+def search_parameters(resource: Resource) -> list[dict[str, Any]]:
+    """Return the query parameters that choose rows, for a list and for a count."""
+    filters = [
+        _parameter("query", name, each.description, {"type": "string", "pattern": f"^{each.pattern}$"})
+        for name, each in resource.filters.items()
+    ]
+    return [*filters, *([SEARCH_PARAMETER] if resource.search_column else [])]
 
 
 def list_parameters(resource: Resource) -> list[dict[str, Any]]:
@@ -72,7 +81,7 @@ def list_parameters(resource: Resource) -> list[dict[str, Any]]:
     return [
         _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
         _parameter("query", "limit", "The largest number of rows on a page.", limit),
-        *([SEARCH_PARAMETER] if resource.search_column else []),
+        *search_parameters(resource),
         _parameter(
             "query",
             "sort",

@@ -22,6 +22,9 @@ READ_ONLY = ("id", "created_at", "updated_at", "version")
 BATCH_FIELDS = ("op", "id")
 """Members of an operation in a batch, besides the fields of the resource."""
 
+LIST_PARAMETERS = ("cursor", "limit", "q", "sort")
+"""The parameters of every list, besides the filters of its resource."""
+
 RESERVED = frozenset({"health", "livez", "readyz", "docs", "problems"})
 """First segments of the service's own addresses. No resource has one of these names, and no edge caches them."""
 
@@ -89,6 +92,24 @@ class Sort(NamedTuple):
     """The SQL type of the expression."""
 
 
+class Filter(NamedTuple):
+    """A parameter of a list that finds the rows with one value. Without an index it costs a scan of the table."""
+
+    condition: str
+    """SQL over the table's columns with one placeholder: `price = %s`."""
+
+    normalize: Callable[[str], str]
+    """Returns the value as a write of a client stores it; unchanged if a write would refuse it."""
+
+    pattern: str
+    """A regular expression of a whole value."""
+
+    rule: str
+    """The sentence for a value that `pattern` refuses."""
+
+    description: str
+
+
 @dataclass(frozen=True)
 class Resource:
     name: str
@@ -109,6 +130,9 @@ class Resource:
     search_column: str | None = None
     """The column that the parameter `q` searches; it contains the result of the SQL function `words()`."""
 
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    """The parameters of the list and of the count that find the rows with one value, by their names."""
+
     unique: Mapping[str, str] = field(default_factory=dict)
     """Field by the name of its unique index."""
 
@@ -117,6 +141,8 @@ class Resource:
             raise ValueError(f"{self.name!r} is not allowed as the name of a resource")
         if taken := set(self.create_model.model_fields) & {*READ_ONLY, *BATCH_FIELDS}:
             raise ValueError(f"{self.name}: reserved names of fields: {', '.join(sorted(taken))}")
+        if taken := set(self.filters) & {*LIST_PARAMETERS}:
+            raise ValueError(f"{self.name}: reserved names of parameters: {', '.join(sorted(taken))}")
 
     # ---- its paths ----
 

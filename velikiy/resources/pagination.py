@@ -8,7 +8,8 @@ rows, unlike with OFFSET.
 import base64
 import binascii
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, LiteralString
 from urllib.parse import quote
 
@@ -63,18 +64,22 @@ class Page:
 
     cursor: str = ""
 
+    filters: Mapping[str, str] = field(default_factory=dict)
+    """Values by the names of `Resource.filters`."""
+
     @property
     def variant(self) -> str:
-        """The query in its one spelling: the parameters that differ from their defaults, sorted by name."""
+        """The query in its one spelling: the parameters that differ from their defaults, sorted by name. The edge
+        spells queries in the same way (edge/lua/read.lua:canonical)."""
+        parameters = (
+            ("cursor", self.cursor, ""),
+            ("limit", self.limit, MAX_PAGE_ROWS),
+            ("q", self.q, ""),
+            ("sort", self.sort, "id"),
+            *((name, value, "") for name, value in self.filters.items()),
+        )
         return "&".join(
-            f"{name}={quote(str(value), safe='')}"
-            for name, value, default in (
-                ("cursor", self.cursor, ""),
-                ("limit", self.limit, MAX_PAGE_ROWS),
-                ("q", self.q, ""),
-                ("sort", self.sort, "id"),
-            )
-            if value != default
+            f"{name}={quote(str(value), safe='')}" for name, value, default in sorted(parameters) if value != default
         )
 
 
@@ -101,11 +106,11 @@ def select(resource: Resource, page: Page, *, scan_window: int = 0) -> tuple[sql
         after = sql.SQL("({key}, id) {beyond} (%s::{type}, %s)").format(
             key=key, beyond=sql.SQL("<" if descending else ">"), type=sql.SQL(sort.type)
         )
-    matches, words = matching(resource, page.q)
+    matches, wanted = matching(resource, page)
     if scan_window:
-        rows, values = SCAN_THE_NEXT_ROWS, [*position, scan_window, *words, page.limit + 1]
+        rows, values = SCAN_THE_NEXT_ROWS, [*position, scan_window, *wanted, page.limit + 1]
     else:
-        rows, values = SORT_ALL_MATCHES, [*position, *words, page.limit + 1]
+        rows, values = SORT_ALL_MATCHES, [*position, *wanted, page.limit + 1]
     statement = sql.SQL("SELECT id, ({key})::text, row_to_json(r)::text FROM ({rows}) r").format(
         key=key,
         rows=sql.SQL(rows).format(
@@ -114,7 +119,7 @@ def select(resource: Resource, page: Page, *, scan_window: int = 0) -> tuple[sql
             after=after,
             matches=matches,
             key=key,
-            order=sql.SQL("coalesce({key}, {key})").format(key=key) if words else key,
+            order=sql.SQL("coalesce({key}, {key})").format(key=key) if wanted else key,
             direction=sql.SQL("DESC" if descending else "ASC"),
         ),
     )
@@ -123,9 +128,9 @@ def select(resource: Resource, page: Page, *, scan_window: int = 0) -> tuple[sql
 
 def estimate(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
     """Return a statement that reports how many matches PostgreSQL expects. It only plans the search."""
-    matches, words = matching(resource, page.q)
+    matches, wanted = matching(resource, page)
     statement = sql.SQL("EXPLAIN (FORMAT JSON) SELECT FROM {} WHERE {}").format(sql.Identifier(resource.name), matches)
-    return statement, words
+    return statement, wanted
 
 
 def scan_window(page: Page, expected: int, rows: int) -> int:
@@ -138,17 +143,19 @@ def scan_window(page: Page, expected: int, rows: int) -> int:
     return window if window <= expected else 0
 
 
-def matching(resource: Resource, q: str) -> tuple[sql.Composed, list[Any]]:
-    """Return the condition of a search and its values.
+def matching(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
+    """Return the condition of the page's search and filters, and its values.
 
     A word without a letter or digit matches nothing (SQL's words() of it is null). It is ignored beside other words.
     """
-    words = [word for word in q.split() if any(map(str.isalnum, word))] or q.split()
+    words = [word for word in page.q.split() if any(map(str.isalnum, word))] or page.q.split()
     condition = sql.Composed([sql.SQL("true")])
     for _ in words:
         column = sql.Identifier(resource.search_column or "")
         condition += sql.SQL(" AND {} LIKE '%%' || words(%s) || '%%'").format(column)
-    return condition, [*words]
+    for name in page.filters:
+        condition += sql.SQL(" AND ") + sql.SQL(resource.filters[name].condition)
+    return condition, [*words, *page.filters.values()]
 
 
 def link(resource: Resource, page: Page, rows: list[Any]) -> str:
@@ -158,9 +165,9 @@ def link(resource: Resource, page: Page, rows: list[Any]) -> str:
     if len(rows) > page.limit:
         last_id, sort_value, _ = rows[page.limit - 1]
         cursor = _encode(page.sort, sort_value, last_id)
-        links.append(_link(resource, Page(page.limit, page.sort, page.q, cursor), "next"))
+        links.append(_link(resource, replace(page, cursor=cursor), "next"))
     if links or page.cursor:
-        links.append(_link(resource, Page(page.limit, page.sort, page.q), "first"))
+        links.append(_link(resource, replace(page, cursor=""), "first"))
     return ", ".join(links)
 
 

@@ -25,6 +25,8 @@ T = TypeVar("T")
 ROW = sql.SQL("id, to_char(updated_at AT TIME ZONE 'UTC', 'Dy, DD Mon YYYY HH24:MI:SS \"GMT\"'), row_to_json(r)::text")
 """A row as `id, Last-Modified, JSON`, with the date as HTTP spells it (RFC 9110, 5.6.7)."""
 
+ALL_ROWS = Page()
+
 UNIQUE_VALUE_LOCKS = 64
 """Locks for the unique values of one field. Each lock takes room in a table that all sessions share."""
 
@@ -123,7 +125,7 @@ class Repository:
 
     def _scan(self, connection: Connection, page: Page) -> list[Any]:
         """Search the next stretch of the order, if there are too many matches to sort them all."""
-        if not page.q:
+        if not page.q or page.filters:
             return []
         ((plan,),) = _execute(connection, *pagination.estimate(self.resource, page))
         expected = plan[0]["Plan"]["Plan Rows"]
@@ -135,16 +137,16 @@ class Repository:
         window = pagination.scan_window(page, expected, max(rows, expected))
         return _execute(connection, *pagination.select(self.resource, page, scan_window=window)) if window else []
 
-    def count(self, q: str = "", from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
-        """Return `{"count": 3}`: the number of rows, or of matches of `q`. It costs a scan of an index."""
-        condition, values = pagination.matching(self.resource, q)
+    def count(self, page: Page = ALL_ROWS, from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
+        """Return `{"count": 3}`: the number of rows on all pages together. It costs a scan of an index."""
+        condition, values = pagination.matching(self.resource, page)
         statement = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(sql.Identifier(self.resource.name), condition)
 
         def load(connection: Connection) -> Entry:
             (row,) = _execute(connection, statement, values)
             return found(b'{"count":%d}' % row[0])
 
-        return self.gate.read(self.resource.count_path, Page(q=q).variant, load, from_edge)
+        return self.gate.read(self.resource.count_path, page.variant, load, from_edge)
 
     def stored(self, row_id: int) -> dict[str, Any] | None:
         """Return the members of the row in PostgreSQL, None if it does not exist.
@@ -196,10 +198,9 @@ class Repository:
         do not deadlock. Values that are freed meanwhile can still deadlock: PostgreSQL aborts one of the writers, and
         the gate tries again."""
         ids = {
-            lock_id(CachePath(f"{self.resource.name}.{field} {_bucket(getattr(body, field))}", ""))
+            lock_id(CachePath(f"{self.resource.name}.{field} {zlib.crc32(value.encode()) % UNIQUE_VALUE_LOCKS}", ""))
             for field in self.resource.unique.values()
-            for body in bodies
-            if field in body.model_fields_set
+            for value in _folded(connection, [getattr(b, field) for b in bodies if field in b.model_fields_set])
         }
         connection.execute("SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) key", (sorted(ids),))
 
@@ -239,8 +240,10 @@ def _execute(connection: Connection, statement: sql.Composed, values: list[Any])
     return connection.execute(statement, values, prepare=False).fetchall()
 
 
-def _bucket(value: object) -> int:
-    return zlib.crc32(str(value).lower().encode()) % UNIQUE_VALUE_LOCKS
+def _folded(connection: Connection, values: Sequence[Any]) -> list[str]:
+    """Return the values as unique indexes compare them, or coarser: equal values become equal texts."""
+    statement = "SELECT DISTINCT folded(value) FROM unnest(%s::text[]) value"
+    return [value for (value,) in connection.execute(statement, ([*map(str, values)],)).fetchall()]
 
 
 def _entry(row: Row) -> Entry:

@@ -88,6 +88,13 @@ class Email(Line):
             _check_script(part)
         return address.normalized
 
+    def normalize(self, text: str) -> str:
+        """Return the address as `check` stores it, or unchanged if `check` refuses it."""
+        try:
+            return self.check(text)
+        except ValueError:
+            return text
+
     @property
     def schema(self) -> dict[str, Any]:
         return {"format": "idn-email", "maxLength": self.max_length}

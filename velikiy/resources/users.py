@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from velikiy.resources.base import Body, Resource, Sort
-from velikiy.resources.text import Email, Line
+from velikiy.resources.base import Body, Filter, Resource, Sort
+from velikiy.resources.text import BLANK, CONTROL, Email, Line
 
 
 class NewUser(Body):
@@ -37,9 +37,18 @@ resource = Resource(
     seed_row=_seed_row,
     sort_keys={
         "name": Sort('name COLLATE "und-x-icu"', "text"),
-        "email": Sort("lower(email)", "text"),
+        "email": Sort("folded(email)", "text"),
         "created_at": Sort("created_at", "timestamptz"),
     },
     search_column="words",
+    filters={
+        "email": Filter(
+            "folded(email) = folded(%s)",
+            normalize=Email().normalize,
+            pattern=f"[^{CONTROL}{BLANK}]{{1,254}}",
+            rule="must be an e-mail address of 1 to 254 characters without blanks; write a plus sign as %2B",
+            description="An e-mail address. Finds the user who has it, ignoring case.",
+        )
+    },
     unique={"users_email_caseless": "email"},
 )
