@@ -39,28 +39,6 @@ BEGIN
 END
 $$;
 
--- Put the triggers on a table, also again. A session of the app invalidates what it writes and sets velikiy.passes_gate;
--- it is exempt, because NOTIFY takes a lock at COMMIT that all databases of the cluster share.
-CREATE PROCEDURE add_triggers(resource regclass) LANGUAGE plpgsql AS $$
-DECLARE
-    -- Rows that other triggers and foreign keys write count as SQL from outside in every session: the app does not know
-    -- the tables that its own write reaches through them.
-    outside text := $when$WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on'
-        OR pg_trigger_depth() > 0) EXECUTE FUNCTION rows_notify()$when$;
-BEGIN
-    EXECUTE format('CREATE OR REPLACE TRIGGER row_changed BEFORE UPDATE ON %s '
-        'FOR EACH ROW EXECUTE FUNCTION row_changed()', resource);
-    EXECUTE format('CREATE OR REPLACE TRIGGER rows_inserted AFTER INSERT ON %s '
-        'REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT %s', resource, outside);
-    EXECUTE format('CREATE OR REPLACE TRIGGER rows_updated AFTER UPDATE ON %s '
-        'REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT %s', resource, outside);
-    EXECUTE format('CREATE OR REPLACE TRIGGER rows_deleted AFTER DELETE ON %s '
-        'REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT %s', resource, outside);
-    EXECUTE format('CREATE OR REPLACE TRIGGER rows_truncated AFTER TRUNCATE ON %s '
-        'FOR EACH STATEMENT %s', resource, outside);
-END
-$$;
-
 -- Make a resource of a table that has an id: add the columns that the service sets itself, and the triggers.
 CREATE PROCEDURE make_resource(resource regclass) LANGUAGE plpgsql AS $$
 BEGIN

@@ -14,6 +14,7 @@ def upgrade() -> None:
     refuse_without_trigrams()
     run("words")
     run("resources")
+    run("add_triggers")
     if op.get_bind().execute(text("SELECT to_regclass('users') IS NOT NULL")).scalar():
         refuse_unfit_table()
         refuse_unfit_rows()

@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from testkit.api import is_hit
+from testkit.databases import superuser_dsn
 from testkit.outages import hanging, refusing
 from testkit.stack import Stack, running, wait_until
 from velikiy.stack.cluster import binaries
@@ -185,6 +186,30 @@ def test_notification_without_a_payload_invalidates_everything_and_the_relay_con
     assert stack.pids()["relay"] == pid
 
 
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ("UPDATE users SET name = 'Replicated' WHERE id = 2", "Replicated"),
+        ("DELETE FROM users WHERE id = 2", None),
+    ],
+)
+def test_write_of_a_replication_is_seen_through_every_edge(stack: Stack, change: str, name: str | None) -> None:
+    """The worker of a logical replication sets session_replication_role, as some tools for bulk loads do."""
+    [row] = stack.sql("SELECT id, name, email FROM users WHERE id = 2")
+    warm(stack, 2)
+    etag = requests.get(f"{stack.edge}/users/2", timeout=5).headers["ETag"]
+    with psycopg.connect(superuser_dsn(stack), dbname="velikiy", autocommit=True) as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute(change)
+        expect_name(stack, 2, name)
+        if name:
+            assert requests.get(f"{stack.edge}/users/2", timeout=5).headers["ETag"] != etag
+        warm(stack, 2)
+        connection.execute("DELETE FROM users WHERE id = 2")
+        connection.execute("INSERT INTO users (id, name, email) VALUES (%s, %s, %s)", row)
+    expect_name(stack, 2, row[1])
+
+
 class TestChangesOfATable:
     """Changes of the table itself, for which no trigger fires."""
 
@@ -253,6 +278,19 @@ class TestChangesOfATable:
         expect_name_within_2_s(stack, 2, "Silent")
         stack.sql("UPDATE users SET name = 'Bob' WHERE id = 2")
         expect_name(stack, 2, "Bob")
+
+    def test_write_is_seen_within_2_s_while_triggers_are_disabled(self, stack: Stack) -> None:
+        stack.sql("ALTER TABLE users DISABLE TRIGGER USER")
+        try:
+            for name in ("First", "Second"):
+                warm(stack, 2)
+                stack.sql("UPDATE users SET name = %s WHERE id = 2", name)
+                expect_name_within_2_s(stack, 2, name)
+            warning = requests.get(f"{stack.edge}/readyz", timeout=5).json()["warnings"]
+            assert "ALTER TABLE users ENABLE TRIGGER USER" in str(warning)
+        finally:
+            stack.sql("ALTER TABLE users ENABLE TRIGGER USER")
+        check_writes_are_seen(stack)
 
     def test_renamed_and_rewritten_columns_are_seen_within_2_s(self, stack: Stack) -> None:
         def shows(edge: str, field: str, expected: str) -> bool:

@@ -92,7 +92,7 @@ def _carry_over(transaction: SqlConnection, revision: str) -> str:
             "migrate. Save the rows with psql (COPY users TO STDOUT CSV HEADER), start with a new database, and import "
             "the file with velikiy users import; nothing was changed."
         )
-    for name in ("carry_over", "resources", "carry_over_triggers"):
+    for name in ("carry_over", "resources", "add_triggers", "carry_over_triggers"):
         transaction.execute(text(statements(name)))
     transaction.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :new"), {"new": BASELINE})  # noqa: S608
     return BASELINE
