@@ -1,6 +1,6 @@
--- Triggers that fire where the other triggers do not: in a session with session_replication_role = replica, and in the
--- worker of a logical replication, which fires no trigger of a statement. One notification for a transaction stands for
--- every path: equal notifications of a transaction are sent once.
+-- Triggers for writes that fire no other trigger: in a session with session_replication_role = replica, and by the worker
+-- of a logical replication, which fires no trigger of a statement. One notification for a transaction stands for every
+-- path: equal notifications of a transaction are sent once.
 CREATE OR REPLACE FUNCTION rows_replicated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_notify('velikiy', TG_TABLE_NAME || ' *');
@@ -28,8 +28,12 @@ BEGIN
     EXECUTE format('CREATE OR REPLACE TRIGGER rows_truncated AFTER TRUNCATE ON %s '
         'FOR EACH STATEMENT %s', resource, outside);
     EXECUTE format('CREATE OR REPLACE TRIGGER rows_replicated AFTER INSERT OR UPDATE OR DELETE ON %s '
-        'FOR EACH ROW EXECUTE FUNCTION rows_replicated()', resource);
-    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER row_changed, ENABLE ALWAYS TRIGGER rows_truncated, '
+        'FOR EACH ROW WHEN (current_setting(''session_replication_role'') = ''replica'') '
+        'EXECUTE FUNCTION rows_replicated()', resource);
+    -- ENABLE TRIGGER USER makes all of them triggers of ordinary sessions. The condition above then keeps each row of an
+    -- ordinary write from notifying.
+    EXECUTE format('ALTER TABLE %s ENABLE ALWAYS TRIGGER row_changed, ENABLE TRIGGER rows_inserted, '
+        'ENABLE TRIGGER rows_updated, ENABLE TRIGGER rows_deleted, ENABLE ALWAYS TRIGGER rows_truncated, '
         'ENABLE REPLICA TRIGGER rows_replicated', resource);
 END
 $$;

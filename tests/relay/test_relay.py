@@ -287,10 +287,20 @@ class TestChangesOfATable:
                 stack.sql("UPDATE users SET name = %s WHERE id = 2", name)
                 expect_name_within_2_s(stack, 2, name)
             warning = requests.get(f"{stack.edge}/readyz", timeout=5).json()["warnings"]
-            assert "ALTER TABLE users ENABLE TRIGGER USER" in str(warning)
+            assert "CALL add_triggers('users')" in str(warning)
         finally:
-            stack.sql("ALTER TABLE users ENABLE TRIGGER USER")
+            stack.sql("CALL add_triggers('users')")
         check_writes_are_seen(stack)
+
+    def test_ordinary_writes_notify_as_before_once_triggers_were_disabled_and_enabled(
+        self, stack: Stack, listening: psycopg.Connection
+    ) -> None:
+        """ENABLE TRIGGER USER also makes the triggers of a replication fire in ordinary sessions."""
+        stack.sql("ALTER TABLE users DISABLE TRIGGER USER; ALTER TABLE users ENABLE TRIGGER USER")
+        payloads(listening)
+        stack.sql("UPDATE users SET name = name WHERE id = 3")
+        assert payloads(listening) == ["users 3"]
+        stack.sql("CALL add_triggers('users')")
 
     def test_renamed_and_rewritten_columns_are_seen_within_2_s(self, stack: Stack) -> None:
         def shows(edge: str, field: str, expected: str) -> bool:
@@ -393,7 +403,7 @@ class TestChangesOfATable:
     @pytest.mark.parametrize(
         ("remove", "restore"),
         [
-            ("ALTER TABLE users DISABLE TRIGGER rows_deleted", "ALTER TABLE users ENABLE TRIGGER USER"),
+            ("ALTER TABLE users DISABLE TRIGGER rows_deleted", "CALL add_triggers('users')"),
             (
                 "DROP TRIGGER row_changed ON users; DROP TRIGGER rows_inserted ON users; DROP TRIGGER rows_updated ON users;"
                 " DROP TRIGGER rows_deleted ON users; DROP TRIGGER rows_truncated ON users",

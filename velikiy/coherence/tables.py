@@ -54,7 +54,6 @@ def watched_tables(connection: Connection, names: Sequence[str]) -> list[Watched
 
 def trigger_advice(table: str) -> str:
     return (
-        f"SQL from outside is not seen without its triggers: ALTER TABLE {table} ENABLE TRIGGER USER where they are"
-        f" disabled, CALL add_triggers('{table}') where there are none; until then, the relay empties both caches each"
-        " second"
+        f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once. Run CALL"
+        f" add_triggers('{table}') in psql; until then, the relay empties both caches each second"
     )
