@@ -33,7 +33,8 @@ class TestReads:
         "path", ["/users", "/users/1", "/users/count", "/users?q=alice&sort=-name", "/users?limit=1"]
     )
     def test_every_app_and_edge_returns_the_same_strong_etag(self, stack: Stack, path: str) -> None:
-        etags = {get(base_url + path).headers["ETag"] for base_url in (*stack.apps, *stack.edges, *stack.edges)}
+        base_urls = (*stack.apps, *stack.edges, *stack.edges)
+        etags = {get(base_url + path, Accept_Encoding="identity").headers["ETag"] for base_url in base_urls}
         assert len(etags) == 1
         assert STRONG_ETAG.fullmatch(etags.pop())
 
