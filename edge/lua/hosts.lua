@@ -1,6 +1,6 @@
--- The names that may stand in Host, by the rules of velikiy/http/browsers.py:allowed_hosts. While clients reach the edge
--- on a loopback address only, a foreign name belongs to a web page that rebinds its DNS name to read what its reader can
--- reach. A cached response is refused as well, so this is a step of entrance.lua.
+-- The names that may stand in Host, by the rules of velikiy/http/browsers.py:allowed_hosts. While clients reach the
+-- edge on a loopback address only, a foreign name belongs to a web page that rebinds its DNS name to read what its
+-- reader can reach. A cached response is refused as well, so this is a step of entrance.lua.
 
 local find, sub, byte = string.find, string.sub, string.byte  -- LuaJIT compiles these, and not match
 
@@ -18,8 +18,8 @@ function _M.configure(bind, list)
     local members = {}
     for member in list:lower():gmatch("[^,%s]+") do
         if not (member == "*" or member:find("^%.?[%w_][%w_.-]*$") or member:find("^%[[%x:.]+%]$")) then
-            error("ALLOWED_HOSTS='" .. list .. "' is not allowed: it must be names separated by commas, without a port: "
-                  .. "users.example, or .users.example for a name and all names below it, or * for every name", 0)
+            error("ALLOWED_HOSTS='" .. list .. "' is not allowed: it must be names separated by commas, without a "
+                  .. "port: users.example, or .users.example for a name and all names below it, or * for every name", 0)
         end
         members[#members + 1] = member
     end

@@ -105,8 +105,8 @@ function _M.parts(entry)
 end
 
 
--- Return the ETag under which this client may receive the response. Nginx makes it weak when it compresses, but not in a
--- 304, and a cache must not update what it stores under a weak tag by a 304 with a strong one (RFC 9111, 4.3.4). So a
+-- Return the ETag under which this client may receive the response. Nginx makes it weak when it compresses, but not in
+-- a 304, and a cache must not update what it stores under a weak tag by a 304 with a strong one (RFC 9111, 4.3.4). So a
 -- response that may be compressed has a weak ETag in either case.
 function _M.etag_for_client(etag, bytes)
     local accepted = bytes >= MIN_COMPRESSED_BYTES and ngx.var.http_accept_encoding

@@ -66,7 +66,15 @@ def get(app: FakeApp, address: str, **headers: str) -> requests.Response:
 
 def send_raw(app: FakeApp, line: str, *headers: str, body: bytes = b"") -> requests.Response:
     """Send exactly these headers, which may be repeated or malformed."""
-    lines = [line + " HTTP/1.1", "Host: localhost", "Connection: close", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = [
+        line + " HTTP/1.1",
+        "Host: localhost",
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+        *headers,
+        "",
+        "",
+    ]
     head, _, received_bytes = send_bytes(app.edge, "\r\n".join(lines).encode("latin-1") + body).partition(b"\r\n\r\n")
     response = requests.Response()
     first, *rest = head.decode().split("\r\n")

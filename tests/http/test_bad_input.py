@@ -583,7 +583,10 @@ class TestInvalidHttp:
             (b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\nConnection: close\r\n\r\n", 400),
             (b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1, 2\r\nConnection: close\r\n\r\n", 400),
             (b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\nContent-Length: 9\r\n\r\n", 400),
-            (b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}", 400),
+            (
+                b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+                400,
+            ),
             (b"GET /users?q=" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
             (b"GET /users HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
             (b"GARBAGE\r\n\r\n", 400),

@@ -154,9 +154,7 @@ class TestWrites:
         assert write(url, If_Match=tags.format(etag)).status_code == 200
 
     @pytest.mark.parametrize("suffix", ["-gzip", "-br", "--gzip", ";gzip", "-zstd"])
-    def test_etag_to_which_a_proxy_has_appended_an_encoding_names_the_same_content(
-        self, url: str, suffix: str
-    ) -> None:
+    def test_etag_to_which_a_proxy_has_appended_an_encoding_names_the_same_content(self, url: str, suffix: str) -> None:
         stale = get(url).headers["ETag"]
         fresh = put(url, If_Match=f'{stale[:-1]}{suffix}"').headers["ETag"]
         check_problem(put(url, If_Match=f'{stale[:-1]}{suffix}"'), 412)

@@ -55,7 +55,7 @@ def is_shared(response: RawResponse, origin: str = ORIGIN) -> bool:
 
 REQUESTS: list[tuple[str, str, tuple[str, ...], int]] = [
     ("GET", "/users/1", (), 200),
-    ("GET", "/users/1", ('If-None-Match: *',), 304),
+    ("GET", "/users/1", ("If-None-Match: *",), 304),
     ("HEAD", "/users/1", (), 200),
     ("GET", "/users", (), 200),
     ("GET", "/users?limit=1&sort=id", (), 200),
@@ -152,11 +152,14 @@ def test_preflight_needs_no_app() -> None:
 
 def test_write_of_an_allowed_origin_is_carried_out_wherever_its_page_is(shared: str) -> None:
     for lines in ((), ("Sec-Fetch-Site: cross-site",), ("Sec-Fetch-Site: same-site",)):
-        response = send(shared, "PUT", "/users/3", ORIGIN, *lines, "Content-Type: application/json", body='{"name":"C"}')
+        response = send(
+            shared, "PUT", "/users/3", ORIGIN, *lines, "Content-Type: application/json", body='{"name":"C"}'
+        )
         assert (response.status, is_shared(response)) == (200, True)
     for origin in (FOREIGN, "null", None):
-        lines = ("Sec-Fetch-Site: cross-site", "Content-Type: application/json")
-        assert send(shared, "PUT", "/users/3", origin, *lines, body='{"name":"D"}').status == 403
+        site = "Sec-Fetch-Site: cross-site"
+        response = send(shared, "PUT", "/users/3", origin, site, "Content-Type: application/json", body='{"name":"D"}')
+        assert response.status == 403
 
 
 def test_nothing_is_shared_without_the_setting(base_url: str) -> None:
@@ -235,7 +238,12 @@ class TestInABrowser:
     [
         *["*", "null", "app.example", "https://app.example/", "https://app.example/path", "https://*.example"],
         *["https://App.example", "https://app.example:443", "http://app.example:80", "https://app.example:port"],
-        *["https://a.example,https://b.example/", 'https://a.example"', "https://user@app.example", "https://ä.example"],
+        *[
+            "https://a.example,https://b.example/",
+            'https://a.example"',
+            "https://user@app.example",
+            "https://ä.example",
+        ],
     ],
 )
 def test_value_that_is_no_origin_is_refused_at_the_start_by_the_launcher_and_by_the_edge(value: str) -> None:

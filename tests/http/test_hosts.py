@@ -44,7 +44,13 @@ def test_service_answers_under_no_other_name(base_url: str, host: str) -> None:
 @pytest.mark.parametrize(
     ("method", "target"),
     [
-        *[("GET", "/users"), ("GET", "/users?q=a"), ("GET", "/users?foo=1"), ("HEAD", "/users/1"), ("OPTIONS", "/users")],
+        *[
+            ("GET", "/users"),
+            ("GET", "/users?q=a"),
+            ("GET", "/users?foo=1"),
+            ("HEAD", "/users/1"),
+            ("OPTIONS", "/users"),
+        ],
         *[("POST", "/users"), ("POST", "/users/batch"), ("PUT", "/users/1"), ("DELETE", "/users/999999999")],
         *[("GET", "/docs"), ("GET", "/openapi.json"), ("GET", "/readyz"), ("GET", "/problems/"), ("GET", "/nothing")],
     ],

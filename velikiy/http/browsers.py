@@ -50,9 +50,7 @@ class Hosts:
         host = header.lower()
         host = f"{host.partition(']')[0]}]" if host.startswith("[") else host.partition(":")[0].removesuffix(".")
         return (
-            host in self.names
-            or f".{host}".endswith(self.domains)
-            or (self.any_address and _address(host) is not None)
+            host in self.names or f".{host}".endswith(self.domains) or (self.any_address and _address(host) is not None)
         )
 
 

@@ -28,8 +28,8 @@ DIGEST = re.compile("[0-9a-f]{24}")
 """An ETag of this service (velikiy/coherence/entry.py)."""
 
 FOREIGN_ETAG = (
-    "If-Match has no ETag of this service, so a retry with the same tag cannot succeed. If the tag is from a response, a"
-    " proxy in between has replaced the ETag: let it pass ETag on."
+    "If-Match has no ETag of this service, so a retry with the same tag cannot succeed. If the tag is from a response,"
+    " a proxy in between has replaced the ETag: let it pass ETag on."
 )
 
 
