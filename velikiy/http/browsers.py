@@ -1,8 +1,7 @@
-"""What web pages may do here: which host names reach the service, which origins may write, and which may read (CORS).
+"""The rules for web pages: which host names reach the service, which origins may write, and which may read (CORS).
 
 A browser carries out some requests of any page, to any address that its reader can reach. The edge applies the same
-rules to what it answers by itself (edge/lua/hosts.lua, edge/conf/cors.conf), so hosts and CORS cost Python nothing
-there.
+rules to the responses that it sends by itself (edge/lua/hosts.lua, edge/conf/cors.conf).
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ EXPOSED_HEADERS = (
     "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Cache-Status,"
     " X-Request-Id"
 )
-"""The headers of a response that a page of an allowed origin may read, besides those that every page may read."""
+"""The headers of a response that a page of an allowed origin may read. The Fetch standard names a few more, such as
+Content-Type."""
 
 PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",

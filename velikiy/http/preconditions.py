@@ -22,7 +22,7 @@ understand must count neither as true nor as false."""
 
 
 ENCODING = re.compile(r"(--?|;)(gzip|br|zstd|deflate)$")
-"""What Apache, Caddy, Jetty and others append to the ETag of a response that they compress."""
+"""The suffixes that Apache, Caddy, Jetty and others append to the ETag of a response that they compress."""
 
 DIGEST = re.compile("[0-9a-f]{24}")
 """An ETag of this service (velikiy/coherence/entry.py)."""
