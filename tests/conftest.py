@@ -18,7 +18,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
     """Two edges and two apps. All tests share this stack, so each test leaves it unchanged."""
-    with running("--edges", "2", ALLOWED_HOSTS="users.example, .below.example") as stack:
+    with running("--edges", "2") as stack:
         yield stack
 
 

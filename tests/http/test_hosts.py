@@ -1,5 +1,7 @@
 """A web page that points its own name at the service (DNS rebinding) reads and writes nothing, cached or not."""
 
+from collections.abc import Iterator
+
 import pytest
 import requests
 
@@ -7,6 +9,12 @@ from testkit.fake_app import fake_app, refused_by_edge
 from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes
 from testkit.stack import Stack, free_ports, refused, running
 from velikiy.http.browsers import allowed_hosts
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running("--apps", "1", ALLOWED_HOSTS="users.example, .below.example") as stack:
+        yield stack
 
 
 def request(base_url: str, host: str, method: str = "GET", target: str = "/users/1") -> RawResponse:

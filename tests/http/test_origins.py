@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, Response, expect
 
 from testkit.browser import open_page
 from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
-from testkit.stack import Stack, wait_until
+from testkit.stack import Stack, running, wait_until
 
 HOST = "localhost:1234"
 
@@ -19,6 +19,13 @@ WRITES = [
     *[(method, "/users/999999999") for method in ("PUT", "PATCH", "DELETE")],
     *[(method, target) for method in ("POST", "DELETE") for target in ("/docs", "/problems/", "/nothing", "/%75sers")],
 ]
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack that is also reached under a name."""
+    with running("--apps", "1", ALLOWED_HOSTS="users.example") as stack:
+        yield stack
 
 
 def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> RawResponse:

@@ -62,7 +62,8 @@ def _names(tags: ETags, entry: Entry) -> bool:
 
 
 def _digests(tags: ETags) -> set[str]:
-    return {ENCODING.sub("", tag) for tag in tags.as_set(include_weak=True)}
+    # The framework returns None for "", which is an ETag too.
+    return {ENCODING.sub("", tag or "") for tag in tags.as_set(include_weak=True)}
 
 
 def _tags(name: str, tags: ETags) -> ETags | None:
