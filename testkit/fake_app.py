@@ -1,5 +1,6 @@
 """An edge in front of an app whose responses a test chooses, for what Nginx does by itself."""
 
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from testkit.failpoints import has_cache_lease, running_edge
-from testkit.stack import ROOT, wait_until
+from testkit.stack import ROOT, clean_environment, folder, free_ports, wait_until
 
 
 def storable(request: Request, status: int = 200, body: bytes = b'{"id":7}', **headers: str) -> Response:
@@ -84,3 +85,20 @@ def fake_app(lease: str = "2400", home: Path = ROOT / "edge", **settings: str) -
     finally:
         server.shutdown()
         thread.join()
+
+
+def refused_by_edge(**settings: str) -> str:
+    """Return the message with which an edge refuses to start with these settings."""
+    with folder() as data:
+        ports = free_ports(2)
+        listen = {"EDGE_LISTEN": f"127.0.0.1:{ports}", "EDGE_CONTROL": f"127.0.0.1:{ports + 1}"}
+        started = subprocess.run(
+            [str(ROOT / "edge/start")],
+            env=clean_environment(EDGE_DATA=str(data), EDGE_APPS="127.0.0.1:1", **listen, **settings),
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
+        )
+        assert started.returncode != 0
+        return started.stderr

@@ -29,6 +29,8 @@ PERSONAL_SETTINGS = (
     "EDGES",
     "APPS",
     "DATA",
+    "ALLOWED_HOSTS",
+    "CORS_ORIGINS",
     "EDGE_TTL",
     "REDIS_TTL",
     "SECRETS_DIR",

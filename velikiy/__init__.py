@@ -18,6 +18,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from velikiy import http, logs
     from velikiy.coherence import connect
     from velikiy.console import swagger
+    from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
     from velikiy.resources.base import registry
@@ -30,7 +31,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
-    http.install(app, registry(), gate)
+    http.install(app, registry(), gate, Browsers.of(settings))
     openapi.install(app, registry())
     swagger.install(app)
     database.open()

@@ -6,6 +6,7 @@ each setting with its unit, default and effect; a test keeps it in step with thi
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -48,11 +49,51 @@ def _redis_url(value: str) -> str:
     return value
 
 
+HOST = r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?|\[[0-9a-f:.]+\]"
+"""A name, an IPv4 address or an IPv6 address in brackets, in lower case."""
+
+ORIGIN = rf"[a-z][a-z0-9+.-]*://(?:{HOST})(?::[1-9][0-9]{{0,4}})?"
+DEFAULT_PORT = r"http://.*\]?:80|https://.*\]?:443"
+
+
+def _hosts(value: str) -> str:
+    names = _members(value.lower())
+    if not all(re.fullmatch(rf"\*|\.?(?:{HOST})", name) for name in names):
+        raise ValueError(
+            "names separated by commas, without a port: users.example, or .users.example for a name and all names below"
+            " it, or * for every name"
+        )
+    return ",".join(names)
+
+
+def _origins(value: str) -> str:
+    origins = _members(value)
+    # Browsers send no default port, so such an origin would never match.
+    if not all(re.fullmatch(ORIGIN, origin) and not re.fullmatch(DEFAULT_PORT, origin) for origin in origins):
+        raise ValueError(
+            "origins separated by commas, as browsers send them: https://app.example or http://localhost:3000, in lower"
+            " case, without a path, a slash at the end or a default port; * is refused, because it would let every web"
+            " page write"
+        )
+    return ",".join(origins)
+
+
+def _members(value: str) -> list[str]:
+    return [member for member in re.split(r"[,\s]+", value) if member]
+
+
 class ServiceSettings(BaseSettings):
     """The settings of the services without the addresses of servers. The name of an environment variable is the name of
     the field in capitals."""
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    allowed_hosts: Annotated[str, AfterValidator(_hosts)] = ""
+    """Names that clients may send in `Host`, besides localhost and the addresses that the service listens on. While the
+    service listens on a loopback address only, all other names are refused; on other addresses only if this is set."""
+
+    cors_origins: Annotated[str, AfterValidator(_origins)] = ""
+    """Origins whose web pages may read and write from a browser."""
 
     redis_ttl: int = Field(60, ge=1, le=86_400)
     """Seconds that an entry lives in Redis, counted from its first fill."""
@@ -96,8 +137,17 @@ class ServiceSettings(BaseSettings):
 class Settings(ServiceSettings):
     """The settings of the app and of the relay."""
 
+    bind: str = "127.0.0.1"
+    """The address where clients reach the service. An app that is started by itself takes its own, APP_LISTEN."""
+
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
+
+    @property
+    def listens_on(self) -> str:
+        """The address where clients reach the service: decides which names they may send in `Host`."""
+        listen = os.environ.get("APP_LISTEN")
+        return listen.rpartition(":")[0] if listen and "bind" not in self.model_fields_set else self.bind
 
 
 class StackSettings(BaseSettings):

@@ -10,6 +10,7 @@ from flask import Flask
 
 from velikiy import http, logs
 from velikiy.coherence import Answer, CachePath, Change, Entry, Gate, connect
+from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
 from velikiy.settings import Settings, load
@@ -33,6 +34,8 @@ def create_app() -> Flask:
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
     gate = connect(database, settings)
     app = Flask(__name__, static_folder=None)
-    http.install(app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier))
+    http.install(
+        app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier), Browsers.of(settings)
+    )
     database.open()
     return app

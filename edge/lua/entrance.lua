@@ -1,12 +1,13 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
 -- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
 
+local hosts = require "hosts"
 local read = require "read"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
 -- refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
 -- such as access, sees them.
-local STEPS = {}
+local STEPS = { hosts.refuse }
 
 local is_internal = ngx.req.is_internal
 

@@ -48,6 +48,10 @@ local function forward(response)
             ngx.header[name] = value
         end
     end
+    local etag = response.header["ETag"]
+    if type(etag) == "string" then
+        ngx.header["ETag"] = store.etag_for_client(etag, #response.body)
+    end
     ngx.print(response.body)
 end
 

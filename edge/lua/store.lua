@@ -16,6 +16,7 @@ local find, sub, byte = string.find, string.sub, string.byte  -- LuaJIT compiles
 
 -- A larger entry takes whole pages of memory: to find them in a row, Nginx may evict hundreds of small entries.
 local MAX_SMALL_BYTES = 1800
+local MIN_COMPRESSED_BYTES = 2048  -- edge/conf/compression.conf, gzip_min_length
 
 local _M = {}
 
@@ -104,6 +105,18 @@ function _M.parts(entry)
 end
 
 
+-- Return the ETag under which this client may receive the response. Nginx makes it weak when it compresses, but not in
+-- a 304, and a cache must not update what it stores under a weak tag by a 304 with a strong one (RFC 9111, 4.3.4). So a
+-- response that may be compressed has a weak ETag in either case.
+function _M.etag_for_client(etag, bytes)
+    local accepted = bytes >= MIN_COMPRESSED_BYTES and ngx.var.http_accept_encoding
+    if accepted and find(accepted:lower(), "gzip", 1, true) and sub(etag, 1, 1) == '"' then
+        return "W/" .. etag
+    end
+    return etag
+end
+
+
 -- Send the entry as the response. Nginx itself evaluates If-None-Match on the way out.
 function _M.send(entry)
     local header = ngx.header
@@ -114,7 +127,7 @@ function _M.send(entry)
         body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.id .. '"}'
     end
     if etag ~= "" then
-        header["ETag"] = etag
+        header["ETag"] = _M.etag_for_client(etag, #body)
     end
     if modified ~= "" then
         header["Last-Modified"] = modified

@@ -37,7 +37,7 @@ def get_all(connections: list[socket.socket], path: str) -> list[tuple[float, by
         for connection in connections:
             ready.register(connection, selectors.EVENT_READ)
             began[connection] = time.monotonic()
-            connection.sendall(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+            connection.sendall(b"GET %b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
         while len(responses) < len(connections):
             for key, _ in ready.select(10):
                 connection = cast(socket.socket, key.fileobj)

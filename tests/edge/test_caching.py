@@ -76,7 +76,7 @@ class TestCaching:
 
     @pytest.mark.parametrize("spelling", ["007", "%37", "%D9%A7", "7/", "./7", "x/../7", "7?"])
     def test_other_spelling_of_a_row_is_404_and_not_cached(self, stack: Stack, spelling: str) -> None:
-        request = f"GET /users/{spelling} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        request = f"GET /users/{spelling} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         for _ in range(2):
             response = send_bytes(stack.edge, request)
             assert response.startswith(b"HTTP/1.1 404")
@@ -140,15 +140,15 @@ class TestHostileRequests:
     @pytest.mark.parametrize(
         ("request_bytes", "status"),
         [
-            (b"FO /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 501),
-            (b"A /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 501),
-            (b"TRACE /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
-            (b"GET /users/" + b"7" * 5000 + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 414),
-            (b"GET /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
-            (b"POST /users HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 99999\r\n\r\n", 413),
+            (b"FO /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 501),
+            (b"A /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 501),
+            (b"TRACE /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405),
+            (b"GET /users/" + b"7" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 414),
+            (b"GET /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
+            (b"POST /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 99999\r\n\r\n", 413),
             (b"GET /users HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
             (
-                b"POST /users HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+                b"POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
                 400,
             ),
             (b"nonsense\r\n\r\n", 400),

@@ -9,10 +9,10 @@ from werkzeug import Request, Response
 from testkit.edge_copy import copy_edge, replace_once
 from testkit.fake_app import FakeApp, fake_app, storable
 from testkit.raw_http import send_bytes
-from testkit.stack import ROOT, folder, wait_until
+from testkit.stack import folder, wait_until
 
 STEP = """
-local STEPS = { function(route)
+local STEPS = { hosts.refuse, function(route)
     ngx.log(ngx.ALERT, "entered ", route, " ", ngx.var.request_uri, ";")
     if ngx.var.http_x_refuse then
         return 429
@@ -33,7 +33,7 @@ def respond(request: Request) -> Response:
 def module_app() -> Iterator[FakeApp]:
     with folder() as checkout:
         edge = copy_edge(checkout)
-        replace_once(edge / "lua/entrance.lua", "local STEPS = {}\n", STEP)
+        replace_once(edge / "lua/entrance.lua", "local STEPS = { hosts.refuse }\n", STEP)
         with fake_app(home=edge) as app:
             yield app
 
@@ -132,8 +132,3 @@ def test_a_refusal_concerns_one_request_and_not_the_next_on_its_connection(app: 
         refused = session.get(f"{app.edge}/rows/33", headers={"X-Refuse": "yes"}, timeout=5)
         passed = session.get(f"{app.edge}/rows/33", timeout=5)
     assert (refused.status_code, passed.status_code) == (429, 200)
-
-
-def test_a_new_edge_has_no_steps() -> None:
-    """An empty list costs a hit nothing; a step is added together with the feature that needs it."""
-    assert "local STEPS = {}\n" in (ROOT / "edge/lua/entrance.lua").read_text()

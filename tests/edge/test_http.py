@@ -28,7 +28,7 @@ LATER = "Tue, 02 Jan 2024 00:00:00 GMT"
 
 @pytest.fixture(scope="module")
 def module_app() -> Iterator[FakeApp]:
-    with fake_app() as app:
+    with fake_app(ALLOWED_HOSTS="*") as app:
         yield app
 
 
@@ -66,7 +66,15 @@ def get(app: FakeApp, address: str, **headers: str) -> requests.Response:
 
 def send_raw(app: FakeApp, line: str, *headers: str, body: bytes = b"") -> requests.Response:
     """Send exactly these headers, which may be repeated or malformed."""
-    lines = [line + " HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {len(body)}", *headers, "", ""]
+    lines = [
+        line + " HTTP/1.1",
+        "Host: localhost",
+        "Connection: close",
+        f"Content-Length: {len(body)}",
+        *headers,
+        "",
+        "",
+    ]
     head, _, received_bytes = send_bytes(app.edge, "\r\n".join(lines).encode("latin-1") + body).partition(b"\r\n\r\n")
     response = requests.Response()
     first, *rest = head.decode().split("\r\n")
@@ -470,7 +478,7 @@ class TestProblems:
             body = b"x" * (limit + 1)
             if header == "Transfer-Encoding":
                 body = b"%x\r\n%s\r\n0\r\n\r\n" % (limit + 1, body)
-            head = f"{line} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}: {value}\r\n\r\n"
+            head = f"{line} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{header}: {value}\r\n\r\n"
             received_bytes = send_bytes(app.edge, head.encode() + body)
             assert received_bytes.startswith(b"HTTP/1.1 413"), received_bytes
             assert f"larger than {limit} bytes" in json.loads(received_bytes.partition(b"\r\n\r\n")[2])["detail"]
@@ -601,11 +609,11 @@ class TestProblems:
     def test_body_of_a_read_is_not_taken_for_a_request(self, app: FakeApp, name: str, head: str, kept: bool) -> None:
         if kept:
             get(app, f"/{name}/7")
-        inside = f"GET /{name}/8 HTTP/1.1\r\nHost: inside\r\n\r\n"
+        inside = f"GET /{name}/8 HTTP/1.1\r\nHost: localhost\r\n\r\n"
         body = inside[:37] if head.startswith("Content") else f"{len(inside):x}\r\n{inside}\r\n0\r\n\r\n"
-        first = f"GET /{name}/7 HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n{body}"
+        first = f"GET /{name}/7 HTTP/1.1\r\nHost: localhost\r\n{head}\r\n\r\n{body}"
         received_bytes = send_bytes(
-            app.edge, f"{first}GET /{name}/9 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            app.edge, f"{first}GET /{name}/9 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
         assert received_bytes.count(b"HTTP/1.1 200 ") == 2
         assert [line for line, _, _ in app.received] == [f"GET /{name}/7", f"GET /{name}/9"]
@@ -622,7 +630,7 @@ class TestProblems:
     @pytest.mark.parametrize("kept", [True, False])
     def test_responses_on_one_connection_have_exact_lengths(self, app: FakeApp, name: str, kept: bool) -> None:
         app.respond = tagged if kept else lambda request: plain(request, 400, b"no")
-        head = f"GET /{name} HTTP/1.1\r\nHost: x\r\n"
+        head = f"GET /{name} HTTP/1.1\r\nHost: localhost\r\n"
         received_bytes = send_bytes(app.edge, f"{head}\r\n{head}\r\n{head}Connection: close\r\n\r\n".encode())
         bodies = re.findall(
             rb"Content-Length: (\d+)\r\n(?:[^\r]+\r\n)*\r\n(.*?)(?=HTTP/1\.1|$)", received_bytes, re.DOTALL

@@ -57,7 +57,7 @@ def test_edge_caches_again_after_clients_have_used_up_its_connections(stack: Sta
                 for _ in range(8):
                     with suppress(OSError):  # no connection is left
                         client = crowd.enter_context(socket.create_connection(("127.0.0.1", urlsplit(edge).port), 5))
-                        client.sendall(b"GET /users/1 HTTP/1.1\r\nHost: h\r\nX-Half: ")
+                        client.sendall(b"GET /users/1 HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
                 return seconds_since_renewal(stack, edge) > 3.5
 
             wait_until(exhausted, what="the lease has expired")

@@ -308,7 +308,7 @@ class TestEdgeProcesses:
             os.kill(int((Path(data) / "nginx.pid").read_text()), signal.SIGQUIT)
             wait_until(lambda: refuses(edge))
             put(app, user, "new")
-            client.sendall(b"Host: x\r\n\r\n")
+            client.sendall(b"Host: localhost\r\n\r\n")
             response = b""
             while not response.endswith(b"}") and (piece := client.recv(65536)):
                 response += piece

@@ -213,7 +213,7 @@ class TestCrashes:
         assert address.hostname and address.port
         body = f'{{"name":"Once","email":"{key}@example.com"}}'
         head = (
-            "POST /users HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            "POST /users HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Idempotency-Key: {key}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         with socket.create_connection((address.hostname, address.port)) as connection:

@@ -1,21 +1,17 @@
 """A web page of another origin cannot write, whatever the browser; programs and the API's own page can."""
 
 import json
-import shutil
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
 import requests
-from playwright.sync_api import Browser, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Response, expect
 
+from testkit.browser import open_page
 from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
-from testkit.stack import Stack, wait_until
+from testkit.stack import Stack, running, wait_until
 
-CHROMIUM = shutil.which("chromium") or ""
 HOST = "localhost:1234"
 
 WRITES = [
@@ -23,6 +19,13 @@ WRITES = [
     *[(method, "/users/999999999") for method in ("PUT", "PATCH", "DELETE")],
     *[(method, target) for method in ("POST", "DELETE") for target in ("/docs", "/problems/", "/nothing", "/%75sers")],
 ]
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    """A stack that is also reached under a name."""
+    with running("--apps", "1", ALLOWED_HOSTS="users.example") as stack:
+        yield stack
 
 
 def write(base_url: str, lines: str, host: str = HOST, method: str = "POST", target: str = "/users") -> RawResponse:
@@ -135,52 +138,12 @@ SUBMIT_FORM = """([url, name, value]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Callable[..., Browser]]:
-    """Yield a function that starts a browser with further arguments."""
-    if not CHROMIUM:
-        pytest.skip("there is no chromium; on Debian ./run test installs it")
-    with sync_playwright() as playwright:
-        # The browser's sandbox does not start as root.
-        yield lambda *more: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])
-
-
-class OtherOrigin(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html")
-        self.end_headers()
-        self.wfile.write(b"<!doctype html><title>another origin</title>")
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def other_port() -> Iterator[int]:
-    """The port of a server of another origin."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), OtherOrigin) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
-
-
 @pytest.fixture
 def was_created(stack: Stack) -> Iterator[Callable[[], bool]]:
     """Yield a function that returns whether a page has created its user; delete that user afterwards."""
     yield lambda: stack.sql("SELECT count(*) FROM users WHERE email = %s", EMAIL) != [(0,)]
     for (user_id,) in stack.sql("SELECT id FROM users WHERE email = %s", EMAIL):
         requests.delete(f"{stack.app}/users/{user_id}", timeout=5)
-
-
-@contextmanager
-def open_page(browser: Browser, address: str) -> Iterator[Page]:
-    with browser:
-        page = browser.new_page()
-        page.goto(address)
-        yield page
 
 
 # To the second host a browser sends no Sec-Fetch-Site, because it does not trust plain HTTP of other machines.

@@ -110,7 +110,7 @@ def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> Non
         address = urlsplit(app.edge)
         with socket.create_connection(("127.0.0.1", address.port or 80), 10) as client:
             client.sendall(
-                b"PUT /users/1 HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+                b"PUT /users/1 HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Connection: close\r\nContent-Length: 2\r\n\r\n"
             )
             time.sleep(2.5)  # a client that is slow to send its body

@@ -1,6 +1,7 @@
 """HTTP, in the order that a request passes it.
 
 middleware          the steps before and behind every route, in two lists
+browsers            what web pages may do: hosts, origins, CORS
 routes, batch       the routes of every resource
 requests, preconditions     parse a request
 responses, problems, problem_pages      build a response; every error becomes a problem
@@ -12,12 +13,13 @@ from flask import Flask
 
 from velikiy.coherence import Gate
 from velikiy.http import edge_leases, health, middleware, problem_pages, problems, routes
+from velikiy.http.browsers import Browsers
 from velikiy.resources.base import Resource
 
 
-def install(app: Flask, resources: dict[str, Resource], gate: Gate) -> None:
+def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Browsers) -> None:
     """Add the middleware, the error handlers and every route to the app. They use the servers of this gate."""
-    middleware.install(app)
+    middleware.install(app, browsers)
     problems.install(app)
     problem_pages.install(app)
     routes.install(app, resources, gate)

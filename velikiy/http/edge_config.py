@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from velikiy.coherence.timing import FILL_LEASE_S, RENEWAL_S
+from velikiy.http.browsers import EXPOSED_HEADERS, PREFLIGHT_HEADERS
 from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
@@ -30,6 +31,7 @@ EDGE_DETAILS = {
     413: "The body is larger than $max_body_bytes bytes. Split the request into smaller requests.",
     414: "The address is longer than 4 kB. Shorten it.",
     416: "The response has no such range. Omit Range.",
+    421: DETAILS[421],
     431: "The request's header is too large. Send fewer or shorter header fields.",
     500: "An unexpected error occurred. The logs have the details under `request_id`.",
     501: "The service does not know this method.",
@@ -54,6 +56,8 @@ def files() -> dict[str, str]:
     """Return the text of each generated file, by its name below edge/."""
     return {
         "conf/generated/routes.conf": _commented("#", [*_routes(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
+        "conf/generated/cors.conf": _commented("#", _cors()),
+        "conf/generated/preflight.conf": _commented("#", _preflight()),
         "conf/generated/sizes.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
         "conf/generated/problems.conf": _commented("#", _problems()),
         "conf/generated/errors_and_batches.conf": _commented("#", _error_pages_and_batches()),
@@ -82,6 +86,7 @@ def _routes() -> list[str]:
             '"~[^\\x20-\\x7e]"': "@unreadable",  # gunicorn answers such a request with a page of its own
             f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}|/count)?)$"': "@read",
             f'"~^1(GET|HEAD) (?<shape>/{name}(/count)?)\\?{parameter}(&{parameter})*$"': "@read",
+            '"~^[01]OPTIONS "': "$options_route",
             '"~^[01](POST|PUT|PATCH|DELETE) "': "@write",
             '"~^[01][A-Z_-]{3,20} "': "@bypass",  # the app refuses a method that it does not know, and gunicorn others
         },
@@ -105,6 +110,14 @@ def _own_path() -> list[str]:
 def _is_logged() -> list[str]:
     quiet = {address: "0" for address in QUIET if not address.startswith("/.")}
     return _map("$request_uri", "is_logged", {"default": "1", **quiet})
+
+
+def _cors() -> list[str]:
+    return _map("$cors_origin", "cors_exposed_headers", {"default": f'"{EXPOSED_HEADERS}"', '""': '""'})
+
+
+def _preflight() -> list[str]:
+    return [f'add_header {name} "{value}";' for name, value in PREFLIGHT_HEADERS.items()]
 
 
 def _problems() -> list[str]:

@@ -3,20 +3,17 @@
 import re
 import secrets
 import time
-from collections.abc import Callable
 
 import structlog
 from flask import Flask, Response, g, request
 
 from velikiy import logs
 from velikiy.http import requests
+from velikiy.http.browsers import Browsers
 from velikiy.http.requests import MERGE_PATCH
 from velikiy.resources.problems import Problem
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
-
-READ_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
-DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 QUIET = ("/livez", "/readyz", "/.lease/")
 """Addresses that edges and health checks request every second. Their log lines have the level debug."""
@@ -27,33 +24,6 @@ def begin() -> None:
     g.began, g.request_id = time.monotonic(), header if REQUEST_ID.fullmatch(header) else secrets.token_hex(16)
     structlog.contextvars.clear_contextvars()  # the previous request on this thread left its own
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
-
-
-def refuse_other_origins() -> None:
-    """Refuse a write by a web page of another origin."""
-    if request.method not in READ_METHODS and _is_cross_origin():
-        detail = (
-            "A web page of another origin may not write here. Write from a page of this origin, or from a program,"
-            " which sends neither Origin nor Sec-Fetch-Site."
-        )
-        raise Problem("forbidden", detail)
-
-
-def _is_cross_origin() -> bool:
-    """Return whether a web page of another origin sent this request, by the rules of Go's CrossOriginProtection
-    (net/http). A browser sends some requests of a page to any address without asking the service."""
-    environ = request.environ
-    if site := environ.get("HTTP_SEC_FETCH_SITE"):
-        # Only the browser sets this header, and it knows the address that it shows. So this header decides if both are
-        # present: with "same-origin" no browser sends a foreign Origin, but a proxy may have changed Host.
-        return site not in ("same-origin", "none")
-    # A browser that is old, or does not trust plain HTTP, sends only Origin. A program sends neither header.
-    if not (origin := environ.get("HTTP_ORIGIN", "").lower()):
-        return False
-    scheme = origin.partition("://")[0]
-    port = DEFAULT_PORTS.get(scheme, "")
-    host = environ.get("HTTP_HOST", "").lower().removesuffix(port)
-    return bool(origin.removesuffix(port) != f"{scheme}://{host}")
 
 
 def refuse_encoded_paths() -> None:
@@ -98,16 +68,18 @@ def log(response: Response) -> Response:
     return response
 
 
-BEFORE: tuple[Callable[[], None], ...] = (begin, refuse_other_origins, refuse_encoded_paths)
-"""The steps before the route, in this order. A step returns or raises Problem. A check that must also hold for hits at
-the edge belongs into edge/lua/entrance.lua."""
-
-AFTER: tuple[Callable[[Response], Response], ...] = (complete, log)
-"""The steps behind the route, in this order. Counters belong here."""
-
-
-def install(app: Flask) -> None:
-    for step in BEFORE:
+def install(app: Flask, browsers: Browsers) -> None:
+    """Add the steps, in their order. A step before the route returns nothing, returns a response or raises Problem. A
+    check that must also hold for hits at the edge belongs into edge/lua/entrance.lua, too. Counters belong behind the
+    route."""
+    for step in (
+        begin,
+        browsers.refuse_other_hosts,
+        browsers.answer_preflight,
+        browsers.refuse_other_origins,
+        refuse_encoded_paths,
+    ):
         app.before_request(step)
-    for finish in reversed(AFTER):  # Flask calls the last one first
+    # Flask calls the last one first.
+    for finish in reversed((browsers.share, complete, log)):
         app.after_request(finish)

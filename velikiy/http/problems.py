@@ -15,8 +15,11 @@ log = structlog.get_logger()
 DETAILS = {
     404: "Nothing exists at this address. /docs lists the addresses that exist.",
     405: "This address does not support the method. The Allow header lists the methods that it supports.",
+    421: "The service does not answer under this name. Use localhost or the address that it listens on, or add the name"
+    " to ALLOWED_HOSTS.",
 }
-"""Details of errors that the framework raises. Its own sentences speak of URLs that were entered manually."""
+"""Details of errors that the framework or the edge raises as well. The framework's own sentences speak of URLs that
+were entered manually."""
 
 
 def respond(problem: Problem) -> Response:

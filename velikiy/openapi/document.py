@@ -44,6 +44,9 @@ Responses have an `ETag`. Send it in `If-None-Match` to receive a body only if t
 `If-Match` to write only over the version that you read. Send an `Idempotency-Key` with a `POST`, so that a retry does
 not repeat it.
 
+Web pages may read and write if they come from the service itself or from an origin that the operator has allowed
+(`CORS_ORIGINS`). Lists and documents of 2 kB and more are compressed for clients that send `Accept-Encoding: gzip`.
+
 Parameters and fields of resources that are not described here are refused; parameters may come in any order. A method
 that an address does not support is 405, and `Allow` lists the methods that it supports. HEAD returns the response of
 GET without the body."""

@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from typing import Any
 
+from velikiy.http.browsers import PREFLIGHT_HEADERS
 from velikiy.http.requests import JSON, MERGE_PATCH
 
 EXAMPLE_ETAG = '"5d3c8a71f0e2b94c6a1d7f38"'
+ETAG_PATTERN = '^(W/)?"[0-9a-f]+"$'
 STRONG_ETAG_PATTERN = '^"[0-9a-f]+"$'
 
 HEADERS: dict[str, dict[str, Any]] = {
@@ -32,8 +34,9 @@ HEADERS: dict[str, dict[str, Any]] = {
         "example": "private, no-cache",
     },
     "ETag": {
-        "description": "Identifies this version of the response; after a write, the version that GET returns now.",
-        "schema": {"type": "string", "pattern": STRONG_ETAG_PATTERN},
+        "description": "Identifies this version of the response; after a write, the version that GET returns now. It is"
+        " weak (`W/`) if the response is compressed; both forms name the same version.",
+        "schema": {"type": "string", "pattern": ETAG_PATTERN},
         "example": EXAMPLE_ETAG,
     },
     "Last-Modified": {
@@ -62,6 +65,19 @@ HEADERS: dict[str, dict[str, Any]] = {
         "example": "GET, HEAD, OPTIONS",
     },
     "Accept": {"description": "Media types of a body.", "schema": {"type": "string"}, "example": ", ".join(JSON)},
+    "Vary": {
+        "description": "The request headers on which the response depends: `Accept-Encoding` if it may be compressed,"
+        " `Origin` if the operator has allowed origins.",
+        "schema": {"type": "string"},
+    },
+    "Access-Control-Allow-Origin": {
+        "description": "The origin of the page that may read the response, if the operator has allowed that origin.",
+        "schema": {"type": "string"},
+    },
+    **{
+        name: {"description": "The answer to a preflight of an allowed origin.", "schema": {"type": "string"}}
+        for name in PREFLIGHT_HEADERS
+    },
     "Accept-Patch": {
         "description": "Media types of the body of PATCH.",
         "schema": {"type": "string"},
@@ -72,8 +88,12 @@ HEADERS: dict[str, dict[str, Any]] = {
 COMMON_HEADERS = ("X-Request-Id", "X-Cache-Status", "Cache-Status")
 """Headers of every response."""
 
+SHARING_HEADERS = ("Vary", "Access-Control-Allow-Origin")
+"""Headers that any response may have."""
+
 
 def response_headers(*names: str, optional: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the headers of a response: `names` and COMMON_HEADERS are always present, `optional` may be absent."""
+    """Return the headers of a response: `names` and COMMON_HEADERS are always present, `optional` and SHARING_HEADERS
+    may be absent."""
     required = {name: {"required": True, **HEADERS[name]} for name in (*names, *COMMON_HEADERS)}
-    return required | {name: HEADERS[name] for name in optional}
+    return required | {name: HEADERS[name] for name in (*optional, *SHARING_HEADERS)}

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from velikiy.http import batch
+from velikiy.http.browsers import PREFLIGHT_HEADERS
 from velikiy.http.requests import JSON, MERGE_PATCH
 from velikiy.openapi.headers import EXAMPLE_ETAG, response_headers
 from velikiy.openapi.parameters import (
@@ -255,8 +256,14 @@ def head_operation(path: str, get: Mapping[str, Any]) -> dict[str, Any]:
 
 def options_operation(path: str, others: Mapping[str, Any]) -> dict[str, Any]:
     """Return the operation OPTIONS of a path that has the operations `others`."""
-    headers = response_headers("Allow", "Cache-Control", *(["Accept-Patch"] if "patch" in others else []))
-    allowed = {"description": "`Allow` lists the supported methods.", "headers": headers}
+    # The answer to a preflight has no Allow.
+    accept_patch = ["Accept-Patch"] if "patch" in others else []
+    headers = response_headers("Cache-Control", optional=["Allow", *accept_patch, *PREFLIGHT_HEADERS])
+    allowed = {
+        "description": "`Allow` lists the supported methods. To the preflight of a page of an allowed origin, the"
+        " `Access-Control-` headers list what the page may send.",
+        "headers": headers,
+    }
     # Every method of a path has the same responses with these statuses, so any operation provides them.
     shared_statuses = ("404", "406")
     operation = next(iter(others.values()))

@@ -44,7 +44,11 @@ def _precondition(name: str, description: str) -> dict[str, Any]:
 
 
 PRECONDITIONS = [
-    _precondition("If-Match", "Write only if the current ETag is one of these; `*`: if the row exists."),
+    _precondition(
+        "If-Match",
+        "Write only if the current ETag is one of these; `*`: if the row exists. A weak ETag counts as the"
+        " strong one: compression on the way has made it weak, and it names the same version.",
+    ),
     _precondition("If-None-Match", "Write only if the current ETag is not in this list."),
 ]
 

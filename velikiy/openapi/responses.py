@@ -23,6 +23,7 @@ NOT_MODIFIED = {
 COMMON_PROBLEMS = (
     "bad-request",
     "uri-too-long",
+    "misdirected-request",
     "header-fields-too-large",
     "internal-error",
     "bad-gateway",

@@ -26,8 +26,8 @@ KINDS = {
     "forbidden": Kind(
         403,
         "Forbidden",
-        "A web page may write only to the origin that served it (`Sec-Fetch-Site`, `Origin`). Write from a page of"
-        " this origin, or from a program, which sends neither header.",
+        "A web page may write only to the origin that served it (`Sec-Fetch-Site`, `Origin`), unless the operator has"
+        " allowed its origin (`CORS_ORIGINS`). Write from such a page, or from a program, which sends neither header.",
     ),
     "not-found": Kind(
         404, "Not Found", "Nothing exists at this address, or it was deleted. Write paths without percent-encoding."
@@ -67,6 +67,13 @@ KINDS = {
     "range-not-satisfiable": Kind(416, "Range Not Satisfiable", "The response has no such range. Omit `Range`."),
     "expectation-failed": Kind(
         417, "Expectation Failed", "The service does not support this value of `Expect`. Omit the header."
+    ),
+    "misdirected-request": Kind(
+        421,
+        "Misdirected Request",
+        "The service does not answer under the name in `Host`, so that a web page cannot point a name of its own here"
+        " (DNS rebinding). Use localhost or the address that the service listens on, or let the operator add the name"
+        " to `ALLOWED_HOSTS`.",
     ),
     "invalid": Kind(422, "Invalid", "`errors` lists each invalid field and the reason."),
     "key-reused": Kind(

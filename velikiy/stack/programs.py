@@ -73,6 +73,7 @@ def _python_environment(plan: Plan, settings: ServiceSettings) -> dict[str, str]
         # With --reload the services run from the checkout, where they must not write. A copy is compiled already.
         "PYTHONDONTWRITEBYTECODE": "1",
         **{name.upper(): str(value) for name, value in settings.model_dump(exclude_none=True).items()},
+        "BIND": plan.bind,
         "REDIS_DIRECT": str(settings.redis_direct or plan.own_redis),
         "SECRETS_DIR": str(plan.secrets_folder),
     }
@@ -105,6 +106,9 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "EDGE_ID": plan.identity,
                 "EDGE_DATA": str(plan.home / f"edge{n}"),
                 "EDGE_LISTEN": f"{bracketed(plan.bind)}:{port}",
+                "BIND": plan.bind,
+                "ALLOWED_HOSTS": settings.allowed_hosts,
+                "CORS_ORIGINS": settings.cors_origins,
                 "EDGE_CONTROL": f"127.0.0.1:{control}",
                 "EDGE_APPS": ",".join(f"127.0.0.1:{app_port}" for app_port in plan.app_ports),
                 "EDGE_TTL": str(settings.edge_ttl),

@@ -1,0 +1,50 @@
+"""Debian's Nginx as a proxy in front of a service, as operators put it there for TLS and compression."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from testkit.stack import folder, free_ports, status_of, wait_until
+
+CONFIGURATION = """
+daemon off;
+worker_processes 1;
+pid {data}/nginx.pid;
+error_log stderr alert;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {data}/body;
+    proxy_temp_path {data}/proxy;
+    fastcgi_temp_path {data}/fastcgi;
+    uwsgi_temp_path {data}/uwsgi;
+    scgi_temp_path {data}/scgi;
+    server {{
+        listen 127.0.0.1:{port};
+        location / {{
+            proxy_pass {service};
+            proxy_http_version 1.1;
+            proxy_set_header Host $http_host;
+            {directives}
+        }}
+    }}
+}}
+"""
+
+
+@contextmanager
+def nginx_proxy(service: str, directives: str) -> Iterator[str]:
+    """Run a proxy in front of the service, with further directives; yield its address."""
+    port = free_ports(1)
+    with folder() as data:
+        data.chmod(0o777)  # the workers of root's Nginx are another user
+        file = data / "nginx.conf"
+        file.write_text(CONFIGURATION.format(data=data, port=port, service=service, directives=directives))
+        proxy = subprocess.Popen(["/usr/sbin/nginx", "-e", "stderr", "-p", str(data), "-c", str(file)])
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: status_of(f"{url}/livez") == 200)
+            yield url
+        finally:
+            proxy.terminate()
+            proxy.wait(10)
