@@ -6,6 +6,8 @@ each setting with its unit, default and effect; a test keeps it in step with thi
 """
 
 import os
+import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -14,6 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
+
+PATH_PREFIX = "(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,10}"
+"""The form of a path prefix. It cannot be "//host", which would be another site, and needs no escaping anywhere."""
 
 
 class BadSetting(Exception):
@@ -46,6 +51,20 @@ def _redis_url(value: str) -> str:
     if not fits:
         raise ValueError("a Redis address such as redis://:password@host:6379/0")
     return value
+
+
+def _path_prefix(value: str) -> str:
+    value = value.removesuffix("/")
+    if value and not re.fullmatch(PATH_PREFIX, value):
+        raise ValueError("a path such as /api, of letters, digits and -._~")
+    return value
+
+
+def _networks(value: str) -> str:
+    try:
+        return ",".join(str(ip_network(network, strict=False)) for network in re.split("[, ]+", value) if network)
+    except ValueError:
+        raise ValueError("a list of addresses and networks such as 127.0.0.1,10.0.0.0/8") from None
 
 
 class ServiceSettings(BaseSettings):
@@ -89,6 +108,13 @@ class ServiceSettings(BaseSettings):
     redis_direct: bool = False
     """True if REDIS_URL is the socket of Redis itself on this machine, without a forwarder in between. Then a refused
     connection proves that Redis is down, and a write does not wait until no process uses Redis."""
+
+    path_prefix: Annotated[str, AfterValidator(_path_prefix)] = ""
+    """The path that a proxy in front of the edges removes from each address. The service's own addresses in responses
+    begin with it."""
+
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""
+    """The addresses and networks of the proxies whose `X-Forwarded-*` headers count (edge/conf/proxies.conf)."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -9,7 +9,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from velikiy import logs
-from velikiy.http import requests
+from velikiy.http import forwarded, requests
 from velikiy.http.requests import MERGE_PATCH
 from velikiy.resources.problems import Problem
 
@@ -25,6 +25,7 @@ QUIET = ("/livez", "/readyz", "/.lease/")
 def begin() -> None:
     header = request.environ.get("HTTP_X_REQUEST_ID", "")
     g.began, g.request_id = time.monotonic(), header if REQUEST_ID.fullmatch(header) else secrets.token_hex(16)
+    g.path_prefix = forwarded.path_prefix()
     structlog.contextvars.clear_contextvars()  # the previous request on this thread left its own
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
@@ -53,7 +54,9 @@ def _is_cross_origin() -> bool:
     scheme = origin.partition("://")[0]
     port = DEFAULT_PORTS.get(scheme, "")
     host = environ.get("HTTP_HOST", "").lower().removesuffix(port)
-    return bool(origin.removesuffix(port) != f"{scheme}://{host}")
+    # Only a trusted proxy knows the scheme: the edge itself speaks plain HTTP.
+    known_scheme = environ.get("HTTP_X_FORWARDED_PROTO", scheme).lower()
+    return bool(origin.removesuffix(port) != f"{scheme}://{host}" or scheme != known_scheme)
 
 
 def refuse_encoded_paths() -> None:
@@ -94,6 +97,7 @@ def log(response: Response) -> Response:
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),
         request_id=g.request_id,
+        **forwarded.client_ids(),
     )
     return response
 

@@ -13,14 +13,14 @@ from velikiy.resources.problems import KIND_BY_STATUS, KINDS, MEDIA_TYPE, RETRY_
 log = structlog.get_logger()
 
 DETAILS = {
-    404: "Nothing exists at this address. /docs lists the addresses that exist.",
+    404: "Nothing exists at this address. The service's page /docs lists the addresses that exist.",
     405: "This address does not support the method. The Allow header lists the methods that it supports.",
 }
 """Details of errors that the framework raises. Its own sentences speak of URLs that were entered manually."""
 
 
 def respond(problem: Problem) -> Response:
-    body = problem.body(request_id=g.request_id)
+    body = problem.body(g.path_prefix, request_id=g.request_id)
     return Response(body, problem.status, problem.headers, content_type=MEDIA_TYPE)
 
 

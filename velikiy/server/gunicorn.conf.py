@@ -65,7 +65,7 @@ forwarded_allow_ips = "127.0.0.1"
 
 # Above the limits of Nginx (edge/conf/timeouts_and_sizes.conf, large_client_header_buffers).
 limit_request_line = 8190
-limit_request_field_size = 8190
+limit_request_field_size = 16 * 1024
 
 accesslog = None  # the app logs its requests itself, with their ids
 logger_class = "velikiy.server.logger.Logger"
