@@ -137,7 +137,18 @@ class TestPrefix:
     @pytest.mark.parametrize(
         "value",
         [
-            *["", "api", "//evil.example", "/api//x", "/api/../x", "/.", "https://evil.example/", "/a b", '/a"b', "/a<b"],
+            *[
+                "",
+                "api",
+                "//evil.example",
+                "/api//x",
+                "/api/../x",
+                "/.",
+                "https://evil.example/",
+                "/a b",
+                '/a"b',
+                "/a<b",
+            ],
             *["/a, /b", "/%61", "/a?b", "/a#b", "/\xe4", "/" + "a" * 65, "/a" * 11, "/a\\b", "/a;b"],
         ],
     )
@@ -273,7 +284,10 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            *[("PATH_PREFIX", value) for value in ("api", "//x", "/a b", "/a;b", "/..", "/${DOLLAR}x", "/a\n/b", "a://x")],
+            *[
+                ("PATH_PREFIX", value)
+                for value in ("api", "//x", "/a b", "/a;b", "/..", "/${DOLLAR}x", "/a\n/b", "a://x")
+            ],
             *[("TRUSTED_PROXIES", value) for value in ("proxy", "10.0.0.0/8;", "unix:", "*", "10.0.0.0/8 10.x")],
         ],
     )

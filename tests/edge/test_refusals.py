@@ -15,7 +15,16 @@ from testkit.fake_app import FakeApp, fake_app, plain
 from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
 from testkit.stack import wait_until
 
-UNUSED = ("Cookie", "Authorization", "Referer", "User-Agent", "Accept-Language", "Forwarded", "X-Forwarded-For", "X-Any")
+UNUSED = (
+    "Cookie",
+    "Authorization",
+    "Referer",
+    "User-Agent",
+    "Accept-Language",
+    "Forwarded",
+    "X-Forwarded-For",
+    "X-Any",
+)
 
 LINES = ["GET /r/1", "HEAD /r/1", "GET /health", "POST /r", "PUT /r/1", "PATCH /r/1", "DELETE /r/1", "POST /r/batch"]
 
@@ -52,7 +61,9 @@ class TestHeaders:
         assert send_request(app.edge, "PUT", "/r/1", lines.encode(), b"{}").status == 200
         assert app.received[0].body == b"{}"
 
-    @pytest.mark.parametrize("name", ["If-Match", "If-None-Match", "Accept", "Content-Type", "Idempotency-Key", "Origin"])
+    @pytest.mark.parametrize(
+        "name", ["If-Match", "If-None-Match", "Accept", "Content-Type", "Idempotency-Key", "Origin"]
+    )
     def test_header_that_is_used_reaches_the_app_whole(self, app: FakeApp, name: str) -> None:
         assert send_request(app.edge, "PUT", "/r/1", f"{name}: {'a' * 8192}\r\n".encode(), b"{}").status == 200
         assert app.received[0].headers[name.lower()] == "a" * 8192
@@ -204,7 +215,12 @@ def broken_app(behave: Callable[[socket.socket], None]) -> Iterator[str]:
 )
 def test_app_that_fails_while_it_receives_a_request_is_502(behave: Callable[[socket.socket], None]) -> None:
     with broken_app(behave) as address, running_edge(address) as (edge, data):
-        for line, size in [("POST /r", 10), ("PUT /r/1", 60_000), ("POST /r/batch", 100_000), ("POST /r/batch", 2_000_000)]:
+        for line, size in [
+            ("POST /r", 10),
+            ("PUT /r/1", 60_000),
+            ("POST /r/batch", 100_000),
+            ("POST /r/batch", 2_000_000),
+        ]:
             method, target = line.split()
             response = send_request(edge, method, target, b"", b"x" * size)
             check_raw_problem(response, 502)

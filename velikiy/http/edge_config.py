@@ -141,7 +141,10 @@ def _is_logged() -> list[str]:
 
 
 def _problems() -> list[str]:
-    types = {str(status): f'\'"type":"$path_prefix/problems/{kind}","title":"{KINDS[kind].title}"\'' for status, kind in _kinds()}
+    types = {
+        str(status): f'\'"type":"$path_prefix/problems/{kind}","title":"{KINDS[kind].title}"\''
+        for status, kind in _kinds()
+    }
     details = {str(status): f'"{detail}"' for status, detail in EDGE_DETAILS.items()}
     return [
         *_map("$status", "problem_type", {"default": '\'"type":"about:blank","title":"Error"\'', **types}),

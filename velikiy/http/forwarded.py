@@ -1,4 +1,4 @@
-"""What the edge passes on about the client and the proxies in front of it (edge/conf/proxies.conf)."""
+"""Read the values that the edge passes on about the client and the proxies in front of it (edge/conf/proxies.conf)."""
 
 import re
 
@@ -17,7 +17,7 @@ LOGGED_IDS = {
     "client_request_id": re.compile(f"({CLIENT_REQUEST_ID})"),
     "traceparent": re.compile(f"({TRACEPARENT})(?:-.*)?"),
 }
-"""The form of each header, by its member of a log line. Its group is logged; a value of another form may be anything."""
+"""The form of each header, by its member of a log line. The group is logged, and another value as "?"."""
 
 
 def path_prefix() -> str:

@@ -19,7 +19,8 @@ def install(app: Flask) -> None:
 @pages.get("/", strict_slashes=False)
 def list_problems() -> Response:
     items = "".join(
-        f'<li><a href="{g.path_prefix}/problems/{name}">{kind.status} {escape(kind.title)}</a>: {escape(kind.advice)}</li>'
+        f'<li><a href="{g.path_prefix}/problems/{name}">{kind.status} {escape(kind.title)}</a>:'
+        f" {escape(kind.advice)}</li>"
         for name, kind in KINDS.items()
     )
     introduction = "<p>The <code>type</code> of an error links to one of these pages.</p>"

@@ -58,7 +58,7 @@ worker_tmp_dir = "/dev/shm"  # noqa: S108
 # gunicorn's control socket has no use here, and cannot be created on a read-only file system.
 control_socket_disable = True
 
-# All requests come from Nginx, and no header of a client may change the path or the scheme that the app sees.
+# All requests come from the edge, and no header of a client may change the path that the app sees.
 forwarder_headers = ""
 header_map = "drop"
 forwarded_allow_ips = "127.0.0.1"
