@@ -7,6 +7,7 @@ each setting with its unit, default and effect; a test keeps it in step with thi
 
 import os
 import re
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -15,6 +16,9 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
+
+PATH_PREFIX = "(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,10}"
+"""The form of a path prefix. It cannot be "//host", which would be another site, and needs no escaping anywhere."""
 
 
 class BadSetting(Exception):
@@ -82,6 +86,20 @@ def _members(value: str) -> list[str]:
     return [member for member in re.split(r"[,\s]+", value) if member]
 
 
+def _path_prefix(value: str) -> str:
+    value = value.removesuffix("/")
+    if value and not re.fullmatch(PATH_PREFIX, value):
+        raise ValueError("a path such as /api, of letters, digits and -._~")
+    return value
+
+
+def _networks(value: str) -> str:
+    try:
+        return ",".join(str(ip_network(network, strict=False)) for network in re.split("[, ]+", value) if network)
+    except ValueError:
+        raise ValueError("a list of addresses and networks such as 127.0.0.1,10.0.0.0/8") from None
+
+
 class ServiceSettings(BaseSettings):
     """The settings of the services without the addresses of servers. The name of an environment variable is the name of
     the field in capitals."""
@@ -130,6 +148,13 @@ class ServiceSettings(BaseSettings):
     redis_direct: bool = False
     """True if REDIS_URL is the socket of Redis itself on this machine, without a forwarder in between. Then a refused
     connection proves that Redis is down, and a write does not wait until no process uses Redis."""
+
+    path_prefix: Annotated[str, AfterValidator(_path_prefix)] = ""
+    """The path that a proxy in front of the edges removes from each address. The service's own addresses in responses
+    begin with it."""
+
+    trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""
+    """The addresses and networks of the proxies whose `X-Forwarded-*` headers count (edge/conf/proxies.conf)."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -14,6 +14,17 @@ local is_internal = ngx.req.is_internal
 local _M = {}
 
 
+-- Return the header Accept, whose lines are one list (RFC 9110, 5.3).
+local function accept(var)
+    local first = var.http_accept
+    if not first then
+        return ""
+    end
+    local lines = ngx.req.get_headers(0).accept
+    return type(lines) == "table" and table.concat(lines, ", ") or first
+end
+
+
 -- In set_by_lua. Return the body of a hit, or "" if another location has to answer. (Without a
 -- tail call, which LuaJIT does not compile here.)
 function _M.enter()
@@ -31,6 +42,7 @@ function _M.enter()
         end
     end
     if route ~= "@read" then
+        var.accept = accept(var)
         return ""
     end
     local body = read.hit()

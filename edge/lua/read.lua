@@ -43,7 +43,11 @@ end
 -- Send the app's response unchanged.
 local function forward(response)
     ngx.status = response.status
+    local prefix = ngx.var.path_prefix
     for name, value in pairs(response.header) do
+        if name == "Link" and type(value) == "string" then
+            value = store.prefixed_links(value, prefix)
+        end
         if not NOT_FORWARDED[name] then
             ngx.header[name] = value
         end
@@ -52,7 +56,9 @@ local function forward(response)
     if type(etag) == "string" then
         ngx.header["ETag"] = store.etag_for_client(etag, #response.body)
     end
-    ngx.print(response.body)
+    local body = store.prefixed_problem(response.body, prefix)
+    ngx.header["Content-Length"] = #body
+    ngx.print(body)
 end
 
 
@@ -158,7 +164,7 @@ function _M.hit()
     var.etag = etag
     var.last_modified = modified
     if link ~= "" then
-        var.link = link
+        var.link = store.prefixed_links(link, var.path_prefix)
     end
     return body
 end

@@ -13,10 +13,13 @@ local small = ngx.shared.small
 local large = ngx.shared.large
 local time = ngx.time
 local find, sub, byte = string.find, string.sub, string.byte  -- LuaJIT compiles these, and not match
+local gsub = string.gsub
 
 -- A larger entry takes whole pages of memory: to find them in a row, Nginx may evict hundreds of small entries.
 local MAX_SMALL_BYTES = 1800
 local MIN_COMPRESSED_BYTES = 2048  -- edge/conf/compression.conf, gzip_min_length
+
+local PROBLEM = '{"type":"/'
 
 local _M = {}
 
@@ -117,6 +120,24 @@ function _M.etag_for_client(etag, bytes)
 end
 
 
+-- Return a Link header with the path prefix of a request (edge/conf/proxies.conf) in its addresses.
+function _M.prefixed_links(link, prefix)
+    if prefix == "" then
+        return link
+    end
+    return (gsub(link, "</", "<" .. prefix .. "/"))
+end
+
+
+-- Return a problem with the path prefix of a request in its `type`, which is the first member.
+function _M.prefixed_problem(body, prefix)
+    if prefix == "" or sub(body, 1, #PROBLEM) ~= PROBLEM then
+        return body
+    end
+    return '{"type":"' .. prefix .. sub(body, #PROBLEM)
+end
+
+
 -- Send the entry as the response. Nginx itself evaluates If-None-Match on the way out.
 function _M.send(entry)
     local header = ngx.header
@@ -124,7 +145,7 @@ function _M.send(entry)
     if is_missing then
         ngx.status = 404
         header["Content-Type"] = "application/problem+json"
-        body = sub(body, 1, -2) .. ',"request_id":"' .. ngx.var.id .. '"}'
+        body = sub(_M.prefixed_problem(body, ngx.var.path_prefix), 1, -2) .. ',"request_id":"' .. ngx.var.id .. '"}'
     end
     if etag ~= "" then
         header["ETag"] = _M.etag_for_client(etag, #body)
@@ -133,7 +154,7 @@ function _M.send(entry)
         header["Last-Modified"] = modified
     end
     if link ~= "" then
-        header["Link"] = link
+        header["Link"] = _M.prefixed_links(link, ngx.var.path_prefix)
     end
     header["Content-Length"] = #body
     ngx.print(body)

@@ -144,7 +144,7 @@ class TestHostileRequests:
             (b"A /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 501),
             (b"TRACE /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405),
             (b"GET /users/" + b"7" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 414),
-            (b"GET /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
+            (b"GET /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nA: " + b"a" * 20000 + b"\r\n\r\n", 431),
             (b"POST /users HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 99999\r\n\r\n", 413),
             (b"GET /users HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
             (

@@ -317,6 +317,13 @@ class TestAccept:
             "application/json, text/plain, */*",
             "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2",
             "text/html ,\t*/*\t;q=0.001",
+            "APPLICATION/JSON;CHARSET=UTF-8",
+            "application/json ; charset=utf-8; q=0.8",
+            "application/json, text/javascript, */*; q=0.01",
+            "application/json, application/*+json",
+            "application/json,application/problem+json",
+            ", application/json,",
+            "*",
         ],
     )
     def test_accept_that_plainly_includes_json_is_answered_from_the_cache(
@@ -351,6 +358,20 @@ class TestAccept:
         assert (response.status_code, response.headers["X-Cache-Status"]) == (406, "BYPASS")
         assert app.received[-1][1]["accept"] == accept
         assert get(app, f"/{name}").status_code == 200
+
+    @pytest.mark.parametrize("line", ["GET /{name}", "PUT /{name}/7", "POST /{name}/batch", "OPTIONS /{name}"])
+    def test_several_accept_headers_are_forwarded_as_one_list(self, app: FakeApp, name: str, line: str) -> None:
+        lines = ["Accept: text/html", "accept: text/plain;q=0.5", *[f"X-{n}: 1" for n in range(150)]]
+        send_raw(app, line.format(name=name), *lines, "Accept: application/json;q=.1")
+        assert app.received[0][1]["accept"] == "text/html, text/plain;q=0.5, application/json;q=.1"
+
+    @pytest.mark.parametrize("accept", ["*/*", "application/json", ""])
+    def test_first_accept_header_that_includes_json_is_enough_for_the_cache(
+        self, app: FakeApp, name: str, accept: str
+    ) -> None:
+        for result in ("MISS", "HIT"):
+            response = send_raw(app, f"GET /{name}", f"Accept: {accept}", "Accept: text/html")
+            assert response.headers["X-Cache-Status"] == result
 
     def test_unreadable_accept_is_forwarded_as_a_question_mark(self, app: FakeApp, name: str) -> None:
         send_raw(app, f"GET /{name}", "Accept: \xffapplication/json")

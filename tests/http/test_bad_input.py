@@ -565,6 +565,12 @@ class TestHeaders:
         check_raw_problem(response, 404)
         assert response.headers["x-request-id"] != value.decode("latin-1")
 
+    @pytest.mark.parametrize("name", ["Cookie", "Authorization", "Referer", "If-None-Match"])
+    def test_header_of_8_kilobytes_is_no_error(self, base_url: str, user: int, name: str) -> None:
+        header = f"{name}: {'a' * 8192}\r\n".encode()
+        assert send_request(base_url, "GET", f"/users/{user}", header).status == 200
+        assert send_request(base_url, "POST", "/users", JSON + header, b"{}").status == 422
+
 
 @pytest.mark.usefixtures("nothing_changed")
 class TestInvalidHttp:
@@ -588,7 +594,7 @@ class TestInvalidHttp:
                 400,
             ),
             (b"GET /users?q=" + b"a" * 5000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 414),
-            (b"GET /users HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 5000 + b"\r\n\r\n", 431),
+            (b"GET /users HTTP/1.1\r\nHost: localhost\r\nA: " + b"a" * 20000 + b"\r\n\r\n", 431),
             (b"GARBAGE\r\n\r\n", 400),
         ],
     )

@@ -286,6 +286,10 @@ ACCEPTED_BY_AN_APP = [
     'application/json;profile="a, b;q=0"',
     'text/html;a=",;q=0,", application/json',
     'text/html;a="\\"", application/json',
+    'application/json; charset="utf-8"',
+    "*/json",
+    "text/html\r\nAccept: application/json",
+    "text/html;q=0.5\r\nAccept: text/plain\r\naccept: */*;q=.1",
 ]
 """Values of Accept that allow JSON, as only an app can tell."""
 
@@ -334,6 +338,16 @@ class TestAccept:
         response = send_request(base_url, "GET", "/users/1", f"Accept: {accept}\r\n".encode())
         assert response.status == 200
         assert base_url == stack.app or response.headers["x-cache-status"] == "BYPASS"
+
+    @pytest.mark.parametrize("accept", [*ACCEPTED_BY_THE_EDGE, *ACCEPTED_BY_AN_APP])
+    def test_write_with_an_accept_header_that_allows_json_is_carried_out(self, base_url: str, accept: str) -> None:
+        response = send_request(base_url, "DELETE", "/users/999999999", f"Accept: {accept}\r\n".encode())
+        check_raw_problem(response, 404)
+
+    @pytest.mark.parametrize("accept", [*NOT_ACCEPTED, "text/html\r\nAccept: text/plain"])
+    def test_write_with_an_accept_header_that_does_not_allow_json_is_406(self, base_url: str, accept: str) -> None:
+        response = send_request(base_url, "DELETE", "/users/999999999", f"Accept: {accept}\r\n".encode())
+        check_raw_problem(response, 406)
 
     @pytest.mark.parametrize("accept", NOT_ACCEPTED)
     def test_accept_header_that_does_not_allow_json_is_406(self, base_url: str, accept: str) -> None:

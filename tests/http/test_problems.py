@@ -38,7 +38,7 @@ def test_unknown_problem_type_has_no_page(base_url: str, name: str) -> None:
 
 def test_edge_and_app_agree_on_the_status_and_title_of_each_problem_type() -> None:
     config = (ROOT / "edge/conf/generated/problems.conf").read_text()
-    types = re.findall(r'(\d{3}) \'"type":"/problems/([a-z-]+)","title":"([^"]+)"\'', config)
+    types = re.findall(r'(\d{3}) \'"type":"\$path_prefix/problems/([a-z-]+)","title":"([^"]+)"\'', config)
     assert len(types) > 10
     for status, name, title in types:
         assert (KINDS[name].status, KINDS[name].title) == (int(status), title)

@@ -56,8 +56,8 @@ def visit(stack: Stack) -> Iterator[Visit]:
 
 
 def assets(stack: Stack) -> list[str]:
-    found: list[str] = re.findall('(?:src|href)="(/docs/[^"]+)"', requests.get(f"{stack.edge}/docs", timeout=5).text)
-    return found
+    found: list[str] = re.findall('(?:src|href)="(docs/[^"]+)"', requests.get(f"{stack.edge}/docs", timeout=5).text)
+    return [f"/{address}" for address in found]
 
 
 class TestBrowser:

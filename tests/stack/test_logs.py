@@ -32,6 +32,13 @@ def test_every_log_line_of_an_app_is_json(stack: Stack) -> None:
         assert "time" in json.loads(line), line
 
 
+def test_app_logs_no_id_of_a_client_that_has_another_form(stack: Stack) -> None:
+    headers = {"X-Request-Id": "app-logs-ids", "Client-Request-Id": "anna@example.com", "traceparent": '00-"}'}
+    assert requests.get(f"{stack.app}/health", headers=headers, timeout=5).status_code == 200
+    [line] = wait_until(lambda: [line for line in stack.log("app1").splitlines() if '"app-logs-ids"' in line])
+    assert (json.loads(line)["client_request_id"], json.loads(line)["traceparent"]) == ("?", "?")
+
+
 def test_no_log_contains_personal_data(stack: Stack) -> None:
     body = {"name": NAME, "email": EMAIL}
     created = requests.post(f"{stack.edge}/users", json=body, timeout=5)

@@ -45,6 +45,11 @@ def test_environment_wins_over_env_files_and_env_files_over_secrets(
         ("DATABASE_TIMEOUT", "nan", "a number from 0.1 to 60"),
         ("APP_WORKER_CLASS", "sync", "'epoll' or 'gthread'"),
         ("LOG_LEVEL", "loud", "'debug', 'info', 'warning' or 'error'"),
+        *[("PATH_PREFIX", value, "a path such as /api") for value in ("api", "//x", "/a b", "/..", "/a/../b", "a://x")],
+        *[
+            ("TRUSTED_PROXIES", value, "a list of addresses and networks")
+            for value in ("proxy", "10.0.0.0/99", "10.0.0.0/8;", "*", "unix:")
+        ],
     ],
 )
 def test_bad_value_is_refused_with_its_key_and_the_allowed_values(
@@ -70,6 +75,16 @@ def test_bad_server_address_is_refused_without_showing_its_password(
         load(Settings, None)
     assert key in str(refused.value)
     assert "hunter2" not in str(refused.value)
+
+
+def test_path_prefix_and_trusted_proxies_are_normalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH_PREFIX", "/v1/api/")
+    monkeypatch.setenv("TRUSTED_PROXIES", "127.0.0.1, 10.1.2.3/8 ,2001:db8::1")
+    settings = load(Settings, None, **GOOD)
+    assert settings.path_prefix == "/v1/api"
+    assert settings.trusted_proxies == "127.0.0.1/32,10.0.0.0/8,2001:db8::1/128"
+    monkeypatch.setenv("PATH_PREFIX", "/")
+    assert load(Settings, None, **GOOD).path_prefix == ""
 
 
 def test_missing_server_address_is_refused_by_name() -> None:

@@ -1,7 +1,7 @@
 "use strict";
 
 SwaggerUIBundle({
-    url: "/openapi.json",
+    url: "openapi.json",  // relative to the page, as its other addresses: a proxy may have removed a path prefix
     dom_id: "#page",
     deepLinking: true,
     displayRequestDuration: true,

@@ -37,7 +37,7 @@ PAGE = """\
 <link rel="icon" href="{icon}">
 <link rel="stylesheet" href="{style}">
 <div id="page"><noscript>
-This page needs JavaScript. Without it, read <a href="/openapi.json">the OpenAPI document</a>.
+This page needs JavaScript. Without it, read <a href="openapi.json">the OpenAPI document</a>.
 </noscript></div>
 <script src="{swagger_ui}"></script>
 <script src="{start}"></script>
@@ -59,7 +59,7 @@ def _routes() -> Blueprint:
         digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
         name = f"{file.stem}.{digest}{file.suffix}"
         assets[name] = file
-        return f"/docs/{name}"
+        return f"docs/{name}"  # relative to the page
 
     page = PAGE.format(
         icon=address(SWAGGER_UI / "favicon-32x32.png"),

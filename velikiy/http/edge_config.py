@@ -8,11 +8,13 @@ from pathlib import Path
 
 from velikiy.coherence.timing import FILL_LEASE_S, RENEWAL_S
 from velikiy.http.browsers import EXPOSED_HEADERS, PREFLIGHT_HEADERS
+from velikiy.http.forwarded import CLIENT_REQUEST_ID, TRACEPARENT
 from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from velikiy.resources.base import ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS
+from velikiy.settings import PATH_PREFIX
 
 EDGE = Path(__file__).parent.parent.parent / "edge"
 
@@ -41,6 +43,9 @@ EDGE_DETAILS = {
 }
 """The detail of each problem that the edge itself returns. Other statuses are malformed requests."""
 
+MAX_ADDRESS_BYTES = 4096
+"""gunicorn refuses a longer request line than 8190 bytes with a page of its own."""
+
 BY_THE_APP = (406, 409, 415, 422, 431)
 """Statuses that Nginx does not return by itself. Its own number for 431 is 494."""
 
@@ -58,6 +63,8 @@ def files() -> dict[str, str]:
         "conf/generated/routes.conf": _commented("#", [*_routes(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
         "conf/generated/cors.conf": _commented("#", _cors()),
         "conf/generated/preflight.conf": _commented("#", _preflight()),
+        "conf/generated/path_prefix.conf": _commented("#", _path_prefix()),
+        "conf/generated/client_ids.conf": _commented("#", _client_ids()),
         "conf/generated/sizes.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
         "conf/generated/problems.conf": _commented("#", _problems()),
         "conf/generated/errors_and_batches.conf": _commented("#", _error_pages_and_batches()),
@@ -84,6 +91,7 @@ def _routes() -> list[str]:
         {
             "default": "@unknown_method",
             '"~[^\\x20-\\x7e]"': "@unreadable",  # gunicorn answers such a request with a page of its own
+            f'"~ .{{{MAX_ADDRESS_BYTES + 1}}}"': "@too_long",
             f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}|/count)?)$"': "@read",
             f'"~^1(GET|HEAD) (?<shape>/{name}(/count)?)\\?{parameter}(&{parameter})*$"': "@read",
             '"~^[01]OPTIONS "': "$options_route",
@@ -99,6 +107,26 @@ def _max_body_bytes() -> list[str]:
         "max_body_bytes",
         {"default": str(MAX_BODY_BYTES), f'"~^/{NAME}/batch(\\?|$)"': str(MAX_BATCH_BYTES)},
     )
+
+
+def _path_prefix() -> list[str]:
+    header = "$is_trusted_proxy$http_x_forwarded_prefix"
+    return _map(f'"{header}"', "forwarded_prefix", {"default": '""', f'"~^1(?<prefix>{PATH_PREFIX})/?$"': "$prefix"})
+
+
+def _client_ids() -> list[str]:
+    return [
+        *_map(
+            "$http_x_request_id",
+            "client_request_id",
+            {"default": '"?"', '""': '""', f'"~^(?<their_id>{CLIENT_REQUEST_ID})$"': "$their_id"},
+        ),
+        *_map(
+            "$http_traceparent",
+            "traceparent",
+            {"default": '"?"', '""': '""', f'"~^(?<their_trace>{TRACEPARENT})(-|$)"': "$their_trace"},
+        ),
+    ]
 
 
 def _own_path() -> list[str]:
@@ -121,7 +149,10 @@ def _preflight() -> list[str]:
 
 
 def _problems() -> list[str]:
-    types = {str(status): f'\'"type":"/problems/{kind}","title":"{KINDS[kind].title}"\'' for status, kind in _kinds()}
+    types = {
+        str(status): f'\'"type":"$path_prefix/problems/{kind}","title":"{KINDS[kind].title}"\''
+        for status, kind in _kinds()
+    }
     details = {str(status): f'"{detail}"' for status, detail in EDGE_DETAILS.items()}
     return [
         *_map("$status", "problem_type", {"default": '\'"type":"about:blank","title":"Error"\'', **types}),

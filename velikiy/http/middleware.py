@@ -8,7 +8,7 @@ import structlog
 from flask import Flask, Response, g, request
 
 from velikiy import logs
-from velikiy.http import requests
+from velikiy.http import forwarded, requests
 from velikiy.http.browsers import Browsers
 from velikiy.http.requests import MERGE_PATCH
 from velikiy.resources.problems import Problem
@@ -22,6 +22,7 @@ QUIET = ("/livez", "/readyz", "/.lease/")
 def begin() -> None:
     header = request.environ.get("HTTP_X_REQUEST_ID", "")
     g.began, g.request_id = time.monotonic(), header if REQUEST_ID.fullmatch(header) else secrets.token_hex(16)
+    g.path_prefix = forwarded.path_prefix()
     structlog.contextvars.clear_contextvars()  # the previous request on this thread left its own
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
 
@@ -64,6 +65,7 @@ def log(response: Response) -> Response:
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),
         request_id=g.request_id,
+        **forwarded.client_ids(),
     )
     return response
 

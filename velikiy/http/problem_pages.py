@@ -2,7 +2,7 @@
 
 from html import escape
 
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, g
 
 from velikiy.http.problems import DETAILS
 from velikiy.resources.problems import KINDS, Problem
@@ -19,7 +19,8 @@ def install(app: Flask) -> None:
 @pages.get("/", strict_slashes=False)
 def list_problems() -> Response:
     items = "".join(
-        f'<li><a href="/problems/{name}">{kind.status} {escape(kind.title)}</a>: {escape(kind.advice)}</li>'
+        f'<li><a href="{g.path_prefix}/problems/{name}">{kind.status} {escape(kind.title)}</a>:'
+        f" {escape(kind.advice)}</li>"
         for name, kind in KINDS.items()
     )
     introduction = "<p>The <code>type</code> of an error links to one of these pages.</p>"
@@ -33,8 +34,8 @@ def show_problem(name: str) -> Response:
     kind = KINDS[name]
     return _page(
         f"{kind.status} {kind.title}",
-        f"<p>{escape(kind.advice)}</p><p><code>/problems/{name}</code></p>"
-        '<p><a href="/problems/">All problems</a>, <a href="/docs">the API</a></p>',
+        f"<p>{escape(kind.advice)}</p><p><code>{g.path_prefix}/problems/{name}</code></p>"
+        f'<p><a href="{g.path_prefix}/problems/">All problems</a>, <a href="{g.path_prefix}/docs">the API</a></p>',
     )
 
 

@@ -13,7 +13,7 @@ from velikiy.resources.problems import KIND_BY_STATUS, KINDS, MEDIA_TYPE, RETRY_
 log = structlog.get_logger()
 
 DETAILS = {
-    404: "Nothing exists at this address. /docs lists the addresses that exist.",
+    404: "Nothing exists at this address. The service's page /docs lists the addresses that exist.",
     405: "This address does not support the method. The Allow header lists the methods that it supports.",
     421: "The service does not answer under this name. Use localhost or the address that it listens on, or add the name"
     " to ALLOWED_HOSTS.",
@@ -23,7 +23,7 @@ were entered manually."""
 
 
 def respond(problem: Problem) -> Response:
-    body = problem.body(request_id=g.request_id)
+    body = problem.body(g.path_prefix, request_id=g.request_id)
     return Response(body, problem.status, problem.headers, content_type=MEDIA_TYPE)
 
 

@@ -184,8 +184,11 @@ def takes_json(accept: str) -> bool:
             ranges[name] = wanted or ranges.get(name, False)
 
     def takes(kind: str) -> bool:
-        # Java's own client sends "*" among other ranges, and means all.
-        return next((ranges[name] for name in (kind, "application/*", "*/*", "*") if name in ranges), not ranges)
+        # Java's own client sends "*" among other ranges, and means all. "*/json" is no media range, but its meaning is
+        # clear.
+        return next(
+            (ranges[name] for name in (kind, "application/*", "*/json", "*/*", "*") if name in ranges), not ranges
+        )
 
     return takes("application/json") or ("application/json" not in ranges and takes("application/problem+json"))
 

@@ -4,7 +4,7 @@ import orjson
 from flask import Response, g, request
 
 from velikiy.coherence import Answer
-from velikiy.http import problems
+from velikiy.http import forwarded, problems
 from velikiy.resources.idempotency import StoredResponse
 from velikiy.resources.problems import MEDIA_TYPE, Problem
 
@@ -16,11 +16,12 @@ def of_read(answer: Answer) -> Response:
     """
     entry = answer.entry
     if entry.status == 404:
-        body = b'%s,"request_id":"%s"}' % (entry.body[:-1], g.request_id.encode())
+        body = b'%s,"request_id":"%s"}' % (forwarded.prefixed_problem(entry.body)[:-1], g.request_id.encode())
         response = Response(body, 404, content_type=MEDIA_TYPE)
     else:
         response = Response(entry.body, entry.status, content_type="application/json")
-    for name, value in (("ETag", entry.etag), ("Last-Modified", entry.modified), ("Link", entry.link)):
+    link = forwarded.prefixed_links(entry.link)
+    for name, value in (("ETag", entry.etag), ("Last-Modified", entry.modified), ("Link", link)):
         if value:
             response.headers.add(name, value)
     tags = request.if_none_match
@@ -37,4 +38,7 @@ def of_read(answer: Answer) -> Response:
 def of_write(stored: StoredResponse) -> Response:
     if stored.problem:
         return problems.respond(Problem(stored.problem, **stored.members, headers=stored.headers))
-    return Response(orjson.dumps(stored.members), stored.status, stored.headers, content_type="application/json")
+    headers = dict(stored.headers)
+    if "Location" in headers:  # an idempotency key keeps it without a prefix
+        headers["Location"] = g.path_prefix + headers["Location"]
+    return Response(orjson.dumps(stored.members), stored.status, headers, content_type="application/json")

@@ -7,10 +7,11 @@ it checks; the parts that are the same for every resource are in this package, o
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, Response, g, request
 
 from velikiy.http import requests
 from velikiy.openapi.operations import (
@@ -83,15 +84,31 @@ def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
     }
 
 
+def _with_prefix(content: bytes, prefix: str) -> bytes:
+    """Return the document as clients of a proxy see it, which has removed this prefix from the address. Paths are
+    relative to the server; the types of problems are addresses."""
+    if not prefix:
+        return content
+    content = content.replace(b'"servers":[{"url":"/"}]', b'"servers":[{"url":"%b"}]' % prefix.encode(), 1)
+    return re.sub(rb"(?<=[\"`(])/problems/", prefix.encode() + rb"/problems/", content)
+
+
 def install(app: Flask, resources: Mapping[str, Resource]) -> None:
     """Add `GET /openapi.json`."""
     content = orjson.dumps(document(resources))
-    etag = hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    @lru_cache(maxsize=16)  # prefixes are few, and each document has more than 100 kB
+    def prefixed(prefix: str) -> tuple[bytes, str]:
+        text = _with_prefix(content, prefix)
+        return text, hashlib.blake2b(text, digest_size=12).hexdigest()
+
+    prefixed("")
 
     @app.get(DOCUMENT_PATH)
     def openapi() -> Response:
         requests.parameters()
-        response = Response(content, content_type="application/json")
+        text, etag = prefixed(g.path_prefix)
+        response = Response(text, content_type="application/json")
         response.set_etag(etag)
         if request.if_none_match.contains_weak(etag):
             response.status_code = 304

@@ -161,10 +161,15 @@ class Problem(Exception):
     def status(self) -> int:
         return KINDS[self.kind].status
 
-    def body(self, **more: str) -> bytes:
-        """Return the problem as JSON. `more`: further members."""
+    def body(self, prefix: str = "", **more: str) -> bytes:
+        """Return the problem as JSON.
+
+        Args:
+            prefix: The path before the service's own addresses. A problem that is stored has none.
+            more: Further members.
+        """
         members: dict[str, Any] = {
-            "type": f"/problems/{self.kind}",
+            "type": f"{prefix}/problems/{self.kind}",
             "title": KINDS[self.kind].title,
             "status": self.status,
             "detail": self.detail,

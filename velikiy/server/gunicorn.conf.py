@@ -58,14 +58,14 @@ worker_tmp_dir = "/dev/shm"  # noqa: S108
 # gunicorn's control socket has no use here, and cannot be created on a read-only file system.
 control_socket_disable = True
 
-# All requests come from Nginx, and no header of a client may change the path or the scheme that the app sees.
+# All requests come from the edge, and no header of a client may change the path that the app sees.
 forwarder_headers = ""
 header_map = "drop"
 forwarded_allow_ips = "127.0.0.1"
 
 # Above the limits of Nginx (edge/conf/timeouts_and_sizes.conf, large_client_header_buffers).
 limit_request_line = 8190
-limit_request_field_size = 8190
+limit_request_field_size = 16 * 1024
 
 accesslog = None  # the app logs its requests itself, with their ids
 logger_class = "velikiy.server.logger.Logger"

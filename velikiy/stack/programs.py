@@ -114,6 +114,8 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "EDGE_TTL": str(settings.edge_ttl),
                 "EDGE_MEMORY": str(settings.edge_memory),
                 "EDGE_WORKERS": str(settings.edge_workers),
+                "PATH_PREFIX": settings.path_prefix,
+                "TRUSTED_PROXIES": settings.trusted_proxies,
                 "REDIS_TIMEOUT": str(settings.redis_timeout),
                 "SECRETS_DIR": str(plan.secrets_folder),
                 "DATABASE_TIMEOUT": str(settings.database_timeout),
