@@ -6,6 +6,7 @@ from pydantic import Field
 
 from velikiy.resources.base import Body, Resource, Sort
 from velikiy.resources.text import Email, Line
+from velikiy.resources.user_exports import COLUMN_SYNONYMS, KNOWN_EXPORTS
 
 
 class NewUser(Body):
@@ -42,4 +43,6 @@ resource = Resource(
     },
     search_column="words",
     unique={"users_email_caseless": "email"},
+    column_synonyms=COLUMN_SYNONYMS,
+    known_exports=KNOWN_EXPORTS,
 )
