@@ -65,9 +65,7 @@ def describe(columns: Columns) -> Iterator[str]:
         yield f"  {field} ← {text}"
 
 
-def choose_columns(
-    resource: Resource, names: Sequence[str], reading: Reading, line: int | None = None
-) -> Columns:
+def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, line: int | None = None) -> Columns:
     """Return the columns of the fields, by the options, by their names, or by the names of well-known programs.
 
     Args:
@@ -119,9 +117,7 @@ def _add_namesakes(
             )
 
 
-def _given(
-    resource: Resource, names: Sequence[str], reading: Reading
-) -> dict[str, Alternatives]:
+def _given(resource: Resource, names: Sequence[str], reading: Reading) -> dict[str, Alternatives]:
     """Return the columns that --map names for fields."""
     sources: dict[str, Alternatives] = {}
     for text in reading.maps:
@@ -213,8 +209,9 @@ def _unknown_sentence(resource: Resource, unknown: list[str], line: int | None) 
     if not unknown[0]:
         return f"{at}one of them has no name: --ignore-unknown leaves it out"
     return (
-        f"{at}{resource.name} have no column {unknown[0]!r}; the columns are {', '.join(resource.fields)} (and {', '.join(READ_ONLY)}, which"
-        " are ignored). --ignore-unknown leaves other columns out, and --map names columns for fields"
+        f"{at}{resource.name} have no column {unknown[0]!r}; the columns are {', '.join(resource.fields)}"
+        f" (and {', '.join(READ_ONLY)}, which are ignored). --ignore-unknown leaves other columns out, and --map names"
+        " columns for fields"
     )
 
 

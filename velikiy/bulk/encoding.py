@@ -2,12 +2,13 @@
 
 import codecs
 import io
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from velikiy.bulk.input_file import CannotImport, peek
+from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, peek
 
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -44,7 +45,7 @@ named. A longer list makes the guesses worse: in a short text every encoding fin
 
 MAX_HINTS = 3
 
-codecs.register_error("mark-invalid", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined, union-attr]
+codecs.register_error("mark-invalid", lambda error: ("\udcff", error.end))  # type: ignore[attr-defined]
 
 
 class Encoding:
@@ -68,8 +69,12 @@ class Encoding:
         if not hints:
             return CannotImport(f"{where}: name its encoding with --encoding, such as --encoding windows-1252")
         (name, reading), *others = hints
-        also = "".join(f", or like {name} ({reading!r})" for name, reading in others)
-        return CannotImport(f"{where}. It looks like {name} ({reading!r}){also}: add --encoding {name}")
+        if not others:
+            return CannotImport(f"{where}. It looks like {name} ({reading!r}): add --encoding {name}")
+        also = ", or like ".join(f"{name} ({reading!r})" for name, reading in hints)
+        return CannotImport(
+            f"{where}. It looks like {also}: add --encoding {name}, or the name of the one that reads well"
+        )
 
 
 def as_readable(
@@ -85,16 +90,18 @@ def as_readable(
     if given:
         chosen = _codec(given)
         if marked and not marked.startswith(chosen.removesuffix("-sig")):
-            raise CannotImport(f"the file begins with the byte order mark of {marked[:6].upper()}: leave out --encoding")
+            raise CannotImport(
+                f"the file begins with the byte order mark of {marked[:6].upper()}: leave out --encoding"
+            )
         codec = marked or chosen.removesuffix("-sig")
     codec = codec or "utf-8"
     label = codec.upper() if codec == "utf-8" else given or codec[:6].upper()
     if "\r\n".encode(codec) != b"\r\n":
-        beginning, content = peek(_Transcoded(content, codec), len(beginning))
+        beginning, content = peek(_Transcoded(content, codec), BEGINNING_BYTES)
         return content, beginning, Encoding("utf-8", label, is_proven=True)
     encoding = Encoding(codec, label, is_proven=False)
     encoding.is_proven = _is_proven(encoding, beginning)
-    if codec != "utf-8" and encoding.is_proven and _is_single_byte(codec) and _decodes(beginning, "utf-8"):
+    if codec != "utf-8" and not beginning.isascii() and _is_single_byte(codec) and _decodes(beginning, "utf-8"):
         raise CannotImport(f"the file is UTF-8, and not {given}: leave out --encoding")
     return content, beginning, encoding
 
@@ -104,7 +111,7 @@ def _codec(name: str) -> str:
     try:
         found = codecs.lookup(name)
         "name".encode(found.name)  # some codecs do not encode text
-        bytes(2).decode(found.name)
+        bytes(4).decode(found.name)
     except (LookupError, ValueError, TypeError):
         found = None
     if found is None or not getattr(found, "_is_text_encoding", True) or "escape" in found.name or found.name == "idna":
@@ -168,8 +175,10 @@ def _is_proven(encoding: Encoding, beginning: bytes) -> bool:
         except UnicodeDecodeError as error:
             invalid.append((number, line, error))
     if len(invalid) > valid:
-        number, _, error = invalid[0]
-        raise encoding.refusal(b"\n".join(line for _, line, _ in invalid), number, error) from None
+        if re.search(rb"[\0-\x08\x0e-\x1a]", beginning):
+            raise CannotImport("the file is not text, and neither CSV nor JSON")
+        number, _, first = invalid[0]
+        raise encoding.refusal(b"\n".join(line for _, line, _ in invalid), number, first) from None
     return valid > 0
 
 
@@ -182,15 +191,15 @@ def _hints(sample: bytes) -> Iterator[tuple[str, str]]:
     words = re.findall(rb"[A-Za-z'. -]*[\x80-\xff][^;,\t|\"\r\n]*", sample)
     if not words:
         return
-    readings: set[str] = set()
+    readings: dict[str, str] = {}
     for match in from_bytes(b"\n".join(words), cp_isolation=list(CANDIDATES)):
-        text = _read(sample, match.encoding)
-        if text is None or text in readings or _mixes_scripts(text):
-            continue
-        readings.add(text)
-        codec = next((codec for codec in CANDIDATES if _read(sample, codec) == text), match.encoding)
-        if codec in CANDIDATES:
-            yield CANDIDATES[codec], words[0].decode(codec, "replace").strip()[:30]
+        text = _read(b"\n".join(words), match.encoding)
+        if text is not None and text not in readings and not _is_unlikely(text):
+            readings[text] = match.encoding
+    # A name begins with a capital where the script has capitals. The sort keeps the order of the library otherwise.
+    for text in sorted(readings, key=str.islower):
+        codec = next(codec for codec in (*CANDIDATES, readings[text]) if _read(b"\n".join(words), codec) == text)
+        yield CANDIDATES.get(codec, codec), words[0].decode(codec, "replace").strip()[:30]
 
 
 def _read(sample: bytes, codec: str) -> str | None:
@@ -200,11 +209,23 @@ def _read(sample: bytes, codec: str) -> str | None:
         return None
 
 
-def _mixes_scripts(text: str) -> bool:
-    """Whether a tenth of the words beyond ASCII mix Latin with other letters, as a wrong encoding makes them do."""
-    words = [word for word in re.findall(r"\w+", text[:4000]) if not word.isascii()]
-    mixed = sum(len({unicodedata.name(letter, "").startswith("LATIN") for letter in word}) > 1 for word in words)
-    return mixed * 10 > len(words)
+def _is_unlikely(text: str) -> bool:
+    """Whether a tenth of the words beyond ASCII are no words, as a wrong encoding makes them.
+
+    They contain signs, mix Latin with other letters, have a capital after a small letter, or half-width letters.
+    """
+    words = [word for word in re.findall(r"[^\s'.-]+", text[:4000]) if not word.isascii()]
+    return sum(map(_is_no_word, words)) * 10 > len(words)
+
+
+def _is_no_word(word: str) -> bool:
+    names = [unicodedata.name(letter, "") for letter in word if unicodedata.category(letter)[0] != "M"]
+    return (
+        not all(letter.isalpha() or unicodedata.category(letter)[0] == "M" for letter in word)
+        or len({name.startswith("LATIN") for name in names}) > 1
+        or any(name.startswith("HALFWIDTH") for name in names)
+        or any(first.islower() and second.isupper() for first, second in itertools.pairwise(word))
+    )
 
 
 class _Transcoded(io.RawIOBase):

@@ -18,6 +18,7 @@ import psycopg
 from velikiy.bulk.columns import Reading
 from velikiy.bulk.input_file import CannotImport
 from velikiy.bulk.insert import VACUUM_AFTER_ROWS, vacuum, write
+from velikiy.bulk.parts import Lines
 from velikiy.bulk.prefetch import prefetch
 from velikiy.bulk.progress import print_message, progress_bar
 from velikiy.bulk.readers import Input, Row, read
@@ -78,6 +79,7 @@ class Import:
         self.reading = reading
         self.rejects = rejects
         self.restart = restart
+        self.noun = Lines.noun
 
     def run(self) -> tuple[Progress, int]:
         """Import the file. Return the progress at its end, and the line after which an interrupted import continued.
@@ -98,8 +100,8 @@ class Import:
                     return self._import(progress, file_digest, chunks, rejects, raw), progress.lines
         if self.file == "-":
             raise CannotImport(
-                f"an import of this input was interrupted after {self.noun} {progress.lines:,}, and the input has changed"
-                " since. stdin cannot be rewound: pipe the input again, with --restart"
+                f"an import of this input was interrupted after {self.noun} {progress.lines:,}, and the input has"
+                " changed since. stdin cannot be rewound: pipe the input again, with --restart"
             )
         print_message(
             f"{self.file} has changed since its import was interrupted after {self.noun} {progress.lines:,}:"

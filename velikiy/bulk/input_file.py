@@ -1,8 +1,11 @@
-"""What every module about the imported file needs: the refusal, the formats by name, and streams that were peeked into."""
+"""The basis of the modules that read a file: the refusal, the formats by name, and looking ahead in a stream."""
 
 import io
 from pathlib import Path
 from typing import Any
+
+BEGINNING_BYTES = 1 << 20
+"""Bytes, uncompressed, whose digest identifies a file, and which decide how it is read."""
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 

@@ -74,24 +74,35 @@ class Objects(Parts):
     def line(self) -> int:
         return self._first_line
 
-    def find_path(self, names: Iterable[str], fields: Iterable[str]) -> tuple[str, ...]:
+    def find_path(self, name: str, fields: Iterable[str], is_whole: bool) -> tuple[str, ...]:
         """Return the path to the array of the rows in the first object; () if the object itself is a row.
 
         This reads the object, so only a copy of the beginning can be asked.
+
+        Args:
+            is_whole: The copy has all of the file.
+
+        Raises:
+            CannotImport: The beginning does not show where the rows are.
         """
         arrays: list[tuple[str, ...]] = []
         members: set[str] = set()
+        is_cut = False
         try:
             if self._peek() == "{":
                 self._survey((), arrays, members)
-        except (CannotImport, RecursionError):  # the beginning ends within the object
-            pass
+        except (CannotImport, RecursionError):  # the beginning ends within the object, or the import reports the error
+            is_cut = not is_whole
         if members.issuperset(fields):
             return ()
-        ranks = {name: rank for rank, name in enumerate([*names, *WRAPPERS][::-1])}
-        named = [path for path in arrays if path[-1].lower() in ranks]
-        if named:
-            return max(named, key=lambda path: ranks[path[-1].lower()])
+        ranks = {wrapper: rank for rank, wrapper in enumerate((name, *WRAPPERS))}
+        if named := [path for path in arrays if path[-1].lower() in ranks]:
+            return min(named, key=lambda path: ranks[path[-1].lower()])
+        if is_cut:
+            raise CannotImport(
+                f"the JSON is a large object, and {name!r} is no array at its beginning. Extract the rows:"
+                f" jq -c '.{name}[]' FILE"
+            )
         return arrays[0] if len(arrays) == len(members) == 1 else ()
 
     def _survey(self, path: tuple[str, ...], arrays: list[tuple[str, ...]], members: set[str]) -> None:
@@ -198,17 +209,21 @@ class Objects(Parts):
     def _value(self) -> str:
         """Return the text of the next value."""
         while True:
-            reason = "the file ends within a value"
+            reason, failed_at = "the file ends within a value", self._at
             try:
                 _, end = DECODER.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
-                reason, end = error.msg.lower(), -1
+                reason, end, failed_at = error.msg.lower(), -1, error.pos
+                is_cut = error.pos >= len(self._buffer) or error.msg.startswith("Unterminated")
+                if self._is_at_end and is_cut:
+                    raise CannotImport("the JSON is incomplete: the file ends within an object") from None
             if 0 <= end < len(self._buffer) or (end >= 0 and self._is_at_end):
                 text, self._at = self._buffer[self._at : end], end
                 return text
             if len(self._buffer) - self._at > MAX_LINE_BYTES:
                 raise self._refusal(f"{reason}, or the object is longer than {MAX_LINE_BYTES:,} characters")
             if not self._fill():
+                self._at = failed_at
                 raise self._refusal(reason)
 
     def _refusal(self, reason: str) -> CannotImport:

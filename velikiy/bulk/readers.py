@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from velikiy.bulk.columns import Columns, Reading, choose_columns
 from velikiy.bulk.encoding import CrAsLf, Encoding, as_readable
-from velikiy.bulk.input_file import CannotImport, format_by_name
+from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, format_by_name
 from velikiy.bulk.json_objects import Objects
 from velikiy.bulk.parts import Lines, Parts
 from velikiy.bulk.progress import print_message
@@ -73,8 +73,8 @@ class Input(NamedTuple):
             return False
         if digest != self.digest():
             raise CannotImport(
-                f"an import of this file was interrupted after {self.parts.noun} {number:,}, and read the file in another"
-                " way: give the same --map, --encoding and --format again, or start over with --restart"
+                f"an import of this file was interrupted after {self.parts.noun} {number:,}, and read the file in"
+                " another way: give the same --map, --encoding and --format again, or start over with --restart"
             )
         return True
 
@@ -104,7 +104,9 @@ def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
         return file_format != "csv"
     first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x1e")[:1]
     # A file of this name whose first line is damaged is still NDJSON.
-    return first in (b"{", b"[") or (file_format == "ndjson" and re.search(rb"^\s*{", beginning, re.MULTILINE) is not None)
+    return first in (b"{", b"[") or (
+        file_format == "ndjson" and re.search(rb"^\s*{", beginning, re.MULTILINE) is not None
+    )
 
 
 # ---- CSV ----
@@ -185,7 +187,7 @@ def _csv_rows(
                 else ""
             )
             row = Row(line, "".join(consumed), [], [], lines=len(consumed))
-            yield row.refused("", f"is not CSV: {error}{span}")
+            yield row.refused("", lines.flaw or f"is not CSV: {error}{span}")
             continue
         if len(values) > len(header) and not any(values[len(header) :]):
             del values[len(header) :]  # spreadsheets write empty cells for columns that were used once
@@ -199,7 +201,10 @@ def _csv_rows(
         else:
             given = dict(zip(header, values, strict=True))
             yield validated_row(
-                resource, line, given, partial(resource.create_model.model_validate_strings, fields(values), strict=False)
+                resource,
+                line,
+                given,
+                partial(resource.create_model.model_validate_strings, fields(values), strict=False),
             )
 
 
@@ -232,10 +237,11 @@ def _json_parts(
     resource: Resource, content: io.BufferedReader, beginning: bytes, encoding: Encoding
 ) -> tuple[Parts, list[dict[str, Any]]]:
     """Return the parts of a file of JSON, lines if each is an object, and the objects at its beginning."""
-    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x1e")
+    is_whole = len(beginning) < BEGINNING_BYTES
+    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
     line, _, rest = beginning.partition(b"\n")
-    path = _copy(beginning, encoding).find_path([resource.name], resource.fields)
-    if re.match(rb"\[\s*([{\]]|$)", beginning) or path:
+    path = _copy(beginning, encoding).find_path(resource.name, resource.fields, is_whole)
+    if re.match(rb"\[\s*([{\]]|$)", beginning) or path or beginning.startswith(b"\x1e"):
         is_line_by_line = False
     elif not beginning.startswith(b"{"):
         is_line_by_line = True
@@ -253,7 +259,7 @@ def _json_parts(
 
 def _copy(beginning: bytes, encoding: Encoding, path: tuple[str, ...] = ()) -> Objects:
     proven = Encoding(encoding.codec, encoding.label, is_proven=True)
-    return Objects(io.BufferedReader(io.BytesIO(beginning)), proven, path)  # type: ignore[arg-type]
+    return Objects(io.BufferedReader(io.BytesIO(beginning)), proven, path)
 
 
 def _first_objects(objects: Objects) -> list[dict[str, Any]]:
@@ -293,10 +299,11 @@ def _member(members: dict[str, Any], name: str) -> Any:
 
 
 def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator[Row]:
+    is_plain = columns is None or columns.is_plain
     for text in parts:
         flaw, parts.flaw = parts.flaw, ""
-        sent = text.encode()
-        if not sent.strip():
+        sent = text.encode().strip()
+        if not sent:
             continue
         members = None
         try:
@@ -306,8 +313,10 @@ def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator
         if flaw:  # a part that was not text may be JSON after its bytes were replaced
             yield Row(parts.line, text, [], []).refused("", flaw)
             continue
-        given = orjson.Fragment(b" ".join(line.strip() for line in sent.split(b"\n")).strip())
-        if columns and not columns.is_plain and isinstance(members, dict):
+        if b"\n" in sent:  # a rejected row is one line
+            sent = b" ".join(line.strip() for line in sent.split(b"\n"))
+        given = orjson.Fragment(sent)
+        if columns and not is_plain and isinstance(members, dict):
             sent = to_json(_json_fields(columns, members))
         yield validated_row(resource, parts.line, given, partial(resource.create_model.model_validate_json, sent))
 

@@ -13,10 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-from velikiy.bulk.input_file import CannotImport, peek
-
-BEGINNING_BYTES = 1 << 20
-"""Bytes, uncompressed, whose digest identifies a file, and which decide how it is read."""
+from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, peek
 
 MAX_LAYERS = 3
 """Containers within each other, such as a .csv.gz in a zip archive."""
@@ -32,7 +29,11 @@ UNREADABLE = (
     (b"\x1f\x9d", "compressed with compress (.Z)", "unpack it first: gzip -d FILE"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first: 7z x FILE"),
     (b"Rar!\x1a\x07", "a RAR archive", "unpack it first: unrar x FILE"),
-    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old or protected Excel workbook, or another Office document", SPREADSHEET),
+    (
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1",
+        "an old or protected Excel workbook, or another Office document",
+        SPREADSHEET,
+    ),
     (b"%PDF-", "a PDF", "export a table as CSV from the program that made it"),
     (b"SQLite format 3\0", "an SQLite database", "export the table as CSV: sqlite3 -csv -header FILE 'SELECT ...'"),
     (b"PAR1", "a Parquet file", "convert it to CSV or NDJSON"),

@@ -1,4 +1,4 @@
-"""The columns of users in the exports of other programs. `column_key` spells them: "E-mail 1 - Value" is email1value."""
+"""The columns of users in the exports of other programs, as `column_key` spells them."""
 
 from velikiy.resources.base import KnownExport
 
@@ -11,8 +11,7 @@ COLUMN_SYNONYMS = {
         ("nameformatted",),
         ("profiledisplayname",),
         ("firstname", "middlename", "lastname"),
-        ("givenname", "middlename", "familyname"),
-        ("givenname", "surname"),
+        ("givenname", "middlename", "familyname", "surname"),
         ("firstnamerequired", "lastnamerequired"),
         ("namegivenname", "namefamilyname"),
         ("profilefirstname", "profilelastname"),
