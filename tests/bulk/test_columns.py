@@ -1,4 +1,4 @@
-"""`velikiy users import` of files of other programs: the columns are shown, asked about, and kept when it continues."""
+"""`velikiy users import` of files of other programs: the columns are shown, confirmed, and kept after an interruption."""
 
 import json
 import subprocess

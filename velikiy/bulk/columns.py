@@ -14,7 +14,7 @@ Alternatives = tuple[tuple[str, ...], ...]
 
 
 class Reading(NamedTuple):
-    """How a file is read, as the operator asked."""
+    """The options that decide how a file is read."""
 
     accept: Callable[[str], None]
     """Receives the description of a proposed mapping, and raises CannotImport if the operator does not accept it."""
@@ -34,13 +34,13 @@ class Columns(NamedTuple):
 
     sources: Mapping[str, Alternatives]
     drops_others: bool
-    """Other columns are left out, as the operator asked. Otherwise they are errors."""
+    """Other columns are left out. Otherwise they are errors."""
 
     value_separator: str = ""
 
     @property
     def is_plain(self) -> bool:
-        """Whether each field has the column of its name, and nothing is left out."""
+        """Each field has the column of its name, and nothing is left out."""
         return not self.drops_others and all(columns == ((field,),) for field, columns in self.sources.items())
 
     def value(self, alternatives: Alternatives, get: Callable[[str], Any]) -> Any:

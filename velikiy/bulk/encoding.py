@@ -49,7 +49,7 @@ codecs.register_error("mark-invalid", lambda error: ("\udcff", error.end))  # ty
 
 
 class Encoding:
-    """An encoding, and whether the text has shown that it is this one."""
+    """An encoding, and whether the text has proven it."""
 
     def __init__(self, codec: str, label: str, is_proven: bool) -> None:
         """
@@ -134,15 +134,15 @@ def _certain(beginning: bytes) -> str | None:
         if len(sample) >= 8 and not any(sample[place]) and _decodes(sample, codec):
             return codec
     first, second = sample[0::2].count(0), sample[1::2].count(0)
-    # Separators, line ends and the @ of addresses are ASCII in every language: a tenth of a table at least. A few other
+    # Separators, line ends and the @ of addresses are ASCII in every language: a fifth of a table at least. A few other
     # characters have a zero byte at the other place, such as the Chinese "one".
     codec, most, least = ("utf-16-be", first, second) if first > second else ("utf-16-le", second, first)
-    is_wide = most * 20 >= len(sample) and least * 5 <= most and _decodes(sample, codec)
+    is_wide = most >= 4 and most * 10 >= len(sample) and least * 5 <= most and _decodes(sample, codec)
     return codec if is_wide else None
 
 
 def _decodes(sample: bytes, codec: str) -> bool:
-    """Whether a text that may end within a character is valid, and has no NUL."""
+    """Return True if a text is valid and has no NUL. It may end within a character."""
     try:
         return "\0" not in codecs.getincrementaldecoder(codec)().decode(sample)
     except UnicodeDecodeError:
@@ -150,7 +150,7 @@ def _decodes(sample: bytes, codec: str) -> bool:
 
 
 def _is_single_byte(codec: str) -> bool:
-    """Whether each byte is a character. Text in such an encoding is never valid UTF-8 by accident."""
+    """Return True if each byte is a character. Text in such an encoding is never valid UTF-8 by accident."""
     return len(bytes(range(0x80, 0x100)).decode(codec, "replace")) == 0x80
 
 
@@ -169,7 +169,10 @@ def _is_proven(encoding: Encoding, beginning: bytes) -> bool:
         pass
     valid: int = 0
     invalid: list[tuple[int, bytes, UnicodeDecodeError]] = []
-    for number, line in enumerate(re.split(rb"\r\n|\n|\r", beginning)[:-1] or [beginning], start=1):
+    lines = re.split(rb"\r\n|\n|\r", beginning)
+    if len(beginning) >= BEGINNING_BYTES and len(lines) > 1:
+        del lines[-1]  # which may end within a character
+    for number, line in enumerate(lines, start=1):
         try:
             valid += not line.decode(encoding.codec).isascii()
         except UnicodeDecodeError as error:
@@ -210,7 +213,7 @@ def _read(sample: bytes, codec: str) -> str | None:
 
 
 def _is_unlikely(text: str) -> bool:
-    """Whether a tenth of the words beyond ASCII are no words, as a wrong encoding makes them.
+    """Return True if a tenth of the words beyond ASCII are no words: a wrong encoding makes such text.
 
     They contain signs, mix Latin with other letters, have a capital after a small letter, or half-width letters.
     """
@@ -229,7 +232,7 @@ def _is_no_word(word: str) -> bool:
 
 
 class _Transcoded(io.RawIOBase):
-    """UTF-8 out of an encoding such as UTF-16. What is invalid there is invalid here, too."""
+    """UTF-8 out of an encoding such as UTF-16. Invalid text stays invalid."""
 
     def __init__(self, stream: io.BufferedReader, codec: str) -> None:
         self._stream = stream

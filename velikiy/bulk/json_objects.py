@@ -77,7 +77,7 @@ class Objects(Parts):
     def find_path(self, name: str, fields: Iterable[str], is_whole: bool) -> tuple[str, ...]:
         """Return the path to the array of the rows in the first object; () if the object itself is a row.
 
-        This reads the object, so only a copy of the beginning can be asked.
+        This reads the object, so it needs a copy of the beginning.
 
         Args:
             is_whole: The copy has all of the file.

@@ -124,7 +124,7 @@ def _member(stream: io.BufferedReader, raw: io.FileIO | None) -> "_Unpacked":
 
 
 def _is_beside_the_point(name: str) -> bool:
-    """Whether a member is a folder, or a file that macOS adds."""
+    """Return True for a folder, and for a file that macOS adds."""
     return name.endswith("/") or name.startswith("__MACOSX/") or PurePosixPath(name).name.startswith(".")
 
 

@@ -61,8 +61,8 @@ def resource_commands(resource: Resource) -> click.Group:
     @click.option(
         "--yes",
         is_flag=True,
-        help="Import a file of another program with the columns that are recognised. Without it they are shown, and a"
-        " terminal is asked.",
+        help="Import a file of another program with the columns that are recognised. Without this option a"
+        " terminal shows them and waits for an answer.",
     )
     @click.option(
         "--rejects",
