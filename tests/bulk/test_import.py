@@ -82,16 +82,14 @@ def test_format_option_overrides_the_file_name(bulk_stack: Stack, tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content", "sentence"),
     [
-        ("a.csv", b"name,phone\n", "users have no column 'phone'; the columns are name, email"),
+        ("a.csv", b"name,email,phone\n", "users have no column 'phone'; the columns are name, email"),
         ("a.csv", b"name\nAlice\n", "lacks email"),
         ("a.csv", b"", "the file is empty"),
         ("a.csv", b"name,email,name\n", "names the column name twice"),
-        ("a.csv", "имя,email\n".encode("cp1251"), "line 1 is not UTF-8 (byte 0xe8)"),
-        ("a.csv", as_csv(TWO_USERS).decode().encode("utf-16"), "the file is UTF-16"),
-        ("a.csv", as_csv(TWO_USERS).decode().encode("utf-16-le"), "line 1 contains a NUL byte"),
+        ("a.csv", "имя,email\n".encode("cp1251"), "the file is not UTF-8 (line 1, byte 0xe8)"),
+        ("a.csv", b"na\0me,email\n", "line 1 contains a NUL byte"),
         ("a.csv", b'"name,email\n', "line 1 is not CSV"),
         ("a.csv", b"x" * 2_000_000, "line 1 is longer than 1,048,576 bytes"),
-        ("unnamed", json.dumps(TWO_USERS).encode(), "the file is a JSON array"),
         ("a.csv.gz", gzip.compress(csv_of_people(50_000), mtime=0)[:-9], "the compressed file is damaged or truncated"),
     ],
 )
@@ -124,7 +122,7 @@ def test_invalid_csv_rows_are_rejected_with_their_lines_and_the_others_imported(
     file.write_bytes(
         b"email,name,id\n"
         b'a@example.com,"of two\nlines",7\n'  # lines 2 and 3: a name must not contain control characters
-        b"a@example.com,Alice,7\n"
+        b"a@example.com,Al\xc3\xafce,7\n"
         b"\n"
         b"A@EXAMPLE.com,Again,8\n"  # line 6
         b"none,,9\n"
@@ -136,7 +134,7 @@ def test_invalid_csv_rows_are_rejected_with_their_lines_and_the_others_imported(
     completed = run_import(bulk_stack, file, code=1)
     rejects = tmp_path / "a.csv.rejects.ndjson"
     assert stderr_of(completed) == f"imported 2, rejected 6 → {rejects}\n"
-    assert names_in_order(bulk_stack) == ["Alice", "Carol"]
+    assert names_in_order(bulk_stack) == ["Alïce", "Carol"]
     by_line = {reject["line"]: reject for reject in read_rejects(rejects)}
     assert list(by_line) == [2, 6, 7, 8, 9, 10]
     assert by_line[2]["row"] == {"email": "a@example.com", "name": "of two\nlines", "id": "7"}
@@ -162,7 +160,7 @@ def test_unclosed_quote_rejects_every_line_that_it_includes(bulk_stack: Stack, t
 
 def test_invalid_ndjson_lines_are_rejected(bulk_stack: Stack, tmp_path: Path) -> None:
     file, rejects = tmp_path / "a.ndjson", tmp_path / "aside"
-    big = b'{"name": "Big", "email": "big@example.com", "id": 123456789012345678901234567890}'
+    big = b'{"name": "B\xc3\xafg", "email": "big@example.com", "id": 123456789012345678901234567890}'
     latin = '{"name": "Böb", "email": "bob@example.com"}'.encode("latin-1")
     lines = [b"[1]", b'{"name": 7}', b'{"name": "A", "name": "B"}', b"{", b'{"name": "\\u0000"}', latin, b"", big]
     file.write_bytes(b"\n".join(lines))
@@ -174,7 +172,7 @@ def test_invalid_ndjson_lines_are_rejected(bulk_stack: Stack, tmp_path: Path) ->
     assert read_rejects(rejects)[1]["row"] == {"name": 7}
     assert "is not JSON" in read_rejects(rejects)[2]["errors"][0]["detail"]
     assert read_rejects(rejects)[5]["errors"][0]["detail"] == "line 6 is not UTF-8 (byte 0xf6)"
-    assert names_in_order(bulk_stack) == ["Big"]
+    assert names_in_order(bulk_stack) == ["Bïg"]
 
 
 def test_existing_value_rejects_its_row_even_in_the_second_chunk(bulk_stack: Stack, tmp_path: Path) -> None:

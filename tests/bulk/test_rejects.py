@@ -87,7 +87,8 @@ def test_imported_file_is_refused_as_rejects_under_any_name(
     bulk_stack: Stack, tmp_path: Path, link: Callable[[Path, Path], None]
 ) -> None:
     file, other = tmp_path / "a.ndjson", tmp_path / "other.ndjson"
-    file.write_bytes(REJECTED_LINE)  # so its content would pass as rejected rows
+    # Its content would pass as rejected rows, and it has the columns of users.
+    file.write_bytes(REJECTED_LINE + b'{"name": "Alice", "email": "alice@example.com"}\n')
     link(file, other)
     before = fingerprint(file)
     for command in (

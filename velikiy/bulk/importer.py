@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 import psycopg
 
-from velikiy.bulk.input_file import CannotImport, Lines, format_by_content, format_by_name, open_input
+from velikiy.bulk.columns import Reading
+from velikiy.bulk.input_file import CannotImport
 from velikiy.bulk.insert import VACUUM_AFTER_ROWS, vacuum, write
+from velikiy.bulk.parts import Lines
 from velikiy.bulk.prefetch import prefetch
 from velikiy.bulk.progress import print_message, progress_bar
-from velikiy.bulk.readers import READERS, Row
+from velikiy.bulk.readers import Input, Row, read
 from velikiy.bulk.rejects import Rejects
 from velikiy.bulk.signals import defer_signals
+from velikiy.bulk.unpack import open_input
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection
@@ -39,10 +42,10 @@ PROGRESS_RETENTION = "30 days"
 class Chunk(NamedTuple):
     rows: list[Row]
     lines: int
-    """The number of lines of the file up to the end of this chunk."""
+    """The number of lines of the file up to the end of this chunk; of objects if the file is JSON of another form."""
 
     digest: bytes
-    """The digest of these lines."""
+    """The digest of these lines, then that of the way in which they were read: encoding and columns."""
 
     position: int
     """The offset in the file on the disk, in bytes."""
@@ -61,48 +64,47 @@ class Progress(NamedTuple):
 
 class Import:
     def __init__(
-        self, resource: Resource, gate: Gate, file: str, file_format: str | None, rejects: str, restart: bool
+        self, resource: Resource, gate: Gate, file: str, reading: Reading, rejects: str, restart: bool
     ) -> None:
         """
         Args:
             file: The path of the file; `-` is stdin.
-            file_format: A key of READERS; None recognises the format.
+            reading: The format, the encoding and the columns.
             rejects: The path of the file of rejected rows; `-` is stdout.
             restart: Start at the first line, whatever the progress of an earlier import.
         """
         self.resource = resource
         self.gate = gate
         self.file = file
-        self.file_format = file_format
+        self.reading = reading
         self.rejects = rejects
         self.restart = restart
+        self.noun = Lines.noun
 
     def run(self) -> tuple[Progress, int]:
         """Import the file. Return the progress at its end, and the line after which an interrupted import continued.
 
         Raises:
-            CannotImport, DatabaseUnavailable, OSError, EOFError, zlib.error
+            CannotImport, DatabaseUnavailable, OSError
         """
         with open_input(self.file) as (raw, content, beginning):
             file_digest = hashlib.blake2b(beginning, digest_size=32).digest()
-            lines = Lines(content)
-            rows = READERS[self.file_format or format_by_name(self.file) or format_by_content(beginning)](
-                self.resource, lines
-            )
+            source = read(self.resource, self.file, content, beginning, self.reading)
+            self.noun = source.parts.noun
             with self._exclusive(file_digest) as progress:
-                if not progress.lines or lines.skip(progress.lines) == progress.digest:
+                if not progress.lines or source.continues(progress.lines, progress.digest):
                     rejects = Rejects(self.rejects, progress.rejects_size, raw)
                     if progress.lines:
-                        print_message(f"continuing after line {progress.lines:,}")
-                    chunks = prefetch(_chunks(rows, lines, raw))
+                        print_message(f"continuing after {self.noun} {progress.lines:,}")
+                    chunks = prefetch(_chunks(source, raw))
                     return self._import(progress, file_digest, chunks, rejects, raw), progress.lines
         if self.file == "-":
             raise CannotImport(
-                f"an import of this input was interrupted after line {progress.lines:,}, and the input has changed"
-                " since. stdin cannot be rewound: pipe the input again, with --restart"
+                f"an import of this input was interrupted after {self.noun} {progress.lines:,}, and the input has"
+                " changed since. stdin cannot be rewound: pipe the input again, with --restart"
             )
         print_message(
-            f"{self.file} has changed since its import was interrupted after line {progress.lines:,}:"
+            f"{self.file} has changed since its import was interrupted after {self.noun} {progress.lines:,}:"
             " starting at line 1"
         )
         self.restart = True
@@ -146,7 +148,7 @@ class Import:
         except BaseException:
             if progress.lines:
                 print_message(
-                    f"lines 1 to {progress.lines:,} are done; to continue after them, run the same command again"
+                    f"{self.noun}s 1 to {progress.lines:,} are done; to continue after them, run the same command again"
                 )
             raise
         self._forget(file_digest)
@@ -189,6 +191,6 @@ class Import:
         return write(self.resource, self.gate, [row for row in chunk.rows if not row.errors], record)
 
 
-def _chunks(rows: Iterator[Row], lines: Lines, raw: io.FileIO) -> Iterator[Chunk]:
-    while chunk := list(itertools.islice(rows, CHUNK_ROWS)):
-        yield Chunk(chunk, lines.number, lines.digest(), raw.tell() if raw.seekable() else 0)
+def _chunks(source: Input, raw: io.FileIO) -> Iterator[Chunk]:
+    while chunk := list(itertools.islice(source.rows, CHUNK_ROWS)):
+        yield Chunk(chunk, source.parts.number, source.digest(), raw.tell() if raw.seekable() else 0)

@@ -1,18 +1,11 @@
-"""The file that is imported, as lines of text: uncompressed, counted, and with a digest of the lines that were read."""
+"""The basis of the modules that read a file: the refusal, the formats by name, and looking ahead in a stream."""
 
-import gzip
-import hashlib
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-MAX_LINE_BYTES = 1 << 20
-"""A file with a longer line is no table, and the line would have to fit into memory."""
-
 BEGINNING_BYTES = 1 << 20
-"""Bytes, uncompressed, whose digest identifies a file."""
+"""Bytes, uncompressed, whose digest identifies a file, and which decide how it is read."""
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 
@@ -26,18 +19,7 @@ def format_by_name(file: str) -> str | None:
     return FORMATS.get(Path(file.lower().removesuffix(".gz")).suffix)
 
 
-@contextmanager
-def open_input(file: str) -> Iterator[tuple[io.FileIO, io.BufferedReader, bytes]]:
-    """Yield the file, its uncompressed content as a stream, and the beginning of that content."""
-    with open(0 if file == "-" else file, "rb", buffering=0, closefd=file != "-") as raw:
-        magic, stream = _peek(raw, 2)
-        beginning, content = _peek(gzip.GzipFile(fileobj=stream) if magic == b"\x1f\x8b" else stream, BEGINNING_BYTES)
-        if beginning.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise CannotImport("the file is UTF-16; convert it to UTF-8: iconv -f utf-16 -t utf-8")
-        yield raw, content, beginning
-
-
-def _peek(stream: Any, size: int) -> tuple[bytes, io.BufferedReader]:
+def peek(stream: Any, size: int) -> tuple[bytes, io.BufferedReader]:
     """Return the first bytes, and a stream with all of the content. A pipe cannot be rewound."""
     beginning = b""
     while len(beginning) < size and (more := stream.read(size - len(beginning))):
@@ -60,63 +42,3 @@ class _Concatenated(io.RawIOBase):
                 return int(size)
             del self.streams[0]
         return 0
-
-
-def format_by_content(beginning: bytes) -> str:
-    """Return the format of content that begins so.
-
-    Raises:
-        CannotImport
-    """
-    first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if first == b"[":
-        raise CannotImport("the file is a JSON array; convert it to NDJSON, one object a line: jq -c '.[]'")
-    return "ndjson" if first == b"{" else "csv"
-
-
-class Lines:
-    """The lines of a text, counted, and with a digest of every line that was read."""
-
-    def __init__(self, stream: io.BufferedReader) -> None:
-        self._stream = stream
-        self._digest = hashlib.blake2b(digest_size=32)
-        self.number = 0
-        """The number of the last line that was read, from 1."""
-
-        self.flaw = ""
-        """The reason why a line is not text, else empty. The reader of the line resets it."""
-
-    def __iter__(self) -> "Lines":
-        return self
-
-    def __next__(self) -> str:
-        line = self._read()
-        if self.number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # Excel marks UTF-8 with a byte order mark
-        if b"\0" in line:
-            self.flaw = f"line {self.number} contains a NUL byte"
-        try:
-            return line.decode()
-        except UnicodeDecodeError as error:
-            self.flaw = f"line {self.number} is not UTF-8 (byte 0x{line[error.start]:02x})"
-            return line.decode(errors="replace")
-
-    def _read(self) -> bytes:
-        line = self._stream.readline(MAX_LINE_BYTES)
-        if not line:
-            raise StopIteration
-        self.number += 1
-        if len(line) == MAX_LINE_BYTES and line[-1:] != b"\n":
-            raise CannotImport(f"line {self.number:,} is longer than {MAX_LINE_BYTES:,} bytes")
-        self._digest.update(line)
-        return line
-
-    def digest(self) -> bytes:
-        return self._digest.digest()
-
-    def skip(self, to: int) -> bytes:
-        """Read up to this line, or to the end of a shorter file. Return the digest of all lines."""
-        with suppress(StopIteration):
-            while self.number < to:
-                self._read()
-        return self.digest()

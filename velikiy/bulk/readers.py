@@ -1,18 +1,33 @@
-"""CSV and NDJSON as rows that were validated: a row has values, or errors that name the reasons."""
+"""CSV and JSON as rows that were validated: a row has values, or errors that name the reasons."""
 
 import csv
+import hashlib
+import io
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import jiter
 import orjson
 from pydantic import ValidationError
+from pydantic_core import to_json
 
-from velikiy.bulk.input_file import CannotImport, Lines
+from velikiy.bulk.columns import Columns, Reading, choose_columns
+from velikiy.bulk.encoding import CrAsLf, Encoding, as_readable
+from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, format_by_name
+from velikiy.bulk.json_objects import Objects
+from velikiy.bulk.parts import Lines, Parts
+from velikiy.bulk.progress import print_message
 from velikiy.resources.base import READ_ONLY, Body, Resource
 from velikiy.resources.validation import errors_of
+
+MAX_PREAMBLE_LINES = 10
+"""Lines before the line that names the columns, such as a title or a version."""
+
+SAMPLE_OBJECTS = 1000
+"""Objects at the beginning of JSON whose members are the columns of the file."""
 
 
 class Row(NamedTuple):
@@ -35,34 +50,112 @@ class Row(NamedTuple):
         return self._replace(errors=[{"field": field, "detail": detail}])
 
 
-def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
-    first = next(lines, "")
-    if lines.flaw:
-        raise CannotImport(lines.flaw)
-    if not first:
-        raise CannotImport(f"the file is empty; the first line of CSV names the columns: {','.join(resource.fields)}")
-    # No name of a column contains a separator, so the most frequent candidate is the separator. Excel writes
-    # semicolons in half of Europe.
-    consumed: list[str] = []
-    reader = csv.reader(
-        _record(itertools.chain([first], lines), consumed), delimiter=max(",;\t", key=first.count), strict=True
-    )
-    try:
-        header = [name.strip() for name in next(reader, [])]
-    except csv.Error as error:
-        raise CannotImport(f"line 1 is not CSV: {error}") from None
-    optional = {name for name, field in resource.create_model.model_fields.items() if not field.is_required()}
-    for name in header:
-        if name not in resource.columns:
+class Input(NamedTuple):
+    """The rows of a file, and the parts of the file that they come from."""
+
+    parts: Parts
+    rows: Iterator[Row]
+    columns: Columns | None
+
+    def digest(self) -> bytes:
+        """Return the digest of the parts so far, and then that of the way in which they were read."""
+        way = [self.parts.noun, self.parts.encoding, self.columns.sources if self.columns else None]
+        return self.parts.digest() + hashlib.blake2b(orjson.dumps(way), digest_size=8).digest()
+
+    def continues(self, number: int, digest: bytes) -> bool:
+        """Read the parts that an interrupted import has done. Return False if they have changed.
+
+        Raises:
+            CannotImport: They would be read in another way.
+        """
+        parts = self.parts.skip(number)
+        if not digest.startswith(parts):
+            return False
+        if digest != self.digest():
             raise CannotImport(
-                f"line 1 must name the columns, and {resource.name} have no column {name!r}; the columns are "
-                f"{', '.join(resource.fields)} (and {', '.join(READ_ONLY)}, which are ignored)"
+                f"an import of this file was interrupted after {self.parts.noun} {number:,}, and read the file in"
+                " another way: give the same --map, --encoding and --format again, or start over with --restart"
             )
-        if header.count(name) > 1:
-            raise CannotImport(f"line 1 names the column {name} twice")
-    if missing := [name for name in resource.fields if name not in header and name not in optional]:
-        raise CannotImport(f"line 1 must name the columns, and lacks {', '.join(missing)}")
-    return _csv_rows(resource, lines, consumed, reader, header, optional)
+        return True
+
+
+def read(resource: Resource, file: str, content: io.BufferedReader, beginning: bytes, reading: Reading) -> Input:
+    """Return the rows of a file whose content begins so.
+
+    Raises:
+        CannotImport
+    """
+    content, beginning, encoding = as_readable(content, beginning, reading.encoding)
+    if not _is_json(reading.file_format or format_by_name(file), beginning, reading.file_format is not None):
+        first_end = re.search(rb"\r\n?|\n", beginning)
+        if first_end and first_end[0] == b"\r":
+            content = io.BufferedReader(CrAsLf(content))
+        lines = Lines(content, encoding)
+        columns, rows = _csv(resource, lines, reading)
+        return Input(lines, rows, columns)
+    parts, sample = _json_parts(resource, content, beginning, encoding)
+    names = list(dict.fromkeys(name for members in sample for name in _names(members)))
+    chosen = choose_columns(resource, names, reading) if names else None
+    return Input(parts, _json(resource, parts, chosen), chosen)
+
+
+def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
+    if is_given:
+        return file_format != "csv"
+    first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x1e")[:1]
+    # A file of this name whose first line is damaged is still NDJSON.
+    return first in (b"{", b"[") or (
+        file_format == "ndjson" and re.search(rb"^\s*{", beginning, re.MULTILINE) is not None
+    )
+
+
+# ---- CSV ----
+
+
+def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, Iterator[Row]]:
+    consumed: list[str] = []
+    delimiter, at, refusal = "", 1, None
+    for first in itertools.islice(lines, MAX_PREAMBLE_LINES):
+        if lines.flaw:
+            raise CannotImport(lines.flaw)
+        if separator := re.fullmatch(r'"?sep=(.)"?', first.strip("\r\n"), re.IGNORECASE):
+            delimiter = separator[1]  # Excel's own line
+            continue
+        if first.startswith("#") or not first.strip():  # PowerShell writes #TYPE and the type of the objects
+            continue
+        at = lines.number
+        # No name of a column contains a separator, so the most frequent candidate is the separator. Excel writes
+        # semicolons in half of Europe.
+        reader = csv.reader(
+            _record(itertools.chain([first], lines), consumed),
+            delimiter=delimiter or max(",;\t|", key=first.count),
+            skipinitialspace=True,
+            strict=True,
+        )
+        try:
+            header = [_clean(name) for name in next(reader, [])]
+        except csv.Error as error:
+            raise refusal or CannotImport(f"line {at} is not CSV: {error}") from None
+        while header and not header[-1]:
+            header.pop()
+        try:
+            columns = choose_columns(resource, header, reading, at)
+        except CannotImport as error:
+            if len(header) > 1 or "@" in "".join(header):
+                raise
+            refusal = refusal or error
+            continue  # a title or a version, if the next lines name the columns
+        if refusal:
+            print_message(f"line {at} names the columns; the lines above it are left out")
+        return columns, _csv_rows(resource, lines, consumed, reader, header, columns)
+    raise refusal or CannotImport(
+        f"the file is empty; the first line of CSV names the columns: {','.join(resource.fields)}"
+    )
+
+
+def _clean(name: str) -> str:
+    """Return the name of a column without blanks at its ends, and with one blank for several or for a line end."""
+    return " ".join(name.replace("\ufeff", "").replace("\u200b", "").split())
 
 
 def _record(lines: Iterable[str], consumed: list[str]) -> Iterator[str]:
@@ -73,14 +166,16 @@ def _record(lines: Iterable[str], consumed: list[str]) -> Iterator[str]:
 
 
 def _csv_rows(
-    resource: Resource, lines: Lines, consumed: list[str], reader: Any, header: list[str], optional: set[str]
+    resource: Resource, lines: Lines, consumed: list[str], reader: Any, header: list[str], columns: Columns
 ) -> Iterator[Row]:
     """`consumed`: the lines that the CSV reader has read since the list was cleared."""
+    optional = {name for name, field in resource.create_model.model_fields.items() if not field.is_required()}
+    fields = _csv_fields(header, columns, optional)
     while True:
         line, lines.flaw = lines.number + 1, ""
         consumed.clear()
         try:
-            values = next(reader)
+            values = [value.strip() for value in next(reader)]
         except StopIteration:
             return
         except csv.Error as error:
@@ -92,43 +187,153 @@ def _csv_rows(
                 else ""
             )
             row = Row(line, "".join(consumed), [], [], lines=len(consumed))
-            yield row.refused("", f"is not CSV: {error}{span}")
+            yield row.refused("", lines.flaw or f"is not CSV: {error}{span}")
             continue
+        if len(values) > len(header) and not any(values[len(header) :]):
+            del values[len(header) :]  # spreadsheets write empty cells for columns that were used once
         if lines.flaw:
             yield Row(line, values, [], []).refused("", lines.flaw)
-        elif values and len(values) != len(header):
+        elif not any(values):
+            continue
+        elif len(values) != len(header):
             detail = f"has {len(values)} values for {len(header)} columns"
             yield Row(line, values, [], []).refused("", detail)
-        elif values:
+        else:
             given = dict(zip(header, values, strict=True))
-            sent = {name: value for name, value in given.items() if value or name not in optional}
             yield validated_row(
-                resource, line, given, partial(resource.create_model.model_validate_strings, sent, strict=False)
+                resource,
+                line,
+                given,
+                partial(resource.create_model.model_validate_strings, fields(values), strict=False),
             )
 
 
-def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
-    for text in lines:
-        flaw, lines.flaw = lines.flaw, ""
-        sent = text.encode()
-        if not sent.strip():
+def _csv_fields(
+    header: Sequence[str], columns: Columns, optional: set[str]
+) -> Callable[[Sequence[str]], dict[str, str]]:
+    """Return a function that returns the fields of a row. An optional field that is empty is left out."""
+    places = {name: place for place, name in enumerate(header)}
+    singles = [(field, places[alternatives[0][0]]) for field, alternatives in columns.sources.items()]
+    is_simple = all(len(alternatives) == len(alternatives[0]) == 1 for alternatives in columns.sources.values())
+    if is_simple and not columns.value_separator:
+        return lambda values: {
+            field: values[place] for field, place in singles if values[place] or field not in optional
+        }
+
+    def fields(values: Sequence[str]) -> dict[str, str]:
+        sent = {
+            field: columns.value(alternatives, lambda name: values[places[name]])
+            for field, alternatives in columns.sources.items()
+        }
+        return {field: value for field, value in sent.items() if value or field not in optional}
+
+    return fields
+
+
+# ---- JSON ----
+
+
+def _json_parts(
+    resource: Resource, content: io.BufferedReader, beginning: bytes, encoding: Encoding
+) -> tuple[Parts, list[dict[str, Any]]]:
+    """Return the parts of a file of JSON, lines if each is an object, and the objects at its beginning."""
+    is_whole = len(beginning) < BEGINNING_BYTES
+    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    line, _, rest = beginning.partition(b"\n")
+    path = _copy(beginning, encoding).find_path(resource.name, resource.fields, is_whole)
+    if re.match(rb"\[\s*([{\]]|$)", beginning) or path or beginning.startswith(b"\x1e"):
+        is_line_by_line = False
+    elif not beginning.startswith(b"{"):
+        is_line_by_line = True
+    else:
+        is_line_by_line = _parsed(line.decode(encoding.codec, "replace")) is not None
+        # Otherwise the first object has several lines, or the first line is damaged.
+        if not is_line_by_line and not rest.lstrip().startswith(b'"'):
+            is_line_by_line = not _first_objects(_copy(beginning, encoding))
+    if is_line_by_line:
+        lines = beginning.split(b"\n", SAMPLE_OBJECTS)[:SAMPLE_OBJECTS]
+        parsed = [_parsed(line.decode(encoding.codec, "replace")) for line in lines]
+        return Lines(content, encoding), [members for members in parsed if members]
+    return Objects(content, encoding, path), _first_objects(_copy(beginning, encoding, path))
+
+
+def _copy(beginning: bytes, encoding: Encoding, path: tuple[str, ...] = ()) -> Objects:
+    proven = Encoding(encoding.codec, encoding.label, is_proven=True)
+    return Objects(io.BufferedReader(io.BytesIO(beginning)), proven, path)
+
+
+def _first_objects(objects: Objects) -> list[dict[str, Any]]:
+    sample = []
+    try:
+        for text in itertools.islice(objects, SAMPLE_OBJECTS):
+            if members := _parsed(text):
+                sample.append(members)
+    except CannotImport:  # the beginning ends within an object, or the import will report the error
+        pass
+    return sample
+
+
+def _parsed(text: str) -> dict[str, Any] | None:
+    try:
+        members = jiter.from_json(text.encode())
+    except ValueError:
+        return None
+    return members if isinstance(members, dict) else None
+
+
+def _names(members: dict[str, Any]) -> Iterator[str]:
+    """Yield the names of members, with those of an inner object after a dot: "profile.email"."""
+    for name, value in members.items():
+        if isinstance(value, dict) and value:
+            yield from (f"{name}.{inner}" for inner in value)
+        else:
+            yield name
+
+
+def _member(members: dict[str, Any], name: str) -> Any:
+    if name in members:
+        return members[name]
+    outer, _, inner = name.partition(".")
+    value = members.get(outer)
+    return value.get(inner) if isinstance(value, dict) else None
+
+
+def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator[Row]:
+    is_plain = columns is None or columns.is_plain
+    for text in parts:
+        flaw, parts.flaw = parts.flaw, ""
+        sent = text.encode().strip()
+        if not sent:
             continue
+        members = None
         try:
-            jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
+            members = jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
         except ValueError as error:
             flaw = flaw or f"is not JSON: {error}"
-        if flaw:  # a line that was not UTF-8 may be JSON after its bytes were replaced
-            yield Row(lines.number, text, [], []).refused("", flaw)
+        if flaw:  # a part that was not text may be JSON after its bytes were replaced
+            yield Row(parts.line, text, [], []).refused("", flaw)
             continue
-        yield validated_row(
-            resource,
-            lines.number,
-            orjson.Fragment(sent.strip()),
-            partial(resource.create_model.model_validate_json, sent),
-        )
+        if b"\n" in sent:  # a rejected row is one line
+            sent = b" ".join(line.strip() for line in sent.split(b"\n"))
+        given = orjson.Fragment(sent)
+        if columns and not is_plain and isinstance(members, dict):
+            sent = to_json(_json_fields(columns, members))
+        yield validated_row(resource, parts.line, given, partial(resource.create_model.model_validate_json, sent))
 
 
-READERS: dict[str, Callable[[Resource, Lines], Iterator[Row]]] = {"csv": _csv, "ndjson": _ndjson}
+def _json_fields(columns: Columns, members: dict[str, Any]) -> dict[str, Any]:
+    fields = {}
+    used = set()
+    for field, alternatives in columns.sources.items():
+        names = {name for columns_ in alternatives for name in columns_}
+        used |= names | {name.partition(".")[0] for name in names}
+        value = columns.value(alternatives, partial(_member, members))
+        if value is not None or alternatives[0][0] in members:
+            fields[field] = value
+    if columns.drops_others:
+        return fields
+    others = {name: value for name, value in members.items() if name not in used and name.casefold() not in READ_ONLY}
+    return {**others, **fields}
 
 
 def validated_row(resource: Resource, line: int, given: Any, validate: Callable[[], Body]) -> Row:

@@ -13,7 +13,8 @@ import jiter
 import orjson
 
 from velikiy.bulk.atomic_file import standard_stream
-from velikiy.bulk.input_file import MAX_LINE_BYTES, CannotImport
+from velikiy.bulk.input_file import CannotImport
+from velikiy.bulk.parts import MAX_LINE_BYTES
 from velikiy.bulk.progress import print_message
 from velikiy.bulk.readers import Row
 from velikiy.bulk.signals import defer_signals

@@ -1,18 +1,17 @@
 """`velikiy users import`, `export` and `seed`, for every resource."""
 
-import gzip
 import json
 import signal
 import sys
 import time
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from velikiy.bulk.atomic_file import standard_stream
+from velikiy.bulk.columns import Reading
 from velikiy.bulk.exporter import export_to
 from velikiy.bulk.importer import Import
 from velikiy.bulk.input_file import CannotImport, format_by_name
@@ -21,7 +20,7 @@ from velikiy.bulk.seeder import seed_with
 from velikiy.bulk.signals import raise_on_signals
 from velikiy.cli.connection import open_gate
 from velikiy.cli.errors import os_sentence
-from velikiy.resources.base import Resource
+from velikiy.resources.base import READ_ONLY, Resource
 
 
 def resource_commands(resource: Resource) -> click.Group:
@@ -34,9 +33,37 @@ def resource_commands(resource: Resource) -> click.Group:
     def group() -> None:
         pass
 
-    @group.command("import")
+    columns = (
+        f"Columns of FILE: {' and '.join(resource.fields)}, in any order and case; {', '.join(READ_ONLY)} are ignored."
+        " Exports of other programs are recognised by their columns."
+    )
+
+    @group.command("import", epilog=columns)
     @click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
-    @format_option
+    @click.option(
+        "--format",
+        "file_format",
+        type=click.Choice(["csv", "ndjson", "json"]),
+        help="Default: from the content of FILE. ndjson and json are the same.",
+    )
+    @click.option(
+        "--encoding", metavar="NAME", help="Encoding of FILE, such as windows-1251. Default: UTF-8, or UTF-16 if it is."
+    )
+    @click.option(
+        "--map",
+        "maps",
+        multiple=True,
+        metavar="COLUMN=FIELD",
+        help='Column for a field: --map "E-mail 1 - Value=email". Several columns are joined with blanks:'
+        ' --map "First Name+Last Name=name". Can be given once for each field.',
+    )
+    @click.option("--ignore-unknown", is_flag=True, help=f"Leave out columns that {resource.name} do not have.")
+    @click.option(
+        "--yes",
+        is_flag=True,
+        help="Import a file of another program with the columns that are recognised. Without this option a"
+        " terminal shows them and waits for an answer.",
+    )
     @click.option(
         "--rejects",
         metavar="PATH",
@@ -47,8 +74,18 @@ def resource_commands(resource: Resource) -> click.Group:
         "--restart", is_flag=True, help="Start at the first line, even if an earlier import of FILE was interrupted."
     )
     @click.option("--json", "as_json", is_flag=True, help="Print a summary for programs to stdout.")
-    def import_(file: str, file_format: str | None, rejects: str | None, restart: bool, as_json: bool) -> None:
-        """Create the rows in FILE: CSV or NDJSON, optionally compressed with gzip; - is stdin.
+    def import_(
+        file: str,
+        file_format: str | None,
+        encoding: str | None,
+        maps: tuple[str, ...],
+        ignore_unknown: bool,
+        yes: bool,
+        rejects: str | None,
+        restart: bool,
+        as_json: bool,
+    ) -> None:
+        """Create the rows in FILE: CSV or JSON, optionally compressed (gzip, bzip2, xz, zip); - is stdin.
 
         Every row gets a new id, new times and a new version; for a backup use pg_dump.
 
@@ -61,7 +98,8 @@ def resource_commands(resource: Resource) -> click.Group:
             if as_json and standard_stream(rejects_path) is sys.stdout:
                 raise click.UsageError("--json and --rejects both write to stdout: give --rejects another path")
             with open_gate() as (_, gate):
-                state, continued_after = Import(resource, gate, file, file_format, rejects_path, restart).run()
+                reading = Reading(_acceptance(yes), file_format, encoding, maps, ignore_unknown)
+                state, continued_after = Import(resource, gate, file, reading, rejects_path, restart).run()
         if as_json:
             summary: dict[str, Any] = {
                 "imported": state.imported,
@@ -105,6 +143,22 @@ def resource_commands(resource: Resource) -> click.Group:
     return group
 
 
+def _acceptance(yes: bool) -> Callable[[str], None]:
+    """Return a function that shows the columns that were recognised, and refuses them unless they are accepted."""
+    accepted = yes
+
+    def accept(columns: str) -> None:
+        nonlocal accepted
+        print_message(columns)
+        if not accepted and not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise CannotImport("add --yes to import these columns so, or choose others with --map")
+        accepted = accepted or click.confirm("Import these columns so?", err=True)
+        if not accepted:
+            raise CannotImport("nothing was imported. Choose other columns with --map")
+
+    return accept
+
+
 @contextmanager
 def _exit_codes(resource: Resource, command: str) -> Iterator[None]:
     """Turn an error into one line for the operator and an exit code (docs/import-export.md)."""
@@ -117,9 +171,6 @@ def _exit_codes(resource: Resource, command: str) -> Iterator[None]:
         sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     except CannotImport as error:
         print_message(f"{name}: {error}")
-        sys.exit(2)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        print_message(f"{name}: the compressed file is damaged or truncated: {error}")
         sys.exit(2)
     except OSError as error:
         print_message(f"{name}: {os_sentence(error)}")

@@ -110,6 +110,26 @@ class Filter(NamedTuple):
     description: str
 
 
+class KnownExport(NamedTuple):
+    """An export of another program, which an import recognises by its columns."""
+
+    program: str
+
+    columns: frozenset[str]
+    """Columns that are in every such export, as `column_key` spells them."""
+
+    synonyms: Mapping[str, tuple[tuple[str, ...], ...]] = {}
+    """Columns for a field that mean something else elsewhere, before those of the resource."""
+
+    value_separator: str = ""
+    """The text between several values in one cell, of which the first is imported."""
+
+
+def column_key(name: str) -> str:
+    """Return the name of a column without case, blanks and punctuation: "E-mail 1 - Value" is email1value."""
+    return "".join(filter(str.isalnum, name.casefold()))
+
+
 @dataclass(frozen=True)
 class Resource:
     name: str
@@ -135,6 +155,11 @@ class Resource:
 
     unique: Mapping[str, str] = field(default_factory=dict)
     """Field by the name of its unique index."""
+
+    column_synonyms: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """Columns of other programs for each field, best first, as `column_key` spells them. Several columns are joined."""
+
+    known_exports: tuple[KnownExport, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(NAME, self.name) or self.name in RESERVED:

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from velikiy.resources.base import Body, Filter, Resource, Sort
 from velikiy.resources.text import BLANK, CONTROL, Email, Line
+from velikiy.resources.user_exports import COLUMN_SYNONYMS, KNOWN_EXPORTS
 
 
 class NewUser(Body):
@@ -51,4 +52,6 @@ resource = Resource(
         )
     },
     unique={"users_email_caseless": "email"},
+    column_synonyms=COLUMN_SYNONYMS,
+    known_exports=KNOWN_EXPORTS,
 )
