@@ -1,6 +1,7 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
 -- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
 
+local closing = require "closing"
 local read = require "read"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
@@ -28,6 +29,10 @@ function _M.enter()
             var.refusal = status
             return ""
         end
+    end
+    if closing.is_closing then
+        var.closing = "1"
+        return ""
     end
     if route ~= "@read" then
         return ""

@@ -3,6 +3,7 @@
 import orjson
 from flask import Flask, Response, request
 
+from velikiy import leaving
 from velikiy.coherence import RedisTier
 from velikiy.postgres import Database, DatabaseUnavailable, forgets
 
@@ -15,7 +16,13 @@ READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'),
 def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
     @app.get("/livez")
     def livez() -> Response:
-        """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back."""
+        """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back.
+
+        An edge also wants to know whether it may send further requests to this instance. It adds a header that a client
+        cannot send (edge/lua/balancer.lua).
+        """
+        if leaving.has_begun() and "Edge-Check" in request.headers:
+            return _json({"status": "leaving"}, 503)
         return _json({"status": "alive"})
 
     @app.get("/readyz")

@@ -20,8 +20,9 @@ from dotenv import dotenv_values
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load, unreadable
 from velikiy.stack import Refusal, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
+from velikiy.stack.messages import report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
-from velikiy.stack.start import display_url, is_ready, report, start, step, warnings
+from velikiy.stack.start import display_url, is_ready, start, warnings
 from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3

@@ -73,9 +73,10 @@ def reap(folder: Path, *, grace: float = 0.0) -> None:
 
 def main() -> None:
     folder = Path.cwd()
-    _pace_restarts(folder)
-    reap(folder)
-    _remove_stale_files(folder)
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):  # else an app becomes its next version, beside its old workers
+        _pace_restarts(folder)
+        reap(folder)
+        _remove_stale_files(folder)
     with contextlib.suppress(OSError):  # stdout is no pipe, or this account has reached its limit for pipes
         fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, STDOUT_PIPE_BYTES)
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606
