@@ -106,6 +106,8 @@ def _replace(plan: Plan, supervisor: Supervisor, program: Program) -> None:
             _reload(plan, supervisor, program)
         else:
             supervisor.stop_program(program.name)
+            if program.name == "relay":
+                plan.heartbeat.unlink(missing_ok=True)  # the new relay makes it when it listens
             supervisor.start_program(program.name)
             _await_start(plan, program)
     except Refusal:
