@@ -7,14 +7,16 @@ relay is restarted; when it is back it invalidates everything. PostgreSQL and Re
 
 import contextlib
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from velikiy.stack import Refusal, local_http
 from velikiy.stack.messages import report, step
-from velikiy.stack.plan import Plan
+from velikiy.stack.plan import INNER_PORTS, Plan, is_free
 from velikiy.stack.programs import Program, base_environment, script
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
@@ -54,7 +56,8 @@ def obstacle(running: Plan, plan: Plan, wanted: list[Program], addresses: dict[s
 
 
 def check_new_version(plan: Plan, wanted: list[Program]) -> None:
-    """Check that an app and an edge of the new version can start, without starting them.
+    """Start an app of the new version beside the stack, where no edge sends requests, and check the configuration of an
+    edge.
 
     Raises:
         Refusal: The new version cannot start. Nothing was changed.
@@ -62,8 +65,30 @@ def check_new_version(plan: Plan, wanted: list[Program]) -> None:
     folder = plan.home / "run" / "check"
     folder.mkdir(mode=0o700, exist_ok=True)
     by_name = {program.name: program for program in wanted}
-    _run(by_name["app1"], ["--check-config"], folder)
+    _try_app(by_name["app1"], folder)
     _run(by_name["edge1"], ["-t"], folder, EDGE_DATA=str(folder))
+
+
+def _try_app(program: Program, folder: Path) -> None:
+    port = next(number for number in INNER_PORTS if is_free("127.0.0.1", number))
+    output = folder / "app.log"
+    with output.open("w") as log:
+        process = subprocess.Popen(
+            program.command,
+            cwd=folder,
+            env={**base_environment(), **program.environment, "APP_LISTEN": f"127.0.0.1:{port}", "APP_FIRST_CPU": "-1"},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}/livez"
+        _within(START_TIMEOUT_S, lambda: local_http.answers(url) or process.poll() is not None)
+        if process.poll() is not None or not local_http.answers(url):
+            _refuse(program, output.read_text())
+    finally:
+        process.send_signal(signal.SIGINT)  # which is quick; without effect if the process has ended
+        process.wait()
 
 
 def replace(plan: Plan, wanted: list[Program], migrate: Callable[[], None]) -> None:
@@ -180,12 +205,16 @@ def _run(program: Program, arguments: list[str], folder: Path, **environment: st
         check=False,
     )
     if completed.returncode != 0:
-        output = (completed.stdout + completed.stderr).strip().splitlines()
-        for line in output[-15:]:
-            report(line)
-        raise Refusal(
-            f"{program.name} cannot start with the new version; the reason is above. The stack still runs as before."
-        )
+        _refuse(program, completed.stdout + completed.stderr)
+
+
+def _refuse(program: Program, output: str) -> NoReturn:
+    report("")
+    for line in output.strip().splitlines()[-15:]:
+        report(line)
+    raise Refusal(
+        f"{program.name} cannot start with the new version; the reason is above. The stack still runs as before."
+    )
 
 
 def children(pid: int) -> list[int]:
