@@ -179,7 +179,7 @@ class TestToRedis:
 
         After the repetition another writer drops the path, and then the first request arrives.
         """
-        assert tier.answers()
+        assert not tier.obstacle()
         tier.read(OTHER_PATH, "")
         tier.drop([OTHER_PATH], [OTHER_PATH])  # opens the connections that are kept
         redis_proxy.on_request = delayed = DelayedRequest()

@@ -321,7 +321,7 @@ BUGS = (
             Replacement(
                 "velikiy/relay/janitor.py",
                 "            self.gate.redis_tier.drop(None)\n",
-                "            if not self.gate.redis_tier.answers():\n                return\n",
+                "            if self.gate.redis_tier.obstacle():\n                return\n",
             ),
         ),
         frozenset({"stop-redis"}),

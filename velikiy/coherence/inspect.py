@@ -4,6 +4,7 @@ from typing import Any
 
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.locks import writer_in_flight
+from velikiy.coherence.redis_connections import refusal
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.settings import Settings
 
@@ -28,8 +29,8 @@ def look(gate: Gate, path: CachePath, uri: str, settings: Settings) -> list[dict
 def _in_redis(gate: Gate, path: CachePath, ttl: int) -> dict[str, Any]:
     try:
         held = gate.redis_tier.show(path)
-    except DoesNotAnswer:
-        return {"answers": False}
+    except DoesNotAnswer as error:
+        return {"answers": False, "cause": refusal(error)}
     age = round(ttl - held["ttl"], 1) if held["bytes"] else None
     return {"answers": True, "entries": held["bytes"], "leases": held["leases"], "age": age}
 
@@ -55,7 +56,7 @@ def _words(tier: dict[str, Any]) -> list[str]:
         return ["a writer is in flight" if tier["writer_in_flight"] else "no writer in flight"]
     words = ["fenced"] if tier["fenced"] else []
     if not tier["answers"]:
-        return [*words, "does not answer"]
+        return [*words, tier.get("cause") or "does not answer"]
     if tier["tier"] == "redis":
         words += [f"{size} bytes{f' of {variant}' if variant else ''}" for variant, size in tier["entries"].items()]
         words += [f"fill lease for {variant or 'the path'}" for variant in tier["leases"]]

@@ -115,6 +115,44 @@ def _receive(connection: Any, count: int) -> list[Any]:
     return replies
 
 
+REFUSALS = {
+    "WRONGPASS": "refuses the user or the password",
+    "invalid username-password": "refuses the user or the password",
+    "invalid password": "refuses the password",
+    "AUTH failed": "refuses the password",
+    "without any password configured": "has no password, but the address has one",
+    "NOAUTH": "needs a password, which the address lacks",
+    "Authentication required": "needs a password, which the address lacks",
+    "HELLO must be called": "needs a password, which the address lacks",
+    "DENIED": "is in protected mode and serves only its own machine",
+    "protected mode": "is in protected mode and serves only its own machine",
+    "READONLY": "is a replica that accepts no writes",
+    "read only replica": "is a replica that accepts no writes",
+    "NOPERM": "does not permit its user the commands or keys that this service needs",
+    "no permissions": "does not permit its user the commands or keys that this service needs",
+    "unknown command": "lacks a command that this service needs (renamed or switched off)",
+    "DB index is out of range": "has no database of this number",
+    "max number of clients": "has no room for further clients (maxclients)",
+    "MOVED": "is a cluster, which this service cannot use",
+    "CROSSSLOT": "is a cluster, which this service cannot use",
+    "hash slot": "is a cluster, which this service cannot use",
+    "CLUSTERDOWN": "is a cluster, which this service cannot use",
+    "SSL": "does not speak TLS at this address, or its certificate is not trusted",
+    "Protocol Error": "is no Redis: the server at this address speaks another protocol",
+}
+"""What a Redis does that refuses to serve, by a part of its message."""
+
+
+def refusal(error: BaseException | None) -> str:
+    """Return why a Redis that was reached refuses to serve, or an empty string if it did not answer."""
+    while error is not None:
+        for part, sentence in REFUSALS.items():
+            if part.lower() in str(error).lower():
+                return sentence
+        error = error.__cause__ or error.__context__
+    return ""
+
+
 def refused(error: BaseException | None) -> bool:
     """Return whether the connection was refused, so that no server listens there. No other error proves that a server
     holds nothing: a server that resets a connection, or has no room for it, may hold anything."""

@@ -17,7 +17,7 @@ import redis
 import structlog
 
 from velikiy.coherence.entry import CachePath, Entry
-from velikiy.coherence.redis_connections import DROP, FILL, READ, Argument, Connections, refused
+from velikiy.coherence.redis_connections import DROP, FILL, READ, Argument, Connections, refusal, refused
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.timing import DROP_TIMEOUT_S, FILL_LEASE_S, now
 from velikiy.postgres import DatabaseUnavailable
@@ -190,11 +190,13 @@ class RedisTier:
             f"{name} {text[name]}" for name, off in (("save", ""), ("appendonly", "no")) if text.get(name, off) != off
         ]
 
-    def answers(self) -> bool:
+    def obstacle(self) -> str:
+        """Return why Redis cannot be used, as the rest of a sentence about it, or an empty string."""
         try:
-            return bool(self._read_connections.client.ping())
-        except AWAY:
-            return False
+            self._read_connections.client.ping()
+        except AWAY as error:
+            return refusal(error) or "does not answer"
+        return ""
 
     @property
     def breaker_open(self) -> bool:

@@ -28,12 +28,12 @@ def install(app: Flask, database: Database, redis_tier: RedisTier) -> None:
     @app.get("/readyz")
     def readyz() -> Response:
         """Report whether this process can serve requests. It needs PostgreSQL; without Redis it is only slower."""
-        (postgres, warnings), redis = _check(database), redis_tier.answers()
+        (postgres, warnings), obstacle = _check(database), redis_tier.obstacle()
         ready = postgres == OK
-        checks = {"postgres": postgres, "redis": OK if redis else NO_ANSWER}
+        checks = {"postgres": postgres, "redis": obstacle or OK}
         members: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
-        if ready and not redis:
-            warnings.append("Redis does not answer: reads that miss at the edge go to PostgreSQL.")
+        if ready and obstacle:
+            warnings.append(f"Redis {obstacle}: reads that miss at the edge go to PostgreSQL.")
         # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/conf/site.conf).
         if lease := request.headers.get("Edge-Lease"):
             checks["edge"] = OK if lease == "held" else "no lease"

@@ -15,10 +15,12 @@ MAX_DESCRIPTORS = 8192 + 512
 RESERVED_DESCRIPTORS = 512
 """Descriptors of a process for other purposes: connections to PostgreSQL, Redis and edges, logs, libraries."""
 
+logs.configure_service("info")  # for the lines before the level is known
 try:
     settings = load(Settings)
 except BadSetting as bad:
-    sys.exit(f"velikiy: {bad}")
+    logs.cannot_start(bad)
+logs.configure_service(settings.log_level)
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
 

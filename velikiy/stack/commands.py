@@ -66,6 +66,7 @@ def up(
         preflight.check_data_folder(home)
         preflight.check_free_space(home)
         preflight.check_address(wanted.bind)
+        preflight.check_open_files()
         privileges.make_home(home)
         privileges.reexec_unprivileged(home, live=reload)
 
@@ -302,4 +303,6 @@ def _advice(error: OSError) -> str | None:
         return f"the disk is full ({error.filename}). Free some space and start again; the data is untouched."
     if isinstance(error, PermissionError):
         return f"{error.filename} belongs to another user. Run ./run as that user, or choose another --data."
-    return None
+    if error.errno == errno.EROFS:
+        return f"{error.filename} is on a disk that can only be read. Choose another folder with --data."
+    return f"{error.filename}: {error.strerror}. Choose another folder with --data." if error.filename else None

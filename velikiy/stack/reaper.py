@@ -11,6 +11,7 @@ when everything else is broken.
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -100,4 +101,9 @@ def _remove_stale_files(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # in the form of the other lines of the log, which programs read
+        line = {"event": "cannot_start", "level": "critical", "reason": str(error), "command": sys.argv[1:2]}
+        print(json.dumps(line), flush=True)
+        sys.exit(1)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from velikiy import secret_files
 from velikiy.settings import ServiceSettings, StackSettings, load
-from velikiy.stack import Refusal, cluster, code_copy, local_http, log_files, preflight, privileges, rolling
+from velikiy.stack import Refusal, cluster, code_copy, local_http, log_files, preflight, privileges, rolling, servers
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
 from velikiy.stack.programs import copy_configurations, programs
@@ -41,6 +41,10 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         return None
 
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
+    if wanted.database_url:
+        servers.check_postgres(wanted.database_url)
+    if wanted.redis_url:
+        servers.check_redis(wanted.redis_url)
     obstacle = ""
     if running:
         _refuse_older_code(running)
@@ -48,6 +52,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         if is_ready(running):
             obstacle = _replace_programs(plan, running, wanted, settings, binaries)
         if not obstacle:
+            servers.warn_of_few_connections(plan, settings)
             _show_addresses(plan, time.monotonic() - began, port_was_chosen=False)
             return plan
     if previous and not running:
@@ -59,6 +64,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     plan.choose_ports(previous)
     _create_files(plan, wanted)
     _launch_or_stop(plan, settings, binaries)
+    servers.warn_of_few_connections(plan, settings)
     _show_addresses(plan, time.monotonic() - began, port_was_chosen=wanted.port is None)
     return plan
 
