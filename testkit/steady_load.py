@@ -21,7 +21,8 @@ class SteadyLoad:
         self.done: Counter[str] = Counter()
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, args=(urls[n % len(urls)], n % 4 < 2, n % 2 == 0)) for n in range(clients)
+            threading.Thread(target=self._run, args=(urls[n % len(urls)], n % 4 < 2, n % 2 == 0))
+            for n in range(clients)
         ]
 
     def _run(self, url: str, keeps_connection: bool, writes: bool) -> None:

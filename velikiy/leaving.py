@@ -1,4 +1,4 @@
-"""Whether this process is about to stop. An edge that checks it then sends its requests to another instance."""
+"""The state of a process that is about to stop. An edge then sends its requests to another instance."""
 
 import threading
 

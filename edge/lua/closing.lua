@@ -1,7 +1,7 @@
--- Lets clients leave before a reload. A worker that Nginx replaces closes its idle connections at once, so a request that
--- a client is just sending there would be lost. Therefore each response carries `Connection: close` for some seconds
--- before a reload (velikiy/stack/rolling.py): clients open another connection for their next request, and busy clients
--- have no idle connection left.
+-- Lets clients leave before a reload. A worker that Nginx replaces closes its idle connections at once, so a request
+-- that a client is just sending there would be lost. Therefore each response carries `Connection: close` for some
+-- seconds before a reload (velikiy/stack/rolling.py): clients open another connection for their next request, and busy
+-- clients have no idle connection left.
 --
 -- Relies on: a request that passes a location with `keepalive_timeout 0` is the last on its connection.
 -- Remove when: Debian's Nginx has keepalive_min_timeout (1.27.4).

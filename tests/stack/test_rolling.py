@@ -17,14 +17,14 @@ from testkit.steady_load import SteadyLoad
 
 pytestmark = pytest.mark.exclusive
 
-MIGRATION = '''
+MIGRATION = """
 revision = "0002_newer"
 down_revision = "0001_baseline"
 
 
 def upgrade() -> None:
     pass
-'''
+"""
 
 
 @contextmanager
@@ -55,7 +55,9 @@ def test_up_with_newer_code_under_load_fails_no_request_and_restarts_no_data_ser
     with checkout() as newer, running("--apps", str(apps)) as stack:
         before = stack.pids()
         change(newer / "velikiy" / "http" / "health.py", '"alive"', '"newer"')
-        change(newer / "edge" / "conf" / "site.conf", "location = /.edge {", "location = /.edge {\n add_header Newer yes;")
+        change(
+            newer / "edge" / "conf" / "site.conf", "location = /.edge {", "location = /.edge {\n add_header Newer yes;"
+        )
         with SteadyLoad(stack.edges).running() as load:
             wait_until(lambda: load.done["GET"] > 100)
             upgraded = up(newer, stack)
@@ -130,7 +132,11 @@ def test_version_that_cannot_start_is_refused_and_the_stack_serves_as_before(rol
 
 def test_version_that_starts_only_by_itself_is_replaced_by_the_version_before(rolled: Stack) -> None:
     with checkout() as broken:
-        change(broken / "velikiy" / "server" / "handover.py", "    if worker.age <=", "    assert not _predecessors\n    if worker.age <=")
+        change(
+            broken / "velikiy" / "server" / "handover.py",
+            "    if worker.age <=",
+            "    assert not _predecessors\n    if worker.age <=",
+        )
         refused = up(broken, rolled)
         assert refused.returncode == 1
         assert "app1 did not start with the new version" in refused.stderr

@@ -341,8 +341,8 @@ def test_test_app_sh_passes_and_deletes_its_users(stack: Stack) -> None:
 
 def test_proxy_for_downloads_does_not_stand_between_the_launcher_and_its_stack() -> None:
     nowhere = "http://127.0.0.1:1"
-    proxies = {name: nowhere for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY")}
-    with running(**proxies) as stack:
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"), nowhere)
+    with running(**proxies) as stack:  # type: ignore[arg-type]
         assert run("status", "--data", str(stack.data), **proxies).returncode == 0
         passed = subprocess.run(
             [ROOT / "test_app.sh", stack.edge], env=clean_environment(**proxies), capture_output=True, check=False

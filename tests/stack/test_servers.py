@@ -30,7 +30,9 @@ def redis_server(*options: str) -> Iterator[str]:
 
 def refused_up(**environment: str) -> str:
     with folder() as temporary:
-        message = refused("up", "--detach", "--data", str(temporary / "data"), "--port", str(free_ports(1)), **environment)
+        message = refused(
+            "up", "--detach", "--data", str(temporary / "data"), "--port", str(free_ports(1)), **environment
+        )
         assert leftovers(temporary / "data") == []
         return message
 

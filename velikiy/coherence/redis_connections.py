@@ -140,7 +140,7 @@ REFUSALS = {
     "SSL": "does not speak TLS at this address, or its certificate is not trusted",
     "Protocol Error": "is no Redis: the server at this address speaks another protocol",
 }
-"""What a Redis does that refuses to serve, by a part of its message."""
+"""The reason for which a Redis refuses to serve, by a part of its message."""
 
 
 def refusal(error: BaseException | None) -> str:

@@ -1,4 +1,4 @@
-"""Requests to the servers of the stack. They never pass a proxy, whatever http_proxy says: a proxy cannot reach them."""
+"""Requests to the servers of the stack. They pass no proxy, even if http_proxy names one."""
 
 import urllib.request
 from http.client import HTTPException

@@ -69,7 +69,7 @@ MIN_OPEN_FILES = 1024
 """Below this limit supervisor does not start."""
 
 ENOUGH_OPEN_FILES = 8704
-"""What an edge and an app would use (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
+"""The limits that an edge and an app set for themselves (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
 
 
 def check_open_files() -> None:

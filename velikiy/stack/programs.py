@@ -35,7 +35,7 @@ class Program:
     needs_low_port: bool = False
 
     def version(self) -> str:
-        """Return a digest of everything that the process is started with. A process of this version need not restart."""
+        """Return a digest of everything that the process is started with."""
         parts = (self.command, sorted(self.environment.items()), [file.read_bytes() for file in self.configuration])
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
@@ -58,12 +58,10 @@ class Program:
         if not self.needs_low_port:
             command = privileges.WITHOUT_LOW_PORTS + command
         variables = [f"{name}={value}" for name, value in {**base_environment(), **self.environment}.items()]
-        # Only these variables pass: what an older version had set must not reach a newer one (server/handover.py).
+        # No other variable of an older version reaches a newer one (velikiy/server/handover.py).
         passed_on = " ".join(f'${{{name}:+{name}="${name}"}}' for name in HANDOVER)
-        return "\n".join(
-            ["#!/bin/sh", VERSION_LINE + self.version(), f"exec env -i {shlex.join(variables)} \\"]
-            + [f"    {passed_on} \\", f"    {shlex.join(command)}", ""]
-        )
+        start = f"exec env -i {shlex.join(variables)} {passed_on} {shlex.join(command)}"
+        return f"#!/bin/sh\n{VERSION_LINE}{self.version()}\n{start}\n"
 
 
 VERSION_LINE = "# version "

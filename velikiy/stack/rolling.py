@@ -184,8 +184,8 @@ def _await_start(plan: Plan, program: Program) -> None:
 
 def _failed(plan: Plan, program: Program) -> str:
     return (
-        f"{program.name} did not start with the new version. See {plan.logs / (program.name + '.log')}. Programs that come "
-        "after it still run the version before. Correct the new version, or return to the version before, and run "
+        f"{program.name} did not start with the new version. See {plan.logs / (program.name + '.log')}. Programs that "
+        "come after it still run the version before. Correct the new version, or return to the version before, and run "
         "./run up again."
     )
 

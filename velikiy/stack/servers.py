@@ -38,7 +38,8 @@ SELECT name, value FROM (
     SELECT 'max_connections of the server', current_setting('max_connections')::int
         - current_setting('superuser_reserved_connections')::int
     UNION ALL SELECT 'CONNECTION LIMIT of the role', rolconnlimit FROM pg_roles WHERE rolname = current_user
-    UNION ALL SELECT 'CONNECTION LIMIT of the database', datconnlimit FROM pg_database WHERE datname = current_database()
+    UNION ALL
+    SELECT 'CONNECTION LIMIT of the database', datconnlimit FROM pg_database WHERE datname = current_database()
 ) limits (name, value)
 WHERE value >= 0 ORDER BY value LIMIT 1
 """
@@ -47,7 +48,7 @@ PG_NEXT_STEPS = {
     "password authentication failed": "Correct the user and the password",
     "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
     "does not exist": "Create it, or correct the name",
-    "no pg_hba.conf entry": "Allow this user, database and machine in pg_hba.conf, or use TLS if the server requires it",
+    "no pg_hba.conf entry": "Allow this user, database and machine in pg_hba.conf, or use TLS",
     "read-only": "Let it name the primary server: this one is a standby or accepts no writes",
     "too many": "Close connections, or raise max_connections or the CONNECTION LIMIT of the role",
     "connection slots": "Close connections, or raise max_connections",
@@ -81,8 +82,8 @@ def check_postgres(url: str) -> None:
         raise Refusal(f"DATABASE_URL names PostgreSQL {version}. Use PostgreSQL {OLDEST_POSTGRES} or newer.")
     if row and row[0]:
         raise Refusal(
-            f"The user of DATABASE_URL may not read and write these tables: {row[0]}. Make the user their owner (ALTER TABLE "
-            "... OWNER TO ...), or grant SELECT, INSERT, UPDATE and DELETE."
+            f"The user of DATABASE_URL may not read and write these tables: {row[0]}. Make the user their "
+            "owner (ALTER TABLE ... OWNER TO ...), or grant SELECT, INSERT, UPDATE and DELETE."
         )
 
 
@@ -94,7 +95,7 @@ def check_redis(url: str) -> None:
     connections = Connections(url, REDIS_TIMEOUT_S)
     try:
         connections.client.ping()
-        # What a write does, with a key that no row has.
+        # The commands of a write, with a key that no row has.
         connections.run(DROP, (PROBE_KEY, "up", 1000), before=[("UNLINK", PROBE_KEY)])
     except (redis.exceptions.RedisError, OSError) as error:
         if sentence := refusal(error):
@@ -102,12 +103,12 @@ def check_redis(url: str) -> None:
         if isinstance(error, redis.exceptions.ResponseError):
             raise Refusal(f"The Redis of REDIS_URL refuses to serve: {error}.") from None
         report(
-            f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without it, more "
-            "slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
+            f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without it, "
+            "more slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
         )
         return
     try:
-        information: dict[str, object] = connections.client.info("server")  # type: ignore[assignment]
+        information: dict[str, object] = connections.client.info("server")
         version = int(str(information.get("redis_version", OLDEST_REDIS)).split(".")[0])
         [[flushdb]] = connections.exchange(("COMMAND", "INFO", "FLUSHDB"))
     except (redis.exceptions.RedisError, OSError, ValueError, AttributeError):  # its user may not ask for that
@@ -124,9 +125,11 @@ def warn_of_few_connections(plan: Plan, settings: ServiceSettings) -> None:
     """Warn if PostgreSQL has not enough connections for the apps."""
     needed = plan.apps * settings.app_workers * (2 * settings.app_threads + 2) + 8  # the relay, a command, migrations
     try:
-        with psycopg.connect(plan.secret("database_url"), **CONNECT_OPTIONS, application_name="velikiy up") as connection:
+        with psycopg.connect(
+            plan.secret("database_url"), **CONNECT_OPTIONS, application_name="velikiy up"
+        ) as connection:
             row = connection.execute(CONNECTION_LIMITS).fetchone()
-    except psycopg.Error:  # those who use it say more about it
+    except psycopg.Error:  # the apps log the reason
         return
     if row and row[1] < needed:
         report(
