@@ -18,6 +18,12 @@ case $base in -h | --help | -*)
     ;;
 esac
 
+# The own machine is reached without a proxy, and so is the stack that ./run started, whatever its address.
+direct=localhost,127.0.0.1,::1
+if [ $# -eq 0 ]; then host=${base#*://} direct=$direct,${host%:*}; fi
+no_proxy=$direct,${no_proxy:-${NO_PROXY:-}}
+export no_proxy NO_PROXY=$no_proxy
+
 unique="$(date +%s)-$$"
 made=()
 passed=0

@@ -2,11 +2,14 @@
 
 import atexit
 import contextlib
+import io
 import logging
+import logging.config
+import os
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import orjson
 import structlog
@@ -80,10 +83,15 @@ class _Stdout:
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
         atexit.register(self._write)
+        os.register_at_fork(after_in_child=self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """Leave the parent's lines to the parent. A thread does not survive a fork."""
+        self._lines, self._writer, self._starting = [], None, threading.Lock()
 
     def write(self, text: str) -> None:
         self._lines.append(text)
-        # Start the thread with the first line: a thread does not survive the fork that creates a worker.
+        # Start the thread with the first line: most processes that import this module write none.
         if self._writer is None:
             with self._starting:
                 if self._writer is None:
@@ -120,6 +128,46 @@ def configure(level: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
+
+
+def configure_service(level: str) -> None:
+    """Configure the whole log of a process, from its first line on: the app's own events, and the lines of libraries,
+    uncaught exceptions, and whatever is printed to stderr."""
+    configure(level)
+    logging.config.dictConfig(dict_config(level))
+    logging.captureWarnings(True)
+    sys.excepthook = lambda kind, error, trace: _uncaught(kind, error, trace)
+    threading.excepthook = lambda it: _uncaught(it.exc_type, it.exc_value, it.exc_traceback)
+    sys.unraisablehook = lambda it: _uncaught(it.exc_type, it.exc_value, it.exc_traceback)
+    sys.stderr = _Stderr()
+
+
+def cannot_start(reason: Exception) -> NoReturn:
+    """End a process whose settings are not allowed, with a line for its operator."""
+    structlog.get_logger().critical("cannot_start", reason=str(reason))
+    sys.exit(1)
+
+
+def _uncaught(kind: Any, error: Any, trace: Any) -> None:
+    structlog.get_logger().critical("uncaught", exc_info=(kind, error, trace))
+
+
+class _Stderr(io.TextIOBase):
+    """Writes each line that is printed to stderr as JSON. Libraries print what they cannot log, such as tracebacks of a
+    failed start."""
+
+    def __init__(self) -> None:
+        self._incomplete = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._incomplete = (self._incomplete + text).split("\n")
+        for line in lines:
+            if line.strip():
+                _stdout.write(_dumps(_stamp(None, "error", {"event": "stderr", "text": line, "level": "error"})) + "\n")
+        return len(text)
+
+    def fileno(self) -> int:
+        return sys.__stderr__.fileno() if sys.__stderr__ else 2
 
 
 def request(level: str, **fields: Any) -> None:

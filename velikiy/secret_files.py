@@ -29,7 +29,8 @@ def write(
     _ensure_password(folder / "postgres_password", mode)
     app_password = _ensure_password(folder / "app_password", mode)
     redis_password = _ensure_password(folder / "redis_password", mode)
-    own_redis = f"redis://:{redis_password}@{redis}/0"
+    # With a user name, because redis-cli takes an address without one for a user with an empty name.
+    own_redis = f"redis://default:{redis_password}@{redis}/0"
     _replace(folder / "redis.conf", f"requirepass {redis_password}", mode)
     _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)

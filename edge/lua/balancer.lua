@@ -46,13 +46,14 @@ function _M.configure(list)
 end
 
 
--- Return whether an instance answers. A write is sent once, so it cannot find out by itself that an instance is gone:
--- if one of two were gone, every second write would fail.
+-- Return whether an instance answers and stays. A write is sent once, so it cannot find out by itself that an instance
+-- is gone: if one of two were gone, every second write would fail. An instance that is about to stop answers 503 to
+-- this header (velikiy/http/health.py).
 local function is_alive(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
     local line
-    if socket:connect(peer.address, peer.port) and socket:send("GET /livez HTTP/1.0\r\n\r\n") then
+    if socket:connect(peer.address, peer.port) and socket:send("GET /livez HTTP/1.0\r\nEdge-Check: 1\r\n\r\n") then
         line = socket:receiveany(64)  -- once: an app that sends byte by byte must not keep this timer
     end
     socket:close()

@@ -1,6 +1,7 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
 -- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
 
+local closing = require "closing"
 local hosts = require "hosts"
 local read = require "read"
 
@@ -43,6 +44,12 @@ function _M.enter()
     end
     if route ~= "@read" then
         var.accept = accept(var)
+    end
+    if closing.is_closing then
+        var.closing = "1"
+        return ""
+    end
+    if route ~= "@read" then
         return ""
     end
     local body = read.hit()

@@ -10,6 +10,7 @@ local clock = require "clock"
 local state = ngx.shared.state
 local exiting = ngx.worker.exiting
 local now_ms = clock.now_ms
+local find, sub = string.find, string.sub
 
 local _M = {}
 
@@ -44,9 +45,14 @@ end
 -- it may use none. The app granted it with the lease of this epoch. A reply counts only if the same server is returned
 -- after the reply, because a worker may be stopped for any time in between.
 function _M.redis(epoch)
-    local valid_until = state:get(epoch .. " redis")
-    if valid_until and now_ms() < valid_until and state:get("epoch") == epoch then
-        return state:get("redis")
+    -- One value: with two, a worker that is stopped between storing them would give one server the time of another.
+    local granted = state:get(epoch .. " redis")
+    if not granted or state:get("epoch") ~= epoch then
+        return nil
+    end
+    local blank = find(granted, " ", 1, true)
+    if now_ms() < tonumber(sub(granted, 1, blank - 1)) then
+        return sub(granted, blank + 1)
     end
 end
 
@@ -60,10 +66,7 @@ end
 -- Store a lease that was requested at `requested_at`: the edge counts the time from before the request.
 function _M.grant(epoch, requested_at, lease)
     local valid_until = requested_at + lease.milliseconds
-    if lease.redis then
-        state:set("redis", lease.redis)
-    end
-    state:set(epoch .. " redis", lease.redis and valid_until or 0)
+    state:set(epoch .. " redis", lease.redis and valid_until .. " " .. lease.redis or nil)
     state:set(epoch, valid_until)
 end
 

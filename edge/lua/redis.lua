@@ -80,7 +80,7 @@ function _M.configure(url, file, timeout_s)
     if database ~= "" and database ~= "0" then
         greeting[#greeting + 1] = command(0, "SELECT", database)
     end
-    greeting[#greeting + 1] = command(0, "INFO", "server")
+    greeting[#greeting + 1] = command(0, "INFO", "server", "replication")
     server = { name = resolver.follow(host), port = tonumber(port) or 6379, greeting = greeting,
                database = tonumber(database) or 0 }
 end
@@ -136,6 +136,7 @@ local function connect(id)
     if not ok then
         return nil, err
     elseif socket:getreusedtimes() > 0 then
+        _M.reaches_another = false
         return socket, true
     end
     local reply
@@ -149,7 +150,9 @@ local function connect(id)
             return nil, "not let in: " .. tostring(err)
         end
     end
-    local found = tostring(match(reply, "run_id:(%w+)")) .. "/" .. server.database
+    reply = type(reply) == "string" and reply or ""
+    local found = (match(reply, "\nrun_id:(%w+)") or "") .. "." .. sub(match(reply, "\nmaster_replid:(%w+)") or "", 1, 12)
+        .. "/" .. server.database
     _M.reaches_another = found ~= id
     if found ~= id then
         socket:close()
@@ -253,6 +256,7 @@ function _M.read(epoch, path)
     end
     local waited_s = 0
     local id = lease.redis(epoch)
+    _M.reaches_another = _M.reaches_another and id ~= nil
     while id do
         local began = now_ms()
         local reply, token_or_error = run_script(id, key)

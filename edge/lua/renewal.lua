@@ -92,7 +92,7 @@ local function request(action, epoch)
     end
     socket:close()
     if milliseconds then
-        return { milliseconds = tonumber(milliseconds), redis = redis:match("^%w+/%d+$"), resources = resources }
+        return { milliseconds = tonumber(milliseconds), redis = redis:match("^[%w.]+/%d+$"), resources = resources }
     end
     return nil, tonumber(status or 0)
 end

@@ -179,7 +179,7 @@ class TestToRedis:
 
         After the repetition another writer drops the path, and then the first request arrives.
         """
-        assert tier.answers()
+        tier.identify()
         tier.read(OTHER_PATH, "")
         drop(tier, OTHER_PATH)  # opens the connections that are kept
         redis_proxy.on_request = delayed = DelayedRequest()

@@ -20,12 +20,13 @@ import pytest
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
 from testkit.stack import ROOT, free_ports, wait_until
+from velikiy.server.stopping import LEAVING_S
 
 THREADS = 2
 
 EPOLL = "velikiy.server.epoll_worker.Worker"
 
-PLAIN = "gthread"
+PLAIN = "velikiy.server.stopping.StoppingWorker"
 """gunicorn's own worker."""
 
 
@@ -221,7 +222,7 @@ def test_stopping_worker_serves_begun_requests_and_requests_on_idle_connections(
         assert fetch(idle, "/") == b"/"
         worker = stopping.worker()
         worker.send_signal(signal.SIGTERM)
-        wait_until(lambda: announces_close(idle), within=1.5, every=0.01)
+        wait_until(lambda: announces_close(idle), within=LEAVING_S + 1.5, every=0.01)
         go_on()
         assert begun.getresponse().read() == b"/begun"
         wait_until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
@@ -237,13 +238,47 @@ def test_stopping_worker_serves_requests_that_wait_for_a_thread(tmp_path: Path) 
         for connection in waiting:
             connection.request("POST", "/", b"arrived before the stop")
         stopping.worker().send_signal(signal.SIGTERM)
-        time.sleep(STOP_KEEPALIVE_LINGER + 0.5)  # the worker has closed idle connections by now
+        time.sleep(LEAVING_S + STOP_KEEPALIVE_LINGER + 0.5)  # the worker has closed idle connections by now
         for release in go_on:
             release()
         for connection in waiting:
             response = connection.getresponse()
             assert (response.read(), response.getheader("Connection")) == (b"arrived before the stop", "close")
             connection.close()
+
+
+@pytest.mark.parametrize("worker_class", [EPOLL, PLAIN])
+def test_stopping_worker_serves_what_waits_in_the_queue_of_its_listener(tmp_path: Path, worker_class: str) -> None:
+    with serve(tmp_path, worker_class=worker_class) as stopping:
+        worker = stopping.worker()
+        worker.suspend()
+        waiting = [stopping.connect() for _ in range(20)]
+        for number, connection in enumerate(waiting):
+            connection.request("POST", "/", f"{number}".encode())
+        stopping.process.terminate()
+        wait_until(lambda: signal.SIGTERM in pending_signals(worker.pid))
+        worker.resume()
+        for number, connection in enumerate(waiting):
+            assert connection.getresponse().read() == f"{number}".encode()
+            connection.close()
+        assert stopping.process.wait(timeout=20) == 0
+
+
+def pending_signals(pid: int) -> set[int]:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith("ShdPnd:")]
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+def test_replaced_worker_leaves_it_to_the_client_to_close_an_idle_connection(tmp_path: Path) -> None:
+    with serve(tmp_path, "--keep-alive", "60") as server:
+        idle = server.connect()
+        assert fetch(idle, "/") == b"/"
+        replaced = server.worker()
+        replaced.send_signal(signal.SIGWINCH)
+        time.sleep(STOP_KEEPALIVE_LINGER + 1)  # a worker that stops has closed idle connections by now
+        assert announces_close(idle)
+        wait_until(lambda: not replaced.is_running() or replaced.status() == psutil.STATUS_ZOMBIE)
 
 
 def announces_close(connection: http.client.HTTPConnection) -> bool:

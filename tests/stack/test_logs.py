@@ -1,12 +1,15 @@
 """Logs: JSON, joined by the id of the request, and without personal data."""
 
 import json
+import os
 import re
+import shutil
+import signal
 from urllib.parse import quote
 
 import requests
 
-from testkit.stack import Stack, wait_until
+from testkit.stack import Stack, running, wait_until
 
 NAME, EMAIL = "Rumpelstilzchen", "rumpel.stilzchen@example.com"
 
@@ -25,11 +28,33 @@ def test_request_is_found_in_the_logs_of_edge_and_app_by_its_id(stack: Stack) ->
     assert (app["event"], app["route"], app["status"]) == ("request", "/users", 200)
 
 
-def test_every_log_line_of_an_app_is_json(stack: Stack) -> None:
-    requests.get(f"{stack.app}/users", timeout=5)
-    lines = wait_until(lambda: stack.log("app1").splitlines())
-    for line in lines:
-        assert "time" in json.loads(line), line
+def lines_of(stack: Stack, *names: str) -> list[dict[str, object]]:
+    """Return the lines of the logs, all of which must be JSON."""
+    return [json.loads(line) for name in names for line in stack.log(name).splitlines()]
+
+
+def test_every_log_line_of_apps_and_relay_is_json_also_after_kills_and_failed_starts() -> None:
+    with running(LOG_LEVEL="debug") as stack:
+        requests.get(f"{stack.app}/users", timeout=5)
+        for name in ("postgres", "redis", "app1", "relay"):
+            killed = stack.pids()[name]
+            os.kill(killed, signal.SIGKILL)
+            wait_until(lambda name=name, killed=killed: stack.pids().get(name, killed) != killed)  # type: ignore[misc]
+        for name in ("app2", "relay"):
+            os.kill(stack.pids()[name], signal.SIGINT)
+        # Bad settings, and a file of the settings that is missing.
+        secret = stack.data / "secrets" / "database_url"
+        address = secret.read_text()
+        secret.unlink()
+        for name in ("app1", "relay"):
+            os.kill(stack.pids()[name], signal.SIGKILL)
+            wait_until(lambda name=name: "DATABASE_URL is not set" in stack.log(name))  # type: ignore[misc]
+        secret.write_text(address)
+        shutil.chown(secret, stack.data.stat().st_uid, stack.data.stat().st_gid)
+        wait_until(stack.healthy, within=30)
+        for line in lines_of(stack, "app1", "app2", "relay"):
+            assert "event" in line, line
+        assert any(line["event"] == "cannot_start" for line in lines_of(stack, "relay"))
 
 
 def test_app_logs_no_id_of_a_client_that_has_another_form(stack: Stack) -> None:

@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from testkit.machine import port_in_use, root_only, small_disk
-from testkit.stack import ROOT, Stack, folder, free_ports, refused, run, running, start
+from testkit.stack import ROOT, Stack, clean_environment, folder, free_ports, refused, run, running, start
 from velikiy.stack.reaper import leftovers
 
 
@@ -79,6 +79,18 @@ def test_start_on_a_full_disk_is_refused_and_creates_nothing() -> None:
         message = refused("up", "--detach", "--data", str(disk.folder / "data"), "--port", str(free_ports(1)))
         assert "MB left" in message
         assert list(disk.folder.iterdir()) == []
+
+
+def test_start_with_a_low_limit_of_open_files_is_refused_or_warns_by_name() -> None:
+    with folder() as temporary:
+        for limit, code, message in ((512, 1, "limit of open files is 512"), (4096, 0, "limit of open files is 4096")):
+            command = f"ulimit -n {limit}; {ROOT}/run up --detach --data {temporary}/data --port {free_ports(1)}"
+            started = subprocess.run(
+                ["bash", "-c", command], env=clean_environment(), capture_output=True, text=True, check=False
+            )
+            assert started.returncode == code, started.stderr
+            assert message in started.stderr
+        run("down", "--wipe", "--data", str(temporary / "data"))
 
 
 @root_only

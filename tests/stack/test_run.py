@@ -339,6 +339,17 @@ def test_test_app_sh_passes_and_deletes_its_users(stack: Stack) -> None:
     assert stack.sql("SELECT count(*) FROM users") == before
 
 
+def test_proxy_for_downloads_does_not_stand_between_the_launcher_and_its_stack() -> None:
+    nowhere = "http://127.0.0.1:1"
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"), nowhere)
+    with running(**proxies) as stack:  # type: ignore[arg-type]
+        assert run("status", "--data", str(stack.data), **proxies).returncode == 0
+        passed = subprocess.run(
+            [ROOT / "test_app.sh", stack.edge], env=clean_environment(**proxies), capture_output=True, check=False
+        )
+        assert passed.returncode == 0, passed.stdout
+
+
 def test_test_app_sh_fails_without_a_stack() -> None:
     failed = subprocess.run(
         [ROOT / "test_app.sh", f"http://127.0.0.1:{free_ports(1)}"], capture_output=True, text=True, check=False

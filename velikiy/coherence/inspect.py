@@ -28,8 +28,8 @@ def look(gate: Gate, path: CachePath, uri: str, settings: Settings) -> list[dict
 def _in_redis(gate: Gate, path: CachePath, ttl: int) -> dict[str, Any]:
     try:
         held = gate.redis_tier.show(path)
-    except DoesNotAnswer:
-        return {"answers": False}
+    except DoesNotAnswer as error:
+        return {"answers": False, "cause": str(error)}
     age = round(ttl - held["ttl"], 1) if held["bytes"] else None
     return {"answers": True, "entries": held["bytes"], "leases": held["leases"], "age": age}
 
@@ -55,7 +55,7 @@ def _words(tier: dict[str, Any]) -> list[str]:
         return ["a writer is in flight" if tier["writer_in_flight"] else "no writer in flight"]
     words = ["fenced"] if tier["fenced"] else []
     if not tier["answers"]:
-        return [*words, "does not answer"]
+        return [*words, tier.get("cause") or "does not answer"]
     if tier["tier"] == "redis":
         words += [f"{size} bytes{f' of {variant}' if variant else ''}" for variant, size in tier["entries"].items()]
         words += [f"fill lease for {variant or 'the path'}" for variant in tier["leases"]]

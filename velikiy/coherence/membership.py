@@ -265,16 +265,20 @@ class Caches:
         if inserted.rowcount:  # else another relay was faster
             log.warning("redis.row_inserted")
 
-    def readmit_redis(self, redis: Cache, server: Server) -> None:
+    def readmit_redis(self, redis: Cache, server: Server) -> bool:
         """Put Redis back into use as this server, which was emptied while Redis was excluded. The epoch keeps a slow
-        relay from lifting a later fence."""
+        relay from lifting a later fence.
+
+        Returns:
+            Whether this relay did it.
+        """
         with self.database.autocommit() as connection:
-            connection.execute(
+            readmitted = connection.execute(
                 "UPDATE caches SET address = %s, epoch = gen_random_uuid()::text, fenced_at = NULL, excluded = false"
                 " WHERE name = %s AND epoch = %s AND excluded",
                 (str(server), REDIS, redis.epoch),
             )
-            connection.execute("DELETE FROM caches WHERE kind = 'redis' AND name <> %s", (REDIS,))
+        return bool(readmitted.rowcount)
 
     def expired_edges(self, seconds: float) -> list[Cache]:
         """Return the edges that are fenced or have not renewed their lease for so many seconds of PostgreSQL's
@@ -288,13 +292,13 @@ class Caches:
             )
             return [Cache(*row) for row in rows.fetchall()]
 
-    def forget_announced(self) -> None:
-        """Delete the servers that no process has announced in the last RIVAL_S."""
+    def forget_announced(self, server: Server | None = None) -> None:
+        """Delete the servers that no process has announced in the last RIVAL_S, and this one."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
-                " AND renewed_at < clock_timestamp() - make_interval(secs => %s)",
-                (REDIS, RIVAL_S),
+                " AND (name = %s OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
+                (REDIS, server.id if server else "", RIVAL_S),
             )
 
     def forget(self, cache: Cache) -> None:

@@ -256,7 +256,7 @@ class Gate:
             redis = self.caches.redis(connection)
         if redis.fenced or (redis.server and redis.server.id == found.id):
             return
-        if redis.server is None or self.redis_tier.is_only_at_our_place(redis.server):
+        if redis.server is None or self.redis_tier.is_surely_gone(redis.server, found):
             with suppress(DoesNotAnswer):
                 self.caches.adopt_redis(redis, self.redis_tier.empty())
         else:

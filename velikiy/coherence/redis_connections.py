@@ -17,7 +17,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.host import HOST, is_loopback, name_in_this_boot
+from velikiy.coherence.host import HOST, is_loopback
 from velikiy.kernel_timeouts import Socket
 
 SCRIPTS = Path(__file__).parent / "scripts"
@@ -46,12 +46,13 @@ READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
 class Server(NamedTuple):
     """One database of one run of a Redis. A connection leads to the same server as long as it lives.
 
-    A Redis that was restarted, a replica that was promoted, and another Redis behind the same name are other servers,
-    because each run of a Redis has an id of its own (`run_id` in INFO).
+    A Redis that was restarted, a replica that was promoted, and another Redis behind the same name are other servers:
+    each run has an id of its own (`run_id` in INFO), and its data set another one (`master_replid`), which changes when
+    a replica takes over.
     """
 
     id: str
-    """`<run id>/<number of the database>`."""
+    """`<run id>.<beginning of the id of the data set>/<number of the database>`."""
 
     place: str
     """Where this process reaches the server, without a password. Other processes may reach it elsewhere."""
@@ -65,8 +66,12 @@ class Server(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The place for people: without the name of the machine."""
-        return re.sub("^[0-9a-f]{16}(/[0-9a-f]{16})? ", "", self.place)
+        """The place and the number of the database, for people: without the name of the machine."""
+        return re.sub("^[0-9a-f]{16} ", "", self.place) + "/" + self.id.partition("/")[2]
+
+    @property
+    def run(self) -> str:
+        return self.id.partition("/")[0]
 
 
 class OtherServer(Exception):
@@ -97,6 +102,8 @@ class Connections:
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
+            lib_name=None,  # two exchanges less for each connection
+            lib_version=None,
         )
         self.place, self.is_only_place = _place(self.client.connection_pool.connection_kwargs, direct)
         """Where the server is, and whether no other server can be there as long as it runs."""
@@ -168,26 +175,49 @@ class Connections:
         kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
         connection = kind(**pool.connection_kwargs)
         connection.connect()
-        _send(connection, (("INFO", "server"),))
-        (reply,) = _receive(connection, 1)
-        if isinstance(reply, Exception):
+        try:
+            _send(connection, (INFO,))
+            (reply,) = _receive(connection, 1)
+            run = _run(reply)
+        except redis.exceptions.RedisError:
             connection.disconnect()
-            raise reply
-        run_id = re.search(rb"^run_id:(\w+)", reply, re.MULTILINE)
-        if run_id is None:
-            connection.disconnect()
-            raise redis.exceptions.RedisError("INFO server names no run_id")
-        return connection, Server(f"{run_id[1].decode()}/{pool.connection_kwargs.get('db') or 0}", self.place)
+            raise
+        return connection, Server(f"{run}/{pool.connection_kwargs.get('db') or 0}", self.place)
+
+
+INFO = ("INFO", "server", "replication")
+
+
+def _run(reply: Any) -> str:
+    """Return the first part of the id of a server from its reply to INFO.
+
+    Raises:
+        redis.exceptions.RedisError: The server cannot be used as Redis.
+    """
+    if isinstance(reply, Exception):
+        raise reply
+    facts = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+    if facts.get("redis_mode") == "cluster":
+        raise redis.exceptions.RedisError("CLUSTERDOWN: the mode is cluster")
+    if facts.get("role") not in (None, "master"):
+        raise redis.exceptions.RedisError("READONLY: the role is not master")
+    if "run_id" not in facts:
+        raise redis.exceptions.RedisError("INFO lacks run_id")
+    return f"{facts['run_id']}.{facts.get('master_replid', '')[:12]}"
 
 
 def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
-    """Return where a server is, and whether only one can be there. Then the place begins with the name of this machine,
-    because the same socket is another place elsewhere."""
+    """Return where a server is, and whether no other server can be there while it runs. Then the place begins with the
+    name of this machine, because the same address is another place elsewhere.
+
+    A second Redis takes the path of a Unix socket over while the first one still serves its connections, and the name
+    localhost has two addresses.
+    """
     if path := address.get("path"):
-        return (f"{HOST}/{name_in_this_boot('mnt')} {path}", True) if direct else (path, False)
+        return path, False
     host = address.get("host", "localhost")
     place = f"{host}:{address.get('port', 6379)}"
-    return (f"{HOST} {place}", True) if direct and is_loopback(host) else (place, False)
+    return (f"{HOST} {place}", True) if direct and host != "localhost" and is_loopback(host) else (place, False)
 
 
 def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:
@@ -204,6 +234,45 @@ def _receive(connection: Any, count: int) -> list[Any]:
         except redis.exceptions.ResponseError as error:
             replies.append(error)
     return replies
+
+
+REFUSALS = {
+    "WRONGPASS": "refuses the user or the password",
+    "invalid username-password": "refuses the user or the password",
+    "invalid password": "refuses the password",
+    "AUTH failed": "refuses the password",
+    "without any password configured": "has no password, but the address has one",
+    "NOAUTH": "needs a password, which the address lacks",
+    "Authentication required": "needs a password, which the address lacks",
+    "HELLO must be called": "needs a password, which the address lacks",
+    "DENIED": "is in protected mode and serves only its own machine",
+    "protected mode": "is in protected mode and serves only its own machine",
+    "READONLY": "is a replica that accepts no writes",
+    "read only replica": "is a replica that accepts no writes",
+    "NOPERM": "does not permit its user the commands or keys that this service needs",
+    "no permissions": "does not permit its user the commands or keys that this service needs",
+    "unknown command": "lacks a command that this service needs (renamed or switched off)",
+    "DB index is out of range": "has no database of this number",
+    "max number of clients": "has no room for further clients (maxclients)",
+    "MOVED": "is a cluster, which this service cannot use",
+    "CROSSSLOT": "is a cluster, which this service cannot use",
+    "INFO lacks run_id": "does not name its run_id in INFO, so this service cannot tell it from another Redis",
+    "hash slot": "is a cluster, which this service cannot use",
+    "CLUSTERDOWN": "is a cluster, which this service cannot use",
+    "SSL": "does not speak TLS at this address, or its certificate is not trusted",
+    "Protocol Error": "is no Redis: the server at this address speaks another protocol",
+}
+"""The reason for which a Redis refuses to serve, by a part of its message."""
+
+
+def refusal(error: BaseException | None) -> str:
+    """Return why a Redis that was reached refuses to serve, or an empty string if it did not answer."""
+    while error is not None:
+        for part, sentence in REFUSALS.items():
+            if part.lower() in str(error).lower():
+                return sentence
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def refused(error: BaseException | None) -> bool:

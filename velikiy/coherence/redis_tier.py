@@ -25,6 +25,7 @@ from velikiy.coherence.redis_connections import (
     Connections,
     OtherServer,
     Server,
+    refusal,
     refused,
 )
 from velikiy.coherence.redis_lease import NOTHING, RedisLease
@@ -34,6 +35,8 @@ from velikiy.postgres import DatabaseUnavailable
 log = structlog.get_logger()
 
 AWAY = (redis.exceptions.RedisError, OSError)
+
+NO_ANSWER = "does not answer"
 
 
 OTHER_ADVICE = "give every process on this database the same REDIS_URL; until then none of them uses Redis"
@@ -65,7 +68,11 @@ class NewFillLease:
 
 
 class DoesNotAnswer(Exception):
-    """Redis may or may not have executed a drop. The entries that were to be dropped may still be found."""
+    """Redis may or may not have executed a drop. The entries that were to be dropped may still be found. The text is the
+    reason, as the rest of a sentence about Redis."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(refusal(error) or NO_ANSWER)
 
 
 class RedisTier:
@@ -142,7 +149,7 @@ class RedisTier:
             # Another program's value under our key: a string, a list, or bytes of another form.
             self._forget(path)
         except OtherServer as error:
-            self._found_other(error.found)
+            self._found_other(error.found, instead_of=server)
         except AWAY as error:
             self._failed("read", error)
         return None
@@ -190,7 +197,7 @@ class RedisTier:
             if self.is_only_at_our_place(server) and refused(error):
                 return {}
             self._failed("drop", error)
-            raise DoesNotAnswer from error
+            raise DoesNotAnswer(error) from error
         holder = trust.holder
         granted = holder is not None and holder.id == server.id
         return {path: lease.given for path, lease in leases.items()} if granted else {}
@@ -205,7 +212,7 @@ class RedisTier:
             server = self._drop_connections.identify()
             self._drop_connections.exchange(("FLUSHDB", "ASYNC"), at=server.id)
         except (OtherServer, *AWAY) as error:
-            raise DoesNotAnswer from error
+            raise DoesNotAnswer(error) from error
         return server
 
     def identify(self) -> Server:
@@ -217,11 +224,16 @@ class RedisTier:
         try:
             return self._drop_connections.identify()
         except AWAY as error:
-            raise DoesNotAnswer from error
+            raise DoesNotAnswer(error) from error
 
     def is_only_at_our_place(self, server: Server) -> bool:
-        """Return whether this server can be at our own place only. It is gone if a different one is there."""
+        """Return whether no other place than ours can lead to this server. It is gone if nothing listens there."""
         return self._drop_connections.is_only_place and server.place == self._drop_connections.place
+
+    def is_surely_gone(self, server: Server, found: Server) -> bool:
+        """Return whether this server has ended, because another run of Redis was found at its only place. The databases
+        of one run have different servers and live together."""
+        return self.is_only_at_our_place(server) and server.run != found.run
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.
@@ -233,17 +245,11 @@ class RedisTier:
             fields: Any = self._drop_connections.client.hgetall(path.key)
             ttl: Any = self._drop_connections.client.pttl(path.key)
         except AWAY as error:
-            raise DoesNotAnswer from error
+            raise DoesNotAnswer(error) from error
         names = {name.decode(errors="replace"): len(value) for name, value in fields.items()}
         bodies = {name.removeprefix("body:"): size for name, size in names.items() if name.startswith("body:")}
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
-
-    def answers(self) -> bool:
-        try:
-            return bool(self._read_connections.client.ping())
-        except AWAY:
-            return False
 
     @property
     def breaker_open(self) -> bool:
@@ -262,9 +268,10 @@ class RedisTier:
         except AWAY as error:
             self._failed("read", error)
 
-    def _found_other(self, found: Server) -> None:
+    def _found_other(self, found: Server, *, instead_of: Server | None) -> None:
         self._skip_until = time.monotonic() + self.BREAKER_S
-        if found != self._other:
+        # A Redis that was restarted at its own place is registered within a second.
+        if found != self._other and not (instead_of and self.is_surely_gone(instead_of, found)):
             self._other = found
             log.warning("redis.not_registered", address=found.address, advice=OTHER_ADVICE)
 

@@ -4,14 +4,14 @@ import orjson
 import psycopg
 from flask import Flask, Response, request
 
+from velikiy import leaving
 from velikiy.coherence import Caches, RedisTier
-from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.redis_tier import NO_ANSWER, DoesNotAnswer
 from velikiy.coherence.tables import trigger_advice, watched_tables
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, forgets
 from velikiy.resources.base import Resource
 
-OK, NO_ANSWER, UNREADABLE = "ok", "does not answer", "the tables are missing or may not be read"
-NOT_USED = "not used"
+OK, NOT_USED, UNREADABLE = "ok", "not used", "the tables are missing or may not be read"
 
 # The catalog answers at once. A query of the table would wait while another session has locked it.
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
@@ -34,7 +34,13 @@ def install(
 
     @app.get("/livez")
     def livez() -> Response:
-        """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back."""
+        """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back.
+
+        An edge also wants to know whether it may send further requests to this instance. It adds a header that a client
+        cannot send (edge/lua/balancer.lua).
+        """
+        if leaving.has_begun() and "Edge-Check" in request.headers:
+            return _json({"status": "leaving"}, 503)
         return _json({"status": "alive"})
 
     @app.get("/readyz")
@@ -101,8 +107,9 @@ def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
     """Return the state of Redis, and warnings."""
     try:
         ours = redis_tier.identify()
-    except DoesNotAnswer:
-        return NO_ANSWER, ["Redis does not answer: reads that miss at the edge go to PostgreSQL."]
+    except DoesNotAnswer as error:
+        state = NO_ANSWER if str(error) == NO_ANSWER else NOT_USED
+        return state, [f"Redis {error}: reads that miss at the edge go to PostgreSQL."]
     try:
         with caches.database.reserved() as connection:
             redis, announced = caches.redis(connection), caches.announced(connection)
@@ -117,7 +124,7 @@ def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
     if redis.fenced:
         return NOT_USED, [
             "Redis is out of use, because a write could not invalidate it. The relay empties it and puts it back into"
-            " use within seconds."
+            " use within seconds; if that lasts longer, the relay's log says why."
         ]
     if redis.server and redis.server.id != ours.id:
         return NOT_USED, [

@@ -4,8 +4,9 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
+from velikiy.coherence.redis_tier import NO_ANSWER
 from velikiy.http import batch
-from velikiy.http.health import NO_ANSWER, NOT_USED, OK, UNREADABLE
+from velikiy.http.health import NOT_USED, OK, UNREADABLE
 from velikiy.openapi.headers import STRONG_ETAG_PATTERN
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import KINDS

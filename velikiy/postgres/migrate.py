@@ -75,6 +75,28 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
         connection.close()
 
 
+def check(dsn: str) -> None:
+    """Check that this code knows the schema of the database, if the database can be reached.
+
+    Raises:
+        CannotMigrate: A newer version of the code has migrated the database.
+    """
+    query = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
+    try:
+        with psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
+            row = connection.execute(query).fetchone()
+    except psycopg.Error:  # no migration was applied yet, or the server is away
+        return
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
+    if row and row[0] not in known | {*OLDER, BEFORE_THE_BASELINE}:
+        raise CannotMigrate(
+            f"this code is older than the database, which has the revision {row[0]}: use the version of the code that "
+            "migrated it, or a newer version"
+        )
+
+
 def statements(name: str) -> str:
     """Return the SQL of a file in migrations/sql."""
     return (MIGRATIONS / "sql" / f"{name}.sql").read_text()

@@ -28,10 +28,10 @@ class Janitor:
     def __init__(self, database: Database, gate: Gate) -> None:
         self.database = database
         self.gate = gate
-        self._ours: set[str] = set()
-        """The ids of all servers that this relay has reached. An earlier one was restarted or replaced, and is no rival
-        of the present one."""
-        self._rivals: list[str] = []
+        self._ours: Server | None = None
+        """The server that this relay reached last."""
+
+        self._logged = ""
 
     def run(self) -> None:
         """Run for ever."""
@@ -63,16 +63,19 @@ class Janitor:
         caches = self.gate.caches
         with self.database.autocommit() as connection:
             redis = caches.redis(connection)
-        caches.forget_announced()
         if redis == MISSING:
             caches.insert_redis()  # as a fenced cache: the next round readmits it
             return
         try:
             ours = self.gate.redis_tier.identify()
-        except DoesNotAnswer:
+        except DoesNotAnswer as error:
+            self._log_once("redis.unusable", cause=f"Redis {error}")
             return
-        self._ours.add(ours.id)
+        # An earlier server at our address was restarted or replaced. If other processes still use it, they announce it.
+        caches.forget_announced(self._ours if self._ours != ours else None)
+        self._ours = ours
         if redis.server and redis.server.id == ours.id:
+            self._logged = ""
             return
         if not redis.fenced:
             self.gate.adopt(ours)
@@ -83,27 +86,30 @@ class Janitor:
             return
         caches.announce(ours)  # before the wait, in which the relays of other servers announce theirs
         caches.await_exclusion([redis])  # the writer that fenced it may have died before the wait was over
-        if self._is_contested(ours):
+        with self.database.autocommit() as connection:
+            rivals = [it.address for it in caches.announced(connection) if it.id != ours.id]
+        if rivals:
+            self._log_once("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
             return
         try:
             server = self.gate.redis_tier.empty()
-        except DoesNotAnswer:
+        except DoesNotAnswer as error:
+            self._log_once("redis.unusable", cause=f"Redis {error}")
             return
         # The edges as well: SQL from outside was dropped there at once, and until the end of the fence an edge could
         # copy the old entry from Redis once more.
         with self.database.autocommit() as connection:
             self.gate.drop(connection, None)
-        caches.readmit_redis(redis, server)
-        log.warning("redis.back", address=server.address)
+        if caches.readmit_redis(redis, server):
+            caches.forget_announced(server)
+            log.warning("redis.back", address=server.address)
 
-    def _is_contested(self, ours: Server) -> bool:
-        """Return whether other processes on this database use another server, and log it once."""
-        with self.database.autocommit() as connection:
-            rivals = [it.address for it in self.gate.caches.announced(connection) if it.id not in self._ours]
-        if rivals and rivals != self._rivals:
-            log.warning("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
-        self._rivals = rivals
-        return bool(rivals)
+    def _log_once(self, event: str, **members: object) -> None:
+        """Log a state of Redis when it begins, and not each second."""
+        state = repr((event, members))
+        if state != self._logged:
+            log.warning(event, **members)
+        self._logged = state
 
     def remove_expired_edges(self) -> None:
         """Remove edges that are gone, so that no write waits for them and the list does not grow."""

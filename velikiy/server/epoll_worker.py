@@ -25,10 +25,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
+from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
 from velikiy.kernel_timeouts import Socket
 from velikiy.server.abandoned_writes import DEADLINE_HEADER, has_event, is_hung_up
+from velikiy.server.stopping import StoppingWorker
 
 READABLE_ONCE = select.EPOLLIN | select.EPOLLONESHOT
 
@@ -108,7 +109,7 @@ class WriteQueue:
             return None
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
+class Worker(StoppingWorker):
     """The main thread accepts connections, reports to the master, and closes connections that were idle for too long.
     The other threads serve requests."""
 
@@ -239,15 +240,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def _stop(self) -> None:
         """Serve the requests that have begun or arrived, and the requests that arrive while a connection has been idle
-        for no longer than STOP_KEEPALIVE_LINGER. The responses contain "Connection: close"."""
+        for no longer than STOP_KEEPALIVE_LINGER. The responses contain "Connection: close".
+
+        A worker with a successor has time: it leaves it to the clients to close idle connections, so that no request
+        meets a connection that is just being closed.
+        """
         self.set_accept_enabled(False)
         began = time.monotonic()
-        while self._connections and time.monotonic() - began < self.cfg.graceful_timeout:
+        while self._connections:
+            has_time = self.is_replaced and self.is_parent_alive()
+            if time.monotonic() - began > self.cfg.graceful_timeout + (self.cfg.keepalive if has_time else 0):
+                break
             self.notify()
             self.wait_for_and_dispatch_events(0.1)
-            self._close_idle(time.monotonic() + self.cfg.keepalive - STOP_KEEPALIVE_LINGER)
-        for listener in self.sockets:
-            listener.close()
+            self._close_idle(time.monotonic() + (0 if has_time else self.cfg.keepalive - STOP_KEEPALIVE_LINGER))
 
 
 def _receive_beginning(connection: Any) -> bytes:

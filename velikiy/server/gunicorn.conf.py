@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from velikiy import logs
-from velikiy.server import abandoned_writes, cpu_pinning
+from velikiy.server import abandoned_writes, cpu_pinning, handover
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
@@ -15,10 +15,12 @@ MAX_DESCRIPTORS = 8192 + 512
 RESERVED_DESCRIPTORS = 512
 """Descriptors of a process for other purposes: connections to PostgreSQL, Redis and edges, logs, libraries."""
 
+logs.configure_service("info")  # for the lines before the level is known
 try:
     settings = load(Settings)
 except BadSetting as bad:
-    sys.exit(f"velikiy: {bad}")
+    logs.cannot_start(bad)
+logs.configure_service(settings.log_level)
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
 
@@ -28,10 +30,10 @@ threads = settings.app_threads
 if settings.app_worker_class == "epoll":
     worker_class = "velikiy.server.epoll_worker.Worker"
 else:
-    worker_class = "gthread"
+    worker_class = "velikiy.server.stopping.StoppingWorker"
     pre_request = abandoned_writes.discard
 
-# Longer than Nginx keeps its end (edge/conf/upstream.conf, keepalive_timeout 30s). The side that reuses a connection
+# Longer than Nginx keeps its end (edge/conf/upstream.conf, keepalive_timeout 5s). The side that reuses a connection
 # must be the side that closes it, or a PUT may arrive on a connection that is just being closed.
 keepalive = 75
 
@@ -47,8 +49,9 @@ worker_connections = max(threads + 1, max_descriptors - RESERVED_DESCRIPTORS)
 # Recycling workers by count resets connections under load. A leak has to be found and not to be hidden.
 max_requests = 0
 
-# A request ends in little more than DATABASE_TIMEOUT seconds. At a stop, a request that takes longer is stuck.
-graceful_timeout = 10
+# A request ends in little more than DATABASE_TIMEOUT seconds. At a stop, a request that takes longer than 10 seconds is
+# stuck. The edges need some seconds before that to choose other instances (velikiy/server/stopping.py).
+graceful_timeout = 13
 timeout = 30
 
 # The folder of the worker's heartbeat file. In the default folder, a disk that stalls makes the master kill healthy
@@ -72,6 +75,7 @@ logger_class = "velikiy.server.logger.Logger"
 loglevel = settings.log_level
 logconfig_dict = logs.dict_config(settings.log_level)
 
+on_starting = handover.install
 pre_fork = cpu_pinning.assign_number
 
 
@@ -85,6 +89,8 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Take the objects that exist now out of garbage collection: they live as long as the process."""
+    """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
+    a worker of the version before."""
     gc.collect()
     gc.freeze()
+    handover.end_predecessor(worker)

@@ -20,8 +20,9 @@ from dotenv import dotenv_values
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load, unreadable
 from velikiy.stack import Refusal, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
+from velikiy.stack.messages import report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
-from velikiy.stack.start import display_url, is_ready, report, start, step, warnings
+from velikiy.stack.start import display_url, is_ready, start, warnings
 from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3
@@ -65,6 +66,7 @@ def up(
         preflight.check_data_folder(home)
         preflight.check_free_space(home)
         preflight.check_address(wanted.bind)
+        preflight.check_open_files()
         privileges.make_home(home)
         privileges.reexec_unprivileged(home, live=reload)
 
@@ -301,4 +303,6 @@ def _advice(error: OSError) -> str | None:
         return f"the disk is full ({error.filename}). Free some space and start again; the data is untouched."
     if isinstance(error, PermissionError):
         return f"{error.filename} belongs to another user. Run ./run as that user, or choose another --data."
-    return None
+    if error.errno == errno.EROFS:
+        return f"{error.filename} is on a disk that can only be read. Choose another folder with --data."
+    return f"{error.filename}: {error.strerror}. Choose another folder with --data." if error.filename else None

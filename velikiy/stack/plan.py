@@ -21,6 +21,11 @@ INNER_PORTS = range(20_000, 30_000)
 """Below the range from which Linux gives ports to clients. A client must not take a port while its server restarts."""
 
 
+COMPATIBILITY = 1
+"""Raise this number if processes of the version before and of this version cannot work side by side: on one schema of
+the database, one Redis, the same edges. `up` then stops the old version before it starts the new one."""
+
+
 @dataclass
 class Plan:
     """A stack as its user wants it. The data folder keeps it as stack.json."""
@@ -41,6 +46,9 @@ class Plan:
 
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""
+
+    compatibility: int = 0
+    """COMPATIBILITY of the code that runs."""
 
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
     """The name that this stack's edges return. A foreign edge, which may have taken the port first, has another."""
@@ -108,16 +116,26 @@ class Plan:
         """
         file = data / "stack.json"
         try:
+            saved = json.loads(file.read_text())
+            # A newer version may have saved more.
+            known = {name: value for name, value in saved.items() if name in cls.__dataclass_fields__}
             # The location of the file decides which folder it describes: a copy must not act for the original.
-            return cls(**{**json.loads(file.read_text()), "data": str(data)})
+            return cls(**{**known, "data": str(data)})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, AttributeError):
             raise Refusal(
                 f"{file} cannot be read: its content is damaged. Delete it and start again; the data stays."
             ) from None
 
     # ---- ports ----
+
+    def keep_ports(self, running: "Plan") -> None:
+        """Keep the inner ports of the running stack, and choose ports for further apps and edges."""
+        self.choose_ports(None)
+        self.postgres_port, self.redis_port = running.postgres_port, running.redis_port
+        self.app_ports = [*running.app_ports, *self.app_ports[running.apps :]][: self.apps]
+        self.control_ports = [*running.control_ports, *self.control_ports[running.edges :]][: self.edges]
 
     def choose_ports(self, previous: "Plan | None") -> None:
         """Choose the inner ports: the ports of the previous plan if they are free, else other free ports."""

@@ -1,10 +1,12 @@
 """Refuse a start that would fail, before anything is changed."""
 
+import resource
 import shutil
 import socket
 from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
+from velikiy.stack.messages import report
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, bracketed, is_free
 
 MIN_FREE_NEW_MB = 400
@@ -61,6 +63,29 @@ def check_free_space(data: Path) -> None:
             f"The disk of {data} has {free} MB left, but {needed} MB are needed. "
             "Free some space or choose another folder with --data; the data is untouched."
         )
+
+
+MIN_OPEN_FILES = 1024
+"""Below this limit supervisor does not start."""
+
+ENOUGH_OPEN_FILES = 8704
+"""The limits that an edge and an app set for themselves (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
+
+
+def check_open_files() -> None:
+    """Check that the services may open enough files and connections. Each service raises its limit by itself as far as
+    the hard limit allows.
+
+    Raises:
+        Refusal: The hard limit is too low to start.
+    """
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY or limit >= ENOUGH_OPEN_FILES:
+        return
+    advice = f"Raise it: ulimit -Hn {ENOUGH_OPEN_FILES} as root, or nofile in /etc/security/limits.conf."
+    if limit < MIN_OPEN_FILES:
+        raise Refusal(f"The limit of open files is {limit}, but {MIN_OPEN_FILES} are needed (ulimit -n). {advice}")
+    report(f"warning: the limit of open files is {limit} (ulimit -n), so the service takes fewer connections. {advice}")
 
 
 def check_address(bind: str) -> None:

@@ -1,12 +1,19 @@
-"""List the processes of a stack: their commands and environments."""
+"""List the processes of a stack: their commands and environments.
 
+supervisor starts each process with a script, `run/<name>` in the data folder. To run another version of a program is to
+replace its script: supervisor needs no other configuration, and a crashed process comes back as the new version.
+"""
+
+import hashlib
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from velikiy.settings import ServiceSettings
+from velikiy.stack import privileges
 from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan, bracketed
 
@@ -21,8 +28,66 @@ class Program:
     name: str
     command: list[str]
     environment: dict[str, str] = field(default_factory=dict)
+    configuration: tuple[Path, ...] = ()
+    """The files that the process reads when it starts."""
+
     stop_signal: str = "TERM"
     needs_low_port: bool = False
+
+    def version(self) -> str:
+        """Return a digest of everything that the process is started with."""
+        parts = (self.command, sorted(self.environment.items()), [file.read_bytes() for file in self.configuration])
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def running_version(self, plan: Plan) -> str | None:
+        """Return the version in the script of the program, or None if there is no script."""
+        try:
+            return script(plan, self.name).read_text().splitlines()[1].removeprefix(VERSION_LINE)
+        except (FileNotFoundError, IndexError):
+            return None
+
+    def write_script(self, plan: Plan) -> None:
+        file = script(plan, self.name)
+        new = file.with_suffix(".new")
+        new.write_text(self._script())
+        new.replace(file)
+
+    def _script(self) -> str:
+        reaper_script = str(code_folder() / "velikiy" / "stack" / "reaper.py")
+        command = [sys.executable, "-S", reaper_script, *self.command]
+        if not self.needs_low_port:
+            command = privileges.WITHOUT_LOW_PORTS + command
+        variables = [f"{name}={value}" for name, value in {**base_environment(), **self.environment}.items()]
+        # No other variable of an older version reaches a newer one (velikiy/server/handover.py).
+        passed_on = " ".join(f'${{{name}:+{name}="${name}"}}' for name in HANDOVER)
+        start = f"exec env -i {shlex.join(variables)} {passed_on} {shlex.join(command)}"
+        return f"#!/bin/sh\n{VERSION_LINE}{self.version()}\n{start}\n"
+
+
+VERSION_LINE = "# version "
+
+HANDOVER = ("LISTEN_FDS", "LISTEN_PID", "APP_PREDECESSORS")
+"""The variables with which an app hands its listener over to its next version (velikiy/server/handover.py)."""
+
+
+def script(plan: Plan, name: str) -> Path:
+    return plan.home / "run" / name
+
+
+def base_environment() -> dict[str, str]:
+    """Return the few variables that any program needs. No other variable of a person's shell reaches the services."""
+    passed_on = {name: os.environ[name] for name in ("TZ", "TMPDIR") if name in os.environ}
+    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **passed_on}
+
+
+def copy_configurations(plan: Plan) -> None:
+    """Copy the configurations of PostgreSQL and Redis to where their path is the same in each version of the code."""
+    for source in ("deploy/postgres/postgresql.conf", "deploy/redis/redis.conf"):
+        _configuration(plan, Path(source).name).write_bytes((code_folder() / source).read_bytes())
+
+
+def _configuration(plan: Plan, name: str) -> Path:
+    return plan.home / "run" / name
 
 
 def programs(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> list[Program]:
@@ -48,9 +113,10 @@ def _postgres(plan: Plan, binaries: Path) -> Program:
         "postgres",
         [
             *[str(binaries / "postgres"), "-D", str(plan.cluster), "-p", str(plan.postgres_port)],
-            *["-c", f"config_file={code_folder()}/deploy/postgres/postgresql.conf"],
+            *["-c", f"config_file={_configuration(plan, 'postgresql.conf')}"],
             *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
         ],
+        configuration=(_configuration(plan, "postgresql.conf"),),
         stop_signal="INT",  # fast shutdown: disconnect all clients, then stop cleanly
     )
 
@@ -59,10 +125,11 @@ def _redis(plan: Plan) -> Program:
     return Program(
         "redis",
         [
-            *["redis-server", f"{code_folder()}/deploy/redis/redis.conf", "--bind", "127.0.0.1"],
+            *["redis-server", str(_configuration(plan, "redis.conf")), "--bind", "127.0.0.1"],
             *["--port", str(plan.redis_port), "--dir", str(plan.home / "redis")],
             *["--include", str(plan.secrets_folder / "redis.conf")],
         ],
+        configuration=(_configuration(plan, "redis.conf"), plan.secrets_folder / "redis.conf"),
     )
 
 
@@ -91,8 +158,13 @@ def _apps(plan: Plan, settings: ServiceSettings, environment: dict[str, str]) ->
     command = [sys.executable, "-m", "gunicorn", "-c", configuration, *reload, "velikiy:create_app()"]
     cpu = settings.app_first_cpu or 0
     for n, port in enumerate(plan.app_ports, 1):
-        listen = {"APP_LISTEN": f"127.0.0.1:{port}", "APP_FIRST_CPU": str(cpu)}
-        yield Program(f"app{n}", command, {**environment, **listen})
+        own = {
+            "APP_LISTEN": f"127.0.0.1:{port}",
+            "APP_FIRST_CPU": str(cpu),
+            "APP_SCRIPT": str(script(plan, f"app{n}")),
+        }
+        # No grace: the launcher stops an app only when no edge sends requests to it any more.
+        yield Program(f"app{n}", command, {**environment, **own}, stop_signal="INT")
         if cpu >= 0:
             cpu = (cpu + settings.app_workers) % (os.cpu_count() or 1)
 

@@ -11,6 +11,7 @@ when everything else is broken.
 
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -73,9 +74,10 @@ def reap(folder: Path, *, grace: float = 0.0) -> None:
 
 def main() -> None:
     folder = Path.cwd()
-    _pace_restarts(folder)
-    reap(folder)
-    _remove_stale_files(folder)
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):  # else an app becomes its next version, beside its old workers
+        _pace_restarts(folder)
+        reap(folder)
+        _remove_stale_files(folder)
     with contextlib.suppress(OSError):  # stdout is no pipe, or this account has reached its limit for pipes
         fcntl.fcntl(1, fcntl.F_SETPIPE_SZ, STDOUT_PIPE_BYTES)
     os.execvp(sys.argv[1], sys.argv[1:])  # noqa: S606
@@ -99,4 +101,9 @@ def _remove_stale_files(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # in the form of the other lines of the log, which programs read
+        line = {"event": "cannot_start", "level": "critical", "reason": str(error), "command": sys.argv[1:2]}
+        print(json.dumps(line), flush=True)
+        sys.exit(1)

@@ -8,28 +8,27 @@ import signal
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
-from http.client import HTTPException
 from importlib import import_module
 from pathlib import Path
 
 from velikiy import secret_files
 from velikiy.settings import ServiceSettings, StackSettings, load
-from velikiy.stack import Refusal, cluster, code_copy, log_files, preflight, privileges
-from velikiy.stack.plan import Plan
-from velikiy.stack.programs import programs
+from velikiy.stack import Refusal, cluster, code_copy, local_http, log_files, preflight, privileges, rolling, servers
+from velikiy.stack.messages import report, step
+from velikiy.stack.plan import COMPATIBILITY, Plan
+from velikiy.stack.programs import copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
 def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
-    """Start the stack, or restart it if its settings or its code have changed.
+    """Start the stack. If it runs with other settings or other code, replace its programs while it serves, or restart
+    it if that is impossible.
 
     Returns:
         The plan of the stack that runs now, or None if it was running already.
 
     Raises:
-        Refusal: The stack cannot start. No process is left running.
+        Refusal: The stack cannot start. If it was running, it still runs; else no process is left running.
     """
     began = time.monotonic()
     settings = load(ServiceSettings, None)
@@ -42,15 +41,30 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         return None
 
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
+    if wanted.database_url:
+        servers.check_postgres(wanted.database_url)
+    if wanted.redis_url:
+        servers.check_redis(wanted.redis_url)
+    obstacle = ""
+    if running:
+        _refuse_older_code(running)
+        obstacle = "it is not healthy"
+        if is_ready(running):
+            obstacle = _replace_programs(plan, running, wanted, settings, binaries)
+        if not obstacle:
+            servers.warn_of_few_connections(plan, settings)
+            _show_addresses(plan, time.monotonic() - began, port_was_chosen=False)
+            return plan
     if previous and not running:
         Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
     plan.port = preflight.choose_port(plan.port or None, plan.bind, plan.edges, _reusable_ports(running, plan))
     if running:
-        with step("stopping the stack, which runs with other settings"):
+        with step(f"stopping the stack, because {obstacle}"):
             Supervisor(running).stop()
     plan.choose_ports(previous)
     _create_files(plan, wanted)
     _launch_or_stop(plan, settings, binaries)
+    servers.warn_of_few_connections(plan, settings)
     _show_addresses(plan, time.monotonic() - began, port_was_chosen=wanted.port is None)
     return plan
 
@@ -74,9 +88,52 @@ def _make_plan(
         for name in ("bind", "edges", "apps"):
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(running, name))
+    plan.compatibility = COMPATIBILITY
     parts = (plan.bind, plan.edges, plan.apps, settings, wanted.database_url, wanted.redis_url)
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
+
+
+def _refuse_older_code(running: Plan) -> None:
+    """Refuse code that does not know the schema of the database, while the newer code still runs.
+
+    Raises:
+        Refusal
+    """
+    from velikiy.postgres import migrate
+
+    try:
+        migrate.check(running.secret("database_url"))
+    except migrate.CannotMigrate as error:
+        raise Refusal(f"{str(error)[0].upper()}{str(error)[1:]}. The stack still runs as before.") from None
+
+
+def _replace_programs(
+    plan: Plan, running: Plan, wanted: StackSettings, settings: ServiceSettings, binaries: Path | None
+) -> str:
+    """Replace the programs of the running stack. Return why that is impossible, or an empty string after it is done.
+
+    Raises:
+        Refusal: A program of the new version does not start.
+    """
+    plan.keep_ports(running)
+    plan.identity = running.identity
+    fingerprint, plan.fingerprint = plan.fingerprint, ""  # until all programs are replaced, `up` must not call it done
+    copy_configurations(plan)
+    replacements = programs(plan, settings, binaries)
+    addresses = {"database_url": wanted.database_url, "redis_url": wanted.redis_url}
+    if obstacle := rolling.obstacle(running, plan, replacements, addresses):
+        plan.fingerprint = fingerprint
+        return obstacle
+    with step("checking the new version"):
+        rolling.check_new_version(plan, replacements)
+    _create_files(plan, wanted)
+    rolling.replace(plan, replacements, lambda: _migrate(plan.secret("database_url")))
+    with step("waiting until all edges may use their caches"):
+        _wait_until_ready(plan, within=60)
+    plan.fingerprint = fingerprint
+    plan.save()
+    return ""
 
 
 def _is_unchanged(running: Plan, plan: Plan) -> bool:
@@ -91,7 +148,6 @@ def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
 def _create_files(plan: Plan, wanted: StackSettings) -> None:
     """Create the folders, the passwords and the files with addresses."""
     plan.save()
-    plan.heartbeat.unlink(missing_ok=True)
     servers = [
         "redis",
         "relay",
@@ -100,6 +156,7 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     ]
     for name in ("run", "logs", "secrets", *servers):
         (plan.home / name).mkdir(mode=0o700, exist_ok=True)
+    copy_configurations(plan)
     secret_files.write(
         plan.secrets_folder,
         postgres=f"127.0.0.1:{plan.postgres_port}",
@@ -128,6 +185,7 @@ def _launch_or_stop(plan: Plan, settings: ServiceSettings, binaries: Path | None
 
 
 def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, supervisor: Supervisor) -> None:
+    plan.heartbeat.unlink(missing_ok=True)
     wanted = programs(plan, settings, binaries)
     data_servers = " and ".join(program.name for program in wanted if program.name in DATA_SERVERS)
     with step(f"starting {data_servers or 'the supervisor'}"):
@@ -177,13 +235,11 @@ def is_ready(plan: Plan, *, fully: bool = False) -> bool:
         return False
     for url in plan.edge_urls:
         try:
-            with urllib.request.urlopen(url + "/.edge", timeout=3) as response:  # noqa: S310
-                identity, lease = response.read().decode().split()
-                if identity != plan.identity or (lease == "0" and fully):
-                    return False
-            with urllib.request.urlopen(url + "/health", timeout=3):  # noqa: S310
-                pass
-        except (OSError, ValueError, HTTPException):
+            identity, lease = local_http.get(url + "/.edge").split()
+            if identity != plan.identity or (lease == "0" and fully):
+                return False
+            local_http.get(url + "/health")
+        except local_http.UNANSWERED:
             return False
     return True
 
@@ -192,11 +248,9 @@ def warnings(plan: Plan) -> list[str]:
     """Return the warnings of each edge and its apps at /readyz: responses are correct, but slower or less safe."""
     found: list[str] = []
     for url in plan.edge_urls:
-        with (
-            contextlib.suppress(OSError, ValueError, HTTPException),
-            urllib.request.urlopen(url + "/readyz", timeout=3) as response,  # noqa: S310
-        ):
-            found += [f"{display_url(url)}: {warning}" for warning in json.load(response).get("warnings", [])]
+        with contextlib.suppress(*local_http.UNANSWERED):
+            state = json.loads(local_http.get(url + "/readyz"))
+            found += [f"{display_url(url)}: {warning}" for warning in state.get("warnings", [])]
     return found
 
 
@@ -222,21 +276,3 @@ def _show_hints(plan: Plan) -> None:
 
 def display_url(url: str) -> str:
     return url.removesuffix(":80")
-
-
-def report(text: str) -> None:
-    """Print a message for people to stderr, so that a pipe receives only results."""
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def step(name: str) -> Iterator[None]:
-    """Show the name of the step, and after its end how long it took."""
-    began = time.monotonic()
-    print(f"{name} ... ", end="", file=sys.stderr, flush=True)
-    try:
-        yield
-    except BaseException:
-        print("failed", file=sys.stderr, flush=True)
-        raise
-    print(f"done ({time.monotonic() - began:.1f} s)", file=sys.stderr, flush=True)

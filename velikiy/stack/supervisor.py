@@ -7,17 +7,21 @@ import subprocess
 import sys
 import time
 from http.client import HTTPException
+from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
-from velikiy.stack import Refusal, code_copy, privileges, reaper
+from velikiy.stack import Refusal, privileges, reaper
 from velikiy.stack.plan import Plan
-from velikiy.stack.programs import FIRST_UNPRIVILEGED_PORT, Program
+from velikiy.stack.programs import FIRST_UNPRIVILEGED_PORT, Program, base_environment, script
 
 DATA_SERVERS = ("postgres", "redis")
 """The programs that start before the others, and stop after them."""
+
+STOP_TIMEOUT_S = 20
+"""After this time a program that has not ended is killed."""
 
 UNREACHABLE = (OSError, HTTPException, Fault)
 """The exceptions of a call to a supervisord that does not run or is stopping."""
@@ -60,13 +64,14 @@ class Supervisor:
         Raises:
             Refusal: supervisord does not start within this time.
         """
-        configuration = self.plan.home / "run" / "supervisord.conf"
-        configuration.write_text(_configuration(self.plan, programs))
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(configuration)]
+        for program in programs:
+            program.write_script(self.plan)
+        self._configure(programs)
+        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.configuration)]
         process = subprocess.Popen(
             command if self.needs_low_ports else privileges.WITHOUT_LOW_PORTS + command,
             cwd=self.plan.home,
-            env=_environment(),
+            env=base_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # No pipe to this launcher, which will have ended: on a full disk supervisord writes to stderr, and a broken
@@ -85,15 +90,54 @@ class Supervisor:
         with contextlib.suppress(Fault):  # the program runs already
             self.rpc.startProcess(name, False)
 
+    def stop_program(self, name: str) -> None:
+        with contextlib.suppress(Fault):  # the program does not run
+            self.rpc.stopProcess(name, False)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while self.pid_of(name) and time.monotonic() < deadline:
+            time.sleep(0.03)
+
+    def pid_of(self, name: str) -> int:
+        """Return the pid of the program, or 0 if it does not run."""
+        return next((int(process["pid"]) for process in self.processes() if process["name"] == name), 0)
+
+    def send(self, name: str, signal_name: str) -> None:
+        with contextlib.suppress(Fault):  # the program does not run
+            self.rpc.signalProcess(name, signal_name)
+
+    def add(self, programs: list[Program]) -> None:
+        """Add the programs that are not supervised yet, without starting them."""
+        self._configure(programs)
+        [[added, _, _]] = self.rpc.reloadConfig()
+        for name in added:
+            self.rpc.addProcessGroup(name)
+
+    def remove(self, name: str) -> None:
+        """Stop a program that the configuration does not contain any more."""
+        self.stop_program(name)
+        self.rpc.removeProcessGroup(name)
+        script(self.plan, name).unlink(missing_ok=True)
+
+    @property
+    def configuration(self) -> Path:
+        return self.plan.home / "run" / "supervisord.conf"
+
+    def _configure(self, programs: list[Program]) -> None:
+        self.configuration.write_text(_configuration(self.plan, programs))
+
     def stop(self, *, within: float = 40) -> None:
         """Stop all programs in order, then supervisord. Kill the processes that do not end in time."""
         pid = self.pid()
         if pid is not None:
             deadline = time.monotonic() + within
             with contextlib.suppress(*UNREACHABLE):
-                # supervisord itself would stop one program after the other, a second each.
-                self._stop_all_but(DATA_SERVERS, deadline)
-                self._stop_all_but((), deadline)
+                # supervisord itself would stop one program after the other, a second each. The edges end first, so
+                # that the apps can answer their last requests.
+                names = [process["name"] for process in self.processes()]
+                edges = [name for name in names if name.startswith("edge")]
+                self._stop_all(edges, deadline)
+                self._stop_all([name for name in names if name not in (*edges, *DATA_SERVERS)], deadline)
+                self._stop_all(names, deadline)
                 self.rpc.shutdown()
             while _is_alive(pid) and time.monotonic() < deadline:
                 time.sleep(0.03)
@@ -101,8 +145,7 @@ class Supervisor:
         reaper.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
 
-    def _stop_all_but(self, kept: tuple[str, ...], deadline: float) -> None:
-        names = [process["name"] for process in self.processes() if process["name"] not in kept]
+    def _stop_all(self, names: list[str], deadline: float) -> None:
         for name in names:
             with contextlib.suppress(Fault):  # the program does not run
                 self.rpc.stopProcess(name, False)
@@ -118,13 +161,6 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of the services: the few variables that any program needs. No other variable of a person's
-    shell reaches them."""
-    passed_on = {name: os.environ[name] for name in ("TZ", "TMPDIR") if name in os.environ}
-    return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **passed_on}
 
 
 def _configuration(plan: Plan, programs: list[Program]) -> str:
@@ -146,21 +182,16 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
 
 
 def _section(plan: Plan, program: Program) -> list[str]:
-    reaper_script = str(code_copy.code_folder() / "velikiy" / "stack" / "reaper.py")
-    command = [sys.executable, "-S", reaper_script, *program.command]
-    if not program.needs_low_port:
-        command = privileges.WITHOUT_LOW_PORTS + command
     return [
         f"[program:{program.name}]",
-        f"command={_value(shlex.join(command))}",
+        f"command={_value(shlex.join(['/bin/sh', str(script(plan, program.name))]))}",
         f"directory={_value(plan.home / program.name)}",
-        "environment=" + ",".join(f'{k}="{_value(v)}"' for k, v in program.environment.items()),
         f"autostart={'true' if program.name in DATA_SERVERS else 'false'}",
         # Restart for ever: no start counts as failed, so no number of retries runs out. The reaper paces the restarts.
         "autorestart=true",
         "startsecs=0",
         f"stopsignal={program.stop_signal}",
-        "stopwaitsecs=20",
+        f"stopwaitsecs={STOP_TIMEOUT_S}",
         "killasgroup=true",
         "redirect_stderr=true",
         f"stdout_logfile={_value(plan.logs / (program.name + '.log'))}",

@@ -4,6 +4,9 @@
 -- ARGV[2]  a token that was never used before: the fill lease, if it is granted
 -- ARGV[3]  milliseconds after which a fill lease is void
 -- returns  {1, entry, milliseconds that it lives}; {2} the caller fills, with this token; {3} another reader fills
+-- No field has this name. The write makes a replica refuse the script: after a master was demoted, its connections stay
+-- open, and its data is that of another server.
+redis.call('HDEL', KEYS[1], '')
 local entry = redis.call('HGET', KEYS[1], 'body:' .. ARGV[1])
 if entry then
     return {1, entry, redis.call('PTTL', KEYS[1])}

@@ -1,0 +1,54 @@
+"""Let a running app become its next version, without a moment in which no process accepts connections.
+
+On SIGHUP the master executes the script of its program again (APP_SCRIPT, `velikiy/stack/programs.py`), which names the
+new code by then. The process id stays, so supervisor sees no restart, and so does the listener, which the new master
+inherits (sd_listen_fds(3), which gunicorn supports). The old workers serve until the new workers have loaded the app:
+each new worker then ends the old worker of its number. Requests in the listener's queue wait for whichever accepts.
+
+Relies on: gunicorn's socket activation, and that its arbiter finds the method `handle_hup` by its name.
+
+Without APP_SCRIPT, as in a container, SIGHUP means what it means to gunicorn: new workers with the same code.
+"""
+
+import os
+import signal
+from contextlib import suppress
+from typing import Any
+
+FIRST_PASSED_DESCRIPTOR = 3
+"""The number at which sd_listen_fds(3) expects the listener."""
+
+_predecessors = [int(pid) for pid in os.environ.pop("APP_PREDECESSORS", "").split()]
+
+
+def install(server: Any) -> None:
+    """Take over SIGHUP: gunicorn's hook `on_starting`."""
+    script = os.environ.get("APP_SCRIPT")
+    if script:
+        server.handle_hup = lambda: _become_next_version(server, script)
+
+
+def _become_next_version(server: Any, script: str) -> None:
+    [listener] = server.LISTENERS
+    descriptor = listener.fileno()
+    if descriptor != FIRST_PASSED_DESCRIPTOR:
+        os.dup2(descriptor, FIRST_PASSED_DESCRIPTOR)
+        # A second copy would keep the listener open after the new version has closed its own.
+        os.set_inheritable(descriptor, False)
+    passed_on = {
+        "LISTEN_FDS": "1",
+        "LISTEN_PID": str(os.getpid()),
+        "APP_PREDECESSORS": " ".join(str(pid) for pid in server.WORKERS),
+    }
+    os.execve("/bin/sh", ["sh", script], {**os.environ, **passed_on})  # noqa: S606
+
+
+def end_predecessor(worker: Any) -> None:
+    """End the old workers whose place this worker takes. It has loaded the app. gunicorn's hook `post_worker_init`.
+
+    A worker that replaces another one later has no predecessor: by then the process id may be another process's.
+    """
+    if worker.age <= worker.cfg.workers:
+        for pid in _predecessors[worker.number :: worker.cfg.workers]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGWINCH)

@@ -1,0 +1,138 @@
+"""Check PostgreSQL and Redis servers that the user has set, before anything is changed.
+
+The sentences name the setting, the cause and the next step. A Redis that does not answer is no reason to refuse: the
+service works without it. A Redis that answers and cannot be used is a mistake in the settings.
+"""
+
+import psycopg
+import redis
+
+from velikiy.coherence.redis_connections import DROP, Connections, refusal
+from velikiy.postgres import CONNECT_OPTIONS
+from velikiy.settings import ServiceSettings
+from velikiy.stack import Refusal
+from velikiy.stack.messages import report
+from velikiy.stack.plan import Plan
+
+OLDEST_POSTGRES = 15
+OLDEST_REDIS = 7
+
+REDIS_TIMEOUT_S = 2
+
+PROBE_KEY = "user:0"
+"""A key of the form that the service uses, for a row that does not exist: the user of Redis may be limited to keys."""
+
+MIGRATED_TABLES = ("users", "caches", "idempotency_keys", "imports")
+
+MISSING_RIGHTS = """
+SELECT string_agg(name, ', ') FROM unnest(%s::text[]) name
+WHERE NOT (
+    SELECT bool_and(has_table_privilege(to_regclass(name), privilege))
+    FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) privilege
+)
+"""
+"""Tables that exist and of which the user lacks a right."""
+
+CONNECTION_LIMITS = """
+SELECT name, value FROM (
+    SELECT 'max_connections of the server', current_setting('max_connections')::int
+        - current_setting('superuser_reserved_connections')::int
+    UNION ALL SELECT 'CONNECTION LIMIT of the role', rolconnlimit FROM pg_roles WHERE rolname = current_user
+    UNION ALL
+    SELECT 'CONNECTION LIMIT of the database', datconnlimit FROM pg_database WHERE datname = current_database()
+) limits (name, value)
+WHERE value >= 0 ORDER BY value LIMIT 1
+"""
+
+PG_NEXT_STEPS = {
+    "password authentication failed": "Correct the user and the password",
+    "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
+    "does not exist": "Create it, or correct the name",
+    "no pg_hba.conf entry": "Allow this user, database and machine in pg_hba.conf, or use TLS",
+    "read-only": "Let it name the primary server: this one is a standby or accepts no writes",
+    "too many": "Close connections, or raise max_connections or the CONNECTION LIMIT of the role",
+    "connection slots": "Close connections, or raise max_connections",
+    "permission denied for database": "GRANT CONNECT on the database to the user",
+    "not permitted to log in": "ALTER ROLE ... LOGIN",
+    "starting up": "Wait until the server has started",
+    "SSL": "Correct sslmode, and check the certificates",
+    "could not translate host name": "Correct the name of the host",
+    "Connection refused": "Check the host, the port and that the server runs",
+    "timeout expired": "Check the host, the port and firewalls",
+}
+"""The next step of the operator, by a part of the message of PostgreSQL or its client."""
+
+
+def check_postgres(url: str) -> None:
+    """
+    Raises:
+        Refusal: The service cannot use this PostgreSQL.
+    """
+    try:
+        with psycopg.connect(url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
+            version = connection.info.server_version // 10_000
+            row = connection.execute(MISSING_RIGHTS, (list(MIGRATED_TABLES),)).fetchone()
+    except psycopg.Error as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        steps = (step for part, step in PG_NEXT_STEPS.items() if part.lower() in message.lower())
+        raise Refusal(
+            f"DATABASE_URL cannot be used: {message}. {next(steps, 'Check the address and that the server runs')}."
+        ) from None
+    if version < OLDEST_POSTGRES:
+        raise Refusal(f"DATABASE_URL names PostgreSQL {version}. Use PostgreSQL {OLDEST_POSTGRES} or newer.")
+    if row and row[0]:
+        raise Refusal(
+            f"The user of DATABASE_URL may not read and write these tables: {row[0]}. Make the user their "
+            "owner (ALTER TABLE ... OWNER TO ...), or grant SELECT, INSERT, UPDATE and DELETE."
+        )
+
+
+def check_redis(url: str) -> None:
+    """
+    Raises:
+        Refusal: The service cannot use this Redis.
+    """
+    connections = Connections(url, REDIS_TIMEOUT_S)
+    try:
+        connections.client.ping()
+        # The commands of a write, with a key that no row has.
+        connections.run(DROP, (PROBE_KEY, "up", 1000), before=[("UNLINK", PROBE_KEY)])
+    except (redis.exceptions.RedisError, OSError) as error:
+        if sentence := refusal(error):
+            raise Refusal(f"The Redis of REDIS_URL {sentence}. Correct the address or the server.") from None
+        if isinstance(error, redis.exceptions.ResponseError):
+            raise Refusal(f"The Redis of REDIS_URL refuses to serve: {error}.") from None
+        report(
+            f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without it, "
+            "more slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
+        )
+        return
+    try:
+        information: dict[str, object] = connections.client.info("server")
+        version = int(str(information.get("redis_version", OLDEST_REDIS)).split(".")[0])
+        [[flushdb]] = connections.exchange(("COMMAND", "INFO", "FLUSHDB"))
+    except (redis.exceptions.RedisError, OSError, ValueError, AttributeError):  # its user may not ask for that
+        return
+    finally:
+        connections.client.close()
+    if version < OLDEST_REDIS:
+        raise Refusal(f"REDIS_URL names Redis {version}. Use Redis {OLDEST_REDIS} or newer.")
+    if flushdb is None:
+        raise Refusal("The Redis of REDIS_URL lacks the command FLUSHDB, with which the service empties it.")
+
+
+def warn_of_few_connections(plan: Plan, settings: ServiceSettings) -> None:
+    """Warn if PostgreSQL has not enough connections for the apps."""
+    needed = plan.apps * settings.app_workers * (2 * settings.app_threads + 2) + 8  # the relay, a command, migrations
+    try:
+        with psycopg.connect(
+            plan.secret("database_url"), **CONNECT_OPTIONS, application_name="velikiy up"
+        ) as connection:
+            row = connection.execute(CONNECTION_LIMITS).fetchone()
+    except psycopg.Error:  # the apps log the reason
+        return
+    if row and row[1] < needed:
+        report(
+            f"warning: the apps may open {needed} connections to PostgreSQL, but {row[0]} allows {row[1]}: under load, "
+            "requests would be answered 503. Raise the limit, or lower APPS, APP_WORKERS or APP_THREADS."
+        )
