@@ -173,3 +173,38 @@ class TestExchangedRedis:
                     }
                     wait_until(lambda: is_redis_hit(stack.app, user))
                     write_here_and_read_there(user, stack.app, stack.edge)
+
+
+def test_databases_of_one_redis_at_its_own_address_live_together() -> None:
+    """Finding another database there does not mean that the registered one has ended."""
+    with redis_server() as port:
+        settings = {"REDIS_DIRECT": "true", "REDIS_URL": f"redis://127.0.0.1:{port}/0"}
+        with running(**settings) as first:
+            user = new_user(first)
+            wait_until(lambda: is_redis_hit(first.app, user))
+            settings |= {"DATABASE_URL": first.postgres, "REDIS_URL": f"redis://127.0.0.1:{port}/1"}
+            with running(**settings) as second:
+                write_here_and_read_there(user, second.edge, first.edge, second.app, first.app)
+                wait_until(lambda: "different servers" in str(readiness(first).get("warnings")))
+                write_here_and_read_there(user, second.edge, first.edge, second.app, first.app)
+
+
+def test_master_that_became_a_replica_serves_no_entry_of_its_new_master() -> None:
+    """Its connections stay open, and its data is replaced."""
+    with redis_server() as port, redis_server() as other, running(REDIS_URL=f"redis://127.0.0.1:{port}/0") as stack:
+        user = new_user(stack)
+        wait_until(lambda: is_redis_hit(stack.app, user))
+        with Redis(port=port) as master, Redis(port=other) as replica:
+            replica.replicaof("127.0.0.1", str(port))
+            wait_until(lambda: replica.exists(f"user:{user}"))
+            replica.replicaof("NO", "ONE")
+            rename(stack.app, user, "written to the master alone")
+            master.replicaof("127.0.0.1", str(other))
+            wait_until(lambda: b"old" in (master.hget(f"user:{user}", "body:") or b""))
+            for _ in range(3):
+                assert {read(base, user) for base in (stack.app, stack.edge)} == {"written to the master alone"}
+            wait_until(lambda: "replica" in str(readiness(stack).get("warnings")))
+            write_here_and_read_there(user, stack.app, stack.edge)
+            master.replicaof("NO", "ONE")
+            wait_until(lambda: is_redis_hit(stack.app, user), within=40)
+            assert read(stack.app, user) == read(stack.edge, user)

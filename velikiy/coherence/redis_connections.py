@@ -102,8 +102,7 @@ class Connections:
             socket_connect_timeout=timeout,
             socket_timeout=timeout,
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
-            lib_name=None,  # two exchanges less for each connection
-            lib_version=None,
+            driver_info=None,  # two exchanges less for each connection
         )
         self.place, self.is_only_place = _place(self.client.connection_pool.connection_kwargs, direct)
         """Where the server is, and whether no other server can be there as long as it runs."""

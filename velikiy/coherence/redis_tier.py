@@ -68,8 +68,8 @@ class NewFillLease:
 
 
 class DoesNotAnswer(Exception):
-    """Redis may or may not have executed a drop. The entries that were to be dropped may still be found. The text is the
-    reason, as the rest of a sentence about Redis."""
+    """Redis may or may not have executed a drop. The entries that were to be dropped may still be found. The text names
+    the reason, as the rest of a sentence about Redis."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(refusal(error) or NO_ANSWER)
