@@ -450,14 +450,14 @@ def test_members_that_users_do_not_have_are_left_out_on_request(tmp_path: Path) 
 @pytest.mark.parametrize(
     "content",
     [
-        gzip.compress(CSV),
+        gzip.compress(CSV, mtime=0),
         bz2.compress(CSV),
         lzma.compress(CSV),
-        gzip.compress(CSV[:20]) + gzip.compress(CSV[20:]),
+        gzip.compress(CSV[:20], mtime=0) + gzip.compress(CSV[20:], mtime=0),
         archive(**{"a.csv": CSV}),
         archive(**{"folder__a.csv": CSV, "__MACOSX__._a.csv": b"x", ".DS_Store": b"x"}),
-        archive(**{"a.csv.gz": gzip.compress(CSV)}),
-        gzip.compress(archive(**{"a.csv": CSV})),
+        archive(**{"a.csv.gz": gzip.compress(CSV, mtime=0)}),
+        gzip.compress(archive(**{"a.csv": CSV}), mtime=0),
     ],
 )
 @pytest.mark.parametrize("file", ["a.csv", "a.csv.gz", "a"])
@@ -491,7 +491,7 @@ def test_zip_archive_is_read_from_a_pipe(tmp_path: Path) -> None:
         ),
         (archive(), "zip archive without a file"),
         (archive(**{"a.csv": CSV})[:-30], "the compressed file is damaged or truncated"),
-        (gzip.compress(CSV)[:-9], "the compressed file is damaged or truncated"),
+        (gzip.compress(CSV, mtime=0)[:-9], "the compressed file is damaged or truncated"),
         (lzma.compress(CSV)[:-20], "the compressed file is damaged or truncated"),
         (bz2.compress(CSV)[:-5], "the compressed file is damaged or truncated"),
         (bz2.compress(CSV)[:20] + b"x" * 30, "the compressed file is damaged or truncated"),

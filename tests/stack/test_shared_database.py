@@ -178,12 +178,11 @@ class TestExchangedRedis:
 def test_databases_of_one_redis_at_its_own_address_live_together() -> None:
     """Finding another database there does not mean that the registered one has ended."""
     with redis_server() as port:
-        settings = {"REDIS_DIRECT": "true", "REDIS_URL": f"redis://127.0.0.1:{port}/0"}
-        with running(**settings) as first:
+        address = f"redis://127.0.0.1:{port}"
+        with running(REDIS_URL=f"{address}/0", REDIS_DIRECT="true") as first:
             user = new_user(first)
             wait_until(lambda: is_redis_hit(first.app, user))
-            settings |= {"DATABASE_URL": first.postgres, "REDIS_URL": f"redis://127.0.0.1:{port}/1"}
-            with running(**settings) as second:
+            with running(DATABASE_URL=first.postgres, REDIS_URL=f"{address}/1", REDIS_DIRECT="true") as second:
                 write_here_and_read_there(user, second.edge, first.edge, second.app, first.app)
                 wait_until(lambda: "different servers" in str(readiness(first).get("warnings")))
                 write_here_and_read_there(user, second.edge, first.edge, second.app, first.app)

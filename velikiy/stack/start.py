@@ -38,6 +38,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     if running and _is_unchanged(running, plan) and is_ready(running):
         report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
         _show_hints(running)
+        _show_warnings(running)
         return None
 
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
@@ -54,6 +55,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         if not obstacle:
             servers.warn_of_few_connections(plan, settings)
             _show_addresses(plan, time.monotonic() - began, port_was_chosen=False)
+            _show_warnings(plan)
             return plan
     if previous and not running:
         Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
@@ -66,6 +68,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     _launch_or_stop(plan, settings, binaries)
     servers.warn_of_few_connections(plan, settings)
     _show_addresses(plan, time.monotonic() - began, port_was_chosen=wanted.port is None)
+    _show_warnings(plan)
     return plan
 
 
@@ -255,6 +258,11 @@ def warnings(plan: Plan) -> list[str]:
 
 
 # ---- messages ----
+
+
+def _show_warnings(plan: Plan) -> None:
+    for warning in warnings(plan):
+        report(f"  warning: {warning}")
 
 
 def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> None:
