@@ -151,8 +151,8 @@ local function connect(id)
         end
     end
     reply = type(reply) == "string" and reply or ""
-    local found = (match(reply, "\nrun_id:(%w+)") or "") .. "." .. sub(match(reply, "\nmaster_replid:(%w+)") or "", 1, 12)
-        .. "/" .. server.database
+    local run, data_set = match(reply, "\nrun_id:(%w+)") or "", match(reply, "\nmaster_replid:(%w+)") or ""
+    local found = run .. "." .. sub(data_set, 1, 12) .. "/" .. server.database
     _M.reaches_another = found ~= id
     if found ~= id then
         socket:close()
@@ -162,8 +162,8 @@ local function connect(id)
 end
 
 
--- Run the script for this key in the server with this id. Return its reply and the token that is the fill lease if the reply grants one; or nil
--- and an error.
+-- Run the script for this key in the server with this id. Return its reply and the token that is the fill lease if the
+-- reply grants one; or nil and an error.
 local function run_script(id, key)
     local begin = evalsha
     while true do

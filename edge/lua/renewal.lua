@@ -70,7 +70,8 @@ end
 
 
 -- Send a request to an app. Return the lease: its milliseconds, the id of the server that the edge may use as Redis as
--- long (nil for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a response.
+-- long (nil for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a
+-- response.
 local function request(action, epoch)
     local peer = balancer.choose()
     if not peer then
