@@ -20,7 +20,7 @@ def empty_dsn(stack: Stack) -> Iterator[str]:
 
 
 def test_new_database_contains_alice_bob_and_charlie_and_continues_with_id_4(empty_dsn: str) -> None:
-    assert upgrade(empty_dsn, wait=5) == ["0001_baseline"]
+    assert upgrade(empty_dsn, wait=5) == ["0001_baseline", "0002_import_counts"]
     assert fetch_rows(empty_dsn, "SELECT id, name FROM users ORDER BY id") == [(1, "Alice"), (2, "Bob"), (3, "Charlie")]
     assert fetch_rows(empty_dsn, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
@@ -33,7 +33,7 @@ def test_second_migration_run_applies_nothing(empty_dsn: str) -> None:
 def test_concurrent_migration_runs_apply_each_migration_once(empty_dsn: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         applied = list(pool.map(lambda _: upgrade(empty_dsn, wait=5), range(4)))
-    assert sorted(applied) == [[], [], [], ["0001_baseline"]]
+    assert sorted(applied) == [[], [], [], ["0001_baseline", "0002_import_counts"]]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ BEGINNING_BYTES = 1 << 20
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 
+BOM = b"\xef\xbb\xbf"
+
 
 class CannotImport(Exception):
     """The reason why a file cannot be imported, or not to its end, as a sentence for the operator."""
@@ -68,7 +70,7 @@ def format_by_content(beginning: bytes) -> str:
     Raises:
         CannotImport
     """
-    first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+    first = beginning.removeprefix(BOM).lstrip()[:1]
     if first == b"[":
         raise CannotImport("the file is a JSON array; convert it to NDJSON, one object a line: jq -c '.[]'")
     return "ndjson" if first == b"{" else "csv"
@@ -86,13 +88,17 @@ class Lines:
         self.flaw = ""
         """The reason why a line is not text, else empty. The reader of the line resets it."""
 
+        self.is_for_excel = False
+        """The text begins with the byte order mark with which Excel marks UTF-8."""
+
     def __iter__(self) -> "Lines":
         return self
 
     def __next__(self) -> str:
         line = self._read()
-        if self.number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # Excel marks UTF-8 with a byte order mark
+        if self.number == 1 and line.startswith(BOM):
+            line = line.removeprefix(BOM)
+            self.is_for_excel = True
         if b"\0" in line:
             self.flaw = f"line {self.number} contains a NUL byte"
         try:

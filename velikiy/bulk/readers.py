@@ -2,6 +2,8 @@
 
 import csv
 import itertools
+import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,6 +15,9 @@ from pydantic import ValidationError
 from velikiy.bulk.input_file import CannotImport, Lines
 from velikiy.resources.base import READ_ONLY, Body, Resource
 from velikiy.resources.validation import errors_of
+
+REJECT_MEMBERS = {"line", "errors", "row"}
+"""The members of a rejected row (velikiy/bulk/rejects.py). It is imported as the row that it contains."""
 
 
 class Row(NamedTuple):
@@ -33,6 +38,17 @@ class Row(NamedTuple):
     def refused(self, field: str, detail: str) -> "Row":
         """Return the same row with this error."""
         return self._replace(errors=[{"field": field, "detail": detail}])
+
+
+FORMULA_BEGINNINGS = "=+\\-@\\t\\r\\n＝＋－＠"
+"""Characters with which a cell becomes a formula in a spreadsheet, for regular expressions of Python and PostgreSQL.
+
+An export for Excel puts an apostrophe before them, and one more before a value that begins with both already. So an
+import can remove it."""
+
+
+def _as_before_excel(value: str) -> str:
+    return value[1:] if re.match(f"'+[{FORMULA_BEGINNINGS}]", value) else value
 
 
 def _csv(resource: Resource, lines: Lines) -> Iterator[Row]:
@@ -94,6 +110,8 @@ def _csv_rows(
             row = Row(line, "".join(consumed), [], [], lines=len(consumed))
             yield row.refused("", f"is not CSV: {error}{span}")
             continue
+        if lines.is_for_excel:
+            values = [_as_before_excel(value) for value in values]
         if lines.flaw:
             yield Row(line, values, [], []).refused("", lines.flaw)
         elif values and len(values) != len(header):
@@ -114,11 +132,14 @@ def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
         if not sent.strip():
             continue
         try:
-            jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
+            given = jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
         except ValueError as error:
             flaw = flaw or f"is not JSON: {error}"
         if flaw:  # a line that was not UTF-8 may be JSON after its bytes were replaced
             yield Row(lines.number, text, [], []).refused("", flaw)
+            continue
+        if isinstance(given, dict) and given.keys() == REJECT_MEMBERS:
+            yield _rejected_row(resource, lines.number, given["row"])
             continue
         yield validated_row(
             resource,
@@ -126,6 +147,17 @@ def _ndjson(resource: Resource, lines: Lines) -> Iterator[Row]:
             orjson.Fragment(sent.strip()),
             partial(resource.create_model.model_validate_json, sent),
         )
+
+
+def _rejected_row(resource: Resource, line: int, given: Any) -> Row:
+    """Validate a row that an import has rejected before. Only strings: the row is from CSV."""
+    model = resource.create_model
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        sent = json.dumps(given).encode()
+        return validated_row(resource, line, orjson.Fragment(sent), partial(model.model_validate_json, sent))
+    fields = model.model_fields
+    values = {name: value for name, value in given.items() if value or name not in fields or fields[name].is_required()}
+    return validated_row(resource, line, given, partial(model.model_validate_strings, values, strict=False))
 
 
 READERS: dict[str, Callable[[Resource, Lines], Iterator[Row]]] = {"csv": _csv, "ndjson": _ndjson}
