@@ -81,7 +81,7 @@ def _replacement(path: Path) -> Iterator[IO[bytes]]:
 
 
 def copy_mode(descriptor: int, path: Path) -> None:
-    """Give the new file the owner, group and mode of this file. If there is none, only the owner may read."""
+    """Give the new file the owner, group and mode of this file. Without such a file only the owner may read."""
     mode = 0o600
     with suppress(FileNotFoundError):
         replaced = path.stat()

@@ -145,7 +145,7 @@ def rehearsal(resource: Resource, gate: Gate) -> Iterator[Callable[[list[Row], O
             connection.execute(sql.SQL(statement).format(**names))
         copy_conflicting = sql.SQL(
             "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {hidden}"
-            " WHERE id IN (SELECT id FROM ({matches}) matches) ON CONFLICT DO NOTHING"
+            " WHERE id = ANY(ARRAY(SELECT id FROM ({matches}) m)) ON CONFLICT DO NOTHING"
         ).format(
             **names,
             columns=columns,
@@ -217,7 +217,7 @@ def _stage(connection: Connection, resource: Resource, rows: list[Row]) -> None:
             " SELECT 0 AS _position, {fields} FROM {table} WITH NO DATA"
         ).format(**names)
     )
-    connection.execute(sql.SQL("DELETE FROM {new}").format(**names))
+    connection.execute(sql.SQL("TRUNCATE {new}").format(**names))
     _copy(
         connection,
         f"new_{resource.name}",
@@ -229,7 +229,12 @@ def _stage(connection: Connection, resource: Resource, rows: list[Row]) -> None:
 def _keep_staged(connection: Connection, resource: Resource, positions: list[int]) -> None:
     """Remove all other rows from the temporary table."""
     new = sql.Identifier(f"new_{resource.name}")
-    connection.execute(sql.SQL("DELETE FROM {} WHERE _position <> ALL(%s)").format(new), (positions,))
+    connection.execute(
+        sql.SQL(
+            "DELETE FROM {} WHERE NOT EXISTS (SELECT FROM unnest(%s::int[]) position WHERE position = _position)"
+        ).format(new),
+        (positions,),
+    )
 
 
 def _create(connection: Connection, resource: Resource) -> tuple[list[int], list[int]]:
@@ -283,7 +288,9 @@ def _update(connection: Connection, resource: Resource, conflicting: list[int]) 
     # The order of ids prevents deadlocks with other writers of many rows. The next statement has a snapshot of its own,
     # so it sees what the writers before this lock have committed.
     connection.execute(
-        sql.SQL("SELECT FROM {table} WHERE id IN (SELECT id FROM ({matches}) m) ORDER BY id FOR UPDATE").format(**names)
+        sql.SQL(
+            "SELECT FROM {table} WHERE id = ANY(ARRAY(SELECT id FROM ({matches}) m)) ORDER BY id FOR UPDATE"
+        ).format(**names)
     )
     outcomes = connection.execute(
         sql.SQL(
@@ -313,7 +320,11 @@ def _update(connection: Connection, resource: Resource, conflicting: list[int]) 
 
 def _matches(connection: Connection, resource: Resource, table: sql.Identifier) -> sql.Composable:
     """Return a query for the position of each staged row and the id of each row of the table that has one of its unique
-    values, as the unique indexes compare them."""
+    values, as the unique indexes compare them.
+
+    LIMIT 1 loses nothing, and makes PostgreSQL look up each row in the index. A join would read the table for each
+    chunk.
+    """
     indexes = connection.execute(
         "SELECT (SELECT array_agg(pg_get_indexdef(indexrelid, key, true) ORDER BY key)"
         " FROM generate_series(1, indnkeyatts) key) FROM unnest(%s::text[]) name"
@@ -326,12 +337,14 @@ def _matches(connection: Connection, resource: Resource, table: sql.Identifier) 
             sql.SQL("{} AS {}").format(sql.SQL(expression), sql.Identifier(f"_key{n}"))
             for n, expression in enumerate(expressions)
         )
-        using = sql.SQL(", ").join(sql.Identifier(f"_key{n}") for n in range(len(expressions)))
+        same = sql.SQL(" AND ").join(
+            sql.SQL("t.{key} = n.{key}").format(key=sql.Identifier(f"_key{n}")) for n in range(len(expressions))
+        )
         queries.append(
             sql.SQL(
-                "SELECT _position, id FROM (SELECT _position, {keys} FROM {new}) n"
-                " JOIN (SELECT id, {keys} FROM {table}) t USING ({using})"
-            ).format(keys=keys, using=using, table=table, new=sql.Identifier(f"new_{resource.name}"))
+                "SELECT _position, id FROM (SELECT _position, {keys} FROM {new}) n CROSS JOIN LATERAL"
+                " (SELECT id FROM (SELECT id, {keys} FROM {table}) t WHERE {same} LIMIT 1) matching"
+            ).format(keys=keys, same=same, table=table, new=sql.Identifier(f"new_{resource.name}"))
         )
     return sql.SQL(" UNION ").join(queries) if queries else sql.SQL("SELECT 0 AS _position, 0 AS id WHERE false")
 
