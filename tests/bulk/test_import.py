@@ -90,7 +90,7 @@ def test_format_option_overrides_the_file_name(bulk_stack: Stack, tmp_path: Path
         ("a.csv", b"na\0me,email\n", "line 1 contains a NUL byte"),
         ("a.csv", b'"name,email\n', "line 1 is not CSV"),
         ("a.csv", b"x" * 2_000_000, "line 1 is longer than 1,048,576 bytes"),
-        ("a.csv.gz", gzip.compress(csv_of_people(50_000), mtime=0)[:-9], "the compressed file is damaged or truncated"),
+        ("a.csv.gz", gzip.compress(csv_of_people(50), mtime=0)[:-9], "the compressed file is damaged or truncated"),
     ],
 )
 def test_unreadable_file_is_reported_and_exits_with_2(
@@ -100,6 +100,16 @@ def test_unreadable_file_is_reported_and_exits_with_2(
     completed = run_import(bulk_stack, tmp_path / file, code=2)
     assert sentence in stderr_of(completed)
     assert "Traceback" not in stderr_of(completed)
+
+
+def test_file_that_is_damaged_after_some_rows_were_imported_exits_with_3(bulk_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress(csv_of_people(50_000), mtime=0)[:-9])
+    completed = run_import(bulk_stack, tmp_path / "a.csv.gz", code=3)
+    assert "lines 1 to " in stderr_of(completed)
+    assert "the compressed file is damaged or truncated" in stderr_of(completed)
+    (tmp_path / "b.csv").write_bytes(csv_of_people(40_000).replace(b"person", b"other") + b"x" * 2_000_000)
+    completed = run_import(bulk_stack, tmp_path / "b.csv", code=3)
+    assert "line 40,002 is longer than 1,048,576 bytes" in stderr_of(completed)
 
 
 def test_wrong_usage_exits_with_2(bulk_stack: Stack, tmp_path: Path) -> None:
@@ -232,7 +242,7 @@ def test_bulk_commands_without_postgresql_fail_with_one_line(own_stack: Stack, t
     with refusing(own_stack, "postgres"):
         for arguments in (("import", tmp_path / "a.csv"), ("export", "-"), ("seed", "--count", 5)):
             completed = run_users(own_stack, *arguments)
-            assert completed.returncode == 1
+            assert completed.returncode == 3
             assert stderr_of(completed).startswith(f"velikiy users {arguments[0]}: PostgreSQL does not answer")
             assert stderr_of(completed).count("\n") == 1
 
