@@ -36,7 +36,12 @@ def test_export_of_another_program_is_imported_only_with_yes(bulk_stack: Stack, 
         assert stderr_of(completed) == (
             f"{PROPOSAL}velikiy users import: add --yes to import these columns so, or choose others with --map\n"
         )
+    assert run_import(bulk_stack, file, "--dry-run", code=2).stderr == completed.stderr
+    dry = run_import(bulk_stack, file, "--dry-run", "--yes", code=1)
+    assert stderr_of(dry).startswith(f"{PROPOSAL}line 4: email is not an e-mail address")
+    assert stderr_of(dry).endswith("would import 2, rejected 1\n")
     assert count_users(bulk_stack) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["audience.csv"]
     completed = run_import(bulk_stack, file, "--yes", code=1)
     assert stderr_of(completed) == f"{PROPOSAL}imported 2, rejected 1 → {file}.rejects.ndjson\n"
     assert names_in_order(bulk_stack) == ["Ann Lee", "Ben Oz"]
@@ -44,7 +49,9 @@ def test_export_of_another_program_is_imported_only_with_yes(bulk_stack: Stack, 
     assert reject["row"] == {"name": "No Mail", "email": ""}
 
 
-@pytest.mark.parametrize(("answer", "count", "code"), [("y\n", 2, 1), ("n\n", 0, 2)])
+@pytest.mark.parametrize(
+    ("answer", "count", "code"), [("y\n", 2, 1), ("n\n", 0, 2), ("\x03", 0, 130), ("\x04", 0, 130)]
+)
 def test_terminal_is_asked_about_the_columns(
     bulk_stack: Stack, tmp_path: Path, answer: str, count: int, code: int
 ) -> None:

@@ -52,6 +52,19 @@ def test_row_with_a_taken_email_is_rejected_skipped_or_updates_the_existing_row(
     assert not (tmp_path / "a.csv.rejects.ndjson").exists()
 
 
+@pytest.mark.parametrize("spelling", ["STRASSE@example.com", "straße@EXAMPLE.com", "ＳＴＲＡＳＳＥ@example.com"])
+def test_emails_conflict_as_unicode_compares_them(bulk_stack: Stack, spelling: str) -> None:
+    run_import(bulk_stack, "-", given="name,email\nAnn,Straße@example.com\n".encode())
+    given = f"name,email\nBen,{spelling}\n".encode()
+    assert summary_of(bulk_stack, "-", "--rejects", "/dev/null", given=given, code=1) == {"rejected": 1}
+    assert summary_of(bulk_stack, "-", "--on-conflict", "skip", given=given) == {"skipped": 1}
+    updated = {"imported": 1, "updated": 1}
+    assert summary_of(bulk_stack, "-", "--on-conflict", "update", "--dry-run", given=given) == updated
+    assert names_in_order(bulk_stack) == ["Ann"]
+    assert summary_of(bulk_stack, "-", "--on-conflict", "update", given=given) == updated
+    assert names_in_order(bulk_stack) == ["Ben"]
+
+
 @pytest.mark.parametrize("size", [3, 12_000])
 def test_last_of_several_rows_with_one_email_counts_in_an_update(bulk_stack: Stack, size: int) -> None:
     people = csv_of_people(size)

@@ -13,7 +13,7 @@ import requests
 
 from testkit.outages import refusing
 from testkit.stack import Stack
-from tests.bulk.commands import mode_of, run_import, run_users, stderr_of
+from tests.bulk.commands import mode_of, names_in_order, run_import, run_users, stderr_of
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.ndjson", "a.csv.gz", "a.jsonl.gz"])
@@ -59,6 +59,17 @@ def test_export_for_excel_contains_no_formula_and_can_be_imported(bulk_stack: St
     bulk_stack.sql("DELETE FROM users")
     run_import(bulk_stack, file, given=content)
     assert bulk_stack.sql("SELECT name, email FROM users ORDER BY id") == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_export_that_a_spreadsheet_has_saved_as_unicode_text_is_imported(
+    bulk_stack: Stack, tmp_path: Path, encoding: str
+) -> None:
+    mark = "\ufeff" if encoding == "utf-8" else ""  # the codec of UTF-16 writes its own
+    text = f"{mark}name\temail\r\n'=1+1\ta@example.com\r\n''=1\tb@example.com\r\n"
+    (tmp_path / "a.csv").write_bytes(text.encode(encoding))
+    run_import(bulk_stack, tmp_path / "a.csv")
+    assert names_in_order(bulk_stack) == ["=1+1", "'=1"]
 
 
 def test_plain_export_and_import_leave_formulas_as_they_are(bulk_stack: Stack, tmp_path: Path) -> None:

@@ -388,6 +388,11 @@ def test_json_is_read_in_every_form_and_under_every_name(tmp_path: Path, content
     assert values_of(tmp_path, content.encode(), file, file_format="json") == [ANN, BEN]
 
 
+def test_read_only_members_are_ignored_in_any_case(tmp_path: Path) -> None:
+    content = b'{"ID": 7, "name": "Ann Lee", "email": "ann@example.com", "Created_At": null}\n'
+    assert values_of(tmp_path, content, "a.ndjson") == [ANN]
+
+
 @pytest.mark.parametrize("content", [b"[]", b"[ ]\n", b'{"users": []}', b""])
 def test_json_without_rows_has_none(tmp_path: Path, content: bytes) -> None:
     assert values_of(tmp_path, content, file_format="json") == []

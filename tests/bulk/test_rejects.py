@@ -344,6 +344,60 @@ def test_corrected_rejects_of_ndjson_are_imported_as_they_are(bulk_stack: Stack,
     assert names_in_order(bulk_stack) == ["Alice", "Bob"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        (
+            "a.csv",
+            b"Email Address,First Name,Last Name,MEMBER_RATING\nann,Ann,Lee,2\nben@example.com,,,1\n",
+            ("--yes",),
+        ),
+        (
+            "a.csv",
+            b"First;Last;Mail;Note\nAnn;Lee;ann;x\n;;ben@example.com;x\n",
+            ("--map", "First+Last=name", "--map", "Mail=email", "--ignore-unknown"),
+        ),
+        (
+            "a.json",
+            b'{"users": [{"email": "ann", "firstName": "Ann", "lastName": "Lee", "username": "a", "enabled": true},\n'
+            b'{"email": "ben@example.com", "firstName": "", "lastName": "", "username": "b", "enabled": true}]}',
+            ("--yes",),
+        ),
+        (
+            "a.ndjson",
+            b'{"profile": {"email": "ann"}, "name": "Ann Lee"}\n{"profile": {"email": "ben@example.com"}, "name": ""}\n',
+            ("--map", "profile.email=email"),
+        ),
+        ("a.csv", b"ID,Name,E-MAIL\n1,Ann Lee,ann\n2,,ben@example.com\n", ("--map", "E-MAIL=email")),
+        ("a.csv", b"ID,Name,EMail\n1,Ann Lee,ann\n2,,ben@example.com\n", ()),
+        ("a.csv", "name\temail\r\nAnn Lee\tann\r\n\tben@example.com\r\n".encode("utf-16"), ()),
+        ("a.csv", b"sep=;\rname;email;\rAnn Lee;ann;\r;ben@example.com;\r", ("--encoding", "cp1251")),
+    ],
+)
+def test_corrected_rejects_of_a_file_in_any_form_need_no_options(
+    bulk_stack: Stack, tmp_path: Path, name: str, content: bytes, options: tuple[str, ...]
+) -> None:
+    file, rejects = tmp_path / name, tmp_path / f"{name}.rejects.ndjson"
+    file.write_bytes(content)
+    run_import(bulk_stack, file, *options, code=1)
+    again = run_import(bulk_stack, rejects, code=1)
+    assert stderr_of(again) == f"imported 0, rejected 2 → {rejects}.rejects.ndjson\n"
+    text = rejects.read_text()
+    assert '"row":{"name":"Ann Lee","email":"ann"}' in text
+    rejects.write_text(text.replace('"ann"', '"ann@example.com"').replace('"name":""', '"name":"Ben"'))
+    assert stderr_of(run_import(bulk_stack, rejects)).endswith("imported 2\n")
+    assert names_in_order(bulk_stack) == ["Ann Lee", "Ben"]
+
+
+def test_rejected_rows_with_unknown_members_are_imported_with_ignore_unknown(bulk_stack: Stack, tmp_path: Path) -> None:
+    file, rejects = tmp_path / "a.ndjson", tmp_path / "a.ndjson.rejects.ndjson"
+    file.write_bytes(b'{"name": "Ann", "email": "a@example.com", "phone": "1"}\n')
+    run_import(bulk_stack, file, code=1)
+    run_import(bulk_stack, rejects, code=1)
+    run_import(bulk_stack, rejects, "--ignore-unknown")
+    assert names_in_order(bulk_stack) == ["Ann"]
+
+
 def test_rejects_of_a_process_substitution_are_written_into_the_working_directory(
     bulk_stack: Stack, tmp_path: Path
 ) -> None:

@@ -103,8 +103,8 @@ def read(resource: Resource, file: str, content: io.BufferedReader, beginning: b
         columns, rows = _csv(resource, lines, reading)
         return Input(lines, rows, columns)
     parts, sample = _json_parts(resource, content, beginning, encoding)
-    rows = [members["row"] if is_reject(members) else members for members in sample]
-    names = list(dict.fromkeys(name for row in rows if isinstance(row, dict) for name in _names(row)))
+    sampled = [members["row"] if is_reject(members) else members for members in sample]
+    names = list(dict.fromkeys(name for row in sampled if isinstance(row, dict) for name in _names(row)))
     # Rejected rows have the names of the fields already, so only an option changes their columns.
     is_chosen = reading.maps or reading.ignore_unknown or not all(map(is_reject, sample))
     chosen = choose_columns(resource, names, reading) if names and is_chosen else None
@@ -182,7 +182,6 @@ def _csv_rows(
 ) -> Iterator[Row]:
     """`consumed`: the lines that the CSV reader has read since the list was cleared."""
     fields = _csv_fields(header, columns, _optional_fields(resource))
-    is_plain = columns.is_plain and set(header) <= set(resource.columns)
     while True:
         line, lines.flaw = lines.number + 1, ""
         consumed.clear()
@@ -214,7 +213,7 @@ def _csv_rows(
             yield Row(line, values, [], []).refused("", detail)
         else:
             texts = fields(values)
-            given = dict(zip(header, values, strict=True)) if is_plain else texts
+            given = dict(zip(header, values, strict=True)) if columns.is_plain else texts
             yield validated_row(
                 resource, line, given, partial(resource.create_model.model_validate_strings, texts, strict=False)
             )
@@ -327,7 +326,7 @@ def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator
         sent = text.encode().strip()
         if not sent:
             continue
-        members = None
+        members: Any = None
         try:
             members = jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
         except ValueError as error:

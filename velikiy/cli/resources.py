@@ -90,7 +90,11 @@ def resource_commands(resource: Resource) -> click.Group:
         help=f"Treatment of a row whose {' or '.join(resource.unique.values()) or 'unique value'} is taken: reject it,"
         " leave the existing row as it is, or give the existing row the values in FILE.",
     )
-    @click.option("--dry-run", is_flag=True, help="Print what an import would do, and write no row and no file.")
+    @click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print what an import would do, and write no row and no file. Exit codes are those of the import.",
+    )
     @click.option("--json", "as_json", is_flag=True, help="Print a summary for programs to stdout.")
     def import_(
         file: str,
@@ -108,7 +112,7 @@ def resource_commands(resource: Resource) -> click.Group:
         """Create the rows in FILE: CSV or JSON, optionally compressed (gzip, bzip2, xz, zip); - is stdin.
 
         Every new row gets a new id, new times and a new version; for a backup use pg_dump. Rejected rows can be
-        corrected in their file, and that file can be imported as it is.
+        corrected in their file, and that file can be imported as it is, without --map, --encoding and --yes.
 
         \b
         Exit codes:
@@ -187,7 +191,10 @@ def _acceptance(yes: bool) -> Callable[[str], None]:
         print_message(columns)
         if not accepted and not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise CannotImport("add --yes to import these columns so, or choose others with --map")
-        accepted = accepted or click.confirm("Import these columns so?", err=True)
+        try:
+            accepted = accepted or click.confirm("Import these columns so?", err=True)
+        except click.Abort:
+            raise KeyboardInterrupt from None
         if not accepted:
             raise CannotImport("nothing was imported. Choose other columns with --map")
 
