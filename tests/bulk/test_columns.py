@@ -36,15 +36,22 @@ def test_export_of_another_program_is_imported_only_with_yes(bulk_stack: Stack, 
         assert stderr_of(completed) == (
             f"{PROPOSAL}velikiy users import: add --yes to import these columns so, or choose others with --map\n"
         )
+    assert run_import(bulk_stack, file, "--dry-run", code=2).stderr == completed.stderr
+    dry = run_import(bulk_stack, file, "--dry-run", "--yes", code=1)
+    assert stderr_of(dry).startswith(f"{PROPOSAL}line 4: email is not an e-mail address")
+    assert stderr_of(dry).endswith("would import 2, rejected 1\n")
     assert count_users(bulk_stack) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["audience.csv"]
     completed = run_import(bulk_stack, file, "--yes", code=1)
     assert stderr_of(completed) == f"{PROPOSAL}imported 2, rejected 1 → {file}.rejects.ndjson\n"
     assert names_in_order(bulk_stack) == ["Ann Lee", "Ben Oz"]
     [reject] = read_rejects(tmp_path / "audience.csv.rejects.ndjson")
-    assert reject["row"] == {"Email Address": "", "First Name": "No", "Last Name": "Mail", "MEMBER_RATING": "1"}
+    assert reject["row"] == {"name": "No Mail", "email": ""}
 
 
-@pytest.mark.parametrize(("answer", "count", "code"), [("y\n", 2, 1), ("n\n", 0, 2)])
+@pytest.mark.parametrize(
+    ("answer", "count", "code"), [("y\n", 2, 1), ("n\n", 0, 2), ("\x03", 0, 130), ("\x04", 0, 130)]
+)
 def test_terminal_is_asked_about_the_columns(
     bulk_stack: Stack, tmp_path: Path, answer: str, count: int, code: int
 ) -> None:
@@ -105,7 +112,7 @@ def test_encoding_that_appears_late_stops_the_import_which_continues_with_the_op
 ) -> None:
     file = tmp_path / "a.csv"
     file.write_bytes(csv_of_people(35_000, LONG_NAME) + "Зоя,zoya@example.com\n".encode("cp1251"))
-    completed = run_import(bulk_stack, file, code=2)
+    completed = run_import(bulk_stack, file, code=3)
     assert "lines 1 to 30,001 are done; to continue after them" in stderr_of(completed)
     assert "the file is not UTF-8 (line 35,002, byte 0xc7). It looks like windows-1251 ('Зоя')" in stderr_of(completed)
     completed = run_import(bulk_stack, file, "--encoding", "windows-1251")

@@ -1,10 +1,14 @@
 """`velikiy users import`: formats, invalid rows, and the effect on reads."""
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,13 @@ def as_csv(rows: list[dict[str, Any]], delimiter: str = ",", end: str = "\n") ->
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue().encode()
+
+
+def as_zip(content: bytes) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.csv", content)
+    return stream.getvalue()
 
 
 def as_ndjson(rows: list[dict[str, Any]]) -> bytes:
@@ -90,7 +101,7 @@ def test_format_option_overrides_the_file_name(bulk_stack: Stack, tmp_path: Path
         ("a.csv", b"na\0me,email\n", "line 1 contains a NUL byte"),
         ("a.csv", b'"name,email\n', "line 1 is not CSV"),
         ("a.csv", b"x" * 2_000_000, "line 1 is longer than 1,048,576 bytes"),
-        ("a.csv.gz", gzip.compress(csv_of_people(50_000), mtime=0)[:-9], "the compressed file is damaged or truncated"),
+        ("a.csv.gz", gzip.compress(csv_of_people(50), mtime=0)[:-9], "the compressed file is damaged or truncated"),
     ],
 )
 def test_unreadable_file_is_reported_and_exits_with_2(
@@ -100,6 +111,28 @@ def test_unreadable_file_is_reported_and_exits_with_2(
     completed = run_import(bulk_stack, tmp_path / file, code=2)
     assert sentence in stderr_of(completed)
     assert "Traceback" not in stderr_of(completed)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress, as_zip])
+def test_archive_that_is_damaged_exits_with_3_if_rows_were_imported_before_and_else_with_2(
+    bulk_stack: Stack, tmp_path: Path, compress: Callable[[bytes], bytes]
+) -> None:
+    for size, code, done in ((50, 2, ""), (50_000, 3, "lines 1 to ")):
+        content = bytearray(compress(csv_of_people(size)))
+        place = len(content) // 2 if size == 50 else len(content) * 9 // 10
+        content[place] ^= 255
+        content[place + 1] ^= 255
+        (tmp_path / f"{size}").write_bytes(content)
+        completed = run_import(bulk_stack, tmp_path / f"{size}", code=code)
+        assert stderr_of(completed).startswith(done or "velikiy users import: the compressed file")
+        assert "the compressed file is damaged or truncated" in stderr_of(completed)
+        assert bool(count_users(bulk_stack)) == bool(done)
+
+
+def test_file_that_is_no_table_after_some_rows_were_imported_exits_with_3(bulk_stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(csv_of_people(40_000).replace(b"person", b"other") + b"x" * 2_000_000)
+    completed = run_import(bulk_stack, tmp_path / "b.csv", code=3)
+    assert "line 40,002 is longer than 1,048,576 bytes" in stderr_of(completed)
 
 
 def test_wrong_usage_exits_with_2(bulk_stack: Stack, tmp_path: Path) -> None:
@@ -232,7 +265,7 @@ def test_bulk_commands_without_postgresql_fail_with_one_line(own_stack: Stack, t
     with refusing(own_stack, "postgres"):
         for arguments in (("import", tmp_path / "a.csv"), ("export", "-"), ("seed", "--count", 5)):
             completed = run_users(own_stack, *arguments)
-            assert completed.returncode == 1
+            assert completed.returncode == 3
             assert stderr_of(completed).startswith(f"velikiy users {arguments[0]}: PostgreSQL does not answer")
             assert stderr_of(completed).count("\n") == 1
 

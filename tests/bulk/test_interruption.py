@@ -71,8 +71,13 @@ def test_import_continues_if_its_rejects_were_lost_and_reports_the_loss(
     (tmp_path / "a.csv").write_bytes(content)
     completed = run_import(bulk_stack, tmp_path / "a.csv", "--rejects", rejects, code=1)
     assert "continuing after line 20,001\n" in stderr_of(completed)
-    assert f"{rejects} no longer contains the rows that were rejected before the interruption\n" in stderr_of(completed)
-    assert [reject["line"] for reject in read_rejects(rejects)] == ([3, 34_000] if "cut" in changed else [34_000])
+    assert f"{rejects} does not contain the rows that were rejected before the interruption\n" in stderr_of(completed)
+    assert [reject["line"] for reject in read_rejects(rejects)] == [34_000]
+    kept = tmp_path / "aside.1"
+    assert kept.exists() == ("cut" in changed)
+    if kept.exists():
+        assert f"kept the rejected rows of another import as {kept}\n" in stderr_of(completed)
+        assert json.loads(kept.read_bytes()[:first])["line"] == 3
 
 
 @pytest.mark.parametrize("signal_number", EXIT_CODES)

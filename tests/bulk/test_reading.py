@@ -269,10 +269,10 @@ def test_columns_in_russian_are_proposed(tmp_path: Path) -> None:
     assert values_of(tmp_path, content) == [ANN]
 
 
-def test_values_of_a_known_export_are_rejected_under_the_names_of_the_file(tmp_path: Path) -> None:
+def test_values_of_a_known_export_are_rejected_under_the_names_of_the_fields(tmp_path: Path) -> None:
     [row] = rows_of(tmp_path, table("Email Address,First Name,Last Name,MEMBER_RATING", ",Ann,Lee,2"))
     assert row.errors[0]["field"] == "email"
-    assert row.given == {"Email Address": "", "First Name": "Ann", "Last Name": "Lee", "MEMBER_RATING": "2"}
+    assert row.given == {"name": "Ann Lee", "email": ""}
 
 
 # ---- encodings ----
@@ -386,6 +386,11 @@ def test_wrong_encoding_is_refused(tmp_path: Path, content: bytes, encoding: str
 def test_json_is_read_in_every_form_and_under_every_name(tmp_path: Path, content: str, file: str) -> None:
     assert values_of(tmp_path, content.encode(), file) == [ANN, BEN]
     assert values_of(tmp_path, content.encode(), file, file_format="json") == [ANN, BEN]
+
+
+def test_read_only_members_are_ignored_in_any_case(tmp_path: Path) -> None:
+    content = b'{"ID": 7, "name": "Ann Lee", "email": "ann@example.com", "Created_At": null}\n'
+    assert values_of(tmp_path, content, "a.ndjson") == [ANN]
 
 
 @pytest.mark.parametrize("content", [b"[]", b"[ ]\n", b'{"users": []}', b""])

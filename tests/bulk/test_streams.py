@@ -64,7 +64,7 @@ def test_import_has_no_effect_if_its_rejects_cannot_be_written(bulk_stack: Stack
     file = tmp_path / "a.csv"
     file.write_bytes(CSV_WITH_A_REJECTED_LINE)
     completed = run_in_shell(bulk_stack, f"set -o pipefail; {command}", file=file)
-    assert completed.returncode == 2
+    assert completed.returncode == 3
     assert stderr_of(completed).rpartition(": ")[2] in ("No space left on device\n", "Broken pipe\n")
     assert count_users(bulk_stack) == 0
     completed = run_import(bulk_stack, file, "--rejects", "-", code=1)

@@ -26,7 +26,6 @@ from testkit.outages import readiness
 from testkit.stack import Stack, folder, free_ports, wait_until
 from velikiy import coherence
 from velikiy.bulk import exporter, insert
-from velikiy.bulk.readers import Row
 from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import locks, writer_in_flight
 from velikiy.coherence.membership import Grant
@@ -339,11 +338,11 @@ class TestIdleTransaction:
     def test_transaction_of_an_import_outlasts_a_slow_disk(self, stack: Stack, impatient_database: Database) -> None:
         gate = coherence.connect(impatient_database, settings(stack, stack.postgres))
 
-        def keep(_: Connection, refused: list[Row]) -> list[Row]:
+        def keep(_: Connection, outcome: insert.Outcome) -> insert.Outcome:
             time.sleep(1.5)
-            return refused
+            return outcome
 
-        assert insert.write(registry()["users"], gate, [], keep) == []
+        assert insert.write(registry()["users"], gate, [], "reject", keep) == insert.Outcome()
 
     def test_transaction_of_an_export_outlasts_a_slow_reader(
         self, stack: Stack, impatient_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

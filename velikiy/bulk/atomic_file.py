@@ -71,7 +71,7 @@ def _replacement(path: Path) -> Iterator[IO[bytes]]:
         with os.fdopen(descriptor, "wb") as output:
             yield output
             output.flush()
-            _copy_mode(descriptor, path)
+            copy_mode(descriptor, path)
             os.fsync(descriptor)
         new.replace(path)
     finally:
@@ -80,14 +80,17 @@ def _replacement(path: Path) -> Iterator[IO[bytes]]:
                 new.unlink(missing_ok=True)
 
 
-def _copy_mode(descriptor: int, path: Path) -> None:
-    """Give the new file the group and mode of the file that it replaces. Else only the owner may read."""
+def copy_mode(descriptor: int, path: Path) -> None:
+    """Give the new file the owner, group and mode of this file. Without such a file only the owner may read."""
     mode = 0o600
     with suppress(FileNotFoundError):
         replaced = path.stat()
         mode = stat.S_IMODE(replaced.st_mode) & 0o777
         try:
-            os.fchown(descriptor, -1, replaced.st_gid)
+            try:
+                os.fchown(descriptor, replaced.st_uid, replaced.st_gid)
+            except OSError:  # only root may give a file away
+                os.fchown(descriptor, -1, replaced.st_gid)
         except OSError:
             mode &= ~stat.S_IRWXG  # the new file keeps another group, which must gain no rights
     with suppress(OSError):  # a file system without modes

@@ -38,10 +38,8 @@ class Columns(NamedTuple):
 
     value_separator: str = ""
 
-    @property
-    def is_plain(self) -> bool:
-        """Each field has the column of its name, and nothing is left out."""
-        return not self.drops_others and all(columns == ((field,),) for field, columns in self.sources.items())
+    is_plain: bool = False
+    """The columns have our names, so a row is read as it is."""
 
     def value(self, alternatives: Alternatives, get: Callable[[str], Any]) -> Any:
         """Return the value of a field. A value that is no text stays what it is, so that it is refused as such."""
@@ -86,7 +84,10 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     proposal = None
     if not reading.maps and (missing or (unknown and known and not reading.ignore_unknown)):
         proposal = _proposal(resource, names, known, required)
-    columns = Columns(proposal or sources, bool(proposal) or reading.ignore_unknown, separator)
+    drops_others = bool(proposal) or reading.ignore_unknown
+    is_plain = not (drops_others or reading.maps or _is_in_another_case(resource, names))
+    chosen = proposal or {field: sources[field] for field in resource.fields if field in sources}
+    columns = Columns(chosen, drops_others, separator, is_plain)
     _check_unique(columns, names, at)
     if proposal:
         reading.accept(_question(columns, names, known))
@@ -151,6 +152,12 @@ def _named(names: Sequence[str], given: str) -> str | None:
 
 def _uses(sources: Mapping[str, Alternatives], name: str) -> bool:
     return any(name in columns for alternatives in sources.values() for columns in alternatives)
+
+
+def _is_in_another_case(resource: Resource, names: Sequence[str]) -> bool:
+    """Return True if a column has the name of a column of the resource in another case."""
+    ours = {*resource.fields, *READ_ONLY}
+    return any(name not in ours and name.casefold() in ours for name in names)
 
 
 def _check_unique(columns: Columns, names: Sequence[str], at: str) -> None:

@@ -9,6 +9,8 @@ BEGINNING_BYTES = 1 << 20
 
 FORMATS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 
+BOM = b"\xef\xbb\xbf"
+
 
 class CannotImport(Exception):
     """The reason why a file cannot be imported, or not to its end, as a sentence for the operator."""

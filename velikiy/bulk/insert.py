@@ -1,16 +1,20 @@
-"""Insert a chunk of rows into a table: with one COPY if PostgreSQL accepts every row, else without the refused rows."""
+"""Write a chunk of rows into a table: with one COPY if PostgreSQL accepts every row, else without the refused rows.
+
+A row *conflicts* if another row of the table has a value that must be unique.
+"""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import psycopg
 from psycopg import sql
 
 from velikiy.bulk.readers import Row
-from velikiy.coherence import Change, Gate
+from velikiy.coherence import CachePath, Change, Gate
+from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection, DatabaseUnavailable
 from velikiy.resources.base import Resource
 from velikiy.resources.ids import skip_all
@@ -19,70 +23,188 @@ from velikiy.resources.repository import Conflict
 
 T = TypeVar("T")
 
+OnConflict = Literal["reject", "skip", "update"]
+"""The treatment of a row that conflicts."""
 
 MAX_INVALIDATED_ROWS = 1000
-"""Rows of a chunk up to which only their own paths are dropped. A larger chunk drops every path."""
+"""Changed rows of a chunk up to which only their own paths are dropped. A larger chunk drops every path."""
 
 CHUNK_TIMEOUT_S = 120.0
 """Seconds that PostgreSQL may take for a chunk. A request gets less, but writes one row."""
 
+TURN_TIMEOUT_S = 4 * CHUNK_TIMEOUT_S
+"""Seconds that a chunk may wait for chunks of other imports. PostgreSQL ends a chunk whose process is stopped after
+CHUNK_TIMEOUT_S."""
+
 VACUUM_AFTER_ROWS = 100_000
 """New rows after which the table is vacuumed at once. Until then, a count reads the whole table."""
 
+MAX_UPDATE_ROUNDS = 3
+"""Attempts at a row whose conflicting row is deleted at the same moment. Then the row is rejected."""
 
-def write(resource: Resource, gate: Gate, rows: list[Row], record: Callable[[Connection, list[Row]], T]) -> T:
-    """Insert these rows in one transaction.
+REHEARSAL_FIRST_ID = 2**62
+"""The first new id of a rehearsal. The ids of existing rows are smaller."""
+
+
+class Outcome(NamedTuple):
+    """The numbers of rows that were created, updated and so on, and the rows that PostgreSQL refused."""
+
+    created: int = 0
+    updated: int = 0
+    unchanged: int = 0
+    skipped: int = 0
+    refused: Sequence[Row] = ()
+    """These rows have errors now."""
+
+    ids: Sequence[int] | None = ()
+    """The rows that were created or changed; None if their ids are not known."""
+
+    def then(self, later: "Outcome") -> "Outcome":
+        return Outcome(
+            self.created + later.created,
+            self.updated + later.updated,
+            self.unchanged + later.unchanged,
+            self.skipped + later.skipped,
+            [*self.refused, *later.refused],
+            None if self.ids is None or later.ids is None else [*self.ids, *later.ids],
+        )
+
+
+def write(
+    resource: Resource,
+    gate: Gate,
+    rows: list[Row],
+    on_conflict: OnConflict,
+    record: Callable[[Connection, Outcome], T],
+) -> T:
+    """Write these rows in one transaction.
 
     Args:
-        record: Called in the same transaction with the rows that were refused and have errors now. Its result is
-            returned.
+        record: Called in the same transaction with the outcome. Its result is returned.
 
     Raises:
         DatabaseUnavailable: The outcome is unknown.
     """
 
     def change(connection: Connection) -> Change[T]:
-        connection.deadline = time.monotonic() + CHUNK_TIMEOUT_S
-        # Between two statements the transaction is idle while `record` writes to a disk, which may be slow.
-        connection.execute(
-            "SELECT set_config('statement_timeout', %(time)s, true),"
-            " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
-            {"time": f"{CHUNK_TIMEOUT_S:.0f}s"},
-        )
+        if rows:
+            _await_turn(connection, resource)
+        _set_timeouts(connection, CHUNK_TIMEOUT_S)
         if rows:
             skip_all(connection, resource)
-        created, refused = _insert(connection, resource, rows) if rows else ([], [])
-        outcome = record(connection, refused)
-        if len(refused) == len(rows):
-            return Change(outcome)
-        # The lists, the counts, and cached 404s of the new ids. For a longer list, edges drop everything anyway.
-        return Change(outcome, resource.invalidated_by(*created) if len(rows) <= MAX_INVALIDATED_ROWS else None)
+        outcome = _insert(connection, resource, rows, on_conflict)
+        result = record(connection, outcome)
+        if outcome.ids is None or len(outcome.ids) > MAX_INVALIDATED_ROWS:
+            return Change(result, None)  # for a longer list, edges drop everything anyway
+        # The lists, the counts, the changed rows, and cached 404s of the new ids.
+        return Change(result, resource.invalidated_by(*outcome.ids) if outcome.ids else ())
 
     return gate.write(change)
 
 
-def _insert(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
-    """Return the new ids and the refused rows. More than MAX_INVALIDATED_ROWS ids are not returned."""
-    if len(rows) > MAX_INVALIDATED_ROWS:
+def _await_turn(connection: Connection, resource: Resource) -> None:
+    """Let the imports of a resource write one chunk after the other. Two chunks that have the same unique values in
+    different orders would wait for each other, and PostgreSQL would abort one of them."""
+    _set_timeouts(connection, TURN_TIMEOUT_S)
+    lock = lock_id(CachePath(f"chunk of {resource.name}", ""))
+    connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+
+
+def _set_timeouts(connection: Connection, seconds: float) -> None:
+    connection.deadline = time.monotonic() + seconds
+    # Between two statements the transaction is idle while `record` writes to a disk, which may be slow.
+    connection.execute(
+        "SELECT set_config('statement_timeout', %(time)s, true),"
+        " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
+        {"time": f"{seconds:.0f}s"},
+    )
+
+
+@contextmanager
+def rehearsal(resource: Resource, gate: Gate) -> Iterator[Callable[[list[Row], OnConflict], Outcome]]:
+    """Yield a function that returns the outcome of writing rows, and that changes no row.
+
+    It writes into a temporary table, which has the name and the constraints of the resource and hides the resource from
+    this session. Rows of the resource are copied there if rows of the file conflict with them. So the rows of the file
+    conflict with each other as they would in an import, and no client waits for a lock.
+    """
+    names = {"table": sql.Identifier(resource.name), "new": sql.Identifier(f"new_{resource.name}")}
+    columns = sql.SQL(", ").join(map(sql.Identifier, resource.columns))
+    with gate.database.transaction() as connection:
+        _set_timeouts(connection, CHUNK_TIMEOUT_S)
+        connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")  # the file may be a slow pipe
+        [(schema,)] = connection.execute(
+            "SELECT nspname FROM pg_class JOIN pg_namespace ON relnamespace = pg_namespace.oid"
+            " WHERE pg_class.oid = %s::regclass",
+            (resource.name,),
+        ).fetchall()
+        for statement in (
+            "CREATE TEMPORARY TABLE {table} (LIKE {table} INCLUDING ALL) ON COMMIT DROP",
+            f"ALTER TABLE {{table}} ALTER id RESTART WITH {REHEARSAL_FIRST_ID}",
+        ):
+            connection.execute(sql.SQL(statement).format(**names))
+        copy_conflicting = sql.SQL(
+            "INSERT INTO {table} ({columns}) OVERRIDING SYSTEM VALUE SELECT {columns} FROM {hidden}"
+            " WHERE id = ANY(ARRAY(SELECT id FROM ({matches}) m)) ON CONFLICT DO NOTHING"
+        ).format(
+            **names,
+            columns=columns,
+            hidden=sql.Identifier(schema, resource.name),
+            matches=_matches(connection, resource, sql.Identifier(schema, resource.name)),
+        )
+
+        def rehearse(rows: list[Row], on_conflict: OnConflict) -> Outcome:
+            connection.deadline = time.monotonic() + CHUNK_TIMEOUT_S
+            _stage(connection, resource, rows)
+            connection.execute(copy_conflicting)
+            return _insert(connection, resource, rows, on_conflict)
+
+        yield rehearse
+        connection.deadline = time.monotonic() + CHUNK_TIMEOUT_S
+
+
+def _insert(connection: Connection, resource: Resource, rows: list[Row], on_conflict: OnConflict) -> Outcome:
+    if not rows:
+        return Outcome()
+    if len(rows) > MAX_INVALIDATED_ROWS and on_conflict != "update":
         # The fastest statement, and it suffices for most chunks. It fails at the first row that PostgreSQL refuses.
         with suppress(psycopg.IntegrityError, psycopg.DataError), connection.transaction():
             _copy(connection, resource.name, resource.fields, (row.values for row in rows))
-            return [], []
+            return Outcome(created=len(rows), ids=None)
     try:
         with connection.transaction():
-            return _insert_at_once(connection, resource, rows)
+            return _insert_at_once(connection, resource, rows, on_conflict)
     except (psycopg.IntegrityError, psycopg.DataError) as error:
         if len(rows) == 1:
             _, detail = SQLSTATES.get(error.sqlstate or "22021", ("", "PostgreSQL refuses the row."))
-            return [], [rows[0].refused("", detail)]
+            return Outcome(refused=[rows[0].refused("", detail)])
     # PostgreSQL does not report which row it refused.
     half = len(rows) // 2
-    created, refused = _insert(connection, resource, rows[:half])
-    more_created, more_refused = _insert(connection, resource, rows[half:])
-    return created + more_created, refused + more_refused
+    first = _insert(connection, resource, rows[:half], on_conflict)
+    return first.then(_insert(connection, resource, rows[half:], on_conflict))
 
 
-def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row]) -> tuple[list[int], list[Row]]:
+def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row], on_conflict: OnConflict) -> Outcome:
+    _stage(connection, resource, rows)
+    outcome = Outcome()
+    for _ in range(MAX_UPDATE_ROUNDS):
+        created, conflicting = _create(connection, resource)
+        outcome = outcome.then(Outcome(created=len(created), ids=created))
+        if not conflicting or on_conflict != "update":
+            break
+        _keep_staged(connection, resource, conflicting)
+        updated, conflicting = _update(connection, resource, conflicting)
+        outcome = outcome.then(updated)
+        if not conflicting:
+            break
+        _keep_staged(connection, resource, conflicting)
+    if on_conflict == "skip":
+        return outcome.then(Outcome(skipped=len(conflicting)))
+    return outcome.then(Outcome(refused=[_as_conflict(resource, rows[position]) for position in conflicting]))
+
+
+def _stage(connection: Connection, resource: Resource, rows: list[Row]) -> None:
+    """Put the rows into a temporary table, each with its position in the chunk."""
     names = {
         "table": sql.Identifier(resource.name),
         "new": sql.Identifier(f"new_{resource.name}"),
@@ -95,13 +217,28 @@ def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row])
             " SELECT 0 AS _position, {fields} FROM {table} WITH NO DATA"
         ).format(**names)
     )
-    connection.execute(sql.SQL("DELETE FROM {new}").format(**names))
+    connection.execute(sql.SQL("TRUNCATE {new}").format(**names))
     _copy(
         connection,
         f"new_{resource.name}",
         ("_position", *resource.fields),
         ([n, *row.values] for n, row in enumerate(rows)),
     )
+
+
+def _keep_staged(connection: Connection, resource: Resource, positions: list[int]) -> None:
+    """Remove all other rows from the temporary table."""
+    new = sql.Identifier(f"new_{resource.name}")
+    connection.execute(
+        sql.SQL(
+            "DELETE FROM {} WHERE NOT EXISTS (SELECT FROM unnest(%s::int[]) position WHERE position = _position)"
+        ).format(new),
+        (positions,),
+    )
+
+
+def _create(connection: Connection, resource: Resource) -> tuple[list[int], list[int]]:
+    """Create the staged rows. Return their ids, and the positions of rows that conflict."""
     # Ids are assigned before the INSERT. They identify the inserted rows: the values cannot, because a unique index
     # may be on an expression.
     outcomes = connection.execute(
@@ -114,15 +251,102 @@ def _insert_at_once(connection: Connection, resource: Resource, rows: list[Row])
                 INSERT INTO {table} (id, {fields}) OVERRIDING SYSTEM VALUE SELECT id, {fields} FROM numbered
                 ON CONFLICT DO NOTHING RETURNING id
             )
-            SELECT _position, id, id IN (SELECT id FROM inserted) AS is_inserted FROM numbered
-            WHERE %(all)s OR id NOT IN (SELECT id FROM inserted) ORDER BY _position
+            SELECT _position, id, id IN (SELECT id FROM inserted) FROM numbered ORDER BY _position
             """
-        ).format(**names),
-        {"name": resource.name, "all": len(rows) <= MAX_INVALIDATED_ROWS},
+        ).format(
+            table=sql.Identifier(resource.name),
+            new=sql.Identifier(f"new_{resource.name}"),
+            fields=sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
+        ),
+        {"name": resource.name},
     ).fetchall()
-    conflicting = [rows[position] for position, _, is_inserted in outcomes if not is_inserted]
     created = [id_ for _, id_, is_inserted in outcomes if is_inserted]
-    return created, [_as_conflict(resource, row) for row in conflicting]
+    return created, [position for position, _, is_inserted in outcomes if not is_inserted]
+
+
+def _update(connection: Connection, resource: Resource, conflicting: list[int]) -> tuple[Outcome, list[int]]:
+    """Give the staged rows' values to the rows with which they conflict.
+
+    Several staged rows may conflict with one row. The counts are those of one update after the other, and only the last
+    update is carried out. A row that has the values already is left as it is: it keeps its version.
+
+    Returns:
+        The outcome, and the positions of rows that conflict with no row any longer, or with several.
+    """
+    names = {
+        "table": sql.Identifier(resource.name),
+        "new": sql.Identifier(f"new_{resource.name}"),
+        "matches": _matches(connection, resource, sql.Identifier(resource.name)),
+        "fields": sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
+        "stored": sql.SQL(", ").join(sql.Identifier("t", field) for field in resource.fields),
+        "staged": sql.SQL(", ").join(sql.Identifier("n", field) for field in resource.fields),
+        "before": sql.SQL(", ").join(
+            sql.SQL("lag({}, 1, {}) OVER in_order").format(sql.Identifier("n", field), sql.Identifier("t", field))
+            for field in resource.fields
+        ),
+    }
+    # The order of ids prevents deadlocks with other writers of many rows. The next statement has a snapshot of its own,
+    # so it sees what the writers before this lock have committed.
+    connection.execute(
+        sql.SQL(
+            "SELECT FROM {table} WHERE id = ANY(ARRAY(SELECT id FROM ({matches}) m)) ORDER BY id FOR UPDATE"
+        ).format(**names)
+    )
+    outcomes = connection.execute(
+        sql.SQL(
+            """
+            WITH matched AS MATERIALIZED (
+                SELECT _position, min(id) AS id FROM ({matches}) m GROUP BY _position HAVING count(DISTINCT id) = 1
+            ), steps AS MATERIALIZED (
+                SELECT _position, id, ROW({staged}) IS DISTINCT FROM ROW({before}) AS is_change,
+                    _position = max(_position) OVER (PARTITION BY id) AS is_last
+                FROM matched JOIN {new} n USING (_position) JOIN {table} t USING (id)
+                WINDOW in_order AS (PARTITION BY id ORDER BY _position)
+            ), updated AS (
+                UPDATE {table} t SET ({fields}) = ROW({staged})
+                FROM steps JOIN {new} n USING (_position)
+                WHERE is_last AND t.id = steps.id AND ROW({stored}) IS DISTINCT FROM ROW({staged}) RETURNING t.id
+            )
+            SELECT _position, id, is_change, is_last AND id IN (SELECT id FROM updated) FROM steps
+            """
+        ).format(**names)
+    ).fetchall()
+    matched = {position for position, *_ in outcomes}
+    updated = sum(is_change for _, _, is_change, _ in outcomes)
+    ids = [id_ for _, id_, _, is_updated in outcomes if is_updated]
+    remaining = [position for position in conflicting if position not in matched]
+    return Outcome(updated=updated, unchanged=len(outcomes) - updated, ids=ids), remaining
+
+
+def _matches(connection: Connection, resource: Resource, table: sql.Identifier) -> sql.Composable:
+    """Return a query for the position of each staged row and the id of each row of the table that has one of its unique
+    values, as the unique indexes compare them.
+
+    LIMIT 1 loses nothing, and makes PostgreSQL look up each row in the index. A join would read the table for each
+    chunk.
+    """
+    indexes = connection.execute(
+        "SELECT (SELECT array_agg(pg_get_indexdef(indexrelid, key, true) ORDER BY key)"
+        " FROM generate_series(1, indnkeyatts) key) FROM unnest(%s::text[]) name"
+        " JOIN pg_index ON indexrelid = to_regclass(name)",
+        (list(resource.unique),),
+    ).fetchall()
+    queries = []
+    for (expressions,) in indexes:
+        keys = sql.SQL(", ").join(
+            sql.SQL("{} AS {}").format(sql.SQL(expression), sql.Identifier(f"_key{n}"))
+            for n, expression in enumerate(expressions)
+        )
+        same = sql.SQL(" AND ").join(
+            sql.SQL("t.{key} = n.{key}").format(key=sql.Identifier(f"_key{n}")) for n in range(len(expressions))
+        )
+        queries.append(
+            sql.SQL(
+                "SELECT _position, id FROM (SELECT _position, {keys} FROM {new}) n CROSS JOIN LATERAL"
+                " (SELECT id FROM (SELECT id, {keys} FROM {table}) t WHERE {same} LIMIT 1) matching"
+            ).format(keys=keys, same=same, table=table, new=sql.Identifier(f"new_{resource.name}"))
+        )
+    return sql.SQL(" UNION ").join(queries) if queries else sql.SQL("SELECT 0 AS _position, 0 AS id WHERE false")
 
 
 def _copy(connection: Connection, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -5,7 +5,7 @@ import io
 from contextlib import suppress
 
 from velikiy.bulk.encoding import Encoding
-from velikiy.bulk.input_file import CannotImport
+from velikiy.bulk.input_file import BOM, CannotImport
 
 MAX_LINE_BYTES = 1 << 20
 """A file with a longer line is no table, and the line would have to fit into memory."""
@@ -55,10 +55,14 @@ class Parts:
 
 
 class Lines(Parts):
+    is_for_excel = False
+    """The text begins with a byte order mark, as Excel writes Unicode. Known after the first line."""
+
     def __next__(self) -> str:
         line = self._read()
-        if self.number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # Excel marks UTF-8 with a byte order mark
+        if self.number == 1 and line.startswith(BOM):
+            line = line.removeprefix(BOM)
+            self.is_for_excel = True
         if b"\0" in line:
             self.flaw = f"line {self.number} contains a NUL byte"
         try:

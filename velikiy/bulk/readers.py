@@ -16,7 +16,7 @@ from pydantic_core import to_json
 
 from velikiy.bulk.columns import Columns, Reading, choose_columns
 from velikiy.bulk.encoding import CrAsLf, Encoding, as_readable
-from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, format_by_name
+from velikiy.bulk.input_file import BEGINNING_BYTES, BOM, CannotImport, format_by_name
 from velikiy.bulk.json_objects import Objects
 from velikiy.bulk.parts import Lines, Parts
 from velikiy.bulk.progress import print_message
@@ -29,13 +29,22 @@ MAX_PREAMBLE_LINES = 10
 SAMPLE_OBJECTS = 1000
 """Objects at the beginning of JSON whose members are the columns of the file."""
 
+REJECT_MEMBERS = {"line", "errors", "row"}
+"""The members of a rejected row (velikiy/bulk/rejects.py). It is imported as the row that it contains."""
+
+FORMULA_BEGINNINGS = "=+\\-@\\t\\r\\n＝＋－＠"
+"""Characters with which a cell becomes a formula in a spreadsheet, for regular expressions of Python and PostgreSQL.
+
+An export for Excel puts an apostrophe before them, and one more before a value that begins with both already. So an
+import can remove it."""
+
 
 class Row(NamedTuple):
     line: int
     """The line at which the row begins, from 1."""
 
     given: Any
-    """The row as the file has it."""
+    """The row for the file of rejected rows: as the file has it, or its fields if the file has other columns."""
 
     values: list[Any]
     """A value for each field of the resource; empty if there are errors."""
@@ -94,15 +103,18 @@ def read(resource: Resource, file: str, content: io.BufferedReader, beginning: b
         columns, rows = _csv(resource, lines, reading)
         return Input(lines, rows, columns)
     parts, sample = _json_parts(resource, content, beginning, encoding)
-    names = list(dict.fromkeys(name for members in sample for name in _names(members)))
-    chosen = choose_columns(resource, names, reading) if names else None
+    sampled = [members["row"] if is_reject(members) else members for members in sample]
+    names = list(dict.fromkeys(name for row in sampled if isinstance(row, dict) for name in _names(row)))
+    # Rejected rows have the names of the fields already, so only an option changes their columns.
+    is_chosen = reading.maps or reading.ignore_unknown or not all(map(is_reject, sample))
+    chosen = choose_columns(resource, names, reading) if names and is_chosen else None
     return Input(parts, _json(resource, parts, chosen), chosen)
 
 
 def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
     if is_given:
         return file_format != "csv"
-    first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n\x1e")[:1]
+    first = beginning.removeprefix(BOM).lstrip(b" \t\r\n\x1e")[:1]
     # A file of this name whose first line is damaged is still NDJSON.
     return first in (b"{", b"[") or (
         file_format == "ndjson" and re.search(rb"^\s*{", beginning, re.MULTILINE) is not None
@@ -169,8 +181,7 @@ def _csv_rows(
     resource: Resource, lines: Lines, consumed: list[str], reader: Any, header: list[str], columns: Columns
 ) -> Iterator[Row]:
     """`consumed`: the lines that the CSV reader has read since the list was cleared."""
-    optional = {name for name, field in resource.create_model.model_fields.items() if not field.is_required()}
-    fields = _csv_fields(header, columns, optional)
+    fields = _csv_fields(header, columns, _optional_fields(resource))
     while True:
         line, lines.flaw = lines.number + 1, ""
         consumed.clear()
@@ -189,6 +200,8 @@ def _csv_rows(
             row = Row(line, "".join(consumed), [], [], lines=len(consumed))
             yield row.refused("", lines.flaw or f"is not CSV: {error}{span}")
             continue
+        if lines.is_for_excel:
+            values = [_as_before_excel(value) for value in values]
         if len(values) > len(header) and not any(values[len(header) :]):
             del values[len(header) :]  # spreadsheets write empty cells for columns that were used once
         if lines.flaw:
@@ -199,13 +212,15 @@ def _csv_rows(
             detail = f"has {len(values)} values for {len(header)} columns"
             yield Row(line, values, [], []).refused("", detail)
         else:
-            given = dict(zip(header, values, strict=True))
+            texts = fields(values)
+            given = dict(zip(header, values, strict=True)) if columns.is_plain else texts
             yield validated_row(
-                resource,
-                line,
-                given,
-                partial(resource.create_model.model_validate_strings, fields(values), strict=False),
+                resource, line, given, partial(resource.create_model.model_validate_strings, texts, strict=False)
             )
+
+
+def _as_before_excel(value: str) -> str:
+    return value[1:] if re.match(f"'+[{FORMULA_BEGINNINGS}]", value) else value
 
 
 def _csv_fields(
@@ -238,7 +253,7 @@ def _json_parts(
 ) -> tuple[Parts, list[dict[str, Any]]]:
     """Return the parts of a file of JSON, lines if each is an object, and the objects at its beginning."""
     is_whole = len(beginning) < BEGINNING_BYTES
-    beginning = beginning.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    beginning = beginning.removeprefix(BOM).lstrip(b" \t\r\n")
     line, _, rest = beginning.partition(b"\n")
     path = _copy(beginning, encoding).find_path(resource.name, resource.fields, is_whole)
     if re.match(rb"\[\s*([{\]]|$)", beginning) or path or beginning.startswith(b"\x1e"):
@@ -281,6 +296,11 @@ def _parsed(text: str) -> dict[str, Any] | None:
     return members if isinstance(members, dict) else None
 
 
+def is_reject(members: Any) -> bool:
+    """Return True for a rejected row, as an import writes it."""
+    return isinstance(members, dict) and members.keys() == REJECT_MEMBERS
+
+
 def _names(members: dict[str, Any]) -> Iterator[str]:
     """Yield the names of members, with those of an inner object after a dot: "profile.email"."""
     for name, value in members.items():
@@ -300,12 +320,13 @@ def _member(members: dict[str, Any], name: str) -> Any:
 
 def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator[Row]:
     is_plain = columns is None or columns.is_plain
+    optional = _optional_fields(resource)
     for text in parts:
         flaw, parts.flaw = parts.flaw, ""
         sent = text.encode().strip()
         if not sent:
             continue
-        members = None
+        members: Any = None
         try:
             members = jiter.from_json(sent, catch_duplicate_keys=True, allow_inf_nan=False)
         except ValueError as error:
@@ -315,10 +336,17 @@ def _json(resource: Resource, parts: Parts, columns: Columns | None) -> Iterator
             continue
         if b"\n" in sent:  # a rejected row is one line
             sent = b" ".join(line.strip() for line in sent.split(b"\n"))
-        given = orjson.Fragment(sent)
-        if columns and not is_plain and isinstance(members, dict):
-            sent = to_json(_json_fields(columns, members))
-        yield validated_row(resource, parts.line, given, partial(resource.create_model.model_validate_json, sent))
+        row = members["row"] if is_reject(members) else members
+        if columns and not is_plain and isinstance(row, dict):
+            row = _json_fields(columns, row)
+        if row is not members:
+            sent = to_json(row)
+        validate: Callable[[], Body] = partial(resource.create_model.model_validate_json, sent)
+        if is_reject(members) and isinstance(row, dict) and all(isinstance(value, str) for value in row.values()):
+            # The row is from CSV, where every value is a text.
+            texts = {name: value for name, value in row.items() if value or name not in optional}
+            validate = partial(resource.create_model.model_validate_strings, texts, strict=False)
+        yield validated_row(resource, parts.line, orjson.Fragment(sent), validate)
 
 
 def _json_fields(columns: Columns, members: dict[str, Any]) -> dict[str, Any]:
@@ -334,6 +362,10 @@ def _json_fields(columns: Columns, members: dict[str, Any]) -> dict[str, Any]:
         return fields
     others = {name: value for name, value in members.items() if name not in used and name.casefold() not in READ_ONLY}
     return {**others, **fields}
+
+
+def _optional_fields(resource: Resource) -> set[str]:
+    return {name for name, field in resource.create_model.model_fields.items() if not field.is_required()}
 
 
 def validated_row(resource: Resource, line: int, given: Any, validate: Callable[[], Body]) -> Row:

@@ -1,18 +1,28 @@
 """Interruptions of a command: Ctrl-C (SIGINT), SIGTERM, and the end of its terminal (SIGHUP)."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+REPEATED_S = 1.0
+"""Seconds after a signal in which another signal counts as the same. The end of a terminal sends SIGHUP from the kernel
+and from the shell, systemd sends SIGTERM and SIGHUP: the second must not interrupt the clean-up after the first."""
 
 
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
     """Raise KeyboardInterrupt with the number of the signal, so that the command can clean up."""
 
+    last = -REPEATED_S
+
     def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt(number)
+        nonlocal last
+        if time.monotonic() - last >= REPEATED_S:
+            last = time.monotonic()
+            raise KeyboardInterrupt(number)
 
     with _handler(interrupt):
         yield
@@ -20,13 +30,17 @@ def raise_on_signals() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Deliver a signal only at the end of the block. A second signal interrupts the block."""
+    """Deliver a signal only at the end of the block. A later signal interrupts the block."""
     pending: list[int] = []
+    first = 0.0
 
     def defer(number: int, _: object) -> None:
-        if pending:
+        nonlocal first
+        if not pending:
+            first = time.monotonic()
+            pending.append(number)
+        elif time.monotonic() - first >= REPEATED_S:
             raise KeyboardInterrupt(number)
-        pending.append(number)
 
     with _handler(defer):
         yield

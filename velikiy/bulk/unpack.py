@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, cast
 
-from velikiy.bulk.input_file import BEGINNING_BYTES, CannotImport, peek
+from velikiy.bulk.input_file import BEGINNING_BYTES, BOM, CannotImport, peek
 
 MAX_LAYERS = 3
 """Containers within each other, such as a .csv.gz in a zip archive."""
@@ -84,7 +84,7 @@ def _unpacked(start: bytes, stream: io.BufferedReader, raw: io.FileIO | None) ->
 
 def _refuse_other_kinds(start: bytes) -> None:
     """Raise CannotImport if content that begins so is no table."""
-    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = start.removeprefix(BOM).lstrip()
     for magic, kind, advice in UNREADABLE:
         if start.startswith(magic) or text.startswith(magic):
             raise CannotImport(f"the file is {kind}: {advice}")

@@ -5,7 +5,7 @@ import sys
 import click
 
 from velikiy.cli.cache import cache
-from velikiy.cli.errors import os_sentence
+from velikiy.cli.errors import os_sentence, setting_sentence
 from velikiy.cli.migrate import migrate
 from velikiy.cli.relay import relay
 from velikiy.cli.resources import resource_commands
@@ -32,6 +32,6 @@ def main() -> None:
     try:
         velikiy(prog_name="velikiy")
     except BadSetting as bad:
-        sys.exit(f"velikiy: {bad}\nStart a stack with ./run up, or select its folder with ./run velikiy --data DIR.")
+        sys.exit(f"velikiy: {setting_sentence(bad)}")
     except OSError as error:
         sys.exit(f"velikiy: {os_sentence(error)}")

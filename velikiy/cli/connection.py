@@ -18,8 +18,9 @@ TIMEOUT_S = 5
 
 
 @contextmanager
-def open_gate() -> Iterator[tuple[Settings, coherence.Gate]]:
-    """Yield the settings and a gate. If PostgreSQL fails, end the command with one line for the operator."""
+def open_gate(*, exit_code: int = 1) -> Iterator[tuple[Settings, coherence.Gate]]:
+    """Yield the settings and a gate. If PostgreSQL fails, end the command with one line for the operator and this exit
+    code."""
     settings = load(Settings)
     # An operator reads the messages of a command, so log events below the level "error" are left out.
     logs.configure("error")
@@ -30,9 +31,11 @@ def open_gate() -> Iterator[tuple[Settings, coherence.Gate]]:
     try:
         yield settings, gate
     except DatabaseUnavailable as error:
-        sys.exit(f"{_command()}: {unavailable_sentence(error, settings.database_url)}")
+        click.echo(f"{_command()}: {unavailable_sentence(error, settings.database_url)}", err=True)
+        sys.exit(exit_code)
     except psycopg.Error as error:
-        sys.exit(f"{_command()}: {statement_sentence(error)}")
+        click.echo(f"{_command()}: {statement_sentence(error)}", err=True)
+        sys.exit(exit_code)
     finally:
         database.close()
 

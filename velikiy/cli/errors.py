@@ -4,8 +4,9 @@ import errno
 
 import psycopg
 
-from velikiy.postgres import CONNECT_OPTIONS, DatabaseUnavailable
+from velikiy.postgres import CONNECT_OPTIONS, DatabaseUnavailable, Deadlock
 from velikiy.resources.problems import SQLSTATES
+from velikiy.settings import BadSetting
 
 NEXT_STEPS = {
     "42P01": "Create them with velikiy migrate, and check that DATABASE_URL names the right database",
@@ -42,6 +43,8 @@ def statement_sentence(error: psycopg.Error) -> str:
 
 def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
     """Return a sentence about a PostgreSQL that does not serve the command."""
+    if isinstance(error, Deadlock):
+        return "PostgreSQL aborted the transaction: it and another transaction waited for each other. Run it again"
     if getattr(error.__cause__, "sqlstate", None):
         failure = f"PostgreSQL cancelled the statement ({error})"
     elif refusal := _connection_refusal(dsn):
@@ -62,6 +65,11 @@ def _connection_refusal(dsn: str) -> str | None:
         _, fatal, reason = str(error).strip().rpartition("FATAL:")
         return reason.strip().splitlines()[0] if fatal else None
     return None
+
+
+def setting_sentence(error: BadSetting) -> str:
+    """Return a sentence about a setting that is missing or wrong."""
+    return f"{error}\nStart a stack with ./run up, or select its folder with ./run velikiy --data DIR."
 
 
 def os_sentence(error: OSError) -> str:

@@ -1,26 +1,35 @@
 """`velikiy users import`, `export` and `seed`, for every resource."""
 
+import errno
 import json
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from velikiy.bulk.atomic_file import standard_stream
 from velikiy.bulk.columns import Reading
 from velikiy.bulk.exporter import export_to
-from velikiy.bulk.importer import Import
+from velikiy.bulk.importer import Import, Progress
 from velikiy.bulk.input_file import CannotImport, format_by_name
+from velikiy.bulk.insert import OnConflict
 from velikiy.bulk.progress import print_message
 from velikiy.bulk.seeder import seed_with
 from velikiy.bulk.signals import raise_on_signals
 from velikiy.cli.connection import open_gate
-from velikiy.cli.errors import os_sentence
+from velikiy.cli.errors import os_sentence, setting_sentence
 from velikiy.resources.base import READ_ONLY, Resource
+from velikiy.settings import BadSetting
+
+REJECTED, UNUSABLE, ENDED_EARLY = 1, 2, 3
+"""Exit codes. Click also exits with 2 if an option is wrong."""
+
+FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.ESTALE}
+"""Errors of a path that could be opened."""
 
 
 def resource_commands(resource: Resource) -> click.Group:
@@ -67,11 +76,24 @@ def resource_commands(resource: Resource) -> click.Group:
     @click.option(
         "--rejects",
         metavar="PATH",
-        help="File for rejected rows; - is stdout. Default: FILE.rejects.ndjson. An existing file is replaced if it"
-        " contains rejected rows, and refused if it contains anything else.",
+        help="File for rejected rows; - is stdout. Default: FILE.rejects.ndjson. An existing file with rejected rows is"
+        " kept under another name, and any other file is refused.",
     )
     @click.option(
         "--restart", is_flag=True, help="Start at the first line, even if an earlier import of FILE was interrupted."
+    )
+    @click.option(
+        "--on-conflict",
+        type=click.Choice(get_args(OnConflict)),
+        default="reject",
+        show_default=True,
+        help=f"Treatment of a row whose {' or '.join(resource.unique.values()) or 'unique value'} is taken: reject it,"
+        " leave the existing row as it is, or give the existing row the values in FILE.",
+    )
+    @click.option(
+        "--dry-run",
+        is_flag=True,
+        help="Print what an import would do, and write no row and no file. Exit codes are those of the import.",
     )
     @click.option("--json", "as_json", is_flag=True, help="Print a summary for programs to stdout.")
     def import_(
@@ -83,60 +105,77 @@ def resource_commands(resource: Resource) -> click.Group:
         yes: bool,
         rejects: str | None,
         restart: bool,
+        on_conflict: OnConflict,
+        dry_run: bool,
         as_json: bool,
     ) -> None:
         """Create the rows in FILE: CSV or JSON, optionally compressed (gzip, bzip2, xz, zip); - is stdin.
 
-        Every row gets a new id, new times and a new version; for a backup use pg_dump.
+        Every new row gets a new id, new times and a new version; for a backup use pg_dump. Rejected rows can be
+        corrected in their file, and that file can be imported as it is, without --map, --encoding and --yes.
 
-        Exits with 0 if all rows were imported, 1 if some were rejected, 2 if FILE cannot be read. To continue after an
-        interruption, run the same command again.
+        \b
+        Exit codes:
+          0    All rows were taken: created, updated, unchanged or skipped.
+          1    The import is complete, and some rows were rejected.
+          2    Nothing was imported: an option is wrong, or FILE or the file of
+               rejected rows cannot be used.
+          3    The import ended early: PostgreSQL does not answer, FILE is
+               damaged, or the disk is full. Run the same command again to
+               continue.
+          130, 143, 129
+               Interrupted by Ctrl-C, SIGTERM or the end of the terminal. Run
+               the same command again to continue.
         """
-        rejects_path = rejects or ("import.rejects.ndjson" if file == "-" else f"{file}.rejects.ndjson")
+        is_stream = file == "-" or file.startswith(("/dev/", "/proc/"))
+        rejects_path = rejects or ("import.rejects.ndjson" if is_stream else f"{file}.rejects.ndjson")
         started_at = time.monotonic()
         with _exit_codes(resource, "import"):
             if as_json and standard_stream(rejects_path) is sys.stdout:
                 raise click.UsageError("--json and --rejects both write to stdout: give --rejects another path")
-            with open_gate() as (_, gate):
-                reading = Reading(_acceptance(yes), file_format, encoding, maps, ignore_unknown)
-                state, continued_after = Import(resource, gate, file, reading, rejects_path, restart).run()
-        if as_json:
-            summary: dict[str, Any] = {
-                "imported": state.imported,
-                "rejected": state.rejected,
-                "continued_after": continued_after or None,
-            }
-            summary |= {
-                "rejects": rejects_path if state.rejected else None,
-                "seconds": round(time.monotonic() - started_at, 3),
-            }
-            click.echo(json.dumps(summary))
-        destination = "stdout" if rejects_path == "-" else rejects_path
-        rejected = f", rejected {state.rejected:,} → {destination}" if state.rejected else ""
-        print_message(f"imported {state.imported:,}{rejected}")
-        sys.exit(1 if state.rejected else 0)
+            reading = Reading(_acceptance(yes), file_format, encoding, maps, ignore_unknown)
+            with open_gate(exit_code=ENDED_EARLY) as (_, gate):
+                run = Import(resource, gate, file, reading, rejects_path, restart, on_conflict, dry_run)
+                try:
+                    state, continued_after = run.run()
+                except (CannotImport, OSError) as error:
+                    raise (EndedEarly(error) if run.progress.lines else error) from error
+        _print_import(state, continued_after, rejects_path, run, time.monotonic() - started_at, as_json=as_json)
+        sys.exit(REJECTED if state.rejected else 0)
 
     @group.command()
     @click.argument("file", type=click.Path(dir_okay=False, allow_dash=True), default="-")
     @format_option
-    def export(file: str, file_format: str | None) -> None:
+    @click.option(
+        "--excel",
+        "for_excel",
+        is_flag=True,
+        help="Write CSV that Excel opens with the right letters, and that contains no formula. It can be imported.",
+    )
+    def export(file: str, file_format: str | None, for_excel: bool) -> None:
         """Write a snapshot of all rows into FILE, ordered by id; - is stdout.
 
         The format is CSV or NDJSON, compressed with gzip if the name of FILE ends in .gz. An existing FILE is replaced
         atomically, when the export is complete.
+
+        Exits with 0 if the export is complete, 2 if an option is wrong or FILE cannot be used, 3 if the export ended
+        early, and 130, 143 or 129 if it was interrupted. An export that is not complete leaves an existing FILE as it
+        was.
         """
-        file_format = file_format or format_by_name(file) or ("csv" if file == "-" else None)
+        file_format = file_format or format_by_name(file) or ("csv" if file == "-" or for_excel else None)
         if file_format is None:
             raise click.UsageError(f"'{file}' does not end in .csv or .ndjson: give --format")
-        with _exit_codes(resource, "export"), open_gate() as (_, gate):
-            rows = export_to(resource, gate, file, file_format)
+        if for_excel and file_format != "csv":
+            raise click.UsageError("--excel writes CSV: give FILE a name that ends in .csv, or --format csv")
+        with _exit_codes(resource, "export"), open_gate(exit_code=ENDED_EARLY) as (_, gate):
+            rows = export_to(resource, gate, file, file_format, for_excel=for_excel)
         print_message(f"exported {rows:,}")
 
     @group.command()
     @click.option("--count", type=click.IntRange(min=1), required=True, help="Number of rows.")
     def seed(count: int) -> None:
         """Create made-up rows. Each differs from all others and from the existing rows."""
-        with _exit_codes(resource, "seed"), open_gate() as (_, gate):
+        with _exit_codes(resource, "seed"), open_gate(exit_code=ENDED_EARLY) as (_, gate):
             seed_with(resource, gate, count)
         print_message(f"created {count:,}")
 
@@ -152,11 +191,51 @@ def _acceptance(yes: bool) -> Callable[[str], None]:
         print_message(columns)
         if not accepted and not (sys.stdin.isatty() and sys.stderr.isatty()):
             raise CannotImport("add --yes to import these columns so, or choose others with --map")
-        accepted = accepted or click.confirm("Import these columns so?", err=True)
+        try:
+            accepted = accepted or click.confirm("Import these columns so?", err=True)
+        except click.Abort:
+            raise KeyboardInterrupt from None
         if not accepted:
             raise CannotImport("nothing was imported. Choose other columns with --map")
 
     return accept
+
+
+def _print_import(
+    state: Progress, continued_after: int, rejects_path: str, run: Import, seconds: float, *, as_json: bool
+) -> None:
+    is_written = state.rejected and not run.is_rehearsal
+    if as_json:
+        summary: dict[str, Any] = {
+            "imported": state.imported,
+            "created": state.imported - state.updated,
+            "updated": state.updated,
+            "unchanged": state.unchanged,
+            "skipped": state.skipped,
+            "rejected": state.rejected,
+            "continued_after": continued_after or None,
+            "rejects": rejects_path if is_written else None,
+            "dry_run": run.is_rehearsal,
+            "seconds": round(seconds, 3),
+        }
+        click.echo(json.dumps(summary))
+    for reason in run.reasons:
+        print_message(reason)
+    if run.reasons and state.rejected > len(run.reasons):
+        print_message("... and more")
+    parts = [f"{'would import' if run.is_rehearsal else 'imported'} {state.imported:,}"]
+    if state.updated:
+        parts[0] += f" (created {state.imported - state.updated:,}, updated {state.updated:,})"
+    parts += [f"unchanged {state.unchanged:,}"] if state.unchanged else []
+    parts += [f"skipped {state.skipped:,}"] if state.skipped else []
+    if state.rejected:
+        destination = f" → {'stdout' if rejects_path == '-' else rejects_path}" if is_written else ""
+        parts.append(f"rejected {state.rejected:,}{destination}")
+    print_message(", ".join(parts))
+
+
+class EndedEarly(Exception):
+    """An import failed after it had committed rows. The cause is the first argument."""
 
 
 @contextmanager
@@ -169,9 +248,17 @@ def _exit_codes(resource: Resource, command: str) -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         print_message(f"{name}: interrupted")
         sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
-    except CannotImport as error:
-        print_message(f"{name}: {error}")
-        sys.exit(2)
-    except OSError as error:
-        print_message(f"{name}: {os_sentence(error)}")
-        sys.exit(2)
+    except BadSetting as error:
+        print_message(f"{name}: {setting_sentence(error)}")
+        sys.exit(UNUSABLE)
+    except EndedEarly as error:
+        print_message(f"{name}: {_sentence(error.args[0])}")
+        sys.exit(ENDED_EARLY)
+    except (CannotImport, OSError) as error:
+        print_message(f"{name}: {_sentence(error)}")
+        # A full disk or a closed pipe can happen at any time; a path that is wrong is noticed before the first row.
+        sys.exit(ENDED_EARLY if isinstance(error, OSError) and error.errno in FAILURES else UNUSABLE)
+
+
+def _sentence(error: Exception) -> str:
+    return os_sentence(error) if isinstance(error, OSError) else str(error)
