@@ -44,7 +44,7 @@ class WatchedTable(NamedTuple):
     """Another text after the table was restored, swapped, altered or truncated."""
 
     without_triggers: list[str]
-    """The table and those that inherit from it, as far as their triggers are missing or disabled."""
+    """The tables, of this table and its children, whose triggers are missing or disabled."""
 
 
 def watched_tables(connection: Connection, names: Sequence[str]) -> list[WatchedTable]:
