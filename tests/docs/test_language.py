@@ -30,7 +30,7 @@ WORDS = {
 }
 
 EXCEPTIONS = {
-    ".env.example": ("Whether REDIS_URL is the socket",),  # the meaning of a true/false setting
+    ".env.example": ("Whether REDIS_URL is an IP address",),  # the meaning of a true/false setting
 }
 """Parts of sentences that may stay, by document; each with its reason."""
 

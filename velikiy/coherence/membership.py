@@ -293,7 +293,7 @@ class Caches:
             return [Cache(*row) for row in rows.fetchall()]
 
     def forget_announced(self, server: Server | None = None) -> None:
-        """Delete the servers that no process has announced in the last RIVAL_S, and this one."""
+        """Delete each server that no process has announced in the last RIVAL_S, and the given server."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
