@@ -28,7 +28,7 @@ local control_port  -- nil: every worker accepts both
 -- In init_by_lua. listen, control: the addresses of both listeners.
 function _M.configure(listen, control)
     local port = control:match(":(%d+)$")
-    -- Listeners with one port, at two addresses, stay together: they are told apart by their ports.
+    -- The port identifies a listener, so two listeners with one port, at two addresses, stay together.
     control_port = port ~= listen:match(":(%d+)$") and tonumber(port) or nil
 end
 

@@ -75,7 +75,7 @@ def test_edge_keeps_its_lease_while_clients_hold_all_connections(
             wait_until(lambda: "worker_connections are not enough" in log.read_text(), what="no connection is left")
             exhausted_at = time.monotonic()
             while time.monotonic() < exhausted_at + 2 * LEASE_S:
-                send_unfinished_requests(edge, crowd, 4)  # in place of those that Nginx has ended
+                send_unfinished_requests(edge, crowd, 4)  # Nginx has ended some meanwhile
                 assert seconds_since_renewal(stack, edge) < LEASE_S
                 time.sleep(0.1)
             # The edge acknowledges the drop, or it would be fenced and the write would wait for its exclusion.

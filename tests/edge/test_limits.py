@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from threading import Event
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,7 +16,7 @@ import requests
 from werkzeug import Request, Response
 
 from testkit.fake_app import FakeApp, fake_app, refused_by_edge, storable
-from testkit.raw_http import check_raw_problem, parse_response, send_request
+from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import wait_until
 from velikiy.http.edge_config import MAX_BATCHES
 
@@ -28,8 +29,8 @@ ROW = "/rows/1"
 @pytest.fixture(scope="module")
 def limited() -> Iterator[FakeApp]:
     """An edge with three workers for clients. Clients have the addresses that a trusted proxy names."""
-    settings = {"RATE_REQUESTS": str(LIMIT), "RATE_WINDOW": str(WINDOW), "RATE_CONNECTIONS": "0"}
-    with fake_app(TRUSTED_PROXIES="127.0.0.1", EDGE_WORKERS="3", EDGE_TTL="60", **settings) as app:
+    limits: Any = {"RATE_REQUESTS": str(LIMIT), "RATE_WINDOW": str(WINDOW)}
+    with fake_app(TRUSTED_PROXIES="127.0.0.1", EDGE_WORKERS="3", EDGE_TTL="60", **limits) as app:
         yield app
 
 
@@ -80,7 +81,7 @@ def test_each_kind_of_request_counts(limited: FakeApp, client: str, method: str,
     send_many(limited, client, LIMIT - 10)
     headers = {"X-Forwarded-For": client}
     responses = [requests.request(method, limited.edge + path, headers=headers, timeout=10) for _ in range(11)]
-    assert [429 == response.status_code for response in responses] == [*[False] * 10, True]
+    assert [response.status_code == 429 for response in responses] == [*[False] * 10, True]
     left = [int(re.fullmatch(r'"client";r=(\d+);t=\d+', response.headers["RateLimit"])[1]) for response in responses]  # type: ignore[index]
     assert left == [*range(9, -1, -1), 0]
 
@@ -130,9 +131,9 @@ def test_loopback_clients_have_no_limits_by_default() -> None:
 
 
 def test_published_edge_limits_by_default_and_zero_switches_that_off() -> None:
-    with fake_app(BIND="0.0.0.0") as app:  # noqa: S104
+    with fake_app(BIND="0.0.0.0") as app:
         assert get(app, "127.0.0.1").headers["RateLimit-Policy"] == '"client";q=500;w=1'
-    with fake_app(BIND="0.0.0.0", RATE_REQUESTS="0", RATE_CONNECTIONS="0") as app:  # noqa: S104
+    with fake_app(BIND="0.0.0.0", RATE_REQUESTS="0", RATE_CONNECTIONS="0") as app:
         assert "RateLimit-Policy" not in get(app, "127.0.0.1").headers
 
 

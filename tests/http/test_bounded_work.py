@@ -44,7 +44,9 @@ def test_every_error_is_listed_or_counted(stack: Stack) -> None:
     problem = refused(f"{stack.edge}/users", {"name": "", "email": "nobody", **members})
     assert [error["field"] for error in problem["errors"][:3]] == ["name", "email", "x0"]
     assert len(problem["errors"]) == MAX_UNKNOWN_MEMBERS + 2
-    assert problem["detail"].endswith(f"`errors` lists the first {MAX_UNKNOWN_MEMBERS + 2} errors, and 7 more are not listed")
+    assert problem["detail"].endswith(
+        f"`errors` lists the first {MAX_UNKNOWN_MEMBERS + 2} errors, and 7 more are not listed"
+    )
 
 
 def test_refusal_with_few_errors_counts_none(stack: Stack) -> None:

@@ -56,8 +56,8 @@ HEADERS: dict[str, dict[str, Any]] = {
         "example": 1,
     },
     "RateLimit": {
-        "description": "What is left to this client: `r` requests in the next `t` seconds. Absent if there is no limit"
-        " (draft-ietf-httpapi-ratelimit-headers).",
+        "description": "The rest of the limit of this client: `r` requests in the next `t` seconds. Absent if there is"
+        " no limit (draft-ietf-httpapi-ratelimit-headers).",
         "schema": {"type": "string"},
         "example": '"client";r=499;t=1',
     },

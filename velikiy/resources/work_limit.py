@@ -1,5 +1,5 @@
-"""Bound the work of validating one request. Its cost must not grow with the number of mistakes in it, because it keeps a
-process from serving other requests meanwhile. Rows that are imported have no such limit."""
+"""Bound the work of validating one request. Its cost must not grow with the number of mistakes in it, because it keeps
+a process from serving other requests meanwhile. Rows that are imported have no such limit."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager

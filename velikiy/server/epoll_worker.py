@@ -71,7 +71,7 @@ class ClientSocket(Socket):
         super().__init__(accepted)
         self._buffered = b""
         self.is_refused = False
-        """Whether the present request is refused, because its share of the threads is busy
+        """True if the present request is refused, because its share of the threads is busy
         (velikiy/http/middleware.py:refuse_beyond_the_share)."""
 
     def setblocking(self, flag: bool, /) -> None:
@@ -101,7 +101,7 @@ class ClientSocket(Socket):
 
 
 class Admission(Enum):
-    """What happens to a connection whose request belongs to a share."""
+    """The way of a connection whose request belongs to a share."""
 
     ADMITTED = auto()
     QUEUED = auto()
