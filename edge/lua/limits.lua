@@ -24,8 +24,8 @@ function _M.configure(requests, seconds, connections)
 end
 
 
-local function name_of_client(var)
-    local address = var.binary_remote_addr
+-- Return the client that has this address of 4 or 16 bytes.
+function _M.name_of(address)
     if #address == 16 then
         return sub(address, 1, 12) == MAPPED and sub(address, 13) or sub(address, 1, 8)
     end
@@ -39,7 +39,7 @@ function _M.refuse()
         return nil
     end
     local var = ngx.var
-    local client = name_of_client(var)
+    local client = _M.name_of(var.binary_remote_addr)
     var.limited_client = client
     if not max_requests then
         return nil

@@ -22,6 +22,7 @@ local MAX_DESCRIPTOR = 255  -- a new worker has a few descriptors: listeners, lo
 
 local _M = {}
 
+local client_ports = {}
 local control_port  -- nil: every worker accepts both
 
 
@@ -40,14 +41,15 @@ local function is_epoll(descriptor)
 end
 
 
--- Return the port of a listener, 0 for a Unix socket, or nil if the descriptor is no listener.
-local function port_of(descriptor)
+local function is_listener(descriptor)
     local value, size = ffi.new("int[1]"), ffi.new("unsigned int[1]", 4)
-    if ffi.C.getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, value, size) ~= 0 or value[0] ~= 1 then
-        return nil
-    end
-    local address = ffi.new("unsigned char[128]")
-    size[0] = 128
+    return ffi.C.getsockopt(descriptor, SOL_SOCKET, SO_ACCEPTCONN, value, size) == 0 and value[0] == 1
+end
+
+
+-- Return this edge's port of a socket, 0 for a Unix socket.
+local function port_of(descriptor)
+    local address, size = ffi.new("unsigned char[128]"), ffi.new("unsigned int[1]", 128)
     ffi.C.getsockname(descriptor, address, size)
     if ffi.cast("unsigned short *", address)[0] == AF_UNIX then
         return 0
@@ -72,9 +74,11 @@ function _M.divide()
     end
     local epoll, listeners = nil, {}
     for descriptor = 0, MAX_DESCRIPTOR do
-        local port = port_of(descriptor)
-        if port then
-            listeners[descriptor] = port == control_port or port == 0
+        if is_listener(descriptor) then
+            local port = port_of(descriptor)
+            local is_control = port == control_port or port == 0
+            listeners[descriptor] = is_control
+            client_ports[port] = not is_control
         elseif is_epoll(descriptor) then
             epoll = descriptor
         end
@@ -85,6 +89,12 @@ function _M.divide()
             ignore(epoll, descriptor)
         end
     end
+end
+
+
+-- Return whether a connection was accepted by a listener for clients.
+function _M.serves_clients_at(descriptor)
+    return client_ports[port_of(descriptor)]
 end
 
 

@@ -82,8 +82,6 @@ def test_edge_keeps_its_lease_while_clients_hold_all_connections(
             written = requests.put(new_user["url"], json={"name": "Meanwhile"}, timeout=5)
             assert written.status_code == 200
             assert not is_fenced(stack, edge)
-            with pytest.raises(requests.RequestException):
-                requests.get(url, timeout=0.5)
         wait_until(lambda: is_hit(url), within=3)
         assert requests.get(url, timeout=5).json()["name"] == "Meanwhile"
 

@@ -2,6 +2,7 @@
 
 import re
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -188,6 +189,34 @@ def test_requests_in_progress_are_limited_for_each_client_and_hits_are_not(clien
             released.set()
             assert slow.result().status_code == 200
         wait_until(lambda: get(app, client, "/rows/3").status_code == 200)
+
+
+def half_request(app: FakeApp, source: str) -> socket.socket:
+    address = urlsplit(app.edge)
+    client = socket.create_connection((address.hostname or "", address.port or 80), 10, source_address=(source, 0))
+    client.sendall(b"GET /rows/1 HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
+    return client
+
+
+def is_ended(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionResetError:
+        return True
+
+
+def test_open_connections_of_one_client_are_limited_also_without_a_request() -> None:
+    with fake_app(RATE_CONNECTIONS="2") as app, ExitStack() as stack:
+        crowd = [stack.enter_context(half_request(app, "127.0.0.2")) for _ in range(60)]
+        other = stack.enter_context(half_request(app, "127.0.0.3"))
+        began = time.monotonic()
+        wait_until(lambda: sum(map(is_ended, crowd)) == 40, within=8)  # sooner than the header has to arrive
+        assert time.monotonic() - began < 8
+        assert not is_ended(other)
+        assert get(app, "127.0.0.1").status_code == 200
 
 
 def test_unfinished_batches_are_limited_and_do_not_stop_other_writes(client: str) -> None:

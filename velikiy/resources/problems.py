@@ -102,8 +102,8 @@ KINDS = {
         503,
         "Service Unavailable",
         "The database does not answer in time or cannot serve the request at the moment, or too many searches and"
-        " batches are in progress. Retry after `Retry-After` seconds. The outcome of a write is unknown: read before you"
-        " retry, or send writes with an Idempotency-Key.",
+        " batches are in progress. Retry after `Retry-After` seconds. The outcome of a write is unknown: read before"
+        " you retry, or send writes with an Idempotency-Key.",
     ),
     "gateway-timeout": Kind(
         504,
