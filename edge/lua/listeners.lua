@@ -18,6 +18,7 @@ ffi.cdef[[
 local EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 local SOL_SOCKET, SO_ACCEPTCONN = 1, 30
 local AF_UNIX = 1
+local UNIX = "0"  -- in place of the port of a Unix socket
 local MAX_DESCRIPTOR = 255  -- a new worker has a few descriptors: listeners, logs, its channel to the master
 
 local _M = {}
@@ -28,7 +29,7 @@ local control_port  -- nil: every worker accepts both
 
 -- In init_by_lua. listen, control: the addresses of both listeners.
 function _M.configure(listen, control)
-    local port = control:match(":(%d+)$")
+    local port = control:find("^unix:") and UNIX or control:match(":(%d+)$")
     -- The port identifies a listener, so two listeners with one port, at two addresses, stay together.
     control_port = port ~= listen:match(":(%d+)$") and tonumber(port) or nil
 end
@@ -76,7 +77,7 @@ function _M.divide()
     for descriptor = 0, MAX_DESCRIPTOR do
         if is_listener(descriptor) then
             local port = port_of(descriptor)
-            local is_control = port == control_port or port == 0
+            local is_control = port == control_port
             listeners[descriptor] = is_control
             client_ports[port] = not is_control
         elseif is_epoll(descriptor) then
