@@ -156,6 +156,16 @@ class ServiceSettings(BaseSettings):
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""
     """The addresses and networks of the proxies whose `X-Forwarded-*` headers count (edge/conf/proxies.conf)."""
 
+    rate_requests: int | None = Field(None, ge=0, le=99_999)
+    """Requests that one client may send in `rate_window` seconds, 0 for no limit. None means 0 while the service
+    listens on a loopback address only, else 500 (edge/start)."""
+
+    rate_window: int = Field(1, ge=1, le=3_600)
+
+    rate_connections: int | None = Field(None, ge=0, le=99_999)
+    """Connections of one client with a request in progress, 0 for no limit. None means 0 while the service listens on a
+    loopback address only, else 100. Hits do not count."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

@@ -3,12 +3,13 @@
 
 local closing = require "closing"
 local hosts = require "hosts"
+local limits = require "limits"
 local read = require "read"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
 -- refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
 -- such as access, sees them.
-local STEPS = { hosts.refuse }
+local STEPS = { limits.refuse, hosts.refuse }
 
 local is_internal = ngx.req.is_internal
 

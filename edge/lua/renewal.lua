@@ -163,8 +163,8 @@ local function run(premature)
 end
 
 
--- In init_worker_by_lua: one worker renews the lease, and all workers use it. A worker that is killed leaves its number
--- to its successor.
+-- In init_worker_by_lua: the worker that accepts no clients (listeners.lua) renews the lease, and all workers use it. A
+-- worker that is killed leaves its number to its successor.
 --
 -- The timer is periodic. A timer that its own handler starts again would end for good the first time that Nginx has no
 -- free connection to run the handler with, and the edge would never get a lease again.

@@ -23,7 +23,7 @@ function _M.configure(name, timeout_s)
 end
 
 
--- In rewrite_by_lua.
+-- In access_by_lua.
 function _M.begin()
     local headers = ngx.req.get_headers(0)  -- 0: all of them, and not the first 100
     for _, name in ipairs(ONCE) do

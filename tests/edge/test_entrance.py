@@ -12,7 +12,7 @@ from testkit.raw_http import send_bytes
 from testkit.stack import folder, wait_until
 
 STEP = """
-local STEPS = { hosts.refuse, function(route)
+local STEPS = { limits.refuse, hosts.refuse, function(route)
     ngx.log(ngx.ALERT, "entered ", route, " ", ngx.var.request_uri, ";")
     if ngx.var.http_x_refuse then
         return 429
@@ -33,7 +33,7 @@ def respond(request: Request) -> Response:
 def module_app() -> Iterator[FakeApp]:
     with folder() as checkout:
         edge = copy_edge(checkout)
-        replace_once(edge / "lua/entrance.lua", "local STEPS = { hosts.refuse }\n", STEP)
+        replace_once(edge / "lua/entrance.lua", "local STEPS = { limits.refuse, hosts.refuse }\n", STEP)
         with fake_app(home=edge) as app:
             yield app
 

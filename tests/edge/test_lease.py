@@ -1,6 +1,9 @@
-"""An edge's cache lease after clients have used up the edge's connections, and the warnings of an edge without a lease."""
+"""An edge's cache lease while clients use up the edge's connections, and the warnings of an edge without a lease."""
 
+import os
+import signal
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -11,16 +14,17 @@ import requests
 
 from testkit.edge_copy import copy_edge, replace_once
 from testkit.failpoints import has_cache_lease, running_edge
-from testkit.stack import Stack, run, running, wait_until
+from testkit.stack import Stack, children_of, run, running, wait_until
+from velikiy.coherence.timing import LEASE_S
 
 CONNECTIONS = 64
 
 
 @pytest.fixture
 def small_edge(tmp_path: Path) -> Path:
-    """The code of an edge whose single worker has few connections."""
+    """The code of an edge whose workers have few connections each."""
     home = copy_edge(tmp_path)
-    replace_once(home / "nginx.conf", "worker_connections 4096;", f"worker_connections {CONNECTIONS};")
+    replace_once(home / "nginx.conf", "worker_connections 8192;", f"worker_connections {CONNECTIONS};")
     return home
 
 
@@ -42,26 +46,61 @@ def seconds_since_renewal(stack: Stack, edge: str) -> float:
     return float(seconds)
 
 
+def is_fenced(stack: Stack, edge: str) -> bool:
+    control = int(edge.rpartition(":")[2]) + 1
+    [(fenced,)] = stack.sql("SELECT fenced_at IS NOT NULL FROM caches WHERE address LIKE %s", f"%:{control}")
+    return bool(fenced)
+
+
 def is_hit(url: str) -> bool:
     return requests.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
 
 
-def test_edge_caches_again_after_clients_have_used_up_its_connections(stack: Stack, small_edge: Path) -> None:
-    with running_edge(urlsplit(stack.app).netloc, small_edge) as (edge, _):
-        url = f"{edge}/users/1"
+def send_unfinished_requests(edge: str, crowd: ExitStack, count: int) -> None:
+    for _ in range(count):
+        with suppress(OSError):  # no connection is left
+            client = crowd.enter_context(socket.create_connection(("127.0.0.1", urlsplit(edge).port), 5))
+            client.sendall(b"GET /users/1 HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
+
+
+def test_edge_keeps_its_lease_while_clients_hold_all_connections(
+    stack: Stack, small_edge: Path, new_user: dict[str, str]
+) -> None:
+    with running_edge(urlsplit(stack.app).netloc, small_edge) as (edge, data):
+        url = f"{edge}/users/{new_user['id']}"
         wait_until(lambda: has_cache_lease(edge) and is_hit(url))
         with ExitStack() as crowd:
+            send_unfinished_requests(edge, crowd, 2 * CONNECTIONS)
+            log = Path(data) / "log"
+            wait_until(lambda: "worker_connections are not enough" in log.read_text(), what="no connection is left")
+            exhausted_at = time.monotonic()
+            while time.monotonic() < exhausted_at + 2 * LEASE_S:
+                send_unfinished_requests(edge, crowd, 4)  # Nginx has ended some meanwhile
+                assert seconds_since_renewal(stack, edge) < LEASE_S
+                time.sleep(0.1)
+            # The edge acknowledges the drop, or it would be fenced and the write would wait for its exclusion.
+            written = requests.put(new_user["url"], json={"name": "Meanwhile"}, timeout=5)
+            assert written.status_code == 200
+            assert not is_fenced(stack, edge)
+        wait_until(lambda: is_hit(url), within=3)
+        assert requests.get(url, timeout=5).json()["name"] == "Meanwhile"
 
-            def exhausted() -> bool:
-                # Repeated, because a renewal that was in progress releases its connections when it ends.
-                for _ in range(8):
-                    with suppress(OSError):  # no connection is left
-                        client = crowd.enter_context(socket.create_connection(("127.0.0.1", urlsplit(edge).port), 5))
-                        client.sendall(b"GET /users/1 HTTP/1.1\r\nHost: localhost\r\nX-Half: ")
-                return seconds_since_renewal(stack, edge) > 3.5
 
-            wait_until(exhausted, what="the lease has expired")
-        wait_until(lambda: is_hit(url), within=5)
+def test_worker_for_drops_accepts_no_clients_and_comes_back(stack: Stack) -> None:
+    with running_edge(urlsplit(stack.app).netloc, EDGE_WORKERS="2") as (edge, data):
+        wait_until(lambda: has_cache_lease(edge))
+        master = int((Path(data) / "nginx.pid").read_text())
+        before = {pid for pid, command in children_of(master).items() if "worker process" in command}
+        assert len(before) == 3
+        os.kill(min(before), signal.SIGKILL)  # Nginx starts worker 0 first
+        wait_until(lambda: len(set(children_of(master)) - before) == 1)
+        wait_until(lambda: seconds_since_renewal(stack, edge) < 1, within=5)
+        assert all(requests.get(f"{edge}/users/1", timeout=5).status_code == 200 for _ in range(20))
+        os.kill(master, signal.SIGHUP)
+        wait_until(lambda: not before & set(children_of(master)), what="all workers are new")
+        assert all(requests.get(f"{edge}/users/1", timeout=5).status_code == 200 for _ in range(20))
+        wait_until(lambda: has_cache_lease(edge))
+        assert "epoll_ctl" not in (Path(data) / "log").read_text()
 
 
 def test_readyz_warns_of_an_edge_without_a_lease(unreachable: str) -> None:

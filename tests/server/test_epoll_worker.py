@@ -20,6 +20,7 @@ import pytest
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
 from testkit.stack import ROOT, free_ports, wait_until
+from velikiy.server.epoll_worker import COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S
 from velikiy.server.stopping import LEAVING_S
 
 THREADS = 2
@@ -41,6 +42,9 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
     if "pieces" in parameters:
         start_response("200 OK", [("Content-Type", "text/plain")])  # without a length, so the response is chunked
         return [b"x" * 50_000, b"y" * 50_000, b"z"]
+    if getattr(environ["gunicorn.socket"], "is_refused", False):
+        start_response("503 Busy", [("Content-Length", "0")])
+        return []
     if "exit" in parameters:
         raise SystemExit
     body = b"unread" if "unread" in parameters else environ["wsgi.input"].read() or environ["PATH_INFO"].encode()
@@ -323,10 +327,10 @@ def requests_in_progress(server: Server, count: int, method: str) -> Iterator[li
             connection.close()
 
 
-def test_writes_take_at_most_three_quarters_of_the_threads(tmp_path: Path) -> None:
+def test_writes_take_at_most_five_eighths_of_the_threads(tmp_path: Path) -> None:
     with serve(tmp_path, "--threads", "4") as four:
         waiting, reader = four.connect(), four.connect()
-        with requests_in_progress(four, 3, "PUT"):
+        with requests_in_progress(four, 2, "PUT"):
             waiting.request("PUT", "/waiting", b"a write")
             assert [fetch(reader, f"/{n}") for n in range(3)] == [b"/0", b"/1", b"/2"]
             waiting.sock.settimeout(0.3)
@@ -334,6 +338,64 @@ def test_writes_take_at_most_three_quarters_of_the_threads(tmp_path: Path) -> No
                 waiting.sock.recv(1)
             waiting.sock.settimeout(10)
         assert waiting.getresponse().read() == b"a write"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/users?q=word"),
+        ("HEAD", "/users?limit=2&q=word"),
+        ("GET", "/users/count?%71=word"),
+        ("POST", "/users/batch"),
+        ("POST", "/users/batch?x"),
+    ],
+)
+def test_costly_requests_take_at_most_a_quarter_of_the_threads(tmp_path: Path, method: str, target: str) -> None:
+    with serve(tmp_path, "--threads", "4") as four:
+        costly, waiting, other = four.connect(), four.connect(), four.connect()
+        joint = "&" if "?" in target else "?"
+        costly.request(method, f"{target}{joint}begun={tmp_path}/begun&until={tmp_path}/until")
+        wait_until((tmp_path / "begun").exists)
+        waiting.request(method, target)
+        with requests_in_progress(four, 2, "PUT"):  # the whole share of the writes
+            assert [fetch(other, f"/{n}?sort=name") for n in range(3)] == [b"/0", b"/1", b"/2"]
+        waiting.sock.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            waiting.sock.recv(1)
+        waiting.sock.settimeout(10)
+        (tmp_path / "until").touch()
+        assert costly.getresponse().status == 200
+        assert waiting.getresponse().status == 200
+
+
+def test_costly_requests_beyond_the_queue_are_refused_at_once(tmp_path: Path) -> None:
+    with serve(tmp_path, "--threads", "4") as four:
+        costly = [four.connect() for _ in range(1 + COSTLY_QUEUE_FACTOR)]
+        costly[0].request("GET", f"/users?q=0&begun={tmp_path}/begun&until={tmp_path}/until")
+        wait_until((tmp_path / "begun").exists)
+        for number, connection in enumerate(costly[1:], 1):
+            connection.request("GET", f"/users?q={number}")
+        refused = four.connect()
+        wait_until(lambda: status(refused, "/users?q=x") == 503)
+        assert status(refused, "/users") == 200  # the same connection goes on
+        time.sleep(MAX_COSTLY_WAIT_S)  # the requests in the queue become too old
+        (tmp_path / "until").touch()
+        assert [it.getresponse().status for it in costly] == [200, *[503] * COSTLY_QUEUE_FACTOR]
+        assert status(refused, "/users?q=x") == 200
+
+
+def status(connection: http.client.HTTPConnection, path: str) -> int:
+    """Return the status of a request, or 0 if no response arrives soon."""
+    connection.request("GET", path)
+    assert connection.sock is not None
+    connection.sock.settimeout(0.3)
+    try:
+        response = connection.getresponse()
+    except TimeoutError:
+        connection.close()
+        return 0
+    response.read()
+    return response.status
 
 
 def test_queued_writes_are_served_in_order_of_arrival(tmp_path: Path) -> None:
@@ -347,7 +409,7 @@ def test_queued_writes_are_served_in_order_of_arrival(tmp_path: Path) -> None:
 
 def test_pipelined_write_waits_in_the_write_queue(tmp_path: Path) -> None:
     with serve(tmp_path, "--threads", "4") as four, socket.create_connection(("127.0.0.1", four.port), 10) as client:
-        with requests_in_progress(four, 3, "PUT"):
+        with requests_in_progress(four, 2, "PUT"):
             client.sendall(
                 b"GET /first HTTP/1.1\r\nHost: x\r\n\r\n"
                 b"PUT /second HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nConnection: close\r\n\r\ntwo"
@@ -360,14 +422,15 @@ def test_pipelined_write_waits_in_the_write_queue(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_leases_and_health_checks_are_served_while_every_thread_is_busy(tmp_path: Path, method: str) -> None:
-    with serve(tmp_path, "--threads", "4") as four, requests_in_progress(four, 4 if method == "GET" else 3, method):
+    with serve(tmp_path, "--threads", "4") as four, requests_in_progress(four, 4 if method == "GET" else 2, method):
         crowd = [four.connect() for _ in range(20)]
         for connection in crowd:
             connection.request(method, "/crowd")
         if method == "PUT":
-            reads = [four.connect(), four.connect()]
-            reads[0].request("GET", f"/last?until={tmp_path}/end")
-            reads[1].request("GET", "/waits")
+            reads = [four.connect() for _ in range(3)]
+            for read in reads[:2]:
+                read.request("GET", f"/last?until={tmp_path}/end")
+            reads[2].request("GET", "/waits")
         for path in ("/.lease/renew", "/livez", "/readyz", "/health"):
             known = four.connect()
             for _ in range(2):  # on a new connection, then on a kept connection

@@ -18,8 +18,8 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 EXPOSED_HEADERS = (
-    "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, Retry-After, X-Cache-Status,"
-    " X-Request-Id"
+    "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy,"
+    " Retry-After, X-Cache-Status, X-Request-Id"
 )
 """The headers of a response that a page of an allowed origin may read. The Fetch standard names a few more, such as
 Content-Type."""

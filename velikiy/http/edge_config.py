@@ -34,17 +34,21 @@ EDGE_DETAILS = {
     414: "The address is longer than 4 kB. Shorten it.",
     416: "The response has no such range. Omit Range.",
     421: DETAILS[421],
+    429: "Too many requests, or too many at the same time. Send the request again after Retry-After seconds.",
     431: "The request's header is too large. Send fewer or shorter header fields.",
     500: "An unexpected error occurred. The logs have the details under `request_id`.",
     501: "The service does not know this method.",
     502: "No app instance answered. The outcome of a write is unknown: read before you retry.",
-    503: "The database does not answer in time, or cannot serve the request at the moment. Retry in a second.",
+    503: "The database does not answer in time, or too many such requests are in progress. Retry in a second.",
     504: "No app instance answered in time. The outcome of a write is unknown: read before you retry.",
 }
 """The detail of each problem that the edge itself returns. Other statuses are malformed requests."""
 
 MAX_ADDRESS_BYTES = 4096
 """gunicorn refuses a longer request line than 8190 bytes with a page of its own."""
+
+MAX_BATCHES = 24
+"""Batches in progress at one edge. Their bodies wait in a folder of 64 MB (compose.yaml, tmpfs of the edge)."""
 
 BY_THE_APP = (406, 409, 415, 422, 431)
 """Statuses that Nginx does not return by itself. Its own number for 431 is 494."""
@@ -174,6 +178,9 @@ def _error_pages_and_batches() -> list[str]:
         "# Many rows in one body. A body that does not fit into memory waits in a file.",
         f'location ~ "^/{NAME}/batch$" {{',
         f"    client_max_body_size {MAX_BATCH_BYTES};",
+        '    include "${EDGE_DATA}/conf/limits_of_requests.conf";',
+        f"    limit_conn batches {MAX_BATCHES};  # bodies that are in files: the folder may have 64 MB",
+        f"    limit_conn batches_of_client {MAX_BATCHES // 4};",
         "    if ($route != @write) {",
         "        return 418;",
         "    }",

@@ -11,7 +11,7 @@ from velikiy import logs
 from velikiy.http import forwarded, requests
 from velikiy.http.browsers import Browsers
 from velikiy.http.requests import MERGE_PATCH
-from velikiy.resources.problems import Problem
+from velikiy.resources.problems import RETRY_LATER, Problem
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
 
@@ -25,6 +25,13 @@ def begin() -> None:
     g.path_prefix = forwarded.path_prefix()
     structlog.contextvars.clear_contextvars()  # the previous request on this thread left its own
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def refuse_beyond_the_share() -> None:
+    """Refuse a search or a batch while its share of the threads is busy (velikiy/server/epoll_worker.py)."""
+    if getattr(request.environ.get("gunicorn.socket"), "is_refused", False):
+        detail = "Too many searches and batches are in progress. The request was not carried out and can be retried."
+        raise Problem("unavailable", detail, headers=RETRY_LATER)
 
 
 def refuse_encoded_paths() -> None:
@@ -76,6 +83,7 @@ def install(app: Flask, browsers: Browsers) -> None:
     route."""
     for step in (
         begin,
+        refuse_beyond_the_share,
         browsers.refuse_other_hosts,
         browsers.answer_preflight,
         browsers.refuse_other_origins,

@@ -17,6 +17,7 @@ from velikiy.resources.idempotency import Key
 from velikiy.resources.pagination import MAX_PAGE_ROWS, Page
 from velikiy.resources.problems import Problem
 from velikiy.resources.validation import errors_of
+from velikiy.resources.work_limit import Work, bounded
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -203,10 +204,11 @@ def body(model: type[B], types: tuple[str, ...] = JSON, limit: int = MAX_BODY_BY
         Problem
     """
     content, _ = _json(types, limit)
-    try:
-        return model.model_validate_json(content)
-    except ValidationError as error:
-        raise _invalid(error) from None
+    with bounded() as work:
+        try:
+            return model.model_validate_json(content)
+        except ValidationError as error:
+            raise _invalid(error, work) from None
 
 
 def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Mapping[str, Any] | None]) -> Body:
@@ -220,22 +222,23 @@ def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Map
         Problem
     """
     content, members = _json(types, MAX_BODY_BYTES)
-    try:
-        return resource.update_model.model_validate_json(content)
-    except ValidationError as error:
-        invalid = {str(details["loc"][0]) if details["loc"] else "" for details in error.errors()}
-        if not (isinstance(members, dict) and invalid <= set(resource.fields)):
-            raise _invalid(error) from None
-        row = stored()
-        if row is None or not all(_is_same(members[field], row[field]) for field in invalid):
-            raise _invalid(error) from None
-    changed = {name: members[name] for name in resource.fields if name in members and name not in invalid}
-    if not changed:
-        return resource.update_model.model_construct()  # no field changes, and the write counts all the same
-    try:
-        return resource.update_model.model_validate_json(orjson.dumps(changed))
-    except ValidationError as error:
-        raise _invalid(error) from None
+    with bounded() as work:
+        try:
+            return resource.update_model.model_validate_json(content)
+        except ValidationError as error:
+            invalid = {str(details["loc"][0]) if details["loc"] else "" for details in error.errors()}
+            if not (isinstance(members, dict) and invalid <= set(resource.fields)):
+                raise _invalid(error, work) from None
+            row = stored()
+            if row is None or not all(_is_same(members[field], row[field]) for field in invalid):
+                raise _invalid(error, work) from None
+        changed = {name: members[name] for name in resource.fields if name in members and name not in invalid}
+        if not changed:
+            return resource.update_model.model_construct()  # no field changes, and the write counts all the same
+        try:
+            return resource.update_model.model_validate_json(orjson.dumps(changed))
+        except ValidationError as error:
+            raise _invalid(error, work) from None
 
 
 def _is_same(sent: Any, stored: Any) -> bool:
@@ -262,9 +265,11 @@ def _json(types: tuple[str, ...], limit: int) -> tuple[bytes, Any]:
         raise Problem("not-json", f"The body is not JSON: {error}.") from None
 
 
-def _invalid(error: ValidationError) -> Problem:
+def _invalid(error: ValidationError, work: Work) -> Problem:
     errors = errors_of(error)
     detail = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
+    if not_listed := error.error_count() - len(errors) + work.not_listed:
+        detail += f"; `errors` lists the first {len(errors)} errors, and {not_listed} more are not listed"
     return Problem("invalid", detail, errors)
 
 

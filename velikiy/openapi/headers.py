@@ -55,6 +55,17 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "integer", "minimum": 0},
         "example": 1,
     },
+    "RateLimit": {
+        "description": "The rest of the limit of this client: `r` requests in the next `t` seconds. Absent if there is"
+        " no limit (draft-ietf-httpapi-ratelimit-headers).",
+        "schema": {"type": "string"},
+        "example": '"client";r=499;t=1',
+    },
+    "RateLimit-Policy": {
+        "description": "The limit of each client: `q` requests in `w` seconds. Absent if there is no limit.",
+        "schema": {"type": "string"},
+        "example": '"client";q=500;w=1',
+    },
     "Idempotency-Replayed": {
         "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},
@@ -88,12 +99,12 @@ HEADERS: dict[str, dict[str, Any]] = {
 COMMON_HEADERS = ("X-Request-Id", "X-Cache-Status", "Cache-Status")
 """Headers of every response."""
 
-SHARING_HEADERS = ("Vary", "Access-Control-Allow-Origin")
-"""Headers that any response may have."""
+SETTINGS_HEADERS = ("Vary", "Access-Control-Allow-Origin", "RateLimit", "RateLimit-Policy")
+"""Headers that any response may have, depending on the settings of the service."""
 
 
 def response_headers(*names: str, optional: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the headers of a response: `names` and COMMON_HEADERS are always present, `optional` and SHARING_HEADERS
+    """Return the headers of a response: `names` and COMMON_HEADERS are always present, `optional` and SETTINGS_HEADERS
     may be absent."""
     required = {name: {"required": True, **HEADERS[name]} for name in (*names, *COMMON_HEADERS)}
-    return required | {name: HEADERS[name] for name in (*optional, *SHARING_HEADERS)}
+    return required | {name: HEADERS[name] for name in (*optional, *SETTINGS_HEADERS)}

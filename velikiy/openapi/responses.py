@@ -24,6 +24,7 @@ COMMON_PROBLEMS = (
     "bad-request",
     "uri-too-long",
     "misdirected-request",
+    "too-many-requests",
     "header-fields-too-large",
     "internal-error",
     "bad-gateway",

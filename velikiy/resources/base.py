@@ -15,6 +15,7 @@ from typing import Annotated, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from velikiy.coherence import CachePath
+from velikiy.resources.work_limit import without_surplus
 
 READ_ONLY = ("id", "created_at", "updated_at", "version")
 """Columns of every resource that the service sets itself (the SQL procedure make_resource)."""
@@ -53,7 +54,8 @@ class Strict(BaseModel):
     def _accept_whole_floats(cls, data: Any) -> Any:
         """Accept 7.0 as 7: JSON schema does not tell them apart."""
         if isinstance(data, dict):
-            return {key: int(value) if _is_whole(value) else value for key, value in data.items()}
+            members = without_surplus(data, cls.model_fields)
+            return {key: int(value) if _is_whole(value) else value for key, value in members.items()}
         return data
 
 

@@ -79,7 +79,12 @@ KINDS = {
     "key-reused": Kind(
         422, "Key Reused", "This Idempotency-Key was already used for a different request. Use a new key."
     ),
-    "too-many-requests": Kind(429, "Too Many Requests", "Retry after `Retry-After` seconds."),
+    "too-many-requests": Kind(
+        429,
+        "Too Many Requests",
+        "This client has sent more requests than it may (`RateLimit-Policy`), or has too many in progress at the same"
+        " time. The request was not carried out. Retry after `Retry-After` seconds.",
+    ),
     "header-fields-too-large": Kind(431, "Request Header Fields Too Large", "Send fewer or shorter header fields."),
     "internal-error": Kind(
         500,
@@ -96,8 +101,9 @@ KINDS = {
     "unavailable": Kind(
         503,
         "Service Unavailable",
-        "The database does not answer in time, or cannot serve the request at the moment. Retry after `Retry-After`"
-        " seconds. The outcome of a write is unknown: read before you retry, or send writes with an Idempotency-Key.",
+        "The database does not answer in time or cannot serve the request at the moment, or too many searches and"
+        " batches are in progress. Retry after `Retry-After` seconds. The outcome of a write is unknown: read before"
+        " you retry, or send writes with an Idempotency-Key.",
     ),
     "gateway-timeout": Kind(
         504,

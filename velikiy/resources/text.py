@@ -12,6 +12,8 @@ import email_validator
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from velikiy.resources.work_limit import begin_slow_check
+
 # People run mail on names such as "company.local" and "team.test". Syntax does not show whether a name can be reached.
 email_validator.SPECIAL_USE_DOMAIN_NAMES.clear()
 
@@ -74,11 +76,14 @@ class Email(Line):
         text = _check_controls(text.strip())
         if PLAIN.fullmatch(text):
             return text
+        is_ascii = text.isascii() and "xn--" not in text.lower()
+        if not is_ascii:
+            begin_slow_check()
         try:
             address = email_validator.validate_email(text, check_deliverability=False, strict=True)
         except email_validator.EmailNotValidError as error:
             raise ValueError(f"is not an e-mail address: {error}") from None
-        if text.isascii() and "xn--" not in text.lower():
+        if is_ascii:
             return text
         # Beyond ASCII, one mailbox has many spellings (composed or not, full width, Punycode). One of them is stored.
         if len(address.normalized) > self.max_length:

@@ -11,11 +11,15 @@ APP_WORKER_CLASS=gthread runs the app with gunicorn's own worker.
 All threads wait at one epoll. The kernel wakes one thread for each request, and reports nothing more about that
 connection until the thread registers it again.
 
-No class of requests can take all threads. Writes wait for row locks, so at most three quarters of the threads carry out
-writes; further writes queue without a thread. Cache leases and health checks have a reserved thread, which serves them
-while all other threads are busy: without it, a locked row would cost every edge its cache.
+No class of requests can take all threads, nor all connections to PostgreSQL, of which there is one for each thread.
+Writes wait for row locks, so at most five eighths of the threads carry out writes; further writes queue without a
+thread. Searches and batches take a hundred times as long as other requests, so at most a quarter of the threads carries
+them out; a few more queue, and the others are refused at once. Cache leases and health checks have a reserved thread,
+which serves them while all other threads are busy: without it, a locked row would cost every edge its cache.
 """
 
+import math
+import re
 import select
 import selectors
 import socket
@@ -23,6 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from enum import Enum, auto
 from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
@@ -41,6 +46,15 @@ LEASES = b"POST /.lease/"
 RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
 """The beginnings of the requests that the reserved thread serves."""
 
+COSTLY = re.compile(rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]")
+"""The beginnings of searches, counts with a search, and batches."""
+
+COSTLY_QUEUE_FACTOR = 8
+"""Costly requests that may queue, for each thread that carries them out."""
+
+MAX_COSTLY_WAIT_S = 1.0
+"""A costly request that has queued for longer is refused: the edge waits DATABASE_TIMEOUT and 3 s for a response."""
+
 DEADLINE = f"\r\n{DEADLINE_HEADER}: ".encode()
 
 RESERVED_INTERVAL_S = 0.1
@@ -56,6 +70,9 @@ class ClientSocket(Socket):
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted)
         self._buffered = b""
+        self.is_refused = False
+        """True if the present request is refused, because its share of the threads is busy
+        (velikiy/http/middleware.py:refuse_beyond_the_share)."""
 
     def setblocking(self, flag: bool, /) -> None:
         """Do nothing. gthread changes the mode up to four times for each request."""
@@ -83,30 +100,51 @@ class ClientSocket(Socket):
             super().sendall(buffered)
 
 
-class WriteQueue:
-    """Admits a limited number of connections. The others wait without a thread, in the order in which they came."""
+class Admission(Enum):
+    """The way of a connection whose request belongs to a share."""
 
-    def __init__(self, size: int) -> None:
+    ADMITTED = auto()
+    QUEUED = auto()
+    REFUSED = auto()
+
+
+class Share:
+    """Admits a limited number of connections. The others queue without a thread, in the order in which they came."""
+
+    def __init__(self, size: int, max_queued: float = math.inf, max_wait_s: float = math.inf) -> None:
+        """
+        Args:
+            size: Connections that are admitted at the same time.
+            max_queued: Connections that may queue. Further connections are refused.
+            max_wait_s: A connection that has queued for longer is refused when its turn comes.
+        """
         self._free = size
-        self._waiting: deque[Any] = deque()
+        self._max_queued = max_queued
+        self._max_wait_s = max_wait_s
+        self._queued: deque[tuple[Any, float]] = deque()
         self._lock = threading.Lock()
 
-    def enter(self, connection: Any) -> bool:
-        """Return whether the connection is admitted now. Otherwise the connection waits until `leave` returns it."""
+    def enter(self, connection: Any) -> Admission:
+        """Admit the connection, queue it until `leave` returns it, or refuse it."""
         with self._lock:
             if self._free:
                 self._free -= 1
-                return True
-            self._waiting.append(connection)
-            return False
+                return Admission.ADMITTED
+            if len(self._queued) >= self._max_queued:
+                return Admission.REFUSED
+            self._queued.append((connection, time.monotonic()))
+            return Admission.QUEUED
 
-    def leave(self) -> Any | None:
-        """Return the next connection, which is admitted instead, or None if no connection waits."""
+    def leave(self) -> tuple[Any | None, Admission]:
+        """Return the next connection, and whether it is admitted instead or refused. Return no connection if none
+        queues."""
         with self._lock:
-            if self._waiting:
-                return self._waiting.popleft()
-            self._free += 1
-            return None
+            if not self._queued:
+                self._free += 1
+                return None, Admission.ADMITTED
+            connection, since = self._queued.popleft()
+            is_late = time.monotonic() - since > self._max_wait_s
+            return connection, Admission.REFUSED if is_late else Admission.ADMITTED
 
 
 class Worker(StoppingWorker):
@@ -122,7 +160,9 @@ class Worker(StoppingWorker):
         self._waiting_threads: deque[None] = deque()
         """An element for each thread that waits for a request. The reserved thread does not count."""
         self._all_busy = threading.Event()
-        self._writes = WriteQueue(max(1, self.cfg.threads * 3 // 4))
+        self._writes = Share(max(1, self.cfg.threads * 5 // 8))
+        costly = max(1, self.cfg.threads // 4)
+        self._costly = Share(costly, costly * COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S)
         # Daemons: the process does not wait for threads that still serve a request when the time to stop is over.
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
@@ -187,25 +227,36 @@ class Worker(StoppingWorker):
                 self._serve_request(connection)
 
     def _serve_request(self, connection: Any) -> None:
-        """Serve the request that has arrived. If a write has to wait in the queue, the thread of another write serves
-        it afterwards."""
+        """Serve the request that has arrived. If it has to queue for its share, the thread of another request of that
+        share serves it afterwards."""
         try:
-            is_write = not _receive_beginning(connection).startswith((*READS, LEASES))
+            share = self._share_of(_receive_beginning(connection))
         except OSError:  # the client has hung up
             self._discard(connection)
             return
-        if not is_write:
+        if share is None:
             self._handle(connection)
-        elif self._writes.enter(connection):
+            return
+        admission = share.enter(connection)
+        if admission is Admission.REFUSED:
+            self._handle(connection, is_refused=True)
+        elif admission is Admission.ADMITTED:
             while connection is not None:
                 if _is_abandoned(connection):
                     self.log.info("write.abandoned")
                     self._discard(connection)
                 else:
-                    self._handle(connection)
-                connection = self._writes.leave()
+                    self._handle(connection, is_refused=admission is Admission.REFUSED)
+                connection, admission = share.leave()
 
-    def _handle(self, connection: Any) -> None:
+    def _share_of(self, beginning: bytes) -> Share | None:
+        """Return the share of the threads that carries out this request, None for all threads."""
+        if COSTLY.match(beginning):
+            return self._costly
+        return None if beginning.startswith((*READS, LEASES)) else self._writes
+
+    def _handle(self, connection: Any, is_refused: bool = False) -> None:
+        connection.sock.is_refused = is_refused
         try:
             if self.handle(connection) is True:
                 connection.sock.flush()

@@ -188,6 +188,9 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "EDGE_WORKERS": str(settings.edge_workers),
                 "PATH_PREFIX": settings.path_prefix,
                 "TRUSTED_PROXIES": settings.trusted_proxies,
+                "RATE_REQUESTS": _or_default(settings.rate_requests),
+                "RATE_WINDOW": str(settings.rate_window),
+                "RATE_CONNECTIONS": _or_default(settings.rate_connections),
                 "REDIS_TIMEOUT": str(settings.redis_timeout),
                 "SECRETS_DIR": str(plan.secrets_folder),
                 "DATABASE_TIMEOUT": str(settings.database_timeout),
@@ -195,3 +198,8 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
             stop_signal="QUIT",  # graceful: Nginx finishes its responses
             needs_low_port=port < FIRST_UNPRIVILEGED_PORT,
         )
+
+
+def _or_default(value: int | None) -> str:
+    """Return the value, or "" for the default of edge/start."""
+    return "" if value is None else str(value)
