@@ -1,5 +1,5 @@
--- The certificate that clients receive: TLS_CERT and TLS_KEY. Each worker reads the files again while it runs, so that a
--- renewed certificate needs no restart, closes no connection and empties no cache.
+-- The certificate that clients receive: TLS_CERT and TLS_KEY. Each worker reads the files again while it runs, so that
+-- a renewed certificate needs no restart, closes no connection and empties no cache.
 --
 -- Relies on: ngx.ssl of lua-resty-core, and the functions of OpenSSL that Nginx has loaded.
 -- Remove when: never; a reload of Nginx would have to be started by another program, in each container.
