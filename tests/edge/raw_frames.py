@@ -5,7 +5,7 @@ from itertools import product
 from typing import NamedTuple
 
 SMUGGLED = b"DELETE /users/2 HTTP/1.1\r\nHost: localhost\r\nX-Rest: "
-"""A request that a server would find behind the body of another one, if two servers disagree about its length. The
+"""A request that a server would find behind the body of another request, if two servers disagree about its length. The
 first line of the next request becomes the value of X-Rest."""
 
 EVIL = b"evil.example"
@@ -18,7 +18,7 @@ class Frame(NamedTuple):
 
 
 def corpus() -> list[Frame]:
-    """Return all frames. Each one is complete, or its server answers it before it is complete, or it stays open."""
+    """Return all frames. Some are incomplete: the server refuses them, or waits for the rest."""
     kinds = (transfer_encodings, lengths, chunks, line_ends, targets, hosts, unkeyed_headers, deceptions, oversized)
     others = (conditions, fat_reads, parameters, pipelines)
     return [Frame(kind.__name__, data) for kind in (*kinds, *others) for data in kind()]
@@ -321,7 +321,7 @@ def pipelines() -> Iterator[bytes]:
 
 
 def http2_frames() -> list[Frame]:
-    """Requests over HTTP/2 that would be two requests, or another one, if the edge wrote them as HTTP/1.1."""
+    """Requests over HTTP/2 that would be two requests, or another request, if the edge wrote them as HTTP/1.1."""
     plain = {b":method": b"GET", b":scheme": b"https", b":path": b"/users/2", b":authority": b"localhost"}
     injected = b"x\r\nTransfer-Encoding: chunked\r\n\r\n" + SMUGGLED
     changes: list[list[tuple[bytes, bytes]]] = [
