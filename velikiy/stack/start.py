@@ -308,7 +308,7 @@ def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> Non
     if plan.tls_cert == str(plan.own_certificate):
         report("  The certificate signs itself, so clients warn of it. Compare its SHA-256 fingerprint:")
         report(f"  {certificate.fingerprint(plan.own_certificate)}")
-    for warning in warnings(plan):
+    for warning in warnings(plan) if plan.tls_cert else []:  # such as a certificate that expires soon
         report(f"warning: {warning}")
     _show_hints(plan)
 
