@@ -4,7 +4,7 @@
 -- request sends another one to a listener of this edge (edge/conf/inner.conf), over a Unix socket and HTTP/1.0, which
 -- knows no chunks. Only misses take this way.
 --
--- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2 (0.10.26).
+-- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
 
 local concat = table.concat
 
