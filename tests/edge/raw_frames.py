@@ -204,8 +204,8 @@ UNKEYED = (
 def unkeyed_headers() -> Iterator[bytes]:
     for name, value in product(UNKEYED, (b"/evil.example",)):
         yield request(headers=name.encode() + b": " + value + b"\r\n")
-    for name in UNKEYED:
-        yield request(b"GET /users HTTP/1.1", headers=name.encode() + b": evil.example\r\n")
+    for name in UNKEYED:  # a response with Link
+        yield request(b"GET /users?limit=1 HTTP/1.1", headers=name.encode() + b": /evil.example\r\n")
 
 
 def deceptions() -> Iterator[bytes]:

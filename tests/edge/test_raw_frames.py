@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from testkit.edge_copy import copy_edge, replace_once
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.nginx_proxy import nginx_proxy
-from testkit.stack import Stack, running
+from testkit.stack import Stack, folder, running, wait_until
 from tests.edge.raw_frames import EVIL, Frame, corpus, http2_frames
 
 FRAMES = corpus()
@@ -65,6 +67,7 @@ class Victim:
             assert json.loads(self.send("GET", "/users/2", headers))["name"] == name
         rows = json.loads(self.send("GET", "/users", {}))
         assert [row["name"] for row in rows if row["id"] == 2] == [name]
+        self.send("GET", "/users?limit=1", {})  # its Link contains addresses of the service
 
 
 class Attack:
@@ -119,6 +122,19 @@ def tls_stack() -> Iterator[Stack]:
 
 def test_the_corpus_is_large_and_has_no_duplicates() -> None:
     assert len({frame.data for frame in FRAMES}) > 500
+
+
+def test_control_finds_an_edge_that_stores_a_header_of_a_client(stack: Stack) -> None:
+    apps = ",".join(urlsplit(app).netloc for app in stack.apps)
+    with folder() as checkout:
+        edge = copy_edge(checkout)
+        old = "        proxy_set_header Fill-Lease $fill_lease;\n"
+        replace_once(edge / "conf/site.conf", old, old + "        proxy_set_header Path-Prefix $http_path_prefix;\n")
+        poisoned = [frame for frame in FRAMES if b"Path-Prefix: /evil" in frame.data]
+        with running_edge(apps, edge) as (address, _):
+            wait_until(lambda: has_cache_lease(address))
+            with pytest.raises(AssertionError, match="after frame 1 of unkeyed_headers"):
+                Attack(address, [address]).run(poisoned, cold=True)
 
 
 @pytest.mark.parametrize("cold", [True, False])
