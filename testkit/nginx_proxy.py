@@ -3,6 +3,7 @@
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from testkit.stack import folder, free_ports, status_of, wait_until
 
@@ -19,11 +20,16 @@ http {{
     fastcgi_temp_path {data}/fastcgi;
     uwsgi_temp_path {data}/uwsgi;
     scgi_temp_path {data}/scgi;
+    upstream service {{
+        server {service};
+        keepalive 4;  # requests of several clients share a connection
+    }}
     server {{
         listen 127.0.0.1:{port};
         location / {{
-            proxy_pass {service};
+            proxy_pass http://service;
             proxy_http_version 1.1;
+            proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             {directives}
         }}
@@ -39,7 +45,9 @@ def nginx_proxy(service: str, directives: str) -> Iterator[str]:
     with folder() as data:
         data.chmod(0o777)  # the workers of root's Nginx are another user
         file = data / "nginx.conf"
-        file.write_text(CONFIGURATION.format(data=data, port=port, service=service, directives=directives))
+        file.write_text(
+            CONFIGURATION.format(data=data, port=port, service=urlsplit(service).netloc, directives=directives)
+        )
         proxy = subprocess.Popen(["/usr/sbin/nginx", "-e", "stderr", "-p", str(data), "-c", str(file)])
         try:
             url = f"http://127.0.0.1:{port}"

@@ -23,6 +23,7 @@ mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs
 
 check "ruff"        "$tools/ruff" check .
 check "ruff format" "$tools/ruff" format --check .
+check "bandit"      "$tools/bandit" --quiet --recursive --configfile pyproject.toml -ll -ii velikiy migrations
 check "mypy"        "$tools/python" -m mypy
 check "import-linter" "$tools/lint-imports" --no-cache
 check "shellcheck"  "$tools/shellcheck" -x "${scripts[@]}"
@@ -32,6 +33,17 @@ check "gixy"        "$tools/gixy" "$edge/nginx.conf"
 check "luacheck"    luacheck --no-color --std ngx_lua --max-line-length 120 edge
 check "luacheck, load" luacheck --no-color --std luajit --max-line-length 120 --read-globals number \
                        --globals setup init 'done' request counts recorded late -- bench/load
+
+# The database of known vulnerabilities is on the Internet. A mirror of packages may have none.
+audit=$(timeout 120 "$tools/pip-audit" --disable-pip --require-hashes --progress-spinner off -r requirements.txt 2>&1)
+case $audit in
+    *"Found "*" known vulnerabilit"*)
+        failed+=("pip-audit")
+        printf 'FAILED  pip-audit\n%s\n' "$audit"
+        ;;
+    *"could not be audited"* | "" | *rror*) echo "skipped pip-audit: no database of vulnerabilities is reachable" ;;
+    *) echo "ok      pip-audit" ;;
+esac
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "failed: ${failed[*]}"

@@ -153,6 +153,16 @@ class ServiceSettings(BaseSettings):
     """The path that a proxy in front of the edges removes from each address. The service's own addresses in responses
     begin with it."""
 
+    tls_cert: Path | None = None
+    """The file with the certificate of the edges and its chain, in PEM. With it, clients reach the service by https."""
+
+    tls_key: Path | None = None
+    """The file with the private key of the certificate, in PEM."""
+
+    tls_hsts: int = Field(31_536_000, ge=0, le=99_999_999)
+    """Seconds that browsers shall reach this host by https only (Strict-Transport-Security). 0 sends no such header.
+    A certificate that signs itself never gets one."""
+
     trusted_proxies: Annotated[str, AfterValidator(_networks)] = ""
     """The addresses and networks of the proxies whose `X-Forwarded-*` headers count (edge/conf/proxies.conf)."""
 
@@ -194,6 +204,10 @@ class StackSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     port: int | None = Field(None, ge=1, le=65_535)
+    http_port: int | None = Field(None, ge=0, le=65_535)
+    """The port where the first edge redirects plain HTTP to TLS. 0 opens none. None means 80 if `port` is 443 and port
+    80 can be opened."""
+
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)
     apps: int = Field(2, ge=1, le=16)

@@ -4,6 +4,7 @@
 local generations = require "generations"
 local lease = require "lease"
 local canonical = require("query").canonical
+local origin = require "origin"
 local redis = require "redis"
 local store = require "store"
 
@@ -17,7 +18,8 @@ local concat = table.concat
 local _M = {}
 
 -- Headers of an app's response that are for Nginx, or that Nginx sends itself (edge/conf/site.conf).
-local NOT_FORWARDED = { ["Cache-Control"] = true, ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
+local NOT_FORWARDED = { ["App"] = true, ["App-Seconds"] = true, ["Cache-Control"] = true,
+                        ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
                         ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true,
                         ["X-Accel-Expires"] = true, ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
@@ -99,9 +101,9 @@ end
 -- Fetch the response from an app and send it.
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
-    local var, upstream = ngx.var, {}
-    local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease or "" }, ctx = upstream })
-    var.app, var.app_status, var.app_seconds = upstream.app or "", response.status, upstream.seconds or ""
+    local var = ngx.var
+    local response, app, seconds = origin.fetch(fill_lease or "")
+    var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     local failed = response.status >= 502 and response.status <= 504 or response.truncated
     local entry = not failed and store.pack(response, var.id)
     local stored = key and entry and store_if_current(path, query, key, entry)

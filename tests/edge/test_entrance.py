@@ -9,7 +9,7 @@ from werkzeug import Request, Response
 from testkit.edge_copy import copy_edge, replace_once
 from testkit.fake_app import FakeApp, fake_app, storable
 from testkit.raw_http import send_bytes
-from testkit.stack import folder, wait_until
+from testkit.stack import Stack, folder, wait_until
 
 STEP = """
 local STEPS = { limits.refuse, hosts.refuse, function(route)
@@ -132,3 +132,11 @@ def test_a_refusal_concerns_one_request_and_not_the_next_on_its_connection(app: 
         refused = session.get(f"{app.edge}/rows/33", headers={"X-Refuse": "yes"}, timeout=5)
         passed = session.get(f"{app.edge}/rows/33", timeout=5)
     assert (refused.status_code, passed.status_code) == (429, 200)
+
+
+@pytest.mark.parametrize(
+    "path", ["/.lease/renew", "/.lease/register", "/.app", "/.https", "/drop", "/show", "/close_connections"]
+)
+def test_addresses_of_the_inside_are_not_found_by_clients(stack: Stack, path: str) -> None:
+    for method in ("GET", "POST"):
+        assert requests.request(method, stack.edge + path, timeout=5).status_code in (404, 405)

@@ -112,7 +112,7 @@ def test_bad_setting_stops_the_start_before_the_data_folder_is_created() -> None
 def test_env_example_documents_exactly_the_settings_that_exist() -> None:
     documented = re.findall(r"^([A-Z_]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
     fields = {name.upper() for kind in (Settings, StackSettings) for name in kind.model_fields}
-    fields |= set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text()))
+    fields |= set(re.findall(r"\$\{([A-Z_]+)", "".join(file.read_text() for file in ROOT.glob("compose*.yaml"))))
     assert sorted(documented) == sorted(fields)
 
 

@@ -142,6 +142,6 @@ def _is_cross_origin() -> bool:
     scheme = origin.partition("://")[0]
     port = DEFAULT_PORTS.get(scheme, "")
     host = environ.get("HTTP_HOST", "").lower().removesuffix(port)
-    # Only a trusted proxy knows the scheme: the edge itself speaks plain HTTP.
+    # The edge knows the scheme if it serves https itself or if a trusted proxy reports the scheme.
     known_scheme = environ.get("HTTP_X_FORWARDED_PROTO", scheme).lower()
     return bool(origin.removesuffix(port) != f"{scheme}://{host}" or scheme != known_scheme)

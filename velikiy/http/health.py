@@ -54,16 +54,19 @@ def install(
         members: dict[str, object] = {"status": "ready" if ready else "not ready", "checks": checks}
         # The edge that passes this request on adds the state of its cache lease. A client cannot (edge/conf/site.conf).
         if lease := request.headers.get("Edge-Lease"):
-            held, _, reaches_another_redis = lease.partition("; redis=")
+            held, *others = lease.split("; ")
+            state = dict(other.split("=", 1) for other in others)
             checks["edge"] = OK if held == "held" else "no lease"
             if held != "held":
                 warnings.append(
                     "This edge has no cache lease, so it does not use its cache: every read goes to an app."
                 )
-            if reaches_another_redis:
+            if "redis" in state:
                 warnings.append(
                     "This edge reaches another Redis than the apps, so it uses none. Give it the same REDIS_URL."
                 )
+            if days := state.get("certificate"):
+                warnings.append(_expiry(int(days)))
         if warnings:
             members["warnings"] = warnings
         return _json(members, 200 if ready else 503)
@@ -72,6 +75,11 @@ def install(
     def health() -> Response:
         healthy = _check(database, tables)[0] == OK
         return _json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
+
+
+def _expiry(days: int) -> str:
+    state = f"expires in {days} days" if days > 1 else "expires within two days" if days >= 0 else "has expired"
+    return f"The certificate of this edge {state}. Replace the files of TLS_CERT and TLS_KEY: no restart is needed."
 
 
 def _check(database: Database, tables: list[str]) -> tuple[str, list[str]]:

@@ -46,6 +46,7 @@ def run() -> None:
 @click.option("--edges", type=int, help="Number of Nginx edges. Default: 1.")
 @click.option("--apps", type=int, help="Number of app instances. Default: 2.")
 @click.option("--bind", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only).")
+@click.option("--tls-self-signed", is_flag=True, help="Serve https with a certificate that signs itself, to try TLS.")
 @click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
 @data_option
 def up(
@@ -54,6 +55,7 @@ def up(
     edges: int | None,
     apps: int | None,
     bind: str | None,
+    tls_self_signed: bool,
     reload: bool,
     data: Path | None,
 ) -> None:
@@ -75,7 +77,7 @@ def up(
         signal.signal(number, signal.default_int_handler)
     try:
         with _exclusive(home):
-            started = start(home, wanted, reload)
+            started = start(home, wanted, reload, tls_self_signed)
     except KeyboardInterrupt:
         report("\ninterrupted; nothing is left running")
         sys.exit(130)

@@ -13,7 +13,7 @@ from pathlib import Path
 from velikiy.stack import Refusal
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -38,6 +38,13 @@ class Plan:
     reload: bool
     own_postgres: bool
     own_redis: bool
+    tls_cert: str = ""
+    """The file with the certificate of the edges, or "" for plain HTTP."""
+
+    tls_key: str = ""
+    http_port: int = 0
+    """The port where the first edge redirects plain HTTP to TLS, or 0."""
+
     postgres_port: int = 0
     redis_port: int = 0
     app_ports: list[int] = field(default_factory=list)
@@ -86,7 +93,18 @@ class Plan:
     @property
     def edge_urls(self) -> list[str]:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.bind, bracketed(self.bind))  # noqa: S104
-        return [f"http://{host}:{port}" for port in self.edge_ports]
+        scheme = "https" if self.tls_cert else "http"
+        return [f"{scheme}://{host}:{port}" for port in self.edge_ports]
+
+    @property
+    def own_certificate(self) -> Path:
+        """The certificate that signs itself, for trying (velikiy/stack/certificate.py)."""
+        return self.home / "tls" / "cert.pem"
+
+    @property
+    def client_ports(self) -> list[int]:
+        """All ports that the edges open for clients."""
+        return [*self.edge_ports, *([self.http_port] if self.http_port else [])]
 
     @property
     def edge_ports(self) -> list[int]:

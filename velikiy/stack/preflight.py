@@ -7,7 +7,7 @@ from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
 from velikiy.stack.messages import report
-from velikiy.stack.plan import DATA_FOLDER_ENTRIES, bracketed, is_free
+from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan, bracketed, is_free
 
 MIN_FREE_NEW_MB = 400
 """Free space for a new stack: a new cluster takes 40 MB, its log up to 80 MB while it is small, the edge's cache 128
@@ -107,14 +107,15 @@ def check_address(bind: str) -> None:
         )
 
 
-def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int]) -> int:
-    """Return the port of the first edge: the wanted port, else 80, else 8080.
+def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int], defaults: tuple[int, ...]) -> int:
+    """Return the port of the first edge: the wanted port, else the first default that can be opened.
 
     Args:
         wanted: The port that the user has set.
         bind: The address that the edges listen on.
         edges: The number of edges; each takes a port.
         reusable: Ports of this stack's own edges, which will release them.
+        defaults: The ports to try.
 
     Raises:
         Refusal: A port is in use, or this user may not open it.
@@ -126,12 +127,28 @@ def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int]) 
             raise Refusal(f"{obstacle} Choose another port with --port.")
         return wanted
     obstacles = []
-    for candidate in (80, 8080):
+    for candidate in defaults:
         obstacle = _obstacle(candidate, bind, edges, reusable)
         if not obstacle:
             return candidate
         obstacles.append(obstacle)
     raise Refusal(f"{' '.join(obstacles)} Choose another port with --port.")
+
+
+def choose_http_port(wanted: int | None, plan: Plan, reusable: list[int]) -> int:
+    """Return the port where the first edge redirects plain HTTP to TLS, or 0: the wanted port, else 80 beside 443.
+
+    Raises:
+        Refusal: The wanted port is in use, or this user may not open it.
+    """
+    if wanted is None:
+        is_possible = plan.port == 443 and not _obstacle(80, plan.bind, 1, reusable)
+        return 80 if is_possible else 0
+    if wanted in plan.edge_ports:
+        raise Refusal(f"HTTP_PORT={wanted} is the port of an edge. Choose another HTTP_PORT, or 0 for none.")
+    if wanted and (obstacle := _obstacle(wanted, plan.bind, 1, reusable)):
+        raise Refusal(f"{obstacle} Choose another HTTP_PORT, or 0 for none.")
+    return wanted
 
 
 def _obstacle(first: int, bind: str, edges: int, reusable: list[int]) -> str:

@@ -191,15 +191,28 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "RATE_REQUESTS": _or_default(settings.rate_requests),
                 "RATE_WINDOW": str(settings.rate_window),
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),
+                **(_tls(plan, settings, n) if plan.tls_cert else {}),
                 "REDIS_TIMEOUT": str(settings.redis_timeout),
                 "SECRETS_DIR": str(plan.secrets_folder),
                 "DATABASE_TIMEOUT": str(settings.database_timeout),
             },
             stop_signal="QUIT",  # graceful: Nginx finishes its responses
-            needs_low_port=port < FIRST_UNPRIVILEGED_PORT,
+            needs_low_port=min(port, (n == 1 and plan.http_port) or port) < FIRST_UNPRIVILEGED_PORT,
         )
 
 
 def _or_default(value: int | None) -> str:
     """Return the value, or "" for the default of edge/start."""
     return "" if value is None else str(value)
+
+
+def _tls(plan: Plan, settings: ServiceSettings, edge: int) -> dict[str, str]:
+    """Return the variables of an edge with TLS. The first edge also redirects plain HTTP."""
+    redirect = f"{bracketed(plan.bind)}:{plan.http_port}" if edge == 1 and plan.http_port else ""
+    return {
+        "TLS_CERT": plan.tls_cert,
+        "TLS_KEY": plan.tls_key,
+        "TLS_HSTS": str(settings.tls_hsts),
+        "HTTP_LISTEN": redirect,
+        "HTTPS_PORT": str(plan.edge_ports[edge - 1]),
+    }

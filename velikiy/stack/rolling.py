@@ -43,8 +43,10 @@ def obstacle(running: Plan, plan: Plan, wanted: list[Program], addresses: dict[s
         return "--reload runs the code from the checkout"
     if running.compatibility != plan.compatibility:
         return "the versions cannot work side by side"
-    if (running.bind, running.port) != (plan.bind, plan.port):
+    if (running.bind, running.port, running.http_port) != (plan.bind, plan.port, plan.http_port):
         return "its address changes"
+    if bool(running.tls_cert) != bool(plan.tls_cert):
+        return "its address changes between http and https"
     # Two Redis at a time would be two caches, and each process would invalidate one of them.
     own = (running.own_postgres, running.own_redis) == (plan.own_postgres, plan.own_redis)
     if not own or any(address and address != running.secret(name) for name, address in addresses.items()):

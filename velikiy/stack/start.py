@@ -13,14 +13,25 @@ from pathlib import Path
 
 from velikiy import secret_files
 from velikiy.settings import ServiceSettings, StackSettings, load
-from velikiy.stack import Refusal, cluster, code_copy, local_http, log_files, preflight, privileges, rolling, servers
+from velikiy.stack import (
+    Refusal,
+    certificate,
+    cluster,
+    code_copy,
+    local_http,
+    log_files,
+    preflight,
+    privileges,
+    rolling,
+    servers,
+)
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
 from velikiy.stack.programs import copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
-def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
+def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) -> Plan | None:
     """Start the stack. If it runs with other settings or other code, replace its programs while it serves, or restart
     it if that is impossible.
 
@@ -35,6 +46,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
     previous = Plan.load(home)
     running = previous if previous and Supervisor(previous).pid() is not None else None
     plan = _make_plan(home, wanted, reload, settings, running)
+    _choose_certificate(plan, wanted, settings, running, self_signed)
     if running and _is_unchanged(running, plan) and is_ready(running):
         report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
         _show_hints(running)
@@ -59,7 +71,11 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
             return plan
     if previous and not running:
         Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
-    plan.port = preflight.choose_port(plan.port or None, plan.bind, plan.edges, _reusable_ports(running, plan))
+    reusable = _reusable_ports(running, plan)
+    defaults = (443, 8443) if plan.tls_cert else (80, 8080)
+    plan.port = preflight.choose_port(plan.port or None, plan.bind, plan.edges, reusable, defaults)
+    if plan.tls_cert:
+        plan.http_port = preflight.choose_http_port(wanted.http_port, plan, reusable)
     if running:
         with step(f"stopping the stack, because {obstacle}"):
             Supervisor(running).stop()
@@ -95,6 +111,28 @@ def _make_plan(
     parts = (plan.bind, plan.edges, plan.apps, settings, wanted.database_url, wanted.redis_url)
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
+
+
+def _choose_certificate(
+    plan: Plan, wanted: StackSettings, settings: ServiceSettings, running: Plan | None, self_signed: bool
+) -> None:
+    """Note the certificate that the user wants. A running stack keeps its own self-signed certificate.
+
+    Raises:
+        Refusal: The certificate cannot be used.
+    """
+    if settings.tls_cert or settings.tls_key:
+        if self_signed:
+            raise Refusal("--tls-self-signed and TLS_CERT exclude each other. Omit one of them.")
+        plan.tls_cert, plan.tls_key = certificate.of_the_user(settings)
+    elif self_signed or (running and running.tls_cert == str(running.own_certificate)):
+        plan.tls_cert, plan.tls_key = certificate.self_signed(plan)
+    if running and bool(running.tls_cert) != bool(plan.tls_cert):
+        plan.port = wanted.port or 0  # http and https have default ports of their own
+    elif running and plan.tls_cert:
+        plan.http_port = running.http_port if wanted.http_port is None else wanted.http_port
+    parts = (plan.fingerprint, plan.tls_cert, plan.tls_key)
+    plan.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _refuse_older_code(running: Plan) -> None:
@@ -140,12 +178,13 @@ def _replace_programs(
 
 
 def _is_unchanged(running: Plan, plan: Plan) -> bool:
-    return (running.fingerprint, running.port) == (plan.fingerprint, plan.port)
+    wanted = (plan.fingerprint, plan.port, plan.http_port)
+    return (running.fingerprint, running.port, running.http_port) == wanted
 
 
 def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
     """Return the ports that the running edges hold and will release."""
-    return running.edge_ports if running and running.bind == plan.bind else []
+    return running.client_ports if running and running.bind == plan.bind else []
 
 
 def _create_files(plan: Plan, wanted: StackSettings) -> None:
@@ -269,18 +308,27 @@ def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> Non
     report(f"Velikiy Flask is ready after {seconds:.1f} s: {display_url(plan.edge_urls[0])}")
     for n, url in enumerate(plan.edge_urls[1:], 2):
         report(f"  edge {n}  {display_url(url)}")
-    if plan.port != 80 and port_was_chosen:
-        report("  (port 80 is in use, or this user may not open it)")
+    default_port = 443 if plan.tls_cert else 80
+    if plan.port != default_port and port_was_chosen:
+        report(f"  (port {default_port} is in use, or this user may not open it)")
+    if plan.http_port:
+        report(f"  http on port {plan.http_port} is redirected to https")
+    if plan.tls_cert == str(plan.own_certificate):
+        report("  The certificate signs itself, so clients warn of it. Compare its SHA-256 fingerprint:")
+        report(f"  {certificate.fingerprint(plan.own_certificate)}")
+    for warning in warnings(plan) if plan.tls_cert else []:  # such as a certificate that expires soon
+        report(f"warning: {warning}")
     _show_hints(plan)
 
 
 def _show_hints(plan: Plan) -> None:
     option = "" if plan.home == privileges.default_home() else f" --data {shlex.quote(plan.data)}"
-    report(f"  try     curl -i {display_url(plan.edge_urls[0])}/users")
+    trust = f"--cacert {shlex.quote(plan.tls_cert)} " if plan.tls_cert == str(plan.own_certificate) else ""
+    report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
     report(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
     report(f"  stop    ./run down{option}")
 
 
 def display_url(url: str) -> str:
-    return url.removesuffix(":80")
+    return url.removesuffix(":443" if url.startswith("https:") else ":80")

@@ -43,7 +43,7 @@ class Supervisor:
     @property
     def needs_low_ports(self) -> bool:
         """Return whether an edge needs the capability for its port. supervisord passes it on if root started it."""
-        return any(port < FIRST_UNPRIVILEGED_PORT for port in self.plan.edge_ports)
+        return any(port < FIRST_UNPRIVILEGED_PORT for port in self.plan.client_ports)
 
     def pid(self) -> int | None:
         """Return the pid of supervisord, or None if it does not run."""
