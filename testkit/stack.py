@@ -30,6 +30,7 @@ PERSONAL_SETTINGS = (
     "APPS",
     "DATA",
     "ALLOWED_HOSTS",
+    "AUTH",
     "CORS_ORIGINS",
     "EDGE_TTL",
     "REDIS_TTL",

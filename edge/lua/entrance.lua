@@ -1,8 +1,9 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
--- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
+-- write, or an app. A check that must also hold for a hit belongs here, as the check of API keys does.
 
 local closing = require "closing"
 local hosts = require "hosts"
+local keys = require "keys"
 local read = require "read"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
@@ -49,7 +50,8 @@ function _M.enter()
         var.closing = "1"
         return ""
     end
-    if route ~= "@read" then
+    -- Not a step: an unknown key has to be fetched, for which the location @read can wait.
+    if route ~= "@read" or (keys.are_needed and not keys.admits()) then
         return ""
     end
     local body = read.hit()

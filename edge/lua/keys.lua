@@ -1,0 +1,119 @@
+-- The API keys of cached reads, with AUTH=all. What a key allows is an entry of the path `/.keys/<digest>`, under a
+-- generation like any other entry: revoking a key drops its path, and without a cache lease the edge decides nothing
+-- from its memory. Apps check the keys of all other requests (velikiy/http/auth.py).
+--
+-- The body of an entry: <scope> <second at which the key expires, or never> <id> <name> (velikiy/keys/store.py)
+
+local encode = require "ngx.base64".encode_base64url
+local ffi = require "ffi"
+local generations = require "generations"
+local lease = require "lease"
+local store = require "store"
+
+local POLL_S = 0.002
+local FETCH_WAIT_S = 0.05  -- a read waits so long for another read that fetches the same key, then it fetches it itself
+
+local fills = ngx.shared.fills
+local time = ngx.time
+local find, sub = string.find, string.sub
+
+-- OpenSSL's, which Nginx has loaded. Lua's own digests end at SHA-1.
+ffi.cdef [[
+unsigned char *SHA256(const unsigned char *data, size_t size, unsigned char *digest);
+]]
+local DIGEST_BYTES = 32
+local digest = ffi.new("unsigned char[?]", DIGEST_BYTES)
+
+local _M = { are_needed = false }
+
+
+-- auth: the setting AUTH.
+function _M.configure(auth)
+    _M.are_needed = auth == "all"
+end
+
+
+-- Return the path of the request's key; nil if it has none, or something else than a key
+-- (edge/conf/generated/authorization.conf).
+local function path_of_key()
+    local token = ngx.var.api_key
+    if token == "" or token == "?" then
+        return nil
+    end
+    ffi.C.SHA256(token, #token, digest)
+    return "/.keys/" .. encode(ffi.string(digest, DIGEST_BYTES))
+end
+
+
+-- Return whether a key with this body may read now.
+local function may_read(body)
+    local scope_end = find(body, " ", 1, true)
+    local expires_at = sub(body, scope_end + 1, find(body, " ", scope_end + 1, true) - 1)
+    return sub(body, 1, scope_end - 1) ~= "none" and (expires_at == "never" or time() < tonumber(expires_at))
+end
+
+
+local function entry_may_read(entry)
+    local _, _, _, _, body = store.parts(entry)
+    return may_read(body)
+end
+
+
+-- In set_by_lua, so without waiting. Return whether the request has a key that is in memory and may read. If not, the
+-- location @read decides (admit).
+function _M.admits()
+    local path = path_of_key()
+    local epoch = path and lease.held()
+    local generation = epoch and generations.known(epoch, path)
+    local entry = generation and store.get_small_fresh(generation)
+    return entry and entry_may_read(entry) or false
+end
+
+
+local function refuse()
+    return ngx.exit(ngx.HTTP_UNAUTHORIZED)
+end
+
+
+-- In access_by_lua: refuse a cached read without a valid key. A key that is not in memory is fetched from an app, and
+-- stored if the edge has its lease.
+function _M.admit()
+    local path = path_of_key()
+    if not path then
+        return refuse()
+    end
+    local generation
+    local waited_s = 0
+    while true do
+        local epoch = lease.held()
+        generation = epoch and generations.current(epoch, path)  -- before the request, as in read.lua
+        local entry = generation and store.get_small_fresh(generation)
+        if entry then
+            return entry_may_read(entry) or refuse()
+        elseif not generation or fills:add(generation, true, FETCH_WAIT_S) or waited_s >= FETCH_WAIT_S then
+            break
+        end
+        ngx.sleep(POLL_S)
+        waited_s = waited_s + POLL_S
+    end
+    local response = ngx.location.capture("/.key", { vars = { key_path = path } })
+    local is_known = response.status == 200 and not response.truncated
+    if generation then
+        local entry = is_known and store.pack(response, "")
+        if entry then
+            generations.store_if_current(path, "", generation, entry)
+        elseif not is_known then
+            generations.drop(path)  -- its memory: anybody can make up any number of keys
+        end
+        fills:delete(generation)
+    end
+    if response.status == 404 then
+        return refuse()
+    elseif not is_known then
+        return ngx.exit(response.status >= 502 and response.status <= 504 and response.status or 502)
+    end
+    return may_read(response.body) or refuse()
+end
+
+
+return _M
