@@ -109,19 +109,19 @@ def is_loopback(address: str) -> bool:
 
 
 def auth_mode(auth: str | None, listens_on: str) -> str:
-    """Return which requests need an API key: `off`, `writes` or `all`.
+    """Return the requests that need an API key: `off`, `writes` or `all`.
 
     Args:
         auth: The setting AUTH.
         listens_on: The address where clients reach the service.
 
     Raises:
-        BadSetting: The service would be open to other machines, and nobody has said that it should be.
+        BadSetting: Other machines reach the service, and AUTH is not set.
     """
     if auth is None and not is_loopback(listens_on):
         raise BadSetting(
             f"BIND={listens_on} lets other machines reach the service, so AUTH must be set: writes (writes need an API"
-            " key), all (every request needs one), or off (everybody may read and change every row)."
+            " key), all (every request needs a key) or off (every client may read and change every row)."
         )
     return auth or "off"
 

@@ -103,7 +103,7 @@ function _M.admit()
         if entry then
             generations.store_if_current(path, "", generation, entry)
         elseif not is_known then
-            generations.drop(path)  -- its memory: anybody can make up any number of keys
+            generations.drop(path)  -- its memory: anyone can make up any number of keys
         end
         fills:delete(generation)
     end

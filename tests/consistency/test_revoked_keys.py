@@ -128,3 +128,21 @@ def test_revoked_key_is_refused_by_an_edge_that_was_cut_off(keyed_stack: Stack, 
                 os.kill(pid, signal.SIGCONT)
         wait_until(lambda: reader.refused >= 5)
     assert reader.last_accepted_start < revoked_at
+
+
+def test_checker_finds_a_revocation_that_does_not_invalidate(keyed_stack: Stack, gate: Gate) -> None:
+    created = store.create(gate, "planted", "read", None)
+    with reading([f"{keyed_stack.edge}/users/1"], created.token) as [reader]:
+        wait_until(lambda: reader.hits)
+        as_the_app = "SET velikiy.passes_gate = on; UPDATE api_keys SET revoked_at = now() WHERE name = 'planted'"
+        keyed_stack.sql(as_the_app)
+        revoked_at = time.monotonic()
+        wait_until(lambda: reader.last_accepted_start > revoked_at, what="the bug shows")
+
+
+def test_key_that_sql_from_outside_revokes_is_refused_soon(keyed_stack: Stack, gate: Gate) -> None:
+    created = store.create(gate, "by-sql", "read", None)
+    with reading([f"{edge}/users/1" for edge in keyed_stack.edges], created.token) as readers:
+        wait_until(lambda: all(reader.hits for reader in readers))
+        keyed_stack.sql("UPDATE api_keys SET revoked_at = now() WHERE name = 'by-sql'")
+        wait_until(lambda: all(reader.refused for reader in readers), within=5)

@@ -133,7 +133,7 @@ def _client_ids() -> list[str]:
 
 
 def _authorization() -> list[str]:
-    """Only what has the form of a key is passed on. Other credentials are for somebody else, and may be long."""
+    """Pass on only text that has the form of a key. Other credentials are for another service, and may be long."""
     key = f"(?i:bearer) +(?<token>{tokens.PATTERN}) *"
     return _map("$http_authorization", "api_key", {"default": '"?"', '""': '""', f'"~^{key}$"': "$token"})
 

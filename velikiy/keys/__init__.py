@@ -1,4 +1,4 @@
-"""API keys: who may read, and who may write.
+"""API keys: the right of a client to read, or to read and write.
 
 tokens      the text of a key that its owner keeps: its form, its checksum, its digest
 store       the table `api_keys`: create, list, revoke and rotate keys; a key as a cached path

@@ -69,7 +69,7 @@ NO_OVERLAP = timedelta(0)
 
 
 class UnknownKey(Exception):
-    """No key has this digest. Nothing is stored about it: anybody can make up any number of them."""
+    """No key has this digest. Caches store nothing about it: anyone can make up any number of keys."""
 
 
 class NoSuchKey(Exception):
@@ -118,7 +118,7 @@ def path_of(digest: str) -> CachePath:
 def read(gate: Gate, digest: str) -> Answer:
     """Return the entry of a key: `<scope> <second at which it expires, or never> <id> <name>`.
 
-    The key is read from PostgreSQL, and never from Redis: whoever can write into Redis could make up a key there.
+    The key is read from PostgreSQL, and never from Redis: a program that writes into Redis could make up a key there.
 
     Raises:
         UnknownKey

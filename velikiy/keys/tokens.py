@@ -1,8 +1,8 @@
 """The token of an API key: the text that its owner keeps and sends. The service stores only a digest of it.
 
 A token has a prefix and a checksum, so that programs that look for leaked secrets recognise it (`PATTERN`), and so that
-a mistyped token is refused without a look-up. It is as long as a random text that nobody guesses has to be, so a plain
-digest protects it: slow hashes protect texts that people choose.
+a mistyped token is refused without a look-up. Its random part is too long to be guessed, so a plain digest protects it:
+slow digests protect texts that people choose.
 """
 
 import hashlib
