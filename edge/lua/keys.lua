@@ -1,5 +1,5 @@
--- The API keys of cached reads, with AUTH=all. What a key allows is an entry of the path `/.keys/<digest>`, under a
--- generation like any other entry: revoking a key drops its path, and without a cache lease the edge decides nothing
+-- The API keys of cached reads, with AUTH=all. A key is an entry of the path `/.keys/<digest>`, under a generation like
+-- any other entry: revoking a key drops its path, and without a cache lease the edge decides nothing
 -- from its memory. Apps check the keys of all other requests (velikiy/http/auth.py).
 --
 -- The body of an entry: <scope> <second at which the key expires, or never> <id> <name> (velikiy/keys/store.py)

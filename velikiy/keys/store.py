@@ -81,7 +81,7 @@ class NameTaken(Exception):
 
 
 class ApiKey(NamedTuple):
-    """What a key allows, as caches store it."""
+    """The rights of a key, as caches store them."""
 
     id: int
     name: str
