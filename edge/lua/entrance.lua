@@ -4,6 +4,7 @@
 local closing = require "closing"
 local hosts = require "hosts"
 local keys = require "keys"
+local lease = require "lease"
 local read = require "read"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
@@ -51,10 +52,11 @@ function _M.enter()
         return ""
     end
     -- Not a step: an unknown key has to be fetched, for which the location @read can wait.
-    if route ~= "@read" or (keys.are_needed and not keys.admits()) then
+    local epoch = route == "@read" and lease.held()
+    if not epoch or (keys.are_needed and not keys.admits(epoch)) then
         return ""
     end
-    local body = read.hit()
+    local body = read.hit(epoch)
     return body
 end
 

@@ -11,6 +11,7 @@ local lease = require "lease"
 local store = require "store"
 
 local POLL_S = 0.002
+local MAX_REMEMBERED = 1000
 local FETCH_WAIT_S = 0.05  -- a read waits so long for another read that fetches the same key, then it fetches it itself
 
 local fills = ngx.shared.fills
@@ -33,6 +34,12 @@ function _M.configure(auth)
 end
 
 
+-- Two results of this worker that never change, since to compute them for each hit takes as long as the look-ups: the
+-- path of the key in a header, and the second at which an entry is of no use. Neither says that a key is valid.
+local paths, path_count = {}, 0
+local ends, end_count = {}, 0
+
+
 -- Return the path of the request's key; nil if it has none, or something else than a key
 -- (edge/conf/generated/authorization.conf).
 local function path_of_key()
@@ -45,26 +52,47 @@ local function path_of_key()
 end
 
 
--- Return whether a key with this body may read now.
-local function may_read(body)
+local function remember_path(path)
+    if path_count >= MAX_REMEMBERED then
+        paths, path_count = {}, 0
+    end
+    paths[ngx.var.http_authorization] = path
+    path_count = path_count + 1
+end
+
+
+-- Return the second at which a key with this body ends: 0 if it is revoked.
+local function end_of(body)
     local scope_end = find(body, " ", 1, true)
     local expires_at = sub(body, scope_end + 1, find(body, " ", scope_end + 1, true) - 1)
-    return sub(body, 1, scope_end - 1) ~= "none" and (expires_at == "never" or time() < tonumber(expires_at))
+    if sub(body, 1, scope_end - 1) == "none" then
+        return 0
+    end
+    return expires_at == "never" and math.huge or tonumber(expires_at)
 end
 
 
 local function entry_may_read(entry)
-    local _, _, _, _, body = store.parts(entry)
-    return may_read(body)
+    local ends_at = ends[entry]
+    if not ends_at then
+        local _, _, _, _, body = store.parts(entry)
+        ends_at = end_of(body)
+        if end_count >= MAX_REMEMBERED then
+            ends, end_count = {}, 0
+        end
+        ends[entry] = ends_at
+        end_count = end_count + 1
+    end
+    return time() < ends_at
 end
 
 
 -- In set_by_lua, so without waiting. Return whether the request has a key that is in memory and may read. If not, the
--- location @read decides (admit).
-function _M.admits()
-    local path = path_of_key()
-    local epoch = path and lease.held()
-    local generation = epoch and generations.known(epoch, path)
+-- location @read decides (admit). epoch: of the lease that the edge holds.
+function _M.admits(epoch)
+    local header = ngx.var.http_authorization
+    local path = header and paths[header]
+    local generation = path and generations.known(epoch, path)
     local entry = generation and store.get_small_fresh(generation)
     return entry and entry_may_read(entry) or false
 end
@@ -88,8 +116,10 @@ function _M.admit()
         local epoch = lease.held()
         generation = epoch and generations.current(epoch, path)  -- before the request, as in read.lua
         local entry = generation and store.get_small_fresh(generation)
-        if entry then
-            return entry_may_read(entry) or refuse()
+        if entry and entry_may_read(entry) then
+            return remember_path(path)
+        elseif entry then
+            return refuse()
         elseif not generation or fills:add(generation, true, FETCH_WAIT_S) or waited_s >= FETCH_WAIT_S then
             break
         end
@@ -112,7 +142,10 @@ function _M.admit()
     elseif not is_known then
         return ngx.exit(response.status >= 502 and response.status <= 504 and response.status or 502)
     end
-    return may_read(response.body) or refuse()
+    if time() >= end_of(response.body) then
+        return refuse()
+    end
+    remember_path(path)
 end
 
 

@@ -117,16 +117,15 @@ end
 
 
 -- In set_by_lua, so without waiting. Return the body of a hit that Nginx can send by itself, and set variables for its
--- headers; else return "".
-function _M.hit()
+-- headers; else return "". epoch: of the lease that the edge holds.
+function _M.hit(epoch)
     local var = ngx.var
     -- Nginx evaluates If-Unmodified-Since and If-Match even if they are empty. A map does not tell empty from absent.
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
     local path, query = split(var.request_uri)
-    local epoch = lease.held()
-    local generation = epoch and generations.known(epoch, path)
+    local generation = generations.known(epoch, path)
     if not generation then
         return ""
     end
