@@ -26,6 +26,7 @@ from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import FillLease
+from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
@@ -193,7 +194,7 @@ def _write_until_killed(postgres: str, redis_url: str, user: int, name: str, kil
 def running_app(gate: Gate) -> Iterator[str]:
     """Run an app with this gate in this process; yield its address."""
     app = Flask("in this process")
-    http.install(app, registry(), gate, Browsers())
+    http.install(app, registry(), gate, Browsers(), Auth("off", gate))
     gate.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

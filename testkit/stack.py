@@ -30,6 +30,7 @@ PERSONAL_SETTINGS = (
     "APPS",
     "DATA",
     "ALLOWED_HOSTS",
+    "AUTH",
     "CORS_ORIGINS",
     "TLS_CERT",
     "TLS_KEY",

@@ -18,6 +18,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from velikiy import http, logs
     from velikiy.coherence import connect
     from velikiy.console import swagger
+    from velikiy.http.auth import Auth
     from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
@@ -31,7 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
-    http.install(app, registry(), gate, Browsers.of(settings))
+    http.install(app, registry(), gate, Browsers.of(settings), Auth(settings.auth_mode, gate))
     openapi.install(app, registry())
     swagger.install(app)
     database.open()

@@ -176,5 +176,10 @@ def request(level: str, **fields: Any) -> None:
         _stdout.write(_dumps(_stamp(None, level, {**fields, "event": "request", "level": level})) + "\n")
 
 
+def audit(**fields: Any) -> None:
+    """Log a write by an API key, whatever the level of the log is."""
+    _stdout.write(_dumps(_stamp(None, "info", {**fields, "event": "audit", "level": "info"})) + "\n")
+
+
 def _number(level: str) -> int:
     return int(getattr(logging, level.upper()))

@@ -7,7 +7,7 @@ each setting with its unit, default and effect; a test keeps it in step with thi
 
 import os
 import re
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -100,6 +100,32 @@ def _networks(value: str) -> str:
         raise ValueError("a list of addresses and networks such as 127.0.0.1,10.0.0.0/8") from None
 
 
+def is_loopback(address: str) -> bool:
+    """Return whether only programs on this machine reach this address."""
+    try:
+        return address == "localhost" or ip_address(address.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def auth_mode(auth: str | None, listens_on: str) -> str:
+    """Return the requests that need an API key: `off`, `writes` or `all`.
+
+    Args:
+        auth: The setting AUTH.
+        listens_on: The address where clients reach the service.
+
+    Raises:
+        BadSetting: Other machines reach the service, and AUTH is not set.
+    """
+    if auth is None and not is_loopback(listens_on):
+        raise BadSetting(
+            f"BIND={listens_on} lets other machines reach the service, so AUTH must be set: writes (writes need an API"
+            " key), all (every request needs a key) or off (every client may read and change every row)."
+        )
+    return auth or "off"
+
+
 class ServiceSettings(BaseSettings):
     """The settings of the services without the addresses of servers. The name of an environment variable is the name of
     the field in capitals."""
@@ -112,6 +138,10 @@ class ServiceSettings(BaseSettings):
 
     cors_origins: Annotated[str, AfterValidator(_origins)] = ""
     """Origins whose web pages may read and write from a browser."""
+
+    auth: Literal["off", "writes", "all"] | None = None
+    """Requests that need an API key. None means off while only this machine reaches the service, and is refused
+    otherwise (`auth_mode`)."""
 
     redis_ttl: int = Field(60, ge=1, le=86_400)
     """Seconds that an entry lives in Redis, counted from its first fill."""
@@ -193,6 +223,11 @@ class Settings(ServiceSettings):
         """The address where clients reach the service: decides which names they may send in `Host`."""
         listen = os.environ.get("APP_LISTEN")
         return listen.rpartition(":")[0] if listen and "bind" not in self.model_fields_set else self.bind
+
+    @property
+    def auth_mode(self) -> str:
+        """Raises: BadSetting"""
+        return auth_mode(self.auth, self.listens_on)
 
 
 class StackSettings(BaseSettings):

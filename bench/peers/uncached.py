@@ -10,6 +10,7 @@ from flask import Flask
 
 from velikiy import http, logs
 from velikiy.coherence import Answer, CachePath, Change, Entry, Gate, connect
+from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
@@ -33,9 +34,8 @@ def create_app() -> Flask:
     logs.configure(settings.log_level)
     database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
     gate = connect(database, settings)
+    uncached = Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier)
     app = Flask(__name__, static_folder=None)
-    http.install(
-        app, registry(), Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier), Browsers.of(settings)
-    )
+    http.install(app, registry(), uncached, Browsers.of(settings), Auth(settings.auth_mode, uncached))
     database.open()
     return app

@@ -1,8 +1,10 @@
 -- The steps that every request of a client passes once, before anything answers it: a hit, any other cached read, a
--- write, or an app. A check that must also hold for a hit belongs here: API keys, limits.
+-- write, or an app. A check that must also hold for a hit belongs here, as the check of API keys does.
 
 local closing = require "closing"
 local hosts = require "hosts"
+local keys = require "keys"
+local lease = require "lease"
 local limits = require "limits"
 local read = require "read"
 
@@ -50,10 +52,12 @@ function _M.enter()
         var.closing = "1"
         return ""
     end
-    if route ~= "@read" then
+    -- Not a step: an unknown key has to be fetched, for which the location @read can wait.
+    local epoch = route == "@read" and lease.held()
+    if not epoch or (keys.are_needed and not keys.admits(epoch)) then
         return ""
     end
-    local body = read.hit()
+    local body = read.hit(epoch)
     return body
 end
 

@@ -37,6 +37,25 @@ function _M.known(epoch, path)
 end
 
 
+-- Return the key under which a response is found now. A path without a generation has no entry.
+function _M.key_of(path, query)
+    return (_M.known(lease.epoch(), path) or "") .. query
+end
+
+
+-- Store an entry and return whether it is current. If a write has forgotten the generation meanwhile, no read uses that
+-- key again, and the entry would keep its memory until others need it. The check comes after the store: a drop that
+-- comes later finds the entry and forgets it.
+function _M.store_if_current(path, query, key, entry)
+    local stored = store.put(key, entry)
+    if _M.key_of(path, query) ~= key then
+        store.forget(key)
+        return false
+    end
+    return stored
+end
+
+
 function _M.drop(path)
     local key = lease.epoch() .. path
     local generation = generations:get(key)

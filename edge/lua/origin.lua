@@ -1,4 +1,4 @@
--- Fetches the response of an app to a cacheable read.
+-- Fetches the response of an app to a cacheable read, and the entries of API keys.
 --
 -- A request over HTTP/1.1 does so by a subrequest. Nginx's Lua makes no subrequest of a request over HTTP/2, so that
 -- request sends another one to a listener of this edge (edge/conf/inner.conf), over a Unix socket and HTTP/1.0, which
@@ -70,11 +70,11 @@ local function request(socket, lines)
 end
 
 
-local function fetch_over_http1(fill_lease)
+local function fetch_over_http1(uri, fill_lease)
     local var = ngx.var
-    local lines = { "GET ", var.request_uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
+    local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
                     "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", var.traceparent,
-                    "\r\nFill-Lease: ", fill_lease, "\r\n\r\n" }
+                    "\r\nFill-Lease: ", fill_lease, "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
     local response = request(socket, concat(lines)) or { status = 502, header = {}, body = "" }
     socket:close()
@@ -85,11 +85,20 @@ end
 -- Return the response, the address of the app, and the seconds until its header arrived.
 function _M.fetch(fill_lease)
     if ngx.var.http2 ~= "" then
-        return fetch_over_http1(fill_lease)
+        return fetch_over_http1(ngx.var.request_uri, fill_lease)
     end
     local upstream = {}
     local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease }, ctx = upstream })
     return response, upstream.app, upstream.seconds
+end
+
+
+-- Return an app's response with the entry of an API key.
+function _M.fetch_key(path)
+    if ngx.var.http2 ~= "" then
+        return (fetch_over_http1(path, ""))
+    end
+    return ngx.location.capture("/.key", { vars = { key_path = path } })
 end
 
 

@@ -64,16 +64,10 @@ local function forward(response)
 end
 
 
--- Return the key under which a response is found now. A path without a generation has no entry.
-local function key_of(path, query)
-    return (generations.known(lease.epoch(), path) or "") .. query
-end
-
-
 -- Serve the last entry with a mark, because neither an app nor PostgreSQL can confirm it. The generation is the last
 -- one, with or without a lease: a drop would have removed it.
 local function serve_stale(path, query, status)
-    local entry, _, stored_at = store.get(key_of(path, query))
+    local entry, _, stored_at = store.get(generations.key_of(path, query))
     if not entry then
         set_cache_status("BYPASS", "nginx; fwd=bypass")
         return ngx.exit(status)
@@ -85,19 +79,6 @@ local function serve_stale(path, query, status)
 end
 
 
--- Store an entry and return whether it is current. If a write has forgotten the generation meanwhile, no read uses that
--- key again, and the entry would keep its memory until others need it. The check comes after the store: a drop that
--- comes later finds the entry and forgets it.
-local function store_if_current(path, query, key, entry)
-    local stored = store.put(key, entry)
-    if key_of(path, query) ~= key then
-        store.forget(key)
-        return false
-    end
-    return stored
-end
-
-
 -- Fetch the response from an app and send it.
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
@@ -106,7 +87,7 @@ local function fetch_from_app(path, query, key, result, reason, fill_lease)
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     local failed = response.status >= 502 and response.status <= 504 or response.truncated
     local entry = not failed and store.pack(response, var.id)
-    local stored = key and entry and store_if_current(path, query, key, entry)
+    local stored = key and entry and generations.store_if_current(path, query, key, entry)
     if key then
         fills:delete(key)
     end
@@ -138,16 +119,15 @@ end
 
 
 -- In set_by_lua, so without waiting. Return the body of a hit that Nginx can send by itself, and set variables for its
--- headers; else return "".
-function _M.hit()
+-- headers; else return "". epoch: of the lease that the edge holds.
+function _M.hit(epoch)
     local var = ngx.var
     -- Nginx evaluates If-Unmodified-Since and If-Match even if they are empty. A map does not tell empty from absent.
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
     local path, query = split(var.request_uri)
-    local epoch = lease.held()
-    local generation = epoch and generations.known(epoch, path)
+    local generation = generations.known(epoch, path)
     if not generation then
         return ""
     end
@@ -220,7 +200,7 @@ function _M.answer()
     if not entry then
         return fetch_from_app(path, query, key, result, reason, fill_lease)
     end
-    local stored = store_if_current(path, query, key, entry)
+    local stored = generations.store_if_current(path, query, key, entry)
     fills:delete(key)
     set_cache_status(result, "redis; hit; ttl=" .. ttl_s .. ", nginx; fwd=" .. reason .. (stored and "; stored" or ""))
     return store.send(entry)

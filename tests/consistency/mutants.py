@@ -265,9 +265,9 @@ BUGS = (
             REDIS_REPLIED,
             Replacement(
                 READ,
-                "    local stored = store_if_current(path, query, key, entry)\n",
+                "    local stored = generations.store_if_current(path, query, key, entry)\n",
                 '    key = (generations.current(epoch, path) or "") .. query\n'
-                "    local stored = store_if_current(path, query, key, entry)\n",
+                "    local stored = generations.store_if_current(path, query, key, entry)\n",
             ),
         ),
     ),

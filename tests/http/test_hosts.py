@@ -88,11 +88,11 @@ def test_client_that_sends_no_name_is_served(base_url: str) -> None:
 
 
 def test_service_on_all_addresses_answers_under_every_name_unless_names_are_set() -> None:
-    with running("--bind", "0.0.0.0", "--apps", "1") as stack:
+    with running("--bind", "0.0.0.0", "--apps", "1", AUTH="off") as stack:
         for base_url in (stack.edge, stack.app):
             assert request(base_url, "users.example").status == 200
     # Load balancers check an address, and a page cannot rebind one.
-    with running("--bind", "0.0.0.0", "--apps", "1", ALLOWED_HOSTS="users.example") as stack:
+    with running("--bind", "0.0.0.0", "--apps", "1", AUTH="off", ALLOWED_HOSTS="users.example") as stack:
         for base_url in (stack.edge, stack.app):
             for host in ("users.example", "localhost", "192.0.2.1"):
                 assert request(base_url, host).status == 200
@@ -122,7 +122,7 @@ def test_service_on_all_addresses_answers_under_every_name_unless_names_are_set(
 def test_edge_and_app_have_the_same_rule(bind: str, names: str, host: str, allowed: bool) -> None:
     hosts = allowed_hosts(bind, names)
     assert (hosts is None or hosts.allow(host)) == allowed
-    with fake_app(BIND=bind, ALLOWED_HOSTS=names) as app:
+    with fake_app(AUTH="off", BIND=bind, ALLOWED_HOSTS=names) as app:
         assert (request(app.edge, host).status == 200) == allowed
 
 

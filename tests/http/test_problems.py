@@ -49,7 +49,7 @@ def test_every_error_status_that_nginx_can_send_by_itself_is_a_problem() -> None
     config = (ROOT / "edge/conf/generated/errors_and_batches.conf").read_text()
     [listed] = re.findall(r"error_page ([0-9 ]{20,}) /\.problem;", config)
     statuses = set(map(int, listed.split()))
-    assert statuses == {400, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 421, 429, *range(500, 506)}
+    assert statuses == {400, 401, 403, 404, 405, 408, 411, 412, 413, 414, 416, 417, 421, 429, *range(500, 506)}
 
 
 @pytest.mark.parametrize(

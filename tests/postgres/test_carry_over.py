@@ -33,7 +33,7 @@ def test_a_database_of_the_last_development_version_gets_the_schema_of_a_new_dat
     databases: tuple[str, str],
 ) -> None:
     old, new = databases
-    revisions = ["0001_baseline", "0002_folded", "0003_replicated", "0004_import_counts"]
+    revisions = ["0001_baseline", "0002_folded", "0003_replicated", "0004_import_counts", "0005_keys"]
     assert upgrade(old, wait=5) == upgrade(new, wait=5) == revisions
     assert schema(old) == schema(new)
     assert upgrade(old, wait=5) == []
@@ -60,7 +60,7 @@ def test_carrying_over_replaces_the_triggers_of_every_resource(databases: tuple[
         "SELECT tgrelid::regclass::text, count(*) FROM pg_trigger"
         " WHERE pg_get_triggerdef(oid) LIKE '%velikiy.passes_gate%' GROUP BY 1 ORDER BY 1",
     )
-    assert triggers == [("products", 4), ("users", 4)]
+    assert triggers == [("api_keys", 1), ("products", 4), ("users", 4)]
 
 
 def test_carrying_over_computes_the_words_of_every_resource_again(databases: tuple[str, str]) -> None:

@@ -6,6 +6,7 @@ import click
 
 from velikiy.cli.cache import cache
 from velikiy.cli.errors import os_sentence, setting_sentence
+from velikiy.cli.keys import keys
 from velikiy.cli.migrate import migrate
 from velikiy.cli.relay import relay
 from velikiy.cli.resources import resource_commands
@@ -19,7 +20,7 @@ def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
 
-for command in (migrate, relay, cache, secrets):
+for command in (migrate, relay, cache, keys, secrets):
     velikiy.add_command(command)
 
 for resource in registry().values():

@@ -1,6 +1,7 @@
 """HTTP, in the order that a request passes it.
 
 middleware          the steps before and behind every route, in two lists
+auth                API keys: is the key valid, and may it write?
 browsers            what web pages may do: hosts, origins, CORS
 routes, batch       the routes of every resource
 requests, preconditions     parse a request
@@ -12,16 +13,18 @@ health              /livez, /readyz, /health
 from flask import Flask
 
 from velikiy.coherence import Gate
-from velikiy.http import edge_leases, health, middleware, problem_pages, problems, routes
+from velikiy.http import auth, edge_leases, health, middleware, problem_pages, problems, routes
+from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.resources.base import Resource
 
 
-def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Browsers) -> None:
+def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Browsers, keys: Auth) -> None:
     """Add the middleware, the error handlers and every route to the app. They use the servers of this gate."""
-    middleware.install(app, browsers)
+    middleware.install(app, browsers, keys)
     problems.install(app)
     problem_pages.install(app)
     routes.install(app, resources, gate)
+    auth.install(app, keys)
     edge_leases.install(app, resources, gate.caches)
     health.install(app, resources, gate.database, gate.caches, gate.redis_tier)

@@ -11,7 +11,7 @@ from flask import Response, request
 
 from velikiy.http.problems import DETAILS
 from velikiy.resources.problems import Problem
-from velikiy.settings import Settings
+from velikiy.settings import Settings, is_loopback
 
 READ_METHODS = ("GET", "HEAD", "OPTIONS", "TRACE")
 DEFAULT_PORTS = {"http": ":80", "https": ":443"}
@@ -19,7 +19,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 EXPOSED_HEADERS = (
     "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy,"
-    " Retry-After, X-Cache-Status, X-Request-Id"
+    " Retry-After, WWW-Authenticate, X-Cache-Status, X-Request-Id"
 )
 """The headers of a response that a page of an allowed origin may read. The Fetch standard names a few more, such as
 Content-Type."""
@@ -28,7 +28,7 @@ PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
     # `*` stands for the headers that libraries add, such as traceparent. It does not cover Authorization, and browsers
     # from before 2019 do not know it.
-    "Access-Control-Allow-Headers": "Content-Type, Idempotency-Key, If-Match, If-None-Match, *",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, *",
     "Access-Control-Max-Age": "600",
 }
 """The permission of an origin counts for ten minutes, so that a removed origin does not keep it for long."""
@@ -63,8 +63,7 @@ def allowed_hosts(listens_on: str, setting: str) -> Hosts | None:
     """
     members = setting.split(",") if setting else []
     address = _address(listens_on)
-    is_loopback = listens_on == "localhost" or (address is not None and address.is_loopback)
-    if "*" in members or not (members or is_loopback):
+    if "*" in members or not (members or is_loopback(listens_on)):
         return None
     own = f"[{address}]" if address and address.version == 6 else listens_on
     return Hosts(

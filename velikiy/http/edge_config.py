@@ -12,6 +12,7 @@ from velikiy.http.forwarded import CLIENT_REQUEST_ID, TRACEPARENT
 from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
+from velikiy.keys import tokens
 from velikiy.resources.base import ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS
 from velikiy.settings import PATH_PREFIX
@@ -26,6 +27,7 @@ an edge stores no refusal."""
 
 EDGE_DETAILS = {
     400: "The request is malformed, or a header that must occur once is repeated or empty.",
+    401: DETAILS[401],
     404: DETAILS[404],
     405: DETAILS[405],
     408: "The request did not arrive in time. Send it again.",
@@ -69,6 +71,7 @@ def files() -> dict[str, str]:
         "conf/generated/preflight.conf": _commented("#", _preflight()),
         "conf/generated/path_prefix.conf": _commented("#", _path_prefix()),
         "conf/generated/client_ids.conf": _commented("#", _client_ids()),
+        "conf/generated/authorization.conf": _commented("#", _authorization()),
         "conf/generated/sizes.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
         "conf/generated/problems.conf": _commented("#", _problems()),
         "conf/generated/errors_and_batches.conf": _commented("#", _error_pages_and_batches()),
@@ -131,6 +134,12 @@ def _client_ids() -> list[str]:
             {"default": '"?"', '""': '""', f'"~^(?<their_trace>{TRACEPARENT})(-|$)"': "$their_trace"},
         ),
     ]
+
+
+def _authorization() -> list[str]:
+    """Pass on only text that has the form of a key. Other credentials are for another service, and may be long."""
+    key = f"(?i:bearer) +(?<token>{tokens.PATTERN}) *"
+    return _map("$http_authorization", "api_key", {"default": '"?"', '""': '""', f'"~^{key}$"': "$token"})
 
 
 def _own_path() -> list[str]:

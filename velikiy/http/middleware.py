@@ -9,13 +9,14 @@ from flask import Flask, Response, g, request
 
 from velikiy import logs
 from velikiy.http import forwarded, requests
-from velikiy.http.browsers import Browsers
+from velikiy.http.auth import Auth
+from velikiy.http.browsers import READ_METHODS, Browsers
 from velikiy.http.requests import MERGE_PATCH
 from velikiy.resources.problems import RETRY_LATER, Problem
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
 
-QUIET = ("/livez", "/readyz", "/.lease/")
+QUIET = ("/livez", "/readyz", "/.lease/", "/.keys/")
 """Addresses that edges and health checks request every second. Their log lines have the level debug."""
 
 
@@ -77,7 +78,24 @@ def log(response: Response) -> Response:
     return response
 
 
-def install(app: Flask, browsers: Browsers) -> None:
+def audit(response: Response) -> Response:
+    """Log which API key wrote what. The line has ids only: no value of a row, and no address."""
+    key = g.get("api_key")
+    if key and request.method not in READ_METHODS:
+        row_id = (request.view_args or {}).get("row_id") or response.headers.get("Location", "").rpartition("/")[2]
+        logs.audit(
+            key_id=key.id,
+            key=key.name,
+            method=request.method,
+            route=request.url_rule.rule if request.url_rule else None,
+            row_id=int(row_id) if row_id else None,
+            status=response.status_code,
+            request_id=g.request_id,
+        )
+    return response
+
+
+def install(app: Flask, browsers: Browsers, keys: Auth) -> None:
     """Add the steps, in their order. A step before the route returns nothing, returns a response or raises Problem. A
     check that must also hold for hits at the edge belongs into edge/lua/entrance.lua, too. Counters belong behind the
     route."""
@@ -86,10 +104,11 @@ def install(app: Flask, browsers: Browsers) -> None:
         refuse_beyond_the_share,
         browsers.refuse_other_hosts,
         browsers.answer_preflight,
+        keys.check,
         browsers.refuse_other_origins,
         refuse_encoded_paths,
     ):
         app.before_request(step)
     # Flask calls the last one first.
-    for finish in reversed((browsers.share, complete, log)):
+    for finish in reversed((browsers.share, complete, log, audit)):
         app.after_request(finish)

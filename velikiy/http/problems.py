@@ -13,6 +13,7 @@ from velikiy.resources.problems import KIND_BY_STATUS, KINDS, MEDIA_TYPE, RETRY_
 log = structlog.get_logger()
 
 DETAILS = {
+    401: "A valid API key is needed here. Send it as Authorization: Bearer <key>.",
     404: "Nothing exists at this address. The service's page /docs lists the addresses that exist.",
     405: "This address does not support the method. The Allow header lists the methods that it supports.",
     421: "The service does not answer under this name. Use localhost or the address that it listens on, or add the name"

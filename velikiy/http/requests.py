@@ -7,7 +7,7 @@ from urllib.parse import parse_qsl
 
 import jiter
 import orjson
-from flask import request
+from flask import g, request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 
@@ -315,5 +315,7 @@ def idempotency_key(body: BaseModel) -> Key | None:
             "Idempotency-Key",
             "must be a single key of 1 to 255 visible ASCII characters without a comma, such as a UUID",
         )
+    if key := g.get("api_key"):  # two clients may choose one name; a rotated API key still has its retries
+        name = f"{key.name} {name}"
     content = orjson.dumps(body.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
     return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))

@@ -33,6 +33,13 @@ API_VERSION = "1.0.0"
 
 LICENSE = {"name": "MIT", "identifier": "MIT"}
 
+API_KEY = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "An API key of the operator. Its scope is `read` or `write`. Depending on the setting `AUTH`, no"
+    " request needs a key, only writes do, or every request does.",
+}
+
 DESCRIPTION = """\
 Every response carries a request id (`X-Request-Id`) and names the cache that served it (`X-Cache-Status`,
 `Cache-Status`). A read that starts after a write was acknowledged returns the written value or a newer one, whichever
@@ -79,8 +86,10 @@ def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
             {"name": SERVICE_TAG, "description": "Health checks and this document."},
             {"name": METHODS_TAG, "description": "The methods that every address supports."},
         ],
+        # Which operations need the key depends on the operator (AUTH), so it is optional in the document.
+        "security": [{}, {"apiKey": []}],
         "paths": paths,
-        "components": {"schemas": schemas, "responses": responses},
+        "components": {"schemas": schemas, "responses": responses, "securitySchemes": {"apiKey": API_KEY}},
     }
 
 

@@ -66,6 +66,11 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string"},
         "example": '"client";q=500;w=1',
     },
+    "WWW-Authenticate": {
+        "description": "RFC 6750: an API key is needed, or the key may not write (`insufficient_scope`).",
+        "schema": {"type": "string", "pattern": "^Bearer"},
+        "example": "Bearer",
+    },
     "Idempotency-Replayed": {
         "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},

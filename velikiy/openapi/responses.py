@@ -30,14 +30,16 @@ COMMON_PROBLEMS = (
     "bad-gateway",
     "gateway-timeout",
 )
-RESOURCE_PROBLEMS = (*COMMON_PROBLEMS, "not-acceptable", "unavailable")
+RESOURCE_PROBLEMS = (*COMMON_PROBLEMS, "unauthorized", "not-acceptable", "unavailable")
 WRITE_PROBLEMS = (*RESOURCE_PROBLEMS, "forbidden")
 BODY_PROBLEMS = ("not-json", "request-timeout", "content-too-large", "unsupported-media-type", "invalid")
 
 PROBLEM_HEADERS = {
+    "forbidden": ["WWW-Authenticate"],
     "in-flight": ["Retry-After"],
     "method-not-allowed": ["Allow"],
     "too-many-requests": ["Retry-After"],
+    "unauthorized": ["WWW-Authenticate"],
     "unavailable": ["Retry-After"],
     "unsupported-media-type": ["Accept", "Accept-Patch"],
     "taken": ["Idempotency-Replayed"],

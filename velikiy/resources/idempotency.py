@@ -41,7 +41,7 @@ class Key(NamedTuple):
     """The identity of a request that may arrive more than once."""
 
     name: str
-    """The value of the header `Idempotency-Key`."""
+    """The value of the header `Idempotency-Key`, after the name of the client's API key if it has one."""
 
     request: bytes
     """Method, path and body, normalised: whitespace and the order of members make no difference."""

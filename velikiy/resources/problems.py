@@ -23,11 +23,18 @@ KINDS = {
         400, "Bad Request", "The request is malformed. `detail` names the part at fault and the reason."
     ),
     "not-json": Kind(400, "Not JSON", "The body is not valid JSON (RFC 8259), or it repeats a key."),
+    "unauthorized": Kind(
+        401,
+        "Unauthorized",
+        "The operator has switched on API keys (`AUTH`). Send a valid key as `Authorization: Bearer <key>`. A key that"
+        " was mistyped, was revoked or has expired gets the same response: ask the operator for a new key.",
+    ),
     "forbidden": Kind(
         403,
         "Forbidden",
         "A web page may write only to the origin that served it (`Sec-Fetch-Site`, `Origin`), unless the operator has"
-        " allowed its origin (`CORS_ORIGINS`). Write from such a page, or from a program, which sends neither header.",
+        " allowed its origin (`CORS_ORIGINS`). Write from such a page, or from a program, which sends neither header."
+        " An API key with the scope `read` may not write at all: use a key with the scope `write`.",
     ),
     "not-found": Kind(
         404, "Not Found", "Nothing exists at this address, or it was deleted. Write paths without percent-encoding."

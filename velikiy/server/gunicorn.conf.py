@@ -18,6 +18,7 @@ RESERVED_DESCRIPTORS = 512
 logs.configure_service("info")  # for the lines before the level is known
 try:
     settings = load(Settings)
+    settings.auth_mode  # noqa: B018  # refuse to publish without a choice of AUTH
 except BadSetting as bad:
     logs.cannot_start(bad)
 logs.configure_service(settings.log_level)

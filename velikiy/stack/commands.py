@@ -17,7 +17,7 @@ from typing import Any
 import click
 from dotenv import dotenv_values
 
-from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load, unreadable
+from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
 from velikiy.stack import Refusal, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import report, step
@@ -64,7 +64,8 @@ def up(
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
     if not privileges.is_reexecuted():
-        load(ServiceSettings, None)  # refuse a bad value before anything is created
+        services = load(ServiceSettings, None)  # refuse a bad value before anything is created
+        auth_mode(services.auth, wanted.bind)
         preflight.check_data_folder(home)
         preflight.check_free_space(home)
         preflight.check_address(wanted.bind)

@@ -181,6 +181,7 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "BIND": plan.bind,
                 "ALLOWED_HOSTS": settings.allowed_hosts,
                 "CORS_ORIGINS": settings.cors_origins,
+                "AUTH": settings.auth or "",
                 "EDGE_CONTROL": f"127.0.0.1:{control}",
                 "EDGE_APPS": ",".join(f"127.0.0.1:{app_port}" for app_port in plan.app_ports),
                 "EDGE_TTL": str(settings.edge_ttl),

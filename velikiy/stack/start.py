@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 from velikiy import secret_files
-from velikiy.settings import ServiceSettings, StackSettings, load
+from velikiy.settings import ServiceSettings, StackSettings, auth_mode, load
 from velikiy.stack import (
     Refusal,
     certificate,
@@ -47,6 +47,7 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     running = previous if previous and Supervisor(previous).pid() is not None else None
     plan = _make_plan(home, wanted, reload, settings, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
+    auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
     if running and _is_unchanged(running, plan) and is_ready(running):
         report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
         _show_hints(running)
