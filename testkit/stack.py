@@ -21,6 +21,9 @@ from velikiy.stack.supervisor import Supervisor
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
 
+EDGE_SECRET = "of-all-stacks-under-test"
+"""One for all, so that edges, apps and writers of a test fit each other."""
+
 PERSONAL_SETTINGS = (
     "DATABASE_URL",
     "REDIS_URL",
@@ -34,6 +37,7 @@ PERSONAL_SETTINGS = (
     "EDGE_TTL",
     "REDIS_TTL",
     "SECRETS_DIR",
+    "EDGE_SECRET",
 )
 """Settings of the person who runs the tests. They must not reach the stacks under test."""
 
@@ -85,7 +89,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     passed_on = {
         name: value for name, value in os.environ.items() if name not in PERSONAL_SETTINGS and name != "PYTHONPATH"
     }
-    return {**passed_on, **more}
+    return {**passed_on, "EDGE_SECRET": EDGE_SECRET, **more}
 
 
 def free_ports(count: int) -> int:

@@ -11,6 +11,7 @@ def write(
     redis: str,
     database_url: str | None = None,
     redis_url: str | None = None,
+    edge_secret: str | None = None,
     edge: Path | None = None,
     mode: int = 0o444,
 ) -> None:
@@ -22,7 +23,8 @@ def write(
         redis: Host and port of the stack's own Redis.
         database_url: The address of another PostgreSQL, which is used instead.
         redis_url: The address of another Redis, which is used instead.
-        edge: A folder for the secrets of the edge: Redis' address and not PostgreSQL's.
+        edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
+        edge: A folder for the secrets of the edge: Redis' address and EDGE_SECRET, and not PostgreSQL's address.
         mode: Permissions of the files. Containers read them as different users, from a volume that only they mount.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,8 +36,12 @@ def write(
     _replace(folder / "redis.conf", f"requirepass {redis_password}", mode)
     _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)
+    if edge_secret:
+        _replace(folder / "edge_secret", edge_secret, mode)
+    edge_secret = _ensure_password(folder / "edge_secret", mode)
     if edge:
         _replace(edge / "redis_url", own_redis, mode)
+        _replace(edge / "edge_secret", edge_secret, mode)
 
 
 def _ensure_password(file: Path, mode: int) -> str:

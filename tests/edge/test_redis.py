@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import count
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 import requests
@@ -16,11 +16,12 @@ from redis import Redis
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge
 from testkit.fake_app import fake_app, storable
 from testkit.outages import refusing
-from testkit.stack import Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
-from velikiy.coherence import Caches
+from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.redis_connections import Connections, Server
+from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
@@ -196,11 +197,18 @@ class TestAddressesAndKeys:
         """The lease is that of an edge of the stack."""
         app, database = Flask("in this process"), Database(stack.postgres, size=1, timeout=2)
         lines = replace(registry()["users"], name="order_lines", singular="order line")
-        edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
+        edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1), EdgeTier(EDGE_SECRET))
         database.open()
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
         form = {"instance_id": name.partition("@")[0], "epoch": epoch, "port": "1"}
-        response = app.test_client().post("/.lease/renew", data=form)
+        body = urlencode(form)
+        signed, _ = Signer(EDGE_SECRET).sign_request("POST", "/.lease/renew", body=body)
+        response = app.test_client().post(
+            "/.lease/renew",
+            data=body,
+            content_type="application/x-www-form-urlencoded",
+            headers={HEADER: signed},
+        )
         server = Connections(stack.redis_url, 1).identify()
         assert response.text == f"2400 {server.id} order_lines:order%20line"
         database.close()

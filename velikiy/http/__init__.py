@@ -23,5 +23,5 @@ def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Br
     problems.install(app)
     problem_pages.install(app)
     routes.install(app, resources, gate)
-    edge_leases.install(app, resources, gate.caches)
+    edge_leases.install(app, resources, gate.caches, gate.edge_tier)
     health.install(app, resources, gate.database, gate.caches, gate.redis_tier)
