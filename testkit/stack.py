@@ -126,8 +126,13 @@ class Stack:
     def refresh(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(run_in(self.root, "status", "--json", "--data", str(self.data)).stdout)
         self.edges, self.apps = state["edges"], state["apps"]
-        self.postgres, self.redis_url = state["postgres"], state["redis"]
+        self.postgres, self.redis_url = self.secret("database_url"), self.secret("redis_url")
         return state
+
+    def secret(self, name: str) -> str:
+        """Return a secret of the stack, or an empty string while there is none."""
+        file = self.data / "secrets" / name
+        return file.read_text().strip() if file.exists() else ""
 
     @property
     def edge(self) -> str:

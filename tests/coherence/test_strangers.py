@@ -21,6 +21,7 @@ from velikiy.coherence.host import HOST
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.postgres import Database
+from velikiy.stack import local_http
 
 OTHER_SECRET = "of-a-stranger-to-the-stack"
 PATH = CachePath("/users/1", "user:1")
@@ -159,6 +160,12 @@ class TestControlListener:
             response = requests.request(method, control + target, data=body, headers=headers, timeout=5)
             assert response.status_code == 401
             assert "lease" not in response.text
+
+    def test_edge_answers_signed_requests_with_signed_responses(self) -> None:
+        with fake_app() as app:
+            assert "lease " in local_http.get_signed(f"{control_listener(app.edge)}/show", EDGE_SECRET)
+            assert local_http.get_signed(f"{control_listener(app.edge)}/close_connections", EDGE_SECRET) == ""
+            wait_until(lambda: requests.get(f"{app.edge}/rows/1", timeout=5).headers["Connection"] == "close")
 
     def test_edge_tells_a_client_nothing_about_itself(self) -> None:
         with fake_app() as app:

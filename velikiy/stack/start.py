@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -16,7 +17,7 @@ from velikiy.settings import ServiceSettings, StackSettings, load
 from velikiy.stack import Refusal, cluster, code_copy, local_http, log_files, preflight, privileges, rolling, servers
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
-from velikiy.stack.programs import copy_configurations, programs
+from velikiy.stack.programs import authentication, copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
@@ -40,6 +41,7 @@ def start(home: Path, wanted: StackSettings, reload: bool) -> Plan | None:
         _show_hints(running)
         return None
 
+    os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
         servers.check_postgres(wanted.database_url)
