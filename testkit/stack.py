@@ -130,7 +130,7 @@ class Stack:
         return state
 
     def secret(self, name: str) -> str:
-        """Return a secret of the stack, or an empty string while there is none."""
+        """Return a secret of the stack, or an empty string if it does not exist yet."""
         file = self.data / "secrets" / name
         return file.read_text().strip() if file.exists() else ""
 

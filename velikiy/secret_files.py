@@ -3,6 +3,10 @@
 import secrets
 from pathlib import Path
 
+REDIS_RIGHTS = "~* -@all +@read +@write +@connection +@scripting -@dangerous +time +info +flushdb +flushall"
+"""The rights in Redis: entries, the scripts, and emptying. Without the commands that write files, load code, stop Redis
+or make it a replica, so that a program with the password cannot leave Redis."""
+
 
 def write(
     folder: Path,
@@ -33,7 +37,7 @@ def write(
     redis_password = _ensure_password(folder / "redis_password", mode)
     # With a user name, because redis-cli takes an address without one for a user with an empty name.
     own_redis = f"redis://default:{redis_password}@{redis}/0"
-    _replace(folder / "redis.conf", f"requirepass {redis_password}", mode)
+    _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}", mode)
     _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)
     if edge_secret:

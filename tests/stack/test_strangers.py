@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
 import pytest
+from redis.exceptions import NoPermissionError
 
 from testkit.machine import root_only
 from testkit.stack import Stack, folder, refused, run, running, wait_until
@@ -131,6 +132,28 @@ class TestConsoles:
         arguments = run("psql", "--data", str(stack.data), *waiting).stdout
         assert "psql" in arguments
         assert stack.secret("app_password") not in arguments
+
+
+class TestLeastRights:
+    @pytest.mark.parametrize(
+        "command",
+        [
+            "CONFIG SET dir /tmp",
+            "SHUTDOWN NOSAVE",
+            "DEBUG SLEEP 0",
+            "REPLICAOF NO ONE",
+            "MODULE LIST",
+            "ACL LIST",
+            "KEYS *",
+        ],
+    )
+    def test_password_of_redis_permits_no_command_beyond_entries_and_scripts(self, stack: Stack, command: str) -> None:
+        with stack.redis() as client, pytest.raises(NoPermissionError):
+            client.execute_command(*command.split())
+
+    def test_role_of_the_apps_is_no_superuser_and_creates_no_role(self, stack: Stack) -> None:
+        rights = "rolsuper, rolcreaterole, rolcreatedb, rolreplication, rolbypassrls"
+        assert stack.sql(f"SELECT {rights} FROM pg_roles WHERE rolname = current_user") == [(False,) * 5]
 
 
 class TestImpostors:
