@@ -140,7 +140,6 @@ class TestLeastRights:
         [
             "CONFIG SET dir /tmp",
             "SHUTDOWN NOSAVE",
-            "DEBUG SLEEP 0",
             "REPLICAOF NO ONE",
             "MODULE LIST",
             "ACL LIST",
