@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
 from urllib.parse import quote, urlencode, urlsplit
@@ -13,6 +13,7 @@ import requests
 from flask import Flask
 from redis import Redis
 
+from testkit.databases import redis_server
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge
 from testkit.fake_app import fake_app, storable
 from testkit.outages import refusing
@@ -163,17 +164,17 @@ class TestAddressesAndKeys:
         client = Redis.from_url(direct_url(stack, "", 3))
         yield client
         client.flushdb()
-        client.acl_deluser("edge@one")
 
     @pytest.mark.parametrize("login", ["", "edge%40one:p%40ss%2Fw%3Ard%25@"])
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-    def test_edge_reads_redis_by_host_name_database_and_encoded_login(
-        self, stack: Stack, client: Redis, login: str, host: str
-    ) -> None:
-        client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
-        client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
-        address = direct_url(stack, login, 3).replace("127.0.0.1", host)
-        with fake_app(f"2400 {Connections(address, 1).identify().id} things:thing", REDIS_URL=address) as fake:
+    def test_edge_reads_redis_by_host_name_database_and_encoded_login(self, login: str, host: str) -> None:
+        with redis_server() as port, Redis(port=port, db=3) as client, ExitStack() as context:
+            client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
+            client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
+            address = f"redis://{login}{host}:{port}/3"
+            fake = context.enter_context(
+                fake_app(f"2400 {Connections(address, 1).identify().id} things:thing", REDIS_URL=address)
+            )
             response = requests.get(f"{fake.edge}/things/7", timeout=5)
             assert (response.content, response.headers["ETag"]) == (b'{"id":7}', '"tag"')
             assert response.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
