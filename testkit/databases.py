@@ -1,12 +1,18 @@
-"""Databases for tests, on the PostgreSQL server of a stack."""
+"""Databases for tests, on the PostgreSQL server of a stack, and Redis servers of their own."""
 
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from redis import Redis
+from redis.exceptions import RedisError
 
-from testkit.stack import Stack
+from testkit.stack import Stack, free_ports, wait_until
 
 _numbers = count(1)
 
@@ -37,3 +43,24 @@ def fetch_rows(dsn: str, query: str) -> list[tuple[object, ...]]:
 def execute(dsn: str, script: str) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute(script)
+
+
+@contextmanager
+def redis_server(data: Path | None = None, port: int = 0) -> Iterator[int]:
+    """Run a Redis without a password, and return its port. With a folder, Redis keeps its entries there."""
+    port = port or free_ports(1)
+    keep = ["--dir", str(data), "--appendonly", "yes"] if data else ["--dir", "/", "--save", ""]
+    with subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", *keep], stdout=subprocess.DEVNULL
+    ) as server:
+        with Redis(port=port) as client:
+            wait_until(lambda: answers(client))
+        yield port
+        server.terminate()
+
+
+def answers(client: Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except RedisError:
+        return False

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-import requests
 from flask import Flask
 from werkzeug.serving import make_server
 
-from testkit.stack import ROOT, Stack, folder, free_ports, status_of, wait_until
+from testkit.stack import EDGE_SECRET, ROOT, Stack, folder, free_ports, wait_until
 from velikiy import http
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier
 from velikiy.coherence.membership import Cache
@@ -32,6 +31,7 @@ from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
 from velikiy.resources.repository import Repository
 from velikiy.resources.users import NewUser
+from velikiy.stack import local_http
 
 T = TypeVar("T")
 Action = Callable[[], None]
@@ -147,7 +147,7 @@ def failpoint_gate(postgres: str, redis_url: str, failpoints: Failpoints) -> Fai
     database = Database(postgres, size=8, timeout=10)
     caches = Caches(database, threads=8)
     redis_tier = FailpointRedisTier(redis_url, caches.in_use, ttl=60, timeout=1)
-    gate = FailpointGate(database, caches, redis_tier, EdgeTier())
+    gate = FailpointGate(database, caches, redis_tier, EdgeTier(EDGE_SECRET))
     redis_tier.failpoints = gate.failpoints = failpoints
     return gate
 
@@ -206,8 +206,13 @@ def running_app(gate: Gate) -> Iterator[str]:
         thread.join()
 
 
+def lease_ms(edge: str) -> int:
+    """Return the milliseconds that are left of the edge's cache lease."""
+    return int(local_http.get_signed(f"{edge}/.edge", EDGE_SECRET).split()[1])
+
+
 def has_cache_lease(edge: str) -> bool:
-    return not requests.get(f"{edge}/.edge", timeout=5).text.endswith(" 0")
+    return lease_ms(edge) > 0
 
 
 @contextmanager
@@ -217,6 +222,7 @@ def running_edge(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iter
     with folder() as data:
         settings = {
             "REDIS_URL": "",
+            "EDGE_SECRET": EDGE_SECRET,
             "EDGE_DATA": str(data),
             "EDGE_LISTEN": f"127.0.0.1:{first_port}",
             "EDGE_CONTROL": f"127.0.0.1:{first_port + 1}",
@@ -231,7 +237,7 @@ def running_edge(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iter
             )
             try:
                 url = f"http://127.0.0.1:{first_port}"
-                wait_until(lambda: status_of(f"{url}/.edge") == 200, what=(data / "log").read_text())
+                wait_until(lambda: local_http.answers(f"{url}/.edge", EDGE_SECRET), what=(data / "log").read_text())
                 yield url, str(data)
             finally:
                 edge.terminate()

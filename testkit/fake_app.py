@@ -12,7 +12,8 @@ from werkzeug import Request, Response
 from werkzeug.serving import make_server
 
 from testkit.failpoints import has_cache_lease, running_edge
-from testkit.stack import ROOT, clean_environment, folder, free_ports, wait_until
+from testkit.stack import EDGE_SECRET, ROOT, clean_environment, folder, free_ports, wait_until
+from velikiy.coherence.signatures import HEADER, Signer
 
 
 def storable(request: Request, status: int = 200, body: bytes = b'{"id":7}', **headers: str) -> Response:
@@ -59,11 +60,18 @@ class FakeApp:
 
     def __call__(self, request: Request) -> Response:
         if request.path.startswith("/.lease/"):
-            return Response(self.lease, 200 if self.grants_leases else 503)
+            return self._lease(request)
         headers = {name.lower(): value for name, value in request.headers.items() if value}
         line = f"{request.method} {request.environ['REQUEST_URI']}"
         self.received.append(ReceivedRequest(line, headers, request.get_data()))
         return self.respond(request)
+
+    def _lease(self, request: Request) -> Response:
+        signer = Signer(EDGE_SECRET)
+        mac = signer.request_mac(request.headers[HEADER], "POST", request.path, body=request.get_data(as_text=True))
+        assert mac
+        status = 200 if self.grants_leases else 503
+        return Response(self.lease, status, {HEADER: signer.response_mac(mac, status, self.lease)})
 
     def log(self) -> str:
         """Return the log of the edge."""

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 
 import requests
 
-from testkit.stack import Stack, children_of, status_of, wait_until
+from testkit.stack import EDGE_SECRET, Stack, children_of, wait_until
+from velikiy.stack import local_http
 
 
 def readiness(stack: Stack) -> tuple[int, dict[str, object]]:
@@ -31,7 +32,7 @@ def is_recovered(stack: Stack, since: float) -> bool:
 
 
 def is_up(edge: str) -> bool:
-    return status_of(f"{edge}/.edge") == 200
+    return local_http.answers(f"{edge}/.edge", EDGE_SECRET)
 
 
 def pids_of(stack: Stack, name: str) -> list[int]:

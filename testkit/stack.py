@@ -21,6 +21,9 @@ from velikiy.stack.supervisor import Supervisor
 ROOT = Path(__file__).parent.parent
 T = TypeVar("T")
 
+EDGE_SECRET = "of-all-stacks-under-test"
+"""One for all, so that edges, apps and writers of a test fit each other."""
+
 PERSONAL_SETTINGS = (
     "DATABASE_URL",
     "REDIS_URL",
@@ -42,6 +45,7 @@ PERSONAL_SETTINGS = (
     "RATE_CONNECTIONS",
     "REDIS_TTL",
     "SECRETS_DIR",
+    "EDGE_SECRET",
 )
 """Settings of the person who runs the tests. They must not reach the stacks under test."""
 
@@ -93,7 +97,7 @@ def clean_environment(**more: str) -> dict[str, str]:
     passed_on = {
         name: value for name, value in os.environ.items() if name not in PERSONAL_SETTINGS and name != "PYTHONPATH"
     }
-    return {**passed_on, **more}
+    return {**passed_on, "EDGE_SECRET": EDGE_SECRET, **more}
 
 
 def free_ports(count: int) -> int:
@@ -130,8 +134,13 @@ class Stack:
     def refresh(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(run_in(self.root, "status", "--json", "--data", str(self.data)).stdout)
         self.edges, self.apps = state["edges"], state["apps"]
-        self.postgres, self.redis_url = state["postgres"], state["redis"]
+        self.postgres, self.redis_url = self.secret("database_url"), self.secret("redis_url")
         return state
+
+    def secret(self, name: str) -> str:
+        """Return a secret of the stack, or an empty string if it does not exist yet."""
+        file = self.data / "secrets" / name
+        return file.read_text().strip() if file.exists() else ""
 
     @property
     def edge(self) -> str:

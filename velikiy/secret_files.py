@@ -3,6 +3,10 @@
 import secrets
 from pathlib import Path
 
+REDIS_RIGHTS = "~* -@all +@read +@write +@connection +@scripting -@dangerous +time +info +flushdb +flushall"
+"""The rights in Redis: entries, the scripts, and emptying. Without the commands that write files, load code, stop Redis
+or make it a replica, so that a program with the password cannot leave Redis."""
+
 
 def write(
     folder: Path,
@@ -11,6 +15,7 @@ def write(
     redis: str,
     database_url: str | None = None,
     redis_url: str | None = None,
+    edge_secret: str | None = None,
     edge: Path | None = None,
     mode: int = 0o444,
 ) -> None:
@@ -22,7 +27,8 @@ def write(
         redis: Host and port of the stack's own Redis.
         database_url: The address of another PostgreSQL, which is used instead.
         redis_url: The address of another Redis, which is used instead.
-        edge: A folder for the secrets of the edge: Redis' address and not PostgreSQL's.
+        edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
+        edge: A folder for the secrets of the edge: Redis' address and EDGE_SECRET, and not PostgreSQL's address.
         mode: Permissions of the files. Containers read them as different users, from a volume that only they mount.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,11 +37,15 @@ def write(
     redis_password = _ensure_password(folder / "redis_password", mode)
     # With a user name, because redis-cli takes an address without one for a user with an empty name.
     own_redis = f"redis://default:{redis_password}@{redis}/0"
-    _replace(folder / "redis.conf", f"requirepass {redis_password}", mode)
+    _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}", mode)
     _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)
+    if edge_secret:
+        _replace(folder / "edge_secret", edge_secret, mode)
+    edge_secret = _ensure_password(folder / "edge_secret", mode)
     if edge:
         _replace(edge / "redis_url", own_redis, mode)
+        _replace(edge / "edge_secret", edge_secret, mode)
 
 
 def _ensure_password(file: Path, mode: int) -> str:

@@ -1,8 +1,8 @@
 """Define every setting of the service with its type. A setting is read once, and a bad value is refused by name.
 
 The first source that has a value wins: the environment, `.env` in the working directory, files in the secrets folder
-(`database_url`, `redis_url`; /run/secrets in containers). An empty value counts as not set. `.env.example` documents
-each setting with its unit, default and effect; a test keeps it in step with this module.
+(`database_url`, `redis_url`, `edge_secret`; /run/secrets in containers). An empty value counts as not set.
+`.env.example` documents each setting with its unit, default and effect; a test keeps it in step with this module.
 """
 
 import os
@@ -126,6 +126,12 @@ def auth_mode(auth: str | None, listens_on: str) -> str:
     return auth or "off"
 
 
+def _edge_secret(value: str) -> str:
+    if not re.fullmatch("[!-~]{16,}", value):
+        raise ValueError("at least 16 characters of ASCII without spaces, such as the output of openssl rand -hex 24")
+    return value
+
+
 class ServiceSettings(BaseSettings):
     """The settings of the services without the addresses of servers. The name of an environment variable is the name of
     the field in capitals."""
@@ -206,6 +212,9 @@ class ServiceSettings(BaseSettings):
     """Connections of one client with a request in progress, 0 for no limit. None means 0 while the service listens on a
     loopback address only, else 100. Hits do not count."""
 
+    max_edges: int = Field(64, ge=1, le=1024)
+    """Edges that may be registered at the same time. Each costs each write a request."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -217,6 +226,9 @@ class Settings(ServiceSettings):
 
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
+
+    edge_secret: Annotated[str, AfterValidator(_edge_secret)]
+    """Apps, relay and edges of one database sign their requests to each other with it."""
 
     @property
     def listens_on(self) -> str:
@@ -249,6 +261,7 @@ class StackSettings(BaseSettings):
     data: Path | None = None
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = None
+    edge_secret: Annotated[str, AfterValidator(_edge_secret)] | None = None
 
 
 S = TypeVar("S", bound=BaseSettings)
@@ -292,7 +305,7 @@ def _sentence(kind: type[BaseSettings], problem: Any) -> str:
     if problem["type"] == "missing":
         return f"{key} is not set. Set it in the environment, in .env or as a file in /run/secrets."
     shown = repr(problem["input"])
-    if key.endswith("_URL"):  # may contain a password
+    if key.endswith(("_URL", "_SECRET")):  # may contain a password
         shown = "(not shown)"
     return f"{key}={shown} is not allowed: it must be {_allowed(kind, field, problem)}."
 

@@ -182,7 +182,12 @@ class Peers:
         return Peer(name, f"http://{listen}", {"edge": [process], **app.roots})
 
     def _addresses(self, number: int) -> dict[str, str]:
-        return {"DATABASE_URL": self.database, "REDIS_URL": self.redis_url(number), "REDIS_TTL": str(REDIS_TTL)}
+        return {
+            "DATABASE_URL": self.database,
+            "REDIS_URL": self.redis_url(number),
+            "REDIS_TTL": str(REDIS_TTL),
+            "EDGE_SECRET": "of-the-peers-of-velikiy",
+        }
 
     # ---- their data ----
 

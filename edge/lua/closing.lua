@@ -16,10 +16,9 @@ local state = ngx.shared.state
 local _M = { is_closing = false }
 
 
--- At the control listener: begin, in all workers.
+-- In all workers.
 function _M.begin()
     state:set("closing_until", clock.now_ms() + DURATION_MS)
-    return ngx.exit(ngx.HTTP_NO_CONTENT)
 end
 
 

@@ -1,25 +1,35 @@
--- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it.
+-- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it, and a request
+-- counts only if it is signed (signature.lua).
 
+local closing = require "closing"
 local generations = require "generations"
 local lease = require "lease"
 local canonical = require("query").canonical
 local renewal = require "renewal"
+local signature = require "signature"
 local store = require "store"
 
 local _M = {}
+
+
+-- Return the MAC of the request, or end a request that is not signed.
+local function signed(body)
+    return signature.request_mac(body) or ngx.exit(ngx.HTTP_UNAUTHORIZED)
+end
 
 
 -- Drop the paths in the body, one a line, or every path for `*`. The epoch is not checked, because an additional drop
 -- is harmless. The instance id is checked: the drop may be meant for an edge that had this address before, and that
 -- runs elsewhere now.
 function _M.drop()
-    if ngx.var.http_x_edge ~= renewal.instance_id() then
-        return ngx.exit(ngx.HTTP_CONFLICT)
-    end
     ngx.req.read_body()
     local body = ngx.req.get_body_data()
     if not body then
         return ngx.exit(ngx.HTTP_BAD_REQUEST)
+    end
+    local request = signed(body)
+    if ngx.var.http_x_edge ~= renewal.instance_id() then
+        return ngx.exit(ngx.HTTP_CONFLICT)
     end
     if body == "*" then
         generations.drop_all()
@@ -28,12 +38,13 @@ function _M.drop()
             generations.drop(path)
         end
     end
-    return ngx.exit(ngx.HTTP_NO_CONTENT)
+    return signature.respond(request, ngx.HTTP_NO_CONTENT, "")
 end
 
 
 -- Send one `name value` a line: the lease, and the entry of the address in ?uri=.
 function _M.show()
+    local request = signed("")
     local lines = { "instance_id " .. renewal.instance_id(), "lease " .. lease.left_ms() }
     local uri = ngx.var.arg_uri and ngx.unescape_uri(ngx.var.arg_uri)
     local path, query = (uri or ""):match("^([^?]*)(.*)$")
@@ -46,7 +57,26 @@ function _M.show()
             lines[#lines + 1] = "age " .. ngx.time() - stored_at
         end
     end
-    ngx.say(table.concat(lines, "\n"))
+    return signature.respond(request, ngx.HTTP_OK, table.concat(lines, "\n"))
+end
+
+
+-- Close the connections of clients before a reload (closing.lua).
+function _M.close_connections()
+    local request = signed("")
+    closing.begin()
+    return signature.respond(request, ngx.HTTP_NO_CONTENT, "")
+end
+
+
+-- At the listener for clients: send the launcher the name of this edge (EDGE_ID) and the milliseconds of its lease,
+-- because another program may have taken the port first. For other clients the address does not exist.
+function _M.identify(id)
+    local request = signature.request_mac("")
+    if not request then
+        return ngx.exit(ngx.HTTP_NOT_FOUND)
+    end
+    return signature.respond(request, ngx.HTTP_OK, id .. " " .. lease.left_ms())
 end
 
 

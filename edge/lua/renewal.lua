@@ -6,6 +6,7 @@ local clock = require "clock"
 local ids = require "ids"
 local lease = require "lease"
 local constants = require "constants"
+local signature = require "signature"
 
 local RETRY_S = 0.1             -- after a renewal that failed
 local MAX_PAUSE_S = 32          -- before an edge registers again that writers could not reach again and again
@@ -71,24 +72,32 @@ end
 
 -- Send a request to an app. Return the lease: its milliseconds, the id of the server that the edge may use as Redis as
 -- long (nil for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a
--- response.
+-- signed response.
 local function request(action, epoch)
     local peer = balancer.choose()
     if not peer then
         return nil, 0
     end
+    local target = "/.lease/" .. action
     local body = ngx.encode_args({ instance_id = instance_id, epoch = ids.run() .. "." .. epoch,
                                    host = host, port = port })
+    local signed, request_mac = signature.sign_request("POST", target, body)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS, RESPONSE_TIMEOUT_MS)
     local status, milliseconds, redis, resources
     if socket:connect(peer.address, peer.port)
-        and socket:send("POST /.lease/" .. action .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        and socket:send("POST " .. target .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+                        .. signature.HEADER .. ": " .. signed .. "\r\n"
                         .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then
-        local response = receive_all(socket, now_ms() + RESPONSE_TIMEOUT_MS)
-        status = response and response:match("^HTTP/1%.%d (%d%d%d) ")
-        if status == "200" then
-            milliseconds, redis, resources = response:match("\r\n\r\n(%d+) ?(%S*) ?([!-~ ]*)$")
+        local response = receive_all(socket, now_ms() + RESPONSE_TIMEOUT_MS) or ""
+        local head, content = response:match("^(.-\r\n)\r\n(.*)$")
+        status = head and head:match("^HTTP/1%.%d (%d%d%d) ")
+        -- A response that is not signed has another sender: another program listens on the port of an app that ended.
+        if not status or not signature.is_response(request_mac, status, content,
+                                                   head:match("\r\n" .. signature.HEADER .. ": (%x+)\r\n")) then
+            status = nil
+        elseif status == "200" then
+            milliseconds, redis, resources = content:match("^(%d+) ?(%S*) ?([!-~ ]*)$")
         end
     end
     socket:close()
@@ -141,6 +150,8 @@ local function renew()
     elseif status == 424 then
         log_once("an app cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
                  .. port .. "): the cache is not used")
+    elseif status == 403 then
+        log_once("MAX_EDGES edges are registered already: the cache is not used")
     end
     return granted ~= nil
 end

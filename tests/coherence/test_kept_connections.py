@@ -11,7 +11,7 @@ import psycopg
 import pytest
 import redis.exceptions
 
-from testkit.stack import Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from velikiy.coherence import CachePath, EdgeTier, Entry, FillLease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
@@ -218,7 +218,7 @@ class TestToEdges:
         return edge._replace(address=f"127.0.0.1:{edge_proxy.port}")
 
     def test_successive_drops_share_one_edge_connection(self, proxied_edge: Cache, edge_proxy: TcpProxy) -> None:
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         for _ in range(5):
             assert tier.drop([proxied_edge], [PATH]) == []
         assert len(edge_proxy.connections) == 1
@@ -226,13 +226,13 @@ class TestToEdges:
     def test_edge_connection_that_broke_between_drops_is_replaced(
         self, proxied_edge: Cache, edge_proxy: TcpProxy
     ) -> None:
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         for _ in range(3):
             assert tier.drop([proxied_edge], [PATH]) == []
             edge_proxy.close_connections()
 
     def test_drop_is_repeated_when_its_edge_connection_breaks(self, proxied_edge: Cache, edge_proxy: TcpProxy) -> None:
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         tier.drop([proxied_edge], [PATH])
         edge_proxy.requests.clear()
 
@@ -256,7 +256,7 @@ class TestToEdges:
     def test_edge_response_other_than_204_acknowledges_no_drop_and_closes_the_connection(
         self, proxied_edge: Cache, edge_proxy: TcpProxy, response: bytes
     ) -> None:
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         edge_proxy.on_reply = lambda connection, data: response
         began = time.monotonic()
         assert tier.drop([proxied_edge], [PATH]) == [proxied_edge]
@@ -268,7 +268,7 @@ class TestToEdges:
     def test_late_acknowledgement_of_an_edge_is_not_taken_for_that_of_the_next_drop(
         self, proxied_edge: Cache, edge_proxy: TcpProxy
     ) -> None:
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         tier.drop([proxied_edge], [PATH])
         release = threading.Event()
         edge_proxy.on_reply = on_first(lambda: release.wait(9))
@@ -281,7 +281,7 @@ class TestToEdges:
         self, proxied_edge: Cache, edge_proxy: TcpProxy
     ) -> None:
         """The kept connections may lead to one worker, which is stopped while the edge's other workers respond."""
-        tier = EdgeTier()
+        tier = EdgeTier(EDGE_SECRET)
         barrier = threading.Barrier(3)
 
         def reply_together(connection: ProxiedConnection, data: bytes) -> bytes:
@@ -310,8 +310,8 @@ class TestToEdges:
 
     def test_edge_with_an_invalid_host_name_counts_as_unreachable(self, edge: Cache) -> None:
         unreachable = edge._replace(address="a..b:1")
-        assert EdgeTier().drop([unreachable], [PATH]) == [unreachable]
-        assert not EdgeTier().reaches(unreachable)
+        assert EdgeTier(EDGE_SECRET).drop([unreachable], [PATH]) == [unreachable]
+        assert not EdgeTier(EDGE_SECRET).reaches(unreachable)
 
 
 class TestToPostgreSQL:

@@ -10,6 +10,7 @@ import pytest
 import requests
 
 from testkit.api import is_hit
+from testkit.failpoints import lease_ms
 from testkit.stack import Stack, running, wait_until
 
 CLIENTS = 100
@@ -53,10 +54,6 @@ def clients_writing(stack: Stack, user: int) -> Iterator[list[int]]:
         finished.set()
         for client in clients:
             client.join()
-
-
-def lease_ms(edge: str) -> int:
-    return int(requests.get(f"{edge}/.edge", timeout=5).text.split()[1])
 
 
 def test_writers_of_a_locked_row_cost_no_edge_its_cache_lease_and_no_other_row_its_hits(stack: Stack) -> None:

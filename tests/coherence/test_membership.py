@@ -11,8 +11,9 @@ import pytest
 import requests
 
 from testkit.api import User, is_hit
+from testkit.inside import signed_post
 from testkit.outages import refusing
-from testkit.stack import Stack, free_ports, run, wait_until
+from testkit.stack import EDGE_SECRET, Stack, free_ports, run, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
 from velikiy.coherence import redis_lease as redis_lease_module
 from velikiy.coherence.host import HOST
@@ -241,7 +242,7 @@ class TestDrops:
         """Elsewhere the address may belong to another machine by now, while the edge still runs."""
         address = f"127.0.0.1:{free_ports(1)}"
         local, remote = edge_cache(f"{HOST}/x", address), edge_cache("another/x", address)
-        assert EdgeTier().drop([local, remote], None) == [remote]
+        assert EdgeTier(EDGE_SECRET).drop([local, remote], None) == [remote]
 
     def test_refused_connection_proves_redis_down_only_at_its_own_socket(self) -> None:
         url = f"redis://127.0.0.1:{free_ports(1)}/0"
@@ -263,16 +264,16 @@ class TestDrops:
                 for number, server in enumerate(silent)
             ]
             began = time.monotonic()
-            assert EdgeTier().drop(edges, None) == edges
+            assert EdgeTier(EDGE_SECRET).drop(edges, None) == edges
             assert time.monotonic() - began < 3 * DROP_TIMEOUT_S
 
     def test_edge_whose_control_listener_no_app_reaches_is_not_registered(self, stack: Stack) -> None:
         form = {"instance_id": f"{HOST}/unreachable", "epoch": "1", "port": str(free_ports(1))}
         # On our own loopback, too, a refusal proves nothing before the edge has responded there once.
-        assert requests.post(f"{stack.app}/.lease/register", data=form, timeout=5).status_code == 424
+        assert signed_post(stack.app, "/.lease/register", form).status_code == 424
         with socket.create_server(("127.0.0.1", 0)) as silent:
             form["port"] = str(silent.getsockname()[1])
-            assert requests.post(f"{stack.app}/.lease/register", data=form, timeout=5).status_code == 424
+            assert signed_post(stack.app, "/.lease/register", form).status_code == 424
         assert stack.sql("SELECT name FROM caches WHERE name LIKE %s", f"{HOST}/unreachable@%") == []
 
     def test_edge_passes_no_lease_request_of_a_client_to_an_app(self, stack: Stack) -> None:

@@ -10,7 +10,7 @@ from threading import Timer
 import psycopg
 import pytest
 
-from testkit.stack import Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, wait_until
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier, redis_tier
 from velikiy.coherence.locks import lock, lock_id, writer_in_flight
 from velikiy.coherence.membership import Cache
@@ -45,7 +45,7 @@ def hooked_tier(stack: Stack, database: Database) -> HookedRedisTier:
 
 
 def gate_with(database: Database, tier: RedisTier) -> Gate:
-    return Gate(database, Caches(database, threads=8), tier, EdgeTier())
+    return Gate(database, Caches(database, threads=8), tier, EdgeTier(EDGE_SECRET))
 
 
 class CachedRow:
@@ -347,7 +347,7 @@ def test_writer_drops_in_redis_once_when_redis_is_readmitted_before_the_writer_c
         drops: list[None] = []
         tier.before_drop = lambda: drops.append(None)
         row = CachedRow(stack, database, tier)
-        row.gate = Gate(database, caches, tier, EdgeTier())
+        row.gate = Gate(database, caches, tier, EdgeTier(EDGE_SECRET))
         row.write_with_hooks("new")
     assert len(drops) == 1
     assert stack.sql("SELECT value FROM rows WHERE id = %s", row.id) == [("new",)]

@@ -13,7 +13,7 @@ import requests
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from testkit.failpoints import running_app
-from testkit.stack import Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, wait_until
 from velikiy.coherence import connect
 from velikiy.postgres import Database, pipeline
 from velikiy.settings import Settings
@@ -129,6 +129,7 @@ def test_write_sends_its_steps_in_the_order_of_the_protocol(
         settings = Settings(
             database_url=make_conninfo(stack.postgres, host="127.0.0.1", port=postgres_port),
             redis_url=f"redis://:{redis.password}@127.0.0.1:{redis_port}/0",
+            edge_secret=EDGE_SECRET,
         )
         database = Database(settings.database_url, size=2, timeout=10)
         app = urlsplit(context.enter_context(running_app(connect(database, settings))))

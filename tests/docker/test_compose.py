@@ -184,7 +184,7 @@ def test_settings_reach_the_containers_that_use_them(stack: Stack) -> None:
 
     # Redis has a container of its own here: a refused connection does not prove that Redis is down.
     assert "REDIS_DIRECT" not in services["app"]["environment"]
-    for name in Settings.model_fields.keys() - {"database_url", "redis_url", "redis_direct"}:
+    for name in Settings.model_fields.keys() - {"database_url", "redis_url", "edge_secret", "redis_direct"}:
         assert name.upper() in services["app"]["environment"]
 
     # A setting that is not set must not arrive as an empty value.

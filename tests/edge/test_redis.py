@@ -3,24 +3,26 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from itertools import count
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import pytest
 import requests
 from flask import Flask
 from redis import Redis
 
+from testkit.databases import redis_server
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge
 from testkit.fake_app import fake_app, storable
 from testkit.outages import refusing
-from testkit.stack import Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
-from velikiy.coherence import Caches
+from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.redis_connections import Connections, Server
+from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
@@ -162,17 +164,17 @@ class TestAddressesAndKeys:
         client = Redis.from_url(direct_url(stack, "", 3))
         yield client
         client.flushdb()
-        client.acl_deluser("edge@one")
 
     @pytest.mark.parametrize("login", ["", "edge%40one:p%40ss%2Fw%3Ard%25@"])
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
-    def test_edge_reads_redis_by_host_name_database_and_encoded_login(
-        self, stack: Stack, client: Redis, login: str, host: str
-    ) -> None:
-        client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
-        client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
-        address = direct_url(stack, login, 3).replace("127.0.0.1", host)
-        with fake_app(f"2400 {Connections(address, 1).identify().id} things:thing", REDIS_URL=address) as fake:
+    def test_edge_reads_redis_by_host_name_database_and_encoded_login(self, login: str, host: str) -> None:
+        with redis_server() as port, Redis(port=port, db=3) as client, ExitStack() as context:
+            client.acl_setuser("edge@one", enabled=True, passwords=["+p@ss/w:rd%"], keys=["*"], commands=["+@all"])
+            client.hset("thing:7", "body:", b'200\t"tag"\t\t\n{"id":7}')
+            address = f"redis://{login}{host}:{port}/3"
+            fake = context.enter_context(
+                fake_app(f"2400 {Connections(address, 1).identify().id} things:thing", REDIS_URL=address)
+            )
             response = requests.get(f"{fake.edge}/things/7", timeout=5)
             assert (response.content, response.headers["ETag"]) == (b'{"id":7}', '"tag"')
             assert response.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
@@ -196,11 +198,18 @@ class TestAddressesAndKeys:
         """The lease is that of an edge of the stack."""
         app, database = Flask("in this process"), Database(stack.postgres, size=1, timeout=2)
         lines = replace(registry()["users"], name="order_lines", singular="order line")
-        edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1))
+        edge_leases.install(app, {"order_lines": lines}, Caches(database, threads=1), EdgeTier(EDGE_SECRET))
         database.open()
         [(name, epoch)] = stack.sql("SELECT name, epoch FROM caches WHERE kind = 'edge' ORDER BY name LIMIT 1")
         form = {"instance_id": name.partition("@")[0], "epoch": epoch, "port": "1"}
-        response = app.test_client().post("/.lease/renew", data=form)
+        body = urlencode(form)
+        signed, _ = Signer(EDGE_SECRET).sign_request("POST", "/.lease/renew", body=body)
+        response = app.test_client().post(
+            "/.lease/renew",
+            data=body,
+            content_type="application/x-www-form-urlencoded",
+            headers={HEADER: signed},
+        )
         server = Connections(stack.redis_url, 1).identify()
         assert response.text == f"2400 {server.id} order_lines:order%20line"
         database.close()

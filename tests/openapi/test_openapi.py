@@ -16,7 +16,7 @@ import requests
 from openapi_spec_validator import OpenAPIV31SpecValidator
 from pydantic import Field
 
-from testkit.stack import ROOT, Stack, running, wait_until
+from testkit.stack import EDGE_SECRET, ROOT, Stack, running, wait_until
 from velikiy import create_app
 from velikiy.openapi.document import document
 from velikiy.postgres import Database
@@ -73,7 +73,11 @@ class TestDocument:
 
     def test_document_has_exactly_the_routes_and_methods_of_the_app(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(Database, "open", lambda _: None)
-        app = create_app(Settings(database_url="postgresql://127.0.0.1:1/none", redis_url="redis://127.0.0.1:1"))
+        app = create_app(
+            Settings(
+                database_url="postgresql://127.0.0.1:1/none", redis_url="redis://127.0.0.1:1", edge_secret=EDGE_SECRET
+            )
+        )
         routes = {
             (re.sub("<(?:[a-z]+:)?[a-z_]+>", "{id}", rule.rule), method.lower())
             for rule in app.url_map.iter_rules()

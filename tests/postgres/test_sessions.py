@@ -23,7 +23,7 @@ from testkit.api import check_problem
 from testkit.databases import create_database, drop_database, fetch_rows, superuser_dsn
 from testkit.failpoints import running_app
 from testkit.outages import readiness
-from testkit.stack import Stack, folder, free_ports, wait_until
+from testkit.stack import EDGE_SECRET, Stack, folder, free_ports, wait_until
 from velikiy import coherence
 from velikiy.bulk import exporter, insert
 from velikiy.coherence import CachePath, Caches
@@ -167,7 +167,7 @@ def is_reachable(dsn: str) -> bool:
 
 
 def settings(stack: Stack, dsn: str) -> Settings:
-    return Settings(database_url=dsn, redis_url=stack.redis_url)
+    return Settings(database_url=dsn, redis_url=stack.redis_url, edge_secret=EDGE_SECRET)
 
 
 class TestDurability:
@@ -389,6 +389,7 @@ class TestExhaustedPool:
                     held.enter_context(take()).extend_deadline(60)
             try:
                 grant = gate.caches.register("a/b", "192.0.2.7:1", "1")
+                assert grant
                 assert grant.redis
                 assert gate.caches.renew("a/b", "1") == grant
             finally:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import requests
 
-from testkit.stack import ROOT, Stack, children_of, folder, run, run_in, running, status_of, wait_until
+from testkit.stack import EDGE_SECRET, ROOT, Stack, children_of, folder, run, run_in, running, status_of, wait_until
 from testkit.steady_load import SteadyLoad
+from velikiy.coherence.signatures import HEADER, Signer
 
 pytestmark = pytest.mark.exclusive
 
@@ -69,7 +70,8 @@ def test_up_with_newer_code_under_load_fails_no_request_and_restarts_no_data_ser
             wait_until(lambda: load.done["GET"] > done + 100)
         assert load.failures == []
         assert is_changed(stack, "newer")
-        assert requests.get(f"{stack.edge}/.edge", timeout=5).headers["Newer"] == "yes"
+        signed, _ = Signer(EDGE_SECRET).sign_request("GET", "/.edge")
+        assert requests.get(f"{stack.edge}/.edge", headers={HEADER: signed}, timeout=5).headers["Newer"] == "yes"
         after = stack.pids()
         assert (after["postgres"], after["redis"]) == (before["postgres"], before["redis"])
         # A killed process comes back as the newer version. Its workers outlive it for a moment.

@@ -8,7 +8,7 @@ import pytest
 from testkit.stack import PERSONAL_SETTINGS, ROOT, clean_environment, folder, free_ports, run
 from velikiy.settings import BadSetting, Settings, StackSettings, load
 
-GOOD = {"database_url": "postgresql://a@b/c", "redis_url": "redis://d"}
+GOOD = {"database_url": "postgresql://a@b/c", "redis_url": "redis://d", "edge_secret": "sixteen-or-more-characters"}
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +27,7 @@ def test_environment_wins_over_env_files_and_env_files_over_secrets(
 ) -> None:
     (tmp_path / "database_url").write_text("postgresql://secret/x\n")
     (tmp_path / "redis_url").write_text("redis://secret\n")
+    (tmp_path / "edge_secret").write_text("sixteen-or-more-characters\n")
     (tmp_path / "env").write_text("REDIS_TTL=7\nEDGE_TTL=8\nDATABASE_TIMEOUT=\n")
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
     monkeypatch.setenv("EDGE_TTL", "9")
@@ -63,11 +64,10 @@ def test_bad_value_is_refused_with_its_key_and_the_allowed_values(
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("DATABASE_URL", "mysql://u:hunter2@h"), ("REDIS_URL", "http://:hunter2@h")]
+    ("key", "value"),
+    [("DATABASE_URL", "mysql://u:hunter2@h"), ("REDIS_URL", "http://:hunter2@h"), ("EDGE_SECRET", "hunter2")],
 )
-def test_bad_server_address_is_refused_without_showing_its_password(
-    monkeypatch: pytest.MonkeyPatch, key: str, value: str
-) -> None:
+def test_bad_secret_is_refused_without_showing_it(monkeypatch: pytest.MonkeyPatch, key: str, value: str) -> None:
     for name, good in GOOD.items():
         monkeypatch.setenv(name.upper(), good)
     monkeypatch.setenv(key, value)
@@ -87,9 +87,10 @@ def test_path_prefix_and_trusted_proxies_are_normalised(monkeypatch: pytest.Monk
     assert load(Settings, None, **GOOD).path_prefix == ""
 
 
-def test_missing_server_address_is_refused_by_name() -> None:
-    with pytest.raises(BadSetting, match="DATABASE_URL is not set"):
-        load(Settings, None)
+@pytest.mark.parametrize("name", GOOD)
+def test_missing_secret_is_refused_by_name(name: str) -> None:
+    with pytest.raises(BadSetting, match=f"{name.upper()} is not set"):
+        load(Settings, None, **{key: value for key, value in GOOD.items() if key != name})
 
 
 def test_env_file_that_is_not_utf8_is_refused_in_one_sentence(tmp_path: Path) -> None:

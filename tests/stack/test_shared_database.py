@@ -1,19 +1,16 @@
 """Processes that share a database and reach different servers as Redis."""
 
-import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import count
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
 from redis import Redis
-from redis.exceptions import RedisError
 
-from testkit.stack import Stack, folder, free_ports, run, running, wait_until
+from testkit.databases import answers, redis_server
+from testkit.stack import Stack, folder, run, running, wait_until
 from testkit.tcp_proxy import TcpProxy, tcp_proxy
 
 _numbers = count(1)
@@ -23,27 +20,6 @@ _numbers = count(1)
 def first() -> Iterator[Stack]:
     with running() as stack:
         yield stack
-
-
-@contextmanager
-def redis_server(data: Path | None = None, port: int = 0) -> Iterator[int]:
-    """Run a Redis without a password, and return its port. With a folder, Redis keeps its entries there."""
-    port = port or free_ports(1)
-    keep = ["--dir", str(data), "--appendonly", "yes"] if data else ["--dir", "/", "--save", ""]
-    with subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", *keep], stdout=subprocess.DEVNULL
-    ) as server:
-        with Redis(port=port) as client:
-            wait_until(lambda: answers(client))
-        yield port
-        server.terminate()
-
-
-def answers(client: Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except RedisError:
-        return False
 
 
 def stop(client: Redis) -> None:

@@ -18,6 +18,7 @@ import structlog
 
 from velikiy.coherence.entry import CachePath
 from velikiy.coherence.membership import Cache
+from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.coherence.timing import DROP_TIMEOUT_S
 
 log = structlog.get_logger()
@@ -34,7 +35,8 @@ class EdgeTier:
     """The edges, as a writer reaches them. Threads share the kept connections; an edge has several if several writers
     work at the same time."""
 
-    def __init__(self) -> None:
+    def __init__(self, secret: str) -> None:
+        self.signer = Signer(secret)
         self._idle: defaultdict[str, deque[socket.socket]] = defaultdict(deque)
 
     def drop(self, edges: Sequence[Cache], paths: Sequence[CachePath] | None) -> list[Cache]:
@@ -48,12 +50,14 @@ class EdgeTier:
         body = "*" if paths is None else "\n".join(path.path for path in paths)
         body = body if len(body) <= MAX_DROP_BYTES else "*"
         # Kept connections first: connecting to an edge that is cut off may take up the whole timeout.
-        drops = sorted((_Drop(edge, body, self._kept(edge)) for edge in edges), key=lambda drop: not drop.kept)
+        drops = sorted(
+            (_Drop(edge, body, self._kept(edge), self.signer) for edge in edges), key=lambda drop: not drop.kept
+        )
         _drop_all(drops, until)
         silent = []
         for drop in drops:
             if not drop.done:
-                log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address)
+                log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address, cause=drop.cause)
                 drop.close()
                 # Its other kept connections may lead to the same worker, which may be stopped.
                 self._close_idle(drop.edge.address)
@@ -65,7 +69,7 @@ class EdgeTier:
     def reaches(self, edge: Cache) -> bool:
         """Return whether this edge answers at this address now. Only then may a later refusal at this address count as
         the end of the edge."""
-        drop = _Drop(edge, "*", self._kept(edge))
+        drop = _Drop(edge, "*", self._kept(edge), self.signer)
         _drop_all([drop], time.monotonic() + DROP_TIMEOUT_S)
         reached = drop.socket is not None and drop.done
         drop.close()
@@ -74,15 +78,19 @@ class EdgeTier:
     def show(self, edge: Cache, uri: str) -> dict[str, str] | None:
         """Return what the edge holds of this address (edge/lua/control.lua), for people; None without an answer."""
         connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=DROP_TIMEOUT_S)
+        target = f"/show?uri={quote(uri, safe='')}"
+        signed, mac = self.signer.sign_request("GET", target)
         try:
-            connection.request("GET", f"/show?uri={quote(uri, safe='')}")
+            connection.request("GET", target, headers={HEADER: signed})
             response = connection.getresponse()
-            lines = response.read().decode().splitlines()
+            text = response.read().decode()
         except (OSError, http.client.HTTPException):
             return None
         finally:
             connection.close()
-        return dict(line.split(" ", 1) for line in lines) if response.status == 200 else None
+        if response.status != 200 or response.getheader(HEADER) != self.signer.response_mac(mac, 200, text):
+            return None
+        return dict(line.split(" ", 1) for line in text.splitlines())
 
     def _close_all_but(self, edges: Sequence[Cache]) -> None:
         """Close the connections to edges that are no longer registered."""
@@ -107,12 +115,14 @@ class _Drop:
 
     SUCCESS = b"HTTP/1.1 204 "
 
-    def __init__(self, edge: Cache, body: str, kept: socket.socket | None) -> None:
+    def __init__(self, edge: Cache, body: str, kept: socket.socket | None, signer: Signer) -> None:
         self.edge = edge
+        signed, mac = signer.sign_request("POST", "/drop", edge=edge.instance_id, body=body)
         self.request = (
-            f"POST /drop HTTP/1.1\r\nHost: {edge.address}\r\nX-Edge: {edge.instance_id}\r\n"
+            f"POST /drop HTTP/1.1\r\nHost: {edge.address}\r\nX-Edge: {edge.instance_id}\r\n{HEADER}: {signed}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n{body}"
         ).encode()
+        self.acknowledgement = f"\r\n{HEADER}: {signer.response_mac(mac, 204)}\r\n".encode()
         self.socket = kept
         self.kept = kept is not None
         self.head = b""
@@ -154,9 +164,21 @@ class _Drop:
         self.head += piece
         # The reply that means success has no body. The beginning of any other reply suffices.
         if self.head.startswith(self.SUCCESS):
-            self.done = self.head.endswith(b"\r\n\r\n")
-            return self.done or len(self.head) > MAX_REPLY_BYTES
+            if self.head.endswith(b"\r\n\r\n"):
+                # Another program may listen on the port of an edge that has crashed. Only an edge can sign.
+                self.done = self.acknowledgement in self.head
+                return True
+            return len(self.head) > MAX_REPLY_BYTES
         return not self.SUCCESS.startswith(self.head)
+
+    @property
+    def cause(self) -> str:
+        """Why the drop is not done, for the log."""
+        if self.head.startswith(b"HTTP/1.1 401 "):
+            return "the edge has another EDGE_SECRET"
+        if self.head.startswith(self.SUCCESS):
+            return "the response is not signed: another program listens there"
+        return "no acknowledgement"
 
     @property
     def hung_up(self) -> bool:

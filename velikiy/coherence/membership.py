@@ -83,10 +83,11 @@ any other process when one of its writes finds Redis in use and reaches another 
 class Caches:
     """Each method runs one statement, or a few that commit by themselves: a waiting writer holds no lock here."""
 
-    def __init__(self, database: Database, *, threads: int) -> None:
+    def __init__(self, database: Database, *, threads: int, max_edges: int = 64) -> None:
         """`threads`: the number of request threads in this process. Three quarters of them may wait for a fence; the
-        rest answers reads and renews the leases of other edges."""
+        rest answers reads and renews the leases of other edges. `max_edges`: the setting MAX_EDGES."""
         self.database = database
+        self.max_edges = max_edges
         self._waiting = threading.BoundedSemaphore(max(1, threads * 3 // 4))
 
     def edges(self, connection: Connection) -> list[Cache]:
@@ -231,13 +232,22 @@ class Caches:
             ).fetchone()
             return Grant(Server.parse(renewed[0] or "").id) if renewed else None
 
-    def register(self, instance_id: str, address: str, epoch: str) -> Grant:
-        """Register an edge that is new or returns, with an epoch that was never used, and return its lease.
+    def register(self, instance_id: str, address: str, epoch: str) -> Grant | None:
+        """Register an edge that is new or returns, with an epoch that was never used, and return its lease; None if
+        `max_edges` other edges are registered, because each edge costs each write a request.
 
         Another edge that was registered at this address may be running elsewhere: it is fenced, and the relay removes
         it.
         """
         with self.database.reserved() as connection:
+            others = connection.execute(
+                "SELECT FROM caches WHERE kind = 'edge' AND NOT excluded"
+                " AND address <> %s AND NOT starts_with(name, %s)",
+                (address, f"{instance_id}@"),
+            )
+            if others.rowcount >= self.max_edges:
+                log.warning("edge.refused", instance_id=instance_id, address=address, max_edges=self.max_edges)
+                return None
             connection.execute(
                 "UPDATE caches SET fenced_at = clock_timestamp()"
                 " WHERE address = %s AND name <> %s AND fenced_at IS NULL",

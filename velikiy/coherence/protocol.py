@@ -284,7 +284,7 @@ def _check_deadline(until: float | None) -> None:
 
 def connect(database: Database, settings: Settings) -> Gate:
     """Return the gate of this database. Nothing is sent yet."""
-    caches = Caches(database, threads=settings.app_threads)
+    caches = Caches(database, threads=settings.app_threads, max_edges=settings.max_edges)
     redis_tier = RedisTier(
         settings.redis_url,
         caches.in_use,
@@ -292,4 +292,4 @@ def connect(database: Database, settings: Settings) -> Gate:
         timeout=settings.redis_timeout,
         direct=settings.redis_direct,
     )
-    return Gate(database, caches, redis_tier, EdgeTier())
+    return Gate(database, caches, redis_tier, EdgeTier(settings.edge_secret))

@@ -26,5 +26,5 @@ def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Br
     problem_pages.install(app)
     routes.install(app, resources, gate)
     auth.install(app, keys)
-    edge_leases.install(app, resources, gate.caches)
+    edge_leases.install(app, resources, gate.caches, gate.edge_tier)
     health.install(app, resources, gate.database, gate.caches, gate.redis_tier)

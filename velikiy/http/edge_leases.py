@@ -1,7 +1,7 @@
 """Renew the cache lease of an edge.
 
 Each edge sends these requests once a second. Clients cannot: an edge answers 404 to every address that begins with
-`/.`.
+`/.`. Other programs cannot either: requests and responses are signed (velikiy/coherence/signatures.py).
 """
 
 from urllib.parse import quote
@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.membership import Cache, Grant
+from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.coherence.timing import LEASE_S
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import Problem
@@ -28,34 +29,54 @@ class _Edge(BaseModel):
     port: int = Field(ge=1, le=65_535)
 
 
-def install(app: Flask, resources: dict[str, Resource], caches: Caches) -> None:
+def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tier: EdgeTier) -> None:
     """Add both routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
     before its request; the id of the server that the edge may use as Redis as long, or `-` for none; and `users:user`
     for each resource, from which the edge makes the keys in Redis. The names are separated by spaces, so a singular
     such as "order line" is encoded as `order%20line`."""
-    edge_tier = EdgeTier()
+    signer = edge_tier.signer
     names = " ".join(f"{resource.name}:{quote(resource.singular, safe='')}" for resource in resources.values())
 
-    def lease(grant: Grant) -> Response:
-        return Response(f"{int(LEASE_S * 1000)} {grant.redis or '-'} {names}", content_type="text/plain")
+    def lease(grant: Grant) -> str:
+        return f"{int(LEASE_S * 1000)} {grant.redis or '-'} {names}"
 
     @app.post("/.lease/renew")
     def renew() -> Response:
         """Return the lease, or 409 if the edge is fenced or unknown: it drops every entry and registers."""
+        request_mac = _request_mac(signer)
         edge = _parse()
         grant = caches.renew(edge.instance_id, edge.epoch)
-        return lease(grant) if grant else Response("fenced", 409)
+        status, body = (200, lease(grant)) if grant else (409, "fenced")
+        return _signed(signer, request_mac, status, body)
 
     @app.post("/.lease/register")
     def register() -> Response:
-        """Return the lease, or 424 if no request reaches the edge: each write would wait for its exclusion again."""
+        """Return the lease. Or return 424 if no request reaches the edge, because each write would wait for its
+        exclusion again, or 403 if MAX_EDGES are registered. No other program can answer for the edge, because the edge
+        signs."""
+        request_mac = _request_mac(signer)
         edge = _parse()
         address = _address(edge)
         cache = Cache(f"{edge.instance_id}@{address}", address, edge.epoch, fenced=False, excluded=False)
         if not edge_tier.reaches(cache):
             log.warning("edge.unreachable", address=address)
-            return Response(f"the edge does not answer at {address}", 424)
-        return lease(caches.register(edge.instance_id, address, edge.epoch))
+            return _signed(signer, request_mac, 424, f"the edge does not answer at {address}")
+        grant = caches.register(edge.instance_id, address, edge.epoch)
+        status, body = (200, lease(grant)) if grant else (403, "too many edges")
+        return _signed(signer, request_mac, status, body)
+
+
+def _request_mac(signer: Signer) -> str:
+    body = request.get_data().decode("utf-8", "replace")  # before the form, which would consume it
+    mac = signer.request_mac(request.headers.get(HEADER, ""), request.method, request.path, body=body)
+    if mac is None:
+        raise Problem("not-found", "Nothing exists at this address.")
+    return mac
+
+
+def _signed(signer: Signer, request_mac: str, status: int, body: str) -> Response:
+    headers = {HEADER: signer.response_mac(request_mac, status, body)}
+    return Response(body, status, headers, content_type="text/plain")
 
 
 def _parse() -> _Edge:

@@ -1,4 +1,4 @@
-"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy."""
+"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy, psql, redis."""
 
 import contextlib
 import errno
@@ -18,10 +18,11 @@ import click
 from dotenv import dotenv_values
 
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
-from velikiy.stack import Refusal, log_files, preflight, privileges
+from velikiy.stack import Refusal, consoles, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
+from velikiy.stack.programs import authentication
 from velikiy.stack.start import display_url, is_ready, start, warnings
 from velikiy.stack.supervisor import Supervisor
 
@@ -175,7 +176,7 @@ def _state(home: Path) -> dict[str, Any]:
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
     for name, file in (("postgres", "database_url"), ("redis", "redis_url")):
         with contextlib.suppress(FileNotFoundError):
-            state[name] = plan.secret(file)
+            state[name] = consoles.masked(plan.secret(file))
     state["processes"] = [
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
@@ -241,16 +242,48 @@ def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
     plan = Plan.load(_home(data))
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.secrets_folder))
+        os.environ.update(authentication(plan))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606
+
+
+@run.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@data_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def psql(data: Path | None, arguments: tuple[str, ...]) -> None:
+    """Open psql in the database of the stack. ARGUMENTS go to psql."""
+    consoles.psql(_address(data, "database_url"), arguments)
+
+
+@run.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@data_option
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def redis(data: Path | None, arguments: tuple[str, ...]) -> None:
+    """Open redis-cli at the Redis of the stack. ARGUMENTS go to redis-cli."""
+    consoles.redis_cli(_address(data, "redis_url"), arguments)
 
 
 # ---- helpers ----
 
 
+def _address(data: Path | None, name: str) -> str:
+    home = _home(data)
+    plan = Plan.load(home)
+    if plan is None:
+        raise Refusal(f"There is no stack in {home}. Start it with ./run up.")
+    return plan.secret(name)
+
+
 def _home(data: Path | None) -> Path:
-    """Return the data folder, with links resolved: /proc shows the working folders of processes without links too."""
+    """Return the data folder, with links resolved: /proc shows the working folders of processes without links too.
+
+    Raises:
+        Refusal: Another user can change its content.
+    """
     chosen = data or load(StackSettings, None).data
-    return chosen.expanduser().resolve() if chosen else privileges.default_home()
+    home = chosen.expanduser().resolve() if chosen else privileges.default_home()
+    if not privileges.is_reexecuted():
+        preflight.check_owner(home)
+    return home
 
 
 @contextlib.contextmanager

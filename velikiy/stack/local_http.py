@@ -3,6 +3,9 @@
 import ssl
 import urllib.request
 from http.client import HTTPException
+from urllib.parse import urlsplit
+
+from velikiy.coherence.signatures import HEADER, Signer
 
 UNANSWERED = (OSError, ValueError, HTTPException)
 """The exceptions of a request that fails, or that is not answered with a success."""
@@ -25,9 +28,25 @@ def get(url: str, *, timeout: float = 3) -> str:
         return str(response.read().decode())
 
 
-def answers(url: str) -> bool:
+def get_signed(url: str, secret: str, *, timeout: float = 3) -> str:
+    """Return the body of the response of an edge. Only an edge with this secret can send it.
+
+    Raises:
+        UNANSWERED
+    """
+    signer = Signer(secret)
+    signed, mac = signer.sign_request("GET", urlsplit(url).path)
+    request = urllib.request.Request(url, headers={HEADER: signed})  # noqa: S310 - an address of the stack's own
+    with _direct.open(request, timeout=timeout) as response:
+        body = str(response.read().decode())
+    if response.headers[HEADER] != signer.response_mac(mac, response.status, body):
+        raise ValueError(f"another server answers at {url}")
+    return body
+
+
+def answers(url: str, secret: str | None = None) -> bool:
     try:
-        get(url)
+        get_signed(url, secret) if secret else get(url)
     except UNANSWERED:
         return False
     return True

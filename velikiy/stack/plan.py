@@ -21,7 +21,7 @@ INNER_PORTS = range(20_000, 30_000)
 """Below the range from which Linux gives ports to clients. A client must not take a port while its server restarts."""
 
 
-COMPATIBILITY = 1
+COMPATIBILITY = 2
 """Raise this number if processes of the version before and of this version cannot work side by side: on one schema of
 the database, one Redis, the same edges. `up` then stops the old version before it starts the new one."""
 

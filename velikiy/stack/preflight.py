@@ -1,8 +1,10 @@
 """Refuse a start that would fail, before anything is changed."""
 
+import pwd
 import resource
 import shutil
 import socket
+import stat
 from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
@@ -47,6 +49,44 @@ def check_data_folder(data: Path) -> None:
                 f"{data} cannot hold the data: the services run as the user {privileges.service_account().pw_name}, "
                 f"which may not enter {parent}. Choose another folder with --data."
             )
+
+
+def check_owner(data: Path) -> None:
+    """Check that no other user can change the data folder, its parents or the folders of the stack in it.
+
+    Raises:
+        Refusal: Another user owns one of them or may write there.
+    """
+    trusted = privileges.trusted_accounts()
+    entries = [*data.iterdir()] if data.is_dir() and data.lstat().st_uid in trusted else []
+    own = [entry for entry in entries if DATA_FOLDER_ENTRIES.fullmatch(entry.name)]
+    for path in (*reversed(data.parents), data, *own):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        if found.st_uid not in trusted:
+            raise Refusal(
+                f"{path} belongs to another user ({_name(found.st_uid)}), who could replace what the stack reads there."
+                " Choose another folder with --data."
+            )
+        if path in data.parents:
+            # In a folder with the sticky bit, such as /tmp, users replace only their own files.
+            is_open = bool(found.st_mode & stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
+        else:
+            is_open = bool(found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)) and (path != data or bool(entries))
+        if stat.S_ISDIR(found.st_mode) and is_open:
+            raise Refusal(
+                f"Other users may write in {path}. Check its content, take the right away (chmod go-w {path}) and start"
+                " again, or choose another folder with --data."
+            )
+
+
+def _name(account: int) -> str:
+    try:
+        return pwd.getpwuid(account).pw_name
+    except KeyError:
+        return str(account)
 
 
 def check_free_space(data: Path) -> None:

@@ -75,11 +75,22 @@ def reexec_unprivileged(home: Path, *, live: bool = False, wait: bool = False) -
 
 
 def make_home(home: Path) -> None:
-    """Create the data folder if it is missing, and give it to the services' account."""
-    home.mkdir(mode=0o755, parents=True, exist_ok=True)
+    """Create the data folder if it is missing, and give it to the services' account, which alone may enter it."""
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    home.chmod(0o700)
     if is_root():
         account = service_account()
         os.chown(home, account.pw_uid, account.pw_gid, follow_symlinks=False)
+
+
+def trusted_accounts() -> set[int]:
+    """Return the ids of the accounts that may own a data folder and its parents: root, this account, and for root the
+    account of the services."""
+    accounts = {0, os.geteuid()}
+    if is_root():
+        with contextlib.suppress(KeyError):
+            accounts.add(pwd.getpwnam(SERVICE_USER).pw_uid)
+    return accounts
 
 
 def service_account() -> pwd.struct_passwd:

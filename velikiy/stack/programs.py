@@ -143,7 +143,16 @@ def _python_environment(plan: Plan, settings: ServiceSettings) -> dict[str, str]
         "BIND": plan.bind,
         "REDIS_DIRECT": str(settings.redis_direct or plan.own_redis),
         "SECRETS_DIR": str(plan.secrets_folder),
+        **authentication(plan),
     }
+
+
+def authentication(plan: Plan) -> dict[str, str]:
+    """Return the variable with which libpq sends no password in clear to a program on the port of PostgreSQL.
+
+    A server of the user's own may authenticate in other ways.
+    """
+    return {"PGREQUIREAUTH": "scram-sha-256"} if plan.own_postgres else {}
 
 
 def _relay(plan: Plan, environment: dict[str, str]) -> Program:

@@ -50,7 +50,7 @@ def obstacle(running: Plan, plan: Plan, wanted: list[Program], addresses: dict[s
     # Two Redis at a time would be two caches, and each process would invalidate one of them.
     own = (running.own_postgres, running.own_redis) == (plan.own_postgres, plan.own_redis)
     if not own or any(address and address != running.secret(name) for name, address in addresses.items()):
-        return "it uses another PostgreSQL or Redis"
+        return "it uses another PostgreSQL, Redis or EDGE_SECRET"
     for program in wanted:
         if program.name in DATA_SERVERS and program.running_version(plan) != program.version():
             return f"the configuration of {program.name} has changed"
@@ -164,7 +164,9 @@ def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     master = supervisor.pid_of(program.name)
     old = set(children(master))
     with contextlib.suppress(*local_http.UNANSWERED):  # without it, the reload is less gentle to idle connections
-        local_http.get(f"http://{program.environment['EDGE_CONTROL']}/close_connections")
+        local_http.get_signed(
+            f"http://{program.environment['EDGE_CONTROL']}/close_connections", plan.secret("edge_secret")
+        )
         time.sleep(CLOSING_S)
     _run(program, ["-s", "reload"], plan.home / program.name)
     if not _within(START_TIMEOUT_S, lambda: set(children(master)) - old):
@@ -174,13 +176,14 @@ def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
 
 
 def _await_start(plan: Plan, program: Program) -> None:
+    secret = None
     if listen := program.environment.get("APP_LISTEN"):
         url = f"http://{listen}/livez"
     elif listen := program.environment.get("EDGE_CONTROL"):
-        url = f"http://{listen}/show"
+        url, secret = f"http://{listen}/show", plan.secret("edge_secret")
     else:
         return
-    if not _within(START_TIMEOUT_S, lambda: local_http.answers(url)):
+    if not _within(START_TIMEOUT_S, lambda: local_http.answers(url, secret)):
         raise Refusal(_failed(plan, program))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import shlex
 import signal
 import sys
@@ -27,7 +28,7 @@ from velikiy.stack import (
 )
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
-from velikiy.stack.programs import copy_configurations, programs
+from velikiy.stack.programs import authentication, copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
@@ -48,12 +49,13 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     plan = _make_plan(home, wanted, reload, settings, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
     auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
-    if running and _is_unchanged(running, plan) and is_ready(running):
+    if running and _is_unchanged(running, plan, wanted) and is_ready(running):
         report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
         _show_hints(running)
         _show_warnings(running)
         return None
 
+    os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
         servers.check_postgres(wanted.database_url)
@@ -109,7 +111,8 @@ def _make_plan(
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(running, name))
     plan.compatibility = COMPATIBILITY
-    parts = (plan.bind, plan.edges, plan.apps, settings, wanted.database_url, wanted.redis_url)
+    # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
+    parts = (plan.bind, plan.edges, plan.apps, settings, plan.own_postgres, plan.own_redis)
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
 
@@ -163,7 +166,7 @@ def _replace_programs(
     fingerprint, plan.fingerprint = plan.fingerprint, ""  # until all programs are replaced, `up` must not call it done
     copy_configurations(plan)
     replacements = programs(plan, settings, binaries)
-    addresses = {"database_url": wanted.database_url, "redis_url": wanted.redis_url}
+    addresses = _given_secrets(wanted)
     if obstacle := rolling.obstacle(running, plan, replacements, addresses):
         plan.fingerprint = fingerprint
         return obstacle
@@ -178,9 +181,16 @@ def _replace_programs(
     return ""
 
 
-def _is_unchanged(running: Plan, plan: Plan) -> bool:
-    wanted = (plan.fingerprint, plan.port, plan.http_port)
-    return (running.fingerprint, running.port, running.http_port) == wanted
+def _is_unchanged(running: Plan, plan: Plan, wanted: StackSettings) -> bool:
+    unchanged = (running.fingerprint, running.port, running.http_port) == (plan.fingerprint, plan.port, plan.http_port)
+    return unchanged and all(
+        value is None or value == running.secret(name) for name, value in _given_secrets(wanted).items()
+    )
+
+
+def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
+    """Return the secrets that the user has set, by the names of their files."""
+    return {name: getattr(wanted, name) for name in ("database_url", "redis_url", "edge_secret")}
 
 
 def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
@@ -206,6 +216,7 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
         redis=f"127.0.0.1:{plan.redis_port}",
         database_url=wanted.database_url,
         redis_url=wanted.redis_url,
+        edge_secret=wanted.edge_secret,
         mode=0o400,
     )
 
@@ -278,7 +289,7 @@ def is_ready(plan: Plan, *, fully: bool = False) -> bool:
         return False
     for url in plan.edge_urls:
         try:
-            identity, lease = local_http.get(url + "/.edge").split()
+            identity, lease = local_http.get_signed(url + "/.edge", plan.secret("edge_secret")).split()
             if identity != plan.identity or (lease == "0" and fully):
                 return False
             local_http.get(url + "/health")

@@ -1,0 +1,54 @@
+"""Consoles of PostgreSQL and Redis. Passwords pass through the environment, because every user of the machine sees the
+arguments of commands."""
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import unquote, urlsplit
+
+from velikiy.stack import Refusal
+
+
+def psql(address: str, arguments: Sequence[str]) -> NoReturn:
+    """Become psql, connected to this address.
+
+    Raises:
+        Refusal: psql is not installed.
+    """
+    from psycopg.pq import Conninfo  # an import at the top would delay each command
+
+    program = shutil.which("psql") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/psql"))), None)
+    if program is None:
+        raise Refusal("psql is not installed. Install Debian's postgresql-client.")
+    options = Conninfo.parse(address.encode())
+    given = {option.envvar.decode(): option.val.decode() for option in options if option.envvar and option.val}
+    os.execve(program, ["psql", *arguments], {**os.environ, **given})  # noqa: S606
+
+
+def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:
+    """Become redis-cli, connected to this address.
+
+    Raises:
+        Refusal: redis-cli is not installed.
+    """
+    program = shutil.which("redis-cli")
+    if program is None:
+        raise Refusal("redis-cli is not installed. Install Debian's redis-tools.")
+    url = urlsplit(address)
+    if url.scheme == "unix":
+        server = ["-s", url.path]
+    else:
+        server = ["-h", url.hostname or "localhost", "-p", str(url.port or 6379), "-n", url.path.strip("/") or "0"]
+    server += ["--tls"] if url.scheme == "rediss" else []
+    server += ["--user", unquote(url.username)] if url.username else []
+    password = {"REDISCLI_AUTH": unquote(url.password)} if url.password else {}
+    os.execve(program, ["redis-cli", *server, *arguments], {**os.environ, **password})  # noqa: S606
+
+
+def masked(address: str) -> str:
+    """Return the address of a server without its password, for people and programs that only show it."""
+    address = re.sub(r"(://[^:/?]*:).*@", r"\1***@", address)
+    return re.sub(r"(?i)(password\s*=\s*)('(?:[^'\\]|\\.)*'|[^\s&]+)", r"\1***", address)
