@@ -142,7 +142,7 @@ def configure_service(level: str) -> None:
     sys.stderr = _Stderr()
 
 
-def cannot_start(reason: Exception) -> NoReturn:
+def cannot_start(reason: Exception | str) -> NoReturn:
     """End a process whose settings are not allowed, with a line for its operator."""
     structlog.get_logger().critical("cannot_start", reason=str(reason))
     sys.exit(1)

@@ -57,7 +57,7 @@ def path() -> str:
 
 
 def get(app: FakeApp, address: str, *lines: str, method: str = "GET") -> RawResponse:
-    head = "\r\n".join((f"{method} {address} HTTP/1.1", "Host: x", "Connection: close", *lines, "", ""))
+    head = "\r\n".join((f"{method} {address} HTTP/1.1", "Host: localhost", "Connection: close", *lines, "", ""))
     return parse_response(send_bytes(app.edge, head.encode("latin-1")))
 
 

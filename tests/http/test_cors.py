@@ -89,10 +89,10 @@ def test_each_response_can_be_read_by_a_page_of_an_allowed_origin_only(
 def test_errors_of_nginx_can_be_read(sharing_stack: Stack) -> None:
     edge = sharing_stack.edge
     for method, target, lines, status in [
-        ("BREW", "/users", (), 501),
+        ("FO", "/users", (), 501),
         ("GET", "/.other", (), 404),
         ("POST", "/users", ("Content-Type: application/json", "If-Match: "), 400),
-        ("POST", "/users", ("Expect: 100-continue", "A: " + "a" * 5000), 431),
+        ("POST", "/users", ("Expect: 100-continue", "A: " + "a" * 20_000), 431),
     ]:
         response = send(edge, method, target, ORIGIN, *lines)
         assert response.status == status

@@ -40,6 +40,10 @@ def test_every_log_line_of_apps_and_relay_is_json_also_after_kills_and_failed_st
             killed = stack.pids()[name]
             os.kill(killed, signal.SIGKILL)
             wait_until(lambda name=name, killed=killed: stack.pids().get(name, killed) != killed)  # type: ignore[misc]
+        # A process that is interrupted while Python itself starts has no log yet.
+        wait_until(stack.healthy, within=30)
+        started = stack.log("relay").rindex("relay.disconnected")
+        wait_until(lambda: "relay.listening" in stack.log("relay")[started:], within=30)
         for name in ("app2", "relay"):
             os.kill(stack.pids()[name], signal.SIGINT)
         # Bad settings, and a file of the settings that is missing.

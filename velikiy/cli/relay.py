@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from velikiy import logs
+from velikiy.cli.errors import os_sentence
 from velikiy.settings import BadSetting, Settings, load
 
 
@@ -22,4 +23,7 @@ def relay(heartbeat: Path | None) -> None:
     except BadSetting as bad:
         logs.cannot_start(bad)
     logs.configure_service(settings.log_level)
-    connect(settings).run(heartbeat)
+    try:
+        connect(settings).run(heartbeat)
+    except OSError as error:  # the heartbeat file
+        logs.cannot_start(os_sentence(error))
