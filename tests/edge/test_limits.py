@@ -132,9 +132,9 @@ def test_loopback_clients_have_no_limits_by_default() -> None:
 
 
 def test_published_edge_limits_by_default_and_zero_switches_that_off() -> None:
-    with fake_app(BIND="0.0.0.0") as app:
+    with fake_app(BIND="0.0.0.0", AUTH="off") as app:
         assert get(app, "127.0.0.1").headers["RateLimit-Policy"] == '"client";q=500;w=1'
-    with fake_app(BIND="0.0.0.0", RATE_REQUESTS="0", RATE_CONNECTIONS="0") as app:
+    with fake_app(BIND="0.0.0.0", AUTH="off", RATE_REQUESTS="0", RATE_CONNECTIONS="0") as app:
         assert "RateLimit-Policy" not in get(app, "127.0.0.1").headers
 
 

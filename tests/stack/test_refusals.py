@@ -22,7 +22,9 @@ def test_start_on_a_port_in_use_is_refused_and_can_be_repeated() -> None:
 
 def test_start_on_an_address_of_another_machine_is_refused() -> None:
     with folder() as temporary:
-        assert "no address" in refused("up", "--detach", "--data", str(temporary / "data"), "--bind", "203.0.113.7")
+        assert "no address" in refused(
+            "up", "--detach", "--data", str(temporary / "data"), "--bind", "203.0.113.7", AUTH="off"
+        )
 
 
 def test_start_in_a_folder_with_other_files_is_refused() -> None:

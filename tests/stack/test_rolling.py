@@ -19,8 +19,8 @@ from velikiy.coherence.signatures import HEADER, Signer
 pytestmark = pytest.mark.exclusive
 
 MIGRATION = """
-revision = "0002_newer"
-down_revision = "0001_baseline"
+revision = "0099_newer"
+down_revision = "0005_keys"
 
 
 def upgrade() -> None:
@@ -161,7 +161,7 @@ def test_older_code_than_the_database_is_refused_before_anything_stops(rolled: S
     for options in ((), ("--port", str(int(rolled.port) + 100))):  # also where the whole stack would have to stop
         refused = up(ROOT, rolled, *options)
         assert refused.returncode == 1
-        assert "This code is older than the database, which has the revision 0002_newer" in refused.stderr
+        assert "This code is older than the database, which has the revision 0099_newer" in refused.stderr
     assert rolled.pids() == before
     assert rolled.healthy()
     assert run("status", "--data", str(rolled.data)).returncode == 0
