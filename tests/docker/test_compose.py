@@ -102,8 +102,8 @@ def test_file_system_of_a_container_is_read_only(stack: Stack, service: str) -> 
         assert "Read-only file system" in docker("exec", container, "sh", "-c", f": > {path}", check=False)
 
 
-def test_edge_reads_redis_and_has_no_other_secret(stack: Stack) -> None:
-    assert stack.execute("edge", "ls", "/run/secrets") == "redis_url"
+def test_edge_reads_redis_and_has_the_secrets_of_redis_and_edges_only(stack: Stack) -> None:
+    assert stack.execute("edge", "ls", "/run/secrets") == "edge_secret\nredis_url"
     user = f"{stack.url}/users/1"
     requests.put(user, json={"name": "Alice"}, timeout=10)
     response = requests.get(user, timeout=5)
@@ -184,7 +184,8 @@ def test_settings_reach_the_containers_that_use_them(stack: Stack) -> None:
 
     # Redis has a container of its own here: a refused connection does not prove that Redis is down.
     assert "REDIS_DIRECT" not in services["app"]["environment"]
-    for name in Settings.model_fields.keys() - {"database_url", "redis_url", "edge_secret", "redis_direct"}:
+    of_others = {"database_url", "redis_url", "edge_secret", "redis_direct", "tls_cert", "tls_key", "tls_hsts"}
+    for name in Settings.model_fields.keys() - of_others:  # the edges alone know TLS (compose.tls.yaml)
         assert name.upper() in services["app"]["environment"]
 
     # A setting that is not set must not arrive as an empty value.

@@ -299,6 +299,7 @@ class TestSettings:
                     "PATH": "/usr/sbin:/usr/bin:/bin",
                     "EDGE_DATA": str(data),
                     "EDGE_SECRET": EDGE_SECRET,
+                    "AUTH": "off",
                     name: value,
                 },
                 capture_output=True,
