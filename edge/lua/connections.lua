@@ -18,8 +18,8 @@ local MAX_DESCRIPTOR = 16383  -- worker_rlimit_nofile (edge/nginx.conf)
 local AF_INET, AF_INET6 = 2, 10
 local SHUT_RDWR = 2
 
--- Open connections for each connection that may have a request in progress: clients keep idle connections, and an office
--- shares one address.
+-- Open connections for each connection that may have a request in progress: clients keep idle connections, and an
+-- office shares one address.
 local OPEN_FACTOR = 10
 
 local _M = {}
