@@ -1,6 +1,7 @@
 """`velikiy users import` of files of other programs: the columns are shown, confirmed, and kept after an interruption."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -56,23 +57,22 @@ def test_terminal_is_asked_about_the_columns(
     bulk_stack: Stack, tmp_path: Path, answer: str, count: int, code: int
 ) -> None:
     (tmp_path / "a.csv").write_bytes(MAILCHIMP)
-    completed = subprocess.run(
-        [
-            "script",
-            "--quiet",
-            "--return",
-            "--command",
-            f"{ROOT}/run velikiy users import {tmp_path}/a.csv",
-            "/dev/null",
-        ],
+    command = f"{ROOT}/run velikiy users import {tmp_path}/a.csv"
+    with subprocess.Popen(
+        ["script", "--quiet", "--return", "--command", command, "/dev/null"],
         env=clean_environment(DATA=str(bulk_stack.data), TERM="xterm", COLUMNS="120"),
-        input=answer.encode(),
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert completed.returncode == code, completed.stdout
-    assert b"Import these columns so?" in completed.stdout
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdin and process.stdout
+        shown = b""
+        while b"Import these columns so?" not in shown:  # an earlier Ctrl-C would end the start of the command
+            piece = os.read(process.stdout.fileno(), 4096)
+            assert piece, shown
+            shown += piece
+        process.stdin.write(answer.encode())
+        process.stdin.flush()
+        assert process.wait(60) == code
     assert count_users(bulk_stack) == count
 
 
