@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import pytest
 import requests
 
-from testkit.stack import Stack, children_of, running, wait_until
+from testkit.stack import EDGE_SECRET, Stack, children_of, running, wait_until
 from velikiy import coherence
 from velikiy.coherence import Gate
 from velikiy.keys import store
@@ -40,6 +40,7 @@ def gate(keyed_stack: Stack) -> Iterator[Gate]:
         _env_file=None,
         database_url=keyed_stack.postgres,
         redis_url=keyed_stack.redis_url,
+        edge_secret=EDGE_SECRET,
         redis_direct=True,
     )
     gate = coherence.connect(database, settings)
