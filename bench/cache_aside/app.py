@@ -82,7 +82,7 @@ def create_app() -> Flask:
             link = f'</users?cursor={rows[limit - 1]["id"]}&limit={limit}>; rel="next"' if len(rows) > limit else ""
             stored = link.encode() + b"\n" + orjson.dumps(rows[:limit])
             if CACHED:
-                with cache.pipeline() as fill:
+                with cache.pipeline(transaction=False) as fill:  # the rights in Redis lack transactions
                     fill.hset(PAGES, page, stored)
                     fill.expire(PAGES, TTL, nx=True)  # a page that is added later does not prolong the others
                     fill.execute()
