@@ -26,31 +26,40 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{port};
-        location / {{
+        {location}
+    }}
+}}
+"""
+
+LOCATION = """
+        location / {
             proxy_pass http://service;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
-            {directives}
-        }}
-    }}
-}}
+            %s
+        }
 """
 
 
 @contextmanager
 def nginx_proxy(service: str, directives: str) -> Iterator[str]:
     """Run a proxy in front of the service, with further directives; yield its address."""
+    with nginx_location(service, LOCATION % directives) as url:
+        yield url
+
+
+@contextmanager
+def nginx_location(service: str, location: str, prefix: str = "") -> Iterator[str]:
+    """Run a proxy with this location in front of the service; yield its address, which ends with the prefix."""
     port = free_ports(1)
     with folder() as data:
         data.chmod(0o777)  # the workers of root's Nginx are another user
         file = data / "nginx.conf"
-        file.write_text(
-            CONFIGURATION.format(data=data, port=port, service=urlsplit(service).netloc, directives=directives)
-        )
+        file.write_text(CONFIGURATION.format(data=data, port=port, service=urlsplit(service).netloc, location=location))
         proxy = subprocess.Popen(["/usr/sbin/nginx", "-e", "stderr", "-p", str(data), "-c", str(file)])
         try:
-            url = f"http://127.0.0.1:{port}"
+            url = f"http://127.0.0.1:{port}{prefix}"
             wait_until(lambda: status_of(f"{url}/livez") == 200)
             yield url
         finally:

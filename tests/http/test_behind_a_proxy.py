@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urljoin, urlsplit
@@ -11,26 +10,8 @@ import pytest
 import requests
 from playwright.sync_api import expect, sync_playwright
 
-from testkit.stack import ROOT, Stack, folder, free_ports, running, status_of, wait_until
-
-NGINX = """\
-daemon off;
-pid {data}/pid;
-error_log stderr;
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {data}/body;
-    proxy_temp_path {data}/proxy;
-    fastcgi_temp_path {data}/fastcgi;
-    uwsgi_temp_path {data}/uwsgi;
-    scgi_temp_path {data}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        {location}
-    }}
-}}
-"""
+from testkit.nginx_proxy import nginx_location
+from testkit.stack import ROOT, Stack, running, status_of, wait_until
 
 CHROMIUM = shutil.which("chromium") or ""
 
@@ -40,21 +21,8 @@ def running_proxy(edge: str) -> Iterator[str]:
     """Run Nginx with the location of the document in front of this edge; yield its address."""
     [location] = re.findall(r"```nginx\n(.*?)```", (ROOT / "docs/proxies.md").read_text(), re.DOTALL)
     assert "127.0.0.1:8080" in location
-    port = free_ports(1)
-    with folder() as data:
-        text = NGINX.format(data=data, port=port, location=location.replace("127.0.0.1:8080", urlsplit(edge).netloc))
-        (data / "nginx.conf").write_text(text)
-        nginx = subprocess.Popen(
-            ["/usr/sbin/nginx", "-e", "stderr", "-p", str(data), "-c", str(data / "nginx.conf")],
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            url = f"http://127.0.0.1:{port}/api"
-            wait_until(lambda: status_of(f"{url}/livez") == 200)
-            yield url
-        finally:
-            nginx.terminate()
-            nginx.wait(10)
+    with nginx_location(edge, location.replace("127.0.0.1:8080", urlsplit(edge).netloc), "/api") as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Which machine is this? Names that are the same for all processes that share its network, its files or its clock."""
 
 import hashlib
-import ipaddress
 from pathlib import Path
 
 
@@ -16,10 +15,3 @@ def name_in_this_boot(namespace: str) -> str:
 
 
 HOST = name_in_this_boot("net")
-
-
-def is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -20,10 +20,11 @@ from typing import NamedTuple
 
 import structlog
 
-from velikiy.coherence.host import HOST, is_loopback
+from velikiy.coherence.host import HOST
 from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.timing import EXCLUSION_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
+from velikiy.settings import is_loopback
 
 log = structlog.get_logger()
 
@@ -60,7 +61,7 @@ class Cache(NamedTuple):
     def is_on_our_loopback(self) -> bool:
         """True if the edge listens on this host's loopback. Only there does "connection refused" prove that it is down:
         elsewhere the address may belong to another machine by now, or a firewall or a balancer may refuse for it."""
-        host = self.address.rpartition(":")[0].strip("[]")
+        host = self.address.rpartition(":")[0]
         return self.instance_id.startswith(f"{HOST}/") and is_loopback(host)
 
 

@@ -17,8 +17,9 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.host import HOST, is_loopback
+from velikiy.coherence.host import HOST
 from velikiy.kernel_timeouts import Socket
+from velikiy.settings import is_loopback
 
 SCRIPTS = Path(__file__).parent / "scripts"
 

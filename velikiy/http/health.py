@@ -1,5 +1,7 @@
 """The health of this process: /livez, /readyz and /health."""
 
+from collections.abc import Callable
+
 import orjson
 import psycopg
 from flask import Flask, Response, request
@@ -46,7 +48,7 @@ def install(
     @app.get("/readyz")
     def readyz() -> Response:
         """Report whether this process can serve requests. It needs PostgreSQL; without Redis it is only slower."""
-        postgres, warnings = _check(database, tables)
+        postgres, warnings = _check(database, lambda connection: _hazards(connection, tables))
         ready = postgres == OK
         redis, hazards = _redis(caches, redis_tier)
         warnings += hazards if ready else []
@@ -73,7 +75,7 @@ def install(
 
     @app.get("/health")
     def health() -> Response:
-        healthy = _check(database, tables)[0] == OK
+        healthy = _check(database)[0] == OK
         return _json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
 
 
@@ -82,12 +84,15 @@ def _expiry(days: int) -> str:
     return f"The certificate of this edge {state}. Replace the files of TLS_CERT and TLS_KEY: no restart is needed."
 
 
-def _check(database: Database, tables: list[str]) -> tuple[str, list[str]]:
-    """Return the state of PostgreSQL, and warnings. Before the first migration there is nothing to serve."""
+def _check(
+    database: Database, hazards: Callable[[Connection], list[str]] = lambda connection: []
+) -> tuple[str, list[str]]:
+    """Return the state of PostgreSQL, and the hazards if it is ready. Before the first migration there is nothing to
+    serve."""
     try:
         with database.reserved() as connection:
             [(readable,)] = connection.execute(READABLE).fetchall()
-            return (OK, _hazards(connection, tables)) if readable else (UNREADABLE, [])
+            return (OK, hazards(connection)) if readable else (UNREADABLE, [])
     except DatabaseUnavailable:
         return NO_ANSWER, []
 
