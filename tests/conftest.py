@@ -1,9 +1,11 @@
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import count
 
 import pytest
 import requests
+from playwright.sync_api import Browser, sync_playwright
 
+from testkit.browser import CHROMIUM
 from testkit.isolation import slot_for_test
 from testkit.stack import Stack, run, running
 from velikiy.postgres import Database
@@ -55,6 +57,19 @@ def database(stack: Stack) -> Iterator[Database]:
     database.open()
     yield database
     database.close()
+
+
+@pytest.fixture
+def browser() -> Iterator[Callable[..., Browser]]:
+    """Yield a function that starts a browser with further arguments.
+
+    Each test starts its own Playwright: a second one in the same process is refused while the first one runs.
+    """
+    if not CHROMIUM:
+        pytest.skip("there is no chromium; on Debian ./run test installs it")
+    with sync_playwright() as playwright:
+        # The browser's sandbox does not start as root.
+        yield lambda *more: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])
 
 
 _numbers = count(1)

@@ -1,19 +1,16 @@
 """Another Nginx in front of the edge, with the configuration of docs/proxies.md: its clients see right addresses."""
 
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from testkit.nginx_proxy import nginx_location
 from testkit.stack import ROOT, Stack, running, status_of, wait_until
-
-CHROMIUM = shutil.which("chromium") or ""
 
 
 @contextmanager
@@ -113,11 +110,9 @@ def test_document_names_the_server_and_the_problems_as_clients_of_the_proxy_see_
         assert requests.get(f"{url}/openapi.json", headers=condition, timeout=5).status_code == 304
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-def test_swagger_ui_works_behind_the_proxy(api: str) -> None:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
+def test_swagger_ui_works_behind_the_proxy(api: str, browser: Callable[..., Browser]) -> None:
+    with browser() as chromium:
+        page = chromium.new_page()
         failed: list[str] = []
         page.on("response", lambda response: failed.append(response.url) if response.status >= 400 else None)
         page.goto(f"{api}/docs")
@@ -127,7 +122,6 @@ def test_swagger_ui_works_behind_the_proxy(api: str) -> None:
         expect(page.locator(".request-url pre").first).to_have_text(re.compile(r"/api/users/count"))
         expect(page.locator(".live-responses-table .response-col_status").last).to_contain_text("200")
         assert failed == []
-        browser.close()
 
 
 def test_both_logs_have_the_ids_of_the_client_and_the_edge_its_address(trusting: Stack, api: str) -> None:

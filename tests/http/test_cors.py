@@ -180,7 +180,7 @@ FETCH = """async ([url, options]) => {
 }"""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def open_origin(browser: Callable[..., Browser], other_port: int) -> Callable[[str], Any]:
     """Return a function that opens a page of this origin in a browser."""
 

@@ -1,19 +1,17 @@
 """The page at /docs in a real browser, through an edge: it works under its own policy and loads nothing from elsewhere."""
 
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
 import requests
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect
 
 from testkit.api import check_problem
 from testkit.stack import Stack
 
-CHROMIUM = shutil.which("chromium") or ""
 VERBS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
@@ -31,13 +29,9 @@ class Visit:
 
 
 @pytest.fixture
-def visit(stack: Stack) -> Iterator[Visit]:
-    if not CHROMIUM:
-        pytest.skip("there is no chromium; on Debian ./run test installs it")
-    with sync_playwright() as playwright:
-        # The sandbox of chromium does not start as root.
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
+def visit(stack: Stack, browser: Callable[..., Browser]) -> Iterator[Visit]:
+    with browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1200, "height": 900})
         visit = Visit(page)
         page.on("console", lambda message: visit.complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: visit.complaints.append(str(error)))
@@ -52,7 +46,6 @@ def visit(stack: Stack) -> Iterator[Visit]:
         )
         page.goto(f"{stack.edge}/docs")
         yield visit
-        browser.close()
 
 
 def assets(stack: Stack) -> list[str]:
