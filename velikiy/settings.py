@@ -183,7 +183,7 @@ class ServiceSettings(BaseSettings):
 
     redis_direct: bool = False
     """True if REDIS_URL is a Unix socket or an IP address of this machine at which Redis itself listens, without a
-    forwarder in between. Then it is certain that a Redis is down, and a write does not wait until no process uses it."""
+    forwarder in between. Then it is certain when Redis is down, and a write does not wait until no process uses it."""
 
     path_prefix: Annotated[str, AfterValidator(_path_prefix)] = ""
     """The path that a proxy in front of the edges removes from each address. The service's own addresses in responses
