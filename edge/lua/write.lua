@@ -1,6 +1,8 @@
 -- The checks of a write before it is sent to an app, and its deadline.
 
 local clock = require "clock"
+local limits = require "limits"
+local signature = require "signature"
 
 -- The time that is reserved for the COMMIT and the way back, so that a write that an app commits in time is also
 -- answered in time.
@@ -31,6 +33,10 @@ function _M.begin()
         if value == "" or type(value) == "table" then
             return ngx.exit(ngx.HTTP_BAD_REQUEST)
         end
+    end
+    if headers["Idempotency-Key"] then
+        -- The owner of the key, if the client has no API key (velikiy/http/requests.py).
+        ngx.var.client_digest = signature.digest_of_client(limits.name_of(ngx.var.binary_remote_addr))
     end
     ngx.req.read_body()  -- first: a client may take longer to send the body than the app has to commit it
     -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
