@@ -1,6 +1,7 @@
 -- The checks of a write before it is sent to an app, and its deadline.
 
 local clock = require "clock"
+local keys = require "keys"
 local limits = require "limits"
 local signature = require "signature"
 
@@ -27,6 +28,7 @@ end
 
 -- In access_by_lua.
 function _M.begin()
+    keys.admit()
     local headers = ngx.req.get_headers(0)  -- 0: all of them, and not the first 100
     for _, name in ipairs(ONCE) do
         local value = headers[name]
