@@ -1,5 +1,6 @@
 -- The checks of a write before it is sent to an app, and its deadline.
 
+local bodies = require "bodies"
 local clock = require "clock"
 local keys = require "keys"
 local limits = require "limits"
@@ -40,7 +41,7 @@ function _M.begin()
         -- The owner of the key, if the client has no API key (velikiy/http/requests.py).
         ngx.var.client_digest = signature.digest_of_client(limits.name_of(ngx.var.binary_remote_addr))
     end
-    ngx.req.read_body()  -- first: a client may take longer to send the body than the app has to commit it
+    bodies.read()  -- first: a client may take longer to send the body than the app has to commit it
     -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
     -- this clock, from the arrival of the request on (velikiy/coherence/deadline.py).
     local left_ms = timeout_ms - RESERVE_MS

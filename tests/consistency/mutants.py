@@ -433,9 +433,10 @@ def started(root: Path, edge_ttl: int, **settings: str) -> Iterator[Stack]:
     makes its name unique, so that it can be deleted with the rest.
     """
     (root / "velikiy" / "mutant").write_text(str(root))
-    with contextlib.ExitStack() as afterwards, running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl), **settings) as stack:
-        configured = (stack.data / "run" / "supervisord.conf").read_text()
-        code = re.findall(r"(\S+/code-[0-9a-f]+)/edge/start", configured)[0]
+    stack_from_copy = running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl), **settings)
+    with contextlib.ExitStack() as afterwards, stack_from_copy as stack:
+        script = (stack.data / "run" / "edge1").read_text()
+        code = re.findall(r"(/\S+/code-[0-9a-f]+)/edge/start", script)[0]
         afterwards.callback(shutil.rmtree, code, ignore_errors=True)
         yield stack
 

@@ -137,11 +137,8 @@ def test_revoked_key_is_never_accepted_after_revoke_has_returned(keyed_stack: St
     check_revocations(keyed_stack, gate, ROUNDS)
 
 
-@pytest.mark.parametrize(
-    "mutant",
-    [pytest.param(bug, marks=[pytest.mark.long] if number else []) for number, bug in enumerate(KEY_BUGS)],
-    ids=lambda mutant: mutant.name,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("mutant", KEY_BUGS, ids=lambda mutant: mutant.name)
 def test_check_finds_the_planted_bug(mutant: Mutant) -> None:
     with (
         checkout(mutant) as root,
