@@ -23,6 +23,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     from velikiy.openapi import document as openapi
     from velikiy.postgres import Database
     from velikiy.resources.base import registry
+    from velikiy.resources.idempotency import IdempotencyKeys
     from velikiy.settings import Settings, load
 
     settings = settings or load(Settings)
@@ -32,7 +33,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)
-    http.install(app, registry(), gate, Browsers.of(settings), Auth(settings.auth_mode, gate))
+    auth, idempotency_keys = Auth(settings.auth_mode, gate), IdempotencyKeys(settings.quota_of_idempotency_keys)
+    http.install(app, registry(), gate, Browsers.of(settings), auth, idempotency_keys)
     openapi.install(app, registry())
     swagger.install(app)
     database.open()

@@ -21,6 +21,10 @@ PATH_PREFIX = "(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,10}"
 """The form of a path prefix. It cannot be "//host", which would be another site, and needs no escaping anywhere."""
 
 
+DEFAULT_IDEMPOTENCY_QUOTA = 100_000
+"""More than a request a second over 24 hours, and some 50 MB in PostgreSQL."""
+
+
 class BadSetting(Exception):
     """A setting that cannot be used. The text names the key, the value and the allowed values."""
 
@@ -212,6 +216,10 @@ class ServiceSettings(BaseSettings):
     """Connections of one client with a request in progress, 0 for no limit. None means 0 while the service listens on a
     loopback address only, else 100. Hits do not count."""
 
+    idempotency_quota: int | None = Field(None, ge=0, le=1_000_000)
+    """Idempotency keys of one owner within 24 hours, 0 for no limit. None means 0 while the service listens on a
+    loopback address only, else 100,000."""
+
     max_edges: int = Field(64, ge=1, le=1024)
     """Edges that may be registered at the same time. Each costs each write a request."""
 
@@ -240,6 +248,13 @@ class Settings(ServiceSettings):
     def auth_mode(self) -> str:
         """Raises: BadSetting"""
         return auth_mode(self.auth, self.listens_on)
+
+    @property
+    def quota_of_idempotency_keys(self) -> int:
+        """The setting `idempotency_quota` with its default."""
+        if self.idempotency_quota is None:
+            return 0 if is_loopback(self.listens_on) else DEFAULT_IDEMPOTENCY_QUOTA
+        return self.idempotency_quota
 
 
 class StackSettings(BaseSettings):

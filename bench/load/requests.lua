@@ -24,6 +24,12 @@ function makers.one(_, path)
     return function() return request end
 end
 
+-- The same with an API key.
+function makers.one_keyed(_, path, token)
+    local request = "GET " .. path .. HEAD .. "Authorization: Bearer " .. token .. "\r\n\r\n"
+    return function() return request end
+end
+
 -- Read users one after the other, from `offset` on, in a circle of `count` that begins with `first`. The threads share
 -- the users.
 function makers.ids(thread, first, count, offset)

@@ -56,6 +56,16 @@ class Peer:
         return f"{self.url}/users/{number}"
 
 
+def roots_of(stack: Stack) -> dict[str, list[int]]:
+    """Return the root processes of a stack by group."""
+    roots: dict[str, list[int]] = {}
+    for name, pid in stack.pids().items():
+        roots.setdefault(name.rstrip("0123456789"), []).append(pid)
+    supervisor = stack.supervisor.pid()
+    assert supervisor is not None
+    return {**roots, "supervisor": [supervisor]}
+
+
 class Peers:
     """Everything that is measured, under the names of the table."""
 
@@ -78,12 +88,7 @@ class Peers:
         return Peer("velikiy, app alone", self.stack.app, self.stack_roots())
 
     def stack_roots(self) -> dict[str, list[int]]:
-        roots: dict[str, list[int]] = {}
-        for name, pid in self.stack.pids().items():
-            roots.setdefault(name.rstrip("0123456789"), []).append(pid)
-        supervisor = self.stack.supervisor.pid()
-        assert supervisor is not None
-        return {**roots, "supervisor": [supervisor]}
+        return roots_of(self.stack)
 
     @property
     def shared(self) -> dict[str, list[int]]:

@@ -6,6 +6,7 @@ from bench.measure import Result
 from bench.rows.base import Bench
 from bench.rows.edges import edges, start
 from bench.rows.growth import growth, memory
+from bench.rows.guarded import crowd, keys
 from bench.rows.mixed import latency, mix
 from bench.rows.paths import paths
 from bench.rows.reads import hit, miss, redis_hit
@@ -26,6 +27,8 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "miss": miss,
     "put": put,
     "after-write": after_write,
+    "keys": keys,
+    "crowd": crowd,
     "memory": memory,
     PICTURES: paths,
     "edges": edges,

@@ -8,8 +8,8 @@ local lease = require "lease"
 local limits = require "limits"
 local read = require "read"
 
--- A step is a function of the route (`@read`, `@write`, `@bypass`, ...). It returns nothing, or the status of a
--- refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
+-- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in memory,
+-- and whether the request may have another key. It returns nothing, or the status of a refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
 -- such as access, sees them.
 local STEPS = { limits.refuse, hosts.refuse }
 
@@ -38,8 +38,14 @@ function _M.enter()
         return ""
     end
     local route = var.route
+    local epoch, key
+    if keys.are_known then
+        epoch = lease.held()
+        key = epoch and keys.valid(epoch)
+    end
+    local may_have_key = keys.are_known and not key and keys.is_sent()
     for i = 1, #STEPS do
-        local status = STEPS[i](route)
+        local status = STEPS[i](route, key and key.path, may_have_key)
         if status then
             var.refusal = status
             return ""
@@ -53,8 +59,11 @@ function _M.enter()
         return ""
     end
     -- Not a step: an unknown key has to be fetched, for which the location @read can wait.
-    local epoch = route == "@read" and lease.held()
-    if not epoch or (keys.are_needed and not keys.admits(epoch)) then
+    if route ~= "@read" or (keys.are_needed and not keys.admits(key)) or var.uncounted == "1" then
+        return ""
+    end
+    epoch = epoch or lease.held()
+    if not epoch then
         return ""
     end
     local body = read.hit(epoch)

@@ -37,6 +37,12 @@ function _M.known(epoch, path)
 end
 
 
+-- Return whether the path has this generation. epoch_and_path: one after the other, so that a hit need not join them.
+function _M.is_current(epoch_and_path, generation)
+    return generations:get(epoch_and_path) == generation
+end
+
+
 -- Return the key under which a response is found now. A path without a generation has no entry.
 function _M.key_of(path, query)
     return (_M.known(lease.epoch(), path) or "") .. query

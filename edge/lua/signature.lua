@@ -38,6 +38,12 @@ local function mac_of(text)
 end
 
 
+-- Return a digest of a client (limits.lua), which is the same at every edge and does not show the address.
+function _M.digest_of_client(client)
+    return mac_of("client\n" .. client):sub(1, 32)
+end
+
+
 -- Return whether both are the same, in a time that does not show where they differ.
 local function same(mac, other)
     return #mac == #other and C.CRYPTO_memcmp(mac, other, #mac) == 0

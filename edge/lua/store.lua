@@ -40,6 +40,15 @@ function _M.get_small_fresh(key)
 end
 
 
+-- Return a small entry and the second until which it is within its TTL, which may be over; or nil.
+function _M.get_until(key)
+    local entry, stored_at = small:get(key)
+    if entry then
+        return entry, stored_at + ttl_s
+    end
+end
+
+
 -- Return the entry, whether its TTL is over, and when it was stored; or nil. An entry stays after its TTL until others
 -- need its memory: an edge that reaches no app serves it with a mark (read.lua).
 function _M.get(key)

@@ -1,6 +1,10 @@
 -- The checks of a write before it is sent to an app, and its deadline.
 
+local bodies = require "bodies"
 local clock = require "clock"
+local keys = require "keys"
+local limits = require "limits"
+local signature = require "signature"
 
 -- The time that is reserved for the COMMIT and the way back, so that a write that an app commits in time is also
 -- answered in time.
@@ -25,6 +29,7 @@ end
 
 -- In access_by_lua.
 function _M.begin()
+    keys.admit()
     local headers = ngx.req.get_headers(0)  -- 0: all of them, and not the first 100
     for _, name in ipairs(ONCE) do
         local value = headers[name]
@@ -32,7 +37,11 @@ function _M.begin()
             return ngx.exit(ngx.HTTP_BAD_REQUEST)
         end
     end
-    ngx.req.read_body()  -- first: a client may take longer to send the body than the app has to commit it
+    if headers["Idempotency-Key"] then
+        -- The owner of the key, if the client has no API key (velikiy/http/requests.py).
+        ngx.var.client_digest = signature.digest_of_client(limits.name_of(ngx.var.binary_remote_addr))
+    end
+    bodies.read()  -- first: a client may take longer to send the body than the app has to commit it
     -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
     -- this clock, from the arrival of the request on (velikiy/coherence/deadline.py).
     local left_ms = timeout_ms - RESERVE_MS

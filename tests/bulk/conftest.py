@@ -10,8 +10,11 @@ from testkit.stack import Stack, running, wait_until
 
 @pytest.fixture(scope="package")
 def bulk_stack() -> Iterator[Stack]:
-    """Start a stack that no other package of tests uses, so that a test may count the users."""
-    with running("--edges", "2") as stack:
+    """Start a stack that no other package of tests uses, so that a test may count the users.
+
+    No entry of an edge expires by itself while a test judges what an import, which may take long, has left in the caches.
+    """
+    with running("--edges", "2", EDGE_TTL="600") as stack:
         yield stack
 
 

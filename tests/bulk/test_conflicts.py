@@ -95,12 +95,23 @@ def test_reads_return_updated_rows_as_soon_as_the_import_ends(bulk_stack: Stack,
         assert requests.get(f"{edge}/users?limit=1", timeout=5).json()[0]["name"] == "Someone 0"
 
 
+def cache_status_under_lease(address: str) -> str:
+    """Return the X-Cache-Status. While a busy machine costs an edge its cache lease, it neither uses nor loses its
+    entries."""
+
+    def status() -> str:
+        found = requests.get(address, timeout=5).headers["X-Cache-Status"]
+        return "" if found == "BYPASS" else found
+
+    return wait_until(status)
+
+
 def test_update_that_changes_nothing_leaves_the_caches_and_the_versions(bulk_stack: Stack) -> None:
     run_import(bulk_stack, "-", given=csv_of_people(1500))
     address = f"{bulk_stack.edge}/users?limit=1"
     wait_until(lambda: requests.get(address, timeout=5).headers["X-Cache-Status"] == "HIT")
     assert summary_of(bulk_stack, "-", "--on-conflict", "update", given=csv_of_people(1500)) == {"unchanged": 1500}
-    assert requests.get(address, timeout=5).headers["X-Cache-Status"] == "HIT"
+    assert cache_status_under_lease(address) == "HIT"
     assert bulk_stack.sql("SELECT DISTINCT version FROM users") == [(1,)]
 
 

@@ -337,6 +337,26 @@ BUGS = (
 
 MUTANTS = (*CONTROLS, *BUGS)
 
+KEY_BUGS = (
+    Mutant(
+        "verdict-without-generation",
+        "A worker of an edge remembers a verdict about an API key, whatever happens to the key's generation.",
+        (
+            Replacement(
+                "edge/lua/keys.lua",
+                "\n        or not generations.is_current(verdict.epoch_and_path, verdict.generation) then",
+                " then",
+            ),
+        ),
+    ),
+    Mutant(
+        "app-accepts-revoked",
+        "An app accepts a key that was revoked.",
+        (Replacement("velikiy/http/auth.py", "        if not key.is_valid:\n            return None\n", ""),),
+    ),
+)
+"""Bugs of API keys, which no soak uses: tests/consistency/test_revoked_keys.py has to find them."""
+
 
 # ---- the run ----
 
@@ -406,16 +426,17 @@ def checkout(mutant: Mutant) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def started(root: Path, edge_ttl: int) -> Iterator[Stack]:
+def started(root: Path, edge_ttl: int, **settings: str) -> Iterator[Stack]:
     """Start a stack from this copy.
 
     The services run from a further copy, which is named by its contents and may be shared. A file with a unique text
     makes its name unique, so that it can be deleted with the rest.
     """
     (root / "velikiy" / "mutant").write_text(str(root))
-    with contextlib.ExitStack() as afterwards, running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl)) as stack:
-        configured = (stack.data / "run" / "supervisord.conf").read_text()
-        code = re.findall(r"(\S+/code-[0-9a-f]+)/edge/start", configured)[0]
+    stack_from_copy = running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl), **settings)
+    with contextlib.ExitStack() as afterwards, stack_from_copy as stack:
+        script = (stack.data / "run" / "edge1").read_text()
+        code = re.findall(r"(/\S+/code-[0-9a-f]+)/edge/start", script)[0]
         afterwards.callback(shutil.rmtree, code, ignore_errors=True)
         yield stack
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.consistency.mutants import BUGS, MUTANTS, Mutant, PatchDoesNotFit, Replacement, copy, mutate
+from tests.consistency.mutants import BUGS, KEY_BUGS, MUTANTS, Mutant, PatchDoesNotFit, Replacement, copy, mutate
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=[mutant.name for mutant in MUTANTS])
+@pytest.mark.parametrize("mutant", (*MUTANTS, *KEY_BUGS), ids=lambda mutant: mutant.name)
 def test_patch_of_each_mutant_fits_the_code(mutant: Mutant, tmp_path: Path) -> None:
     copy(tmp_path)
     mutate(mutant, tmp_path)
@@ -24,4 +24,4 @@ def test_patch_that_does_not_fit_is_refused_with_its_name(tmp_path: Path) -> Non
 
 
 def test_mutants_have_unique_names() -> None:
-    assert len({bug.name for bug in BUGS}) == len(BUGS)
+    assert len({bug.name for bug in (*BUGS, *KEY_BUGS)}) == len(BUGS) + len(KEY_BUGS)

@@ -16,10 +16,11 @@ import pytest
 import requests
 from werkzeug import Request, Response
 
-from testkit.fake_app import FakeApp, fake_app, refused_by_edge, storable
+from testkit.fake_app import FakeApp, fake_app, plain, refused_by_edge, storable
 from testkit.raw_http import check_raw_problem, send_request
 from testkit.stack import wait_until
 from velikiy.http.edge_config import MAX_BATCHES
+from velikiy.keys import tokens
 
 LIMIT = 200
 WINDOW = 3600
@@ -136,6 +137,104 @@ def test_published_edge_limits_by_default_and_zero_switches_that_off() -> None:
         assert get(app, "127.0.0.1").headers["RateLimit-Policy"] == '"client";q=500;w=1'
     with fake_app(BIND="0.0.0.0", AUTH="off", RATE_REQUESTS="0", RATE_CONNECTIONS="0") as app:
         assert "RateLimit-Policy" not in get(app, "127.0.0.1").headers
+
+
+class Keys:
+    """The API keys that a fake app knows."""
+
+    def __init__(self, number: int) -> None:
+        self.tokens = [tokens.new() for _ in range(number)]
+        self.checks = 0
+        self._paths = {f"/.keys/{tokens.digest(token)}" for token in self.tokens}
+
+    def respond(self, request: Request) -> Response:
+        if not request.path.startswith("/.keys/"):
+            return storable(request)
+        self.checks += 1
+        if request.path not in self._paths:
+            return plain(request, 404)
+        return storable(request, body=b"write never 7 client")
+
+
+@contextmanager
+def keyed(auth: str, number: int = 2) -> Iterator[tuple[FakeApp, Keys]]:
+    keys = Keys(number)
+    limits: Any = {"RATE_REQUESTS": str(LIMIT), "RATE_WINDOW": str(WINDOW)}
+    with fake_app(AUTH=auth, TRUSTED_PROXIES="127.0.0.1", EDGE_WORKERS="3", EDGE_TTL="60", **limits) as app:
+        app.respond = keys.respond
+        yield app, keys
+
+
+@pytest.fixture(scope="module")
+def all_keyed() -> Iterator[tuple[FakeApp, Keys]]:
+    with keyed("all", 6) as started:
+        yield started
+
+
+def send_with_key(app: FakeApp, token: str, clients: list[str], number: int, method: str = "GET") -> Counter[int]:
+    """Send requests from these addresses in turn, each over connections of its own, and count the statuses."""
+
+    def send(thread: int) -> Counter[int]:
+        with requests.Session() as session:
+            session.headers["Authorization"] = f"Bearer {token}"
+            session.headers["X-Forwarded-For"] = clients[thread % len(clients)]
+            url = app.edge + ROW
+            return Counter(session.request(method, url, json={}, timeout=10).status_code for _ in range(number // 10))
+
+    with ThreadPoolExecutor(10) as threads:
+        return sum(threads.map(send, range(10)), Counter())
+
+
+def test_key_has_one_limit_whatever_its_address_is_and_leaves_the_address_alone(
+    all_keyed: tuple[FakeApp, Keys],
+) -> None:
+    app, keys = all_keyed
+    addresses = ["192.0.2.1", "192.0.2.2"]
+    assert send_with_key(app, keys.tokens[0], addresses, LIMIT + 100) == {200: LIMIT, 429: 100}
+    assert send_with_key(app, keys.tokens[1], addresses, LIMIT + 100) == {200: LIMIT, 429: 100}
+    assert send_with_key(app, keys.tokens[2], addresses, LIMIT + 100, "PUT") == {200: LIMIT, 429: 100}
+    assert get(app, addresses[0]).headers["RateLimit"].startswith(f'"client";r={LIMIT - 1};')
+
+
+def test_made_up_keys_count_for_the_address_and_not_for_the_keys_at_it(all_keyed: tuple[FakeApp, Keys]) -> None:
+    app, keys = all_keyed
+    assert send_with_key(app, keys.tokens[3], ["192.0.2.3"], 10) == {200: 10}
+    checks = keys.checks
+    for method in ("GET", "OPTIONS"):
+        assert send_with_key(app, tokens.new(), ["192.0.2.3"], LIMIT // 2, method)[429] == 0
+    assert send_with_key(app, tokens.new(), ["192.0.2.3"], LIMIT) == {429: LIMIT}
+    assert get(app, "192.0.2.3").status_code == 429
+    assert send_with_key(app, keys.tokens[3], ["192.0.2.3"], LIMIT - 10) == {200: LIMIT - 10}
+    assert keys.checks <= checks + LIMIT  # strangers do not make an edge check without end
+
+
+def test_key_that_is_not_in_memory_is_checked_although_its_address_is_used_up(
+    all_keyed: tuple[FakeApp, Keys],
+) -> None:
+    app, keys = all_keyed
+    send_many(app, "192.0.2.4", LIMIT + 10)
+    assert get(app, "192.0.2.4").status_code == 429
+    assert send_with_key(app, keys.tokens[4], ["192.0.2.4"], 10) == {200: 10}
+
+
+def test_refused_key_is_a_problem_that_says_when_to_retry(all_keyed: tuple[FakeApp, Keys]) -> None:
+    app, keys = all_keyed
+    header = b"Authorization: Bearer %b\r\nX-Forwarded-For: 192.0.2.5\r\n" % keys.tokens[5].encode()
+    assert send_with_key(app, keys.tokens[5], ["192.0.2.5"], LIMIT) == {200: LIMIT}
+    for method, path in (("GET", ROW), ("PUT", ROW), ("GET", "/rows?q=a"), ("GET", "/readyz"), ("POST", "/rows/batch")):
+        refused = send_request(app.edge, method, path, header)
+        check_raw_problem(refused, 429)
+        assert WINDOW - 60 < int(refused.headers["retry-after"]) <= WINDOW
+        assert refused.headers["ratelimit"] == f'"client";r=0;t={refused.headers["retry-after"]}'
+
+
+def test_keys_have_limits_of_their_own_while_only_writes_need_them() -> None:
+    with keyed("writes") as (app, keys):
+        clients = ["192.0.2.1"]
+        assert send_with_key(app, keys.tokens[0], clients, LIMIT, "PUT") == {200: LIMIT}
+        assert send_with_key(app, keys.tokens[0], clients, 10) == {429: 10}
+        assert send_with_key(app, keys.tokens[1], clients, LIMIT + 10) == {200: LIMIT, 429: 10}
+        assert send_many(app, clients[0], LIMIT + 10) == {200: LIMIT, 429: 10}
 
 
 @pytest.mark.parametrize("name", ["RATE_REQUESTS", "RATE_WINDOW", "RATE_CONNECTIONS"])

@@ -1,6 +1,7 @@
 """A request with an Idempotency-Key is carried out once, whatever dies in between, and its response is replayed."""
 
 import os
+import re
 import signal
 import socket
 import uuid
@@ -17,7 +18,7 @@ import requests
 from testkit.api import check_problem
 from testkit.outages import refusing
 from testkit.raw_http import check_raw_problem, send_request
-from testkit.stack import Stack, children_of, status_of, wait_until
+from testkit.stack import Stack, children_of, running, status_of, wait_until
 
 
 @pytest.fixture
@@ -222,6 +223,49 @@ class TestCrashes:
         replayed = post(stack.edges[1], key, user_body(key))
         assert (replayed.status_code, replayed.headers["Idempotency-Replayed"]) == (201, "true")
         assert count_users(stack, key) == 1
+
+
+QUOTA = 20
+
+
+@pytest.fixture(scope="module")
+def limited() -> Iterator[Stack]:
+    settings = {"IDEMPOTENCY_QUOTA": str(QUOTA), "TRUSTED_PROXIES": "127.0.0.1", "APP_WORKERS": "1"}
+    with running("--apps", "1", **settings) as stack:
+        yield stack
+
+
+class TestQuota:
+    """Clients without an API key."""
+
+    def post(self, stack: Stack, client: str, key: str) -> requests.Response:
+        headers = {"Idempotency-Key": key, "X-Forwarded-For": client}
+        return requests.post(f"{stack.edge}/users", json=user_body(key), headers=headers, timeout=10)
+
+    def test_client_beyond_its_quota_is_refused_until_a_key_expires_and_others_are_not(self, limited: Stack) -> None:
+        keys = [f"quota-{n}" for n in range(QUOTA)]
+        assert {self.post(limited, "198.51.100.1", key).status_code for key in keys} == {201}
+        refused = self.post(limited, "198.51.100.1", "one-more")
+        check_problem(refused, 429)
+        assert 86_300 < int(refused.headers["Retry-After"]) <= 86_400
+        assert count_users(limited, "one-more") == 0
+        assert self.post(limited, "198.51.100.1", keys[0]).headers["Idempotency-Replayed"] == "true"
+        body = user_body("without-a-key")
+        assert requests.post(f"{limited.edge}/users", json=body, timeout=5).status_code == 201
+        assert self.post(limited, "198.51.100.2", "of-another").status_code == 201
+        limited.sql("UPDATE idempotency_keys SET created_at = now() - interval '25 hours' WHERE key = %s", keys[3])
+        wait_until(lambda: self.post(limited, "198.51.100.1", "one-more").status_code == 201, within=10)
+
+    def test_client_that_has_changed_its_network_gets_the_response_to_its_first_try(self, limited: Stack) -> None:
+        first = self.post(limited, "198.51.100.3", "moving")
+        replayed = self.post(limited, "2001:db8::1", "moving")
+        assert replayed.headers["Idempotency-Replayed"] == "true"
+        assert replayed.content == first.content
+
+    def test_address_of_a_client_is_not_stored(self, limited: Stack) -> None:
+        self.post(limited, "198.51.100.4", "not-stored")
+        [(owner,)] = limited.sql("SELECT owner FROM idempotency_keys WHERE key = 'not-stored'")
+        assert re.fullmatch("~[0-9a-f]{32}", owner)
 
 
 class TestExpiry:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import pytest
 import requests
@@ -14,10 +15,15 @@ from velikiy.keys import tokens
 from velikiy.settings import BadSetting, auth_mode
 
 
+QUOTA = 50
+"""Idempotency keys of one API key in 24 hours."""
+
+
 @pytest.fixture(scope="module")
 def keyed_stack() -> Iterator[Stack]:
     """Every request needs a key. A short EDGE_TTL would hide an entry that a revocation failed to drop."""
-    with running("--edges", "2", "--apps", "1", AUTH="all", EDGE_TTL="600", CORS_ORIGINS="http://app.example") as stack:
+    settings = {"AUTH": "all", "EDGE_TTL": "600", "CORS_ORIGINS": "http://app.example", "IDEMPOTENCY_QUOTA": str(QUOTA)}
+    with running("--edges", "2", "--apps", "1", **settings) as stack:
         yield stack
 
 
@@ -277,6 +283,46 @@ def test_idempotency_keys_of_two_api_keys_do_not_meet(keyed_stack: Stack, writer
     assert created[0].json() == created[2].json() != created[1].json()
     for response in created[:2]:
         requests.delete(f"{keyed_stack.edge}{response.headers['Location']}", headers=bearer(writer), timeout=5)
+
+
+def post_once(stack: Stack, key: str, name: str, email: str) -> requests.Response:
+    headers = {**bearer(key), "Idempotency-Key": name}
+    return requests.post(f"{stack.edge}/users", json={"name": "N", "email": email}, headers=headers, timeout=5)
+
+
+def test_quota_of_idempotency_keys_belongs_to_the_api_key(keyed_stack: Stack, writer: str) -> None:
+    crowded = new_key(keyed_stack, "crowded")
+    assert post_once(keyed_stack, crowded, "first", "crowded@example.com").status_code == 201
+    keyed_stack.sql(
+        "INSERT INTO idempotency_keys (key, owner, request, response)"
+        " SELECT 'crowded ' || n, 'crowded', '', '{}' FROM generate_series(1, %s) n",
+        QUOTA,
+    )
+    rotated = velikiy(keyed_stack, "rotate", "crowded")  # the name, and with it the quota, stays
+    numbers = count()
+
+    def refused() -> list[requests.Response]:
+        """Each process counts again after a part of the quota, so the first requests may be carried out."""
+        number = next(numbers)
+        response = post_once(keyed_stack, rotated, f"more-{number}", f"more-{number}@example.com")
+        assert response.status_code in (201, 429)
+        return [response] if response.status_code == 429 else []  # a refusal counts as false
+
+    [response] = wait_until(refused, every=0)
+    assert next(numbers) <= QUOTA // 5 + 4  # two processes
+    check_problem(response, 429)
+    assert response.json()["type"] == "/problems/too-many-requests"
+    assert 86_000 < int(response.headers["Retry-After"]) <= 86_400
+    assert post_once(keyed_stack, rotated, "first", "crowded@example.com").headers["Idempotency-Replayed"] == "true"
+    assert post_once(keyed_stack, writer, "more", "more@example.com").status_code == 201
+
+
+def test_new_key_with_the_name_of_a_revoked_key_gets_none_of_its_responses(keyed_stack: Stack) -> None:
+    first = post_once(keyed_stack, new_key(keyed_stack, "heir"), "inherited", "heir@example.com")
+    velikiy(keyed_stack, "revoke", "heir")
+    second = post_once(keyed_stack, new_key(keyed_stack, "heir"), "inherited", "other-heir@example.com")
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.headers["Location"] != second.headers["Location"]
 
 
 @pytest.mark.parametrize("part", ["app", "edge"])

@@ -27,7 +27,7 @@ THREADS = 2
 
 EPOLL = "velikiy.server.epoll_worker.Worker"
 
-PLAIN = "velikiy.server.stopping.StoppingWorker"
+PLAIN = "velikiy.server.plain_worker.Worker"
 """gunicorn's own worker."""
 
 
@@ -42,7 +42,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
     if "pieces" in parameters:
         start_response("200 OK", [("Content-Type", "text/plain")])  # without a length, so the response is chunked
         return [b"x" * 50_000, b"y" * 50_000, b"z"]
-    if getattr(environ["gunicorn.socket"], "is_refused", False):
+    if environ.get("velikiy.is_refused") or getattr(environ["gunicorn.socket"], "is_refused", False):
         start_response("503 Busy", [("Content-Length", "0")])
         return []
     if "exit" in parameters:
@@ -381,6 +381,18 @@ def test_costly_requests_beyond_the_queue_are_refused_at_once(tmp_path: Path) ->
         time.sleep(MAX_COSTLY_WAIT_S)  # the requests in the queue become too old
         (tmp_path / "until").touch()
         assert [it.getresponse().status for it in costly] == [200, *[503] * COSTLY_QUEUE_FACTOR]
+        assert status(refused, "/users?q=x") == 200
+
+
+def test_costly_requests_beyond_the_share_of_the_plain_worker_are_refused_at_once(tmp_path: Path) -> None:
+    with serve(tmp_path, "--threads", "4", worker_class=PLAIN) as four:
+        costly, refused = four.connect(), four.connect()
+        costly.request("GET", f"/users?q=0&begun={tmp_path}/begun&until={tmp_path}/until")
+        wait_until((tmp_path / "begun").exists)
+        assert status(refused, "/users?q=x") == 503
+        assert status(refused, "/users") == 200
+        (tmp_path / "until").touch()
+        assert costly.getresponse().status == 200
         assert status(refused, "/users?q=x") == 200
 
 

@@ -34,7 +34,7 @@ def read(url: str) -> tuple[str, str]:
 
 
 def test_apps_run_with_the_worker_of_gunicorn(stack: Stack) -> None:
-    assert "Using worker: velikiy.server.stopping.StoppingWorker" in stack.log("app1")
+    assert "Using worker: velikiy.server.plain_worker.Worker" in stack.log("app1")
 
 
 def test_write_through_an_app_with_the_plain_worker_is_seen_by_the_next_read_of_each_edge(stack: Stack) -> None:

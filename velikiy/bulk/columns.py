@@ -73,10 +73,9 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     Raises:
         CannotImport
     """
-    at = f"line {line}" if line else "an object"
     known = next((export for export in resource.known_exports if export.columns <= set(map(column_key, names))), None)
     sources = _given(resource, names, reading)
-    _add_namesakes(resource, names, sources, reading, at)
+    _add_namesakes(resource, names, sources, reading, line)
     required = {name for name, field in resource.create_model.model_fields.items() if field.is_required()}
     missing = [name for name in resource.fields if name in required and name not in sources]
     unknown = [name for name in names if not _uses(sources, name) and name.casefold() not in READ_ONLY]
@@ -88,7 +87,7 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     is_plain = not (drops_others or reading.maps or _is_in_another_case(resource, names))
     chosen = proposal or {field: sources[field] for field in resource.fields if field in sources}
     columns = Columns(chosen, drops_others, separator, is_plain)
-    _check_unique(columns, names, at)
+    _check_unique(columns, names, line)
     if proposal:
         reading.accept(_question(columns, names, known))
     elif missing and (unknown or line):
@@ -99,7 +98,7 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
 
 
 def _add_namesakes(
-    resource: Resource, names: Sequence[str], sources: dict[str, Alternatives], reading: Reading, at: str
+    resource: Resource, names: Sequence[str], sources: dict[str, Alternatives], reading: Reading, line: int | None
 ) -> None:
     """Add the columns that are named like a field, in any case."""
     given = set(sources)
@@ -110,7 +109,7 @@ def _add_namesakes(
         if field not in sources:
             sources[field] = ((name,),)
         elif field not in given:
-            raise CannotImport(f"{at} names the column {name} twice")
+            raise CannotImport(_twice_sentence(names, name, line))
         elif not reading.ignore_unknown:
             raise CannotImport(
                 f"two columns are for {field}: {' + '.join(sources[field][0])} (--map) and {name}."
@@ -160,11 +159,23 @@ def _is_in_another_case(resource: Resource, names: Sequence[str]) -> bool:
     return any(name not in ours and name.casefold() in ours for name in names)
 
 
-def _check_unique(columns: Columns, names: Sequence[str], at: str) -> None:
+def _check_unique(columns: Columns, names: Sequence[str], line: int | None) -> None:
     folded = [name.casefold() for name in names]
     for name in names:
         if folded.count(name.casefold()) > 1 and _uses(columns.sources, name):
-            raise CannotImport(f"{at} names the column {name} twice")
+            raise CannotImport(_twice_sentence(names, name, line))
+
+
+def _twice_sentence(names: Sequence[str], name: str, line: int | None) -> str:
+    """Return the sentence about columns whose names differ in case only. Without a line that names the columns, they may
+    come from different objects."""
+    if line:
+        return f"line {line} names the column {name} twice"
+    spellings = [other for other in names if other.casefold() == name.casefold()]
+    return (
+        f"the objects name the column {name.casefold()} in different ways: {_list(spellings)}. Rename it, so that all"
+        " objects have one of these names"
+    )
 
 
 def _proposal(

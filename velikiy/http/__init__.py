@@ -17,14 +17,22 @@ from velikiy.http import auth, edge_leases, health, middleware, problem_pages, p
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.resources.base import Resource
+from velikiy.resources.idempotency import IdempotencyKeys
 
 
-def install(app: Flask, resources: dict[str, Resource], gate: Gate, browsers: Browsers, keys: Auth) -> None:
+def install(
+    app: Flask,
+    resources: dict[str, Resource],
+    gate: Gate,
+    browsers: Browsers,
+    keys: Auth,
+    idempotency_keys: IdempotencyKeys,
+) -> None:
     """Add the middleware, the error handlers and every route to the app. They use the servers of this gate."""
     middleware.install(app, browsers, keys)
     problems.install(app)
     problem_pages.install(app)
-    routes.install(app, resources, gate)
+    routes.install(app, resources, gate, idempotency_keys)
     auth.install(app, keys)
     edge_leases.install(app, resources, gate.caches, gate.edge_tier)
     health.install(app, resources, gate.database, gate.caches, gate.redis_tier)

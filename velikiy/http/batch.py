@@ -1,5 +1,6 @@
 """Many writes in one request: all of them or none, in one transaction that passes the gate once."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import psycopg
@@ -8,7 +9,7 @@ from pydantic import Field, create_model
 from velikiy.coherence import Change
 from velikiy.postgres import Connection
 from velikiy.resources.base import MAX_ID, Resource, Strict
-from velikiy.resources.idempotency import Key, StoredResponse, once
+from velikiy.resources.idempotency import StoredResponse, Write
 from velikiy.resources.problems import SQLSTATES, Problem
 from velikiy.resources.repository import Refusal, Repository
 
@@ -39,8 +40,16 @@ class _Refused(Exception):
     """The batch cannot be carried out. Unlike a Problem, `once` does not store it as the response."""
 
 
-def run(repository: Repository, body: Strict, key: Key | None, until: float | None = None) -> StoredResponse:
-    """Carry out the batch. `until`: see `Gate.write`.
+def run(
+    repository: Repository, body: Strict, once: Callable[[Write], Write], until: float | None = None
+) -> StoredResponse:
+    """Carry out the batch.
+
+    Args:
+        repository: The rows.
+        body: The operations.
+        once: Makes a write that an Idempotency-Key lets happen once (velikiy/resources/idempotency.py).
+        until: See `Gate.write`.
 
     Raises:
         Problem: Some operations cannot be carried out. The problem names each of them, and the batch has no effect.
@@ -60,11 +69,11 @@ def run(repository: Repository, body: Strict, key: Key | None, until: float | No
         return _carry_out_each(repository, connection, operations)
 
     try:
-        return repository.gate.write(once(key, write_all), timeout_factor, until=until)
+        return repository.gate.write(once(write_all), timeout_factor, until=until)
     except (_Refused, psycopg.IntegrityError, psycopg.DataError):
         # Again, with a savepoint after each operation, to name the ones at fault. A savepoint costs as much as an
         # operation.
-        return repository.gate.write(once(key, find_errors), timeout_factor, until=until)
+        return repository.gate.write(once(find_errors), timeout_factor, until=until)
 
 
 def _lock(repository: Repository, connection: Connection, operations: list[Any]) -> None:

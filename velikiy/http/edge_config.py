@@ -30,7 +30,7 @@ EDGE_DETAILS = {
     401: DETAILS[401],
     404: DETAILS[404],
     405: DETAILS[405],
-    408: "The request did not arrive in time. Send it again.",
+    408: "The request did not arrive in time: its body came slower than 1 kB in a second. Send it again.",
     412: "The response does not meet the condition in the request's header. Fetch it again and retry.",
     413: "The body is larger than $max_body_bytes bytes. Split the request into smaller requests.",
     414: "The address is longer than 4 kB. Shorten it.",

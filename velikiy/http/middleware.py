@@ -29,8 +29,9 @@ def begin() -> None:
 
 
 def refuse_beyond_the_share() -> None:
-    """Refuse a search or a batch while its share of the threads is busy (velikiy/server/epoll_worker.py)."""
-    if getattr(request.environ.get("gunicorn.socket"), "is_refused", False):
+    """Refuse a search or a batch while its share of the threads is busy (velikiy/server/shares.py)."""
+    environ = request.environ
+    if environ.get("velikiy.is_refused") or getattr(environ.get("gunicorn.socket"), "is_refused", False):
         detail = "Too many searches and batches are in progress. The request was not carried out and can be retried."
         raise Problem("unavailable", detail, headers=RETRY_LATER)
 

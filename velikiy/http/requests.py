@@ -38,6 +38,9 @@ MAX_SEARCH_WORDS = 8
 IDEMPOTENCY_KEY = r"[!-+\--~]{1,255}"
 """The characters of an Idempotency-Key. A comma is refused, because servers join two headers of one name with it."""
 
+CLIENT_DIGEST = "[0-9a-f]{32}"
+"""The digest of a client's address, from an edge (edge/lua/write.lua). The address itself is not stored."""
+
 QUOTED = re.compile(r'"(?:\\.|[^"\\])*+("|\\?$)')
 ZERO_WEIGHT = re.compile(r"q[ \t]*=[ \t]*(0+(\.0*)?|\.0+)")
 """A parameter of Accept that refuses its media range. A malformed weight refuses nothing."""
@@ -315,7 +318,18 @@ def idempotency_key(body: BaseModel) -> Key | None:
             "Idempotency-Key",
             "must be a single key of 1 to 255 visible ASCII characters without a comma, such as a UUID",
         )
+    owner = _unkeyed_client()
     if key := g.get("api_key"):  # two clients may choose one name; a rotated API key still has its retries
-        name = f"{key.name} {name}"
+        owner, name = key.name, f"{key.name} {name}"
     content = orjson.dumps(body.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
-    return Key(name, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))
+    return Key(name, owner, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))
+
+
+def _unkeyed_client() -> str:
+    """Return the owner of the idempotency keys of a client without an API key.
+
+    The address counts for the quota only, and does not belong to the name: a client that has changed its network still
+    gets the response to its first try (docs/decisions/0120-owners-of-idempotency-keys.md).
+    """
+    digest = request.headers.get("Client-Digest", "")
+    return f"~{digest}" if re.fullmatch(CLIENT_DIGEST, digest) else ""

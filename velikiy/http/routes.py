@@ -14,7 +14,7 @@ from velikiy.http.requests import JSON, MAX_BATCH_BYTES, MERGE_PATCH
 from velikiy.postgres import Connection
 from velikiy.resources import ids
 from velikiy.resources.base import ID, MAX_ID, Resource
-from velikiy.resources.idempotency import StoredResponse, once
+from velikiy.resources.idempotency import IdempotencyKeys, StoredResponse
 from velikiy.resources.pagination import BadCursor
 from velikiy.resources.repository import Repository
 
@@ -31,19 +31,20 @@ class IdConverter(BaseConverter):
         return row_id
 
 
-def install(app: Flask, resources: dict[str, Resource], gate: Gate) -> None:
+def install(app: Flask, resources: dict[str, Resource], gate: Gate, keys: IdempotencyKeys) -> None:
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
     for resource in resources.values():
-        routes = Routes(resource, Repository(resource, gate), gate)
+        routes = Routes(resource, Repository(resource, gate), gate, keys)
         app.register_blueprint(routes.blueprint())
 
 
 class Routes:
-    def __init__(self, resource: Resource, repository: Repository, gate: Gate) -> None:
+    def __init__(self, resource: Resource, repository: Repository, gate: Gate, keys: IdempotencyKeys) -> None:
         self.resource = resource
         self.repository = repository
         self.gate = gate
+        self.keys = keys
         self.batch_model = batch.model(resource)
 
     def blueprint(self) -> Blueprint:
@@ -93,7 +94,7 @@ class Routes:
             headers = {"Location": self.resource.row_path(row_id).path, "ETag": entry.etag}
             return change.with_outcome(StoredResponse(201, {"id": row_id, "message": "Created"}, headers))
 
-        keyed = once(requests.idempotency_key(new), write)
+        keyed = self.keys.once(requests.idempotency_key(new), write)
         return responses.of_write(ids.create(self.resource, self.gate, lambda: self.gate.write(keyed, until=until)))
 
     def put(self, row_id: int) -> Response:
@@ -131,6 +132,6 @@ class Routes:
         until = requests.until()
         requests.parameters()
         body = requests.body(self.batch_model, limit=MAX_BATCH_BYTES)
-        key = requests.idempotency_key(body)
-        run = partial(batch.run, self.repository, body, key, until)
+        once = partial(self.keys.once, requests.idempotency_key(body))
+        run = partial(batch.run, self.repository, body, once, until)
         return responses.of_write(ids.create(self.resource, self.gate, run))

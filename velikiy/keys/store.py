@@ -39,6 +39,10 @@ INSERT = """
 INSERT INTO api_keys (name, scope, digest, shown, expires_at) VALUES (%s, %s, %s, %s, %s) RETURNING id
 """
 
+# Responses under idempotency keys belong to the name of an API key (velikiy/resources/idempotency.py). A key that was
+# revoked may have left some, and a new key of its name must not receive them.
+FORGET_RESPONSES = "DELETE FROM idempotency_keys WHERE owner = %s"
+
 REVOKE = """
 UPDATE api_keys SET revoked_at = now() WHERE (id::text = %(which)s OR name = %(which)s) AND revoked_at IS NULL
 RETURNING id, digest
@@ -141,7 +145,12 @@ def create(gate: Gate, name: str, scope: str, expires_at: datetime | None) -> Cr
         NameTaken
     """
     assert re.fullmatch(NAME, name)
-    return gate.write(lambda connection: Change(_insert(connection, name, scope, expires_at)))
+
+    def change(connection: Connection) -> Change[Created]:
+        connection.execute(FORGET_RESPONSES, (name,))
+        return Change(_insert(connection, name, scope, expires_at))
+
+    return gate.write(change)
 
 
 def revoke(gate: Gate, which: str) -> list[int]:

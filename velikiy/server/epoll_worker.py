@@ -18,8 +18,6 @@ them out; a few more queue, and the others are refused at once. Cache leases and
 which serves them while all other threads are busy: without it, a locked row would cost every edge its cache.
 """
 
-import math
-import re
 import select
 import selectors
 import socket
@@ -27,13 +25,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from enum import Enum, auto
 from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
 from velikiy.kernel_timeouts import Socket
 from velikiy.server.abandoned_writes import DEADLINE_HEADER, has_event, is_hung_up
+from velikiy.server.shares import COSTLY, Admission, Share, costly_threads
 from velikiy.server.stopping import StoppingWorker
 
 READABLE_ONCE = select.EPOLLIN | select.EPOLLONESHOT
@@ -45,9 +43,6 @@ READS = (b"GET ", b"HEAD ", b"OPTIONS ")
 LEASES = b"POST /.lease/"
 RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
 """The beginnings of the requests that the reserved thread serves."""
-
-COSTLY = re.compile(rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]")
-"""The beginnings of searches, counts with a search, and batches."""
 
 COSTLY_QUEUE_FACTOR = 8
 """Costly requests that may queue, for each thread that carries them out."""
@@ -100,53 +95,6 @@ class ClientSocket(Socket):
             super().sendall(buffered)
 
 
-class Admission(Enum):
-    """The way of a connection whose request belongs to a share."""
-
-    ADMITTED = auto()
-    QUEUED = auto()
-    REFUSED = auto()
-
-
-class Share:
-    """Admits a limited number of connections. The others queue without a thread, in the order in which they came."""
-
-    def __init__(self, size: int, max_queued: float = math.inf, max_wait_s: float = math.inf) -> None:
-        """
-        Args:
-            size: Connections that are admitted at the same time.
-            max_queued: Connections that may queue. Further connections are refused.
-            max_wait_s: A connection that has queued for longer is refused when its turn comes.
-        """
-        self._free = size
-        self._max_queued = max_queued
-        self._max_wait_s = max_wait_s
-        self._queued: deque[tuple[Any, float]] = deque()
-        self._lock = threading.Lock()
-
-    def enter(self, connection: Any) -> Admission:
-        """Admit the connection, queue it until `leave` returns it, or refuse it."""
-        with self._lock:
-            if self._free:
-                self._free -= 1
-                return Admission.ADMITTED
-            if len(self._queued) >= self._max_queued:
-                return Admission.REFUSED
-            self._queued.append((connection, time.monotonic()))
-            return Admission.QUEUED
-
-    def leave(self) -> tuple[Any | None, Admission]:
-        """Return the next connection, and whether it is admitted instead or refused. Return no connection if none
-        queues."""
-        with self._lock:
-            if not self._queued:
-                self._free += 1
-                return None, Admission.ADMITTED
-            connection, since = self._queued.popleft()
-            is_late = time.monotonic() - since > self._max_wait_s
-            return connection, Admission.REFUSED if is_late else Admission.ADMITTED
-
-
 class Worker(StoppingWorker):
     """The main thread accepts connections, reports to the master, and closes connections that were idle for too long.
     The other threads serve requests."""
@@ -161,7 +109,7 @@ class Worker(StoppingWorker):
         """An element for each thread that waits for a request. The reserved thread does not count."""
         self._all_busy = threading.Event()
         self._writes = Share(max(1, self.cfg.threads * 5 // 8))
-        costly = max(1, self.cfg.threads // 4)
+        costly = costly_threads(self.cfg.threads)
         self._costly = Share(costly, costly * COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S)
         # Daemons: the process does not wait for threads that still serve a request when the time to stop is over.
         for number in range(self.cfg.threads):

@@ -35,7 +35,7 @@ threads = settings.app_threads
 if settings.app_worker_class == "epoll":
     worker_class = "velikiy.server.epoll_worker.Worker"
 else:
-    worker_class = "velikiy.server.stopping.StoppingWorker"
+    worker_class = "velikiy.server.plain_worker.Worker"
     pre_request = abandoned_writes.discard
 
 # Longer than Nginx keeps its end (edge/conf/upstream.conf, keepalive_timeout 5s). The side that reuses a connection

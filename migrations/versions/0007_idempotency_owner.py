@@ -1,0 +1,12 @@
+"""Idempotency keys have an owner."""
+
+from alembic import op
+
+from velikiy.postgres.migrate import statements
+
+revision = "0007_idempotency_owner"
+down_revision = "0005_keys"
+
+
+def upgrade() -> None:
+    op.execute(statements("idempotency_owner"))
