@@ -52,7 +52,7 @@ def test_commands_without_rights_on_the_tables_advise_to_grant_them(own_stack: S
     own_stack.sql("REVOKE ALL ON users, caches, imports FROM velikiy")
     for arguments in COMMANDS_WITH_DATABASE:
         line = only_line(run_with_file(arguments, people, DATA=str(own_stack.data)), arguments)
-        assert "The database denies the service access to its tables. Grant its user the rights on the tables" in line
+        assert "The database denies the service access to its tables. Run velikiy migrate as their owner" in line
 
 
 @pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.exclusive
 
 MIGRATION = """
 revision = "0099_newer"
-down_revision = "0005_keys"
+down_revision = "0006_statistics"
 
 
 def upgrade() -> None:

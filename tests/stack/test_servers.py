@@ -115,7 +115,7 @@ def test_user_of_postgresql_without_rights_on_the_tables_is_refused(stack: Stack
         finally:
             connection.execute("DROP OWNED BY reader")
             connection.execute("DROP ROLE reader")
-    assert "may not read and write these tables: users" in message
+    assert "lacks rights on tables: INSERT on users" in message
 
 
 def test_too_few_connections_of_postgresql_are_a_warning(stack: Stack) -> None:
