@@ -44,7 +44,6 @@ BEGIN
     LOOP
         EXECUTE format('GRANT %s TO %I', wanted.right_to, app);
     END LOOP;
-
     -- Default privileges may have granted more. Only a migration changes the version.
     IF has_table_privilege(app, to_regclass('velikiy_version'), 'INSERT') THEN
         EXECUTE format('REVOKE INSERT, UPDATE, DELETE ON velikiy_version FROM %I', app);

@@ -136,3 +136,8 @@ def test_dockerfiles_install_without_recommended_packages(dockerfile: Path) -> N
             assert re.search(r"apt-get install --yes --no-install-recommends", command)
         if "pip install" in command:
             assert "--require-hashes" in command
+
+
+@pytest.mark.parametrize("file", ["deploy/postgres/roles.sql", "migrations/sql/grants.sql"])
+def test_single_user_server_reads_each_file_as_one_statement(file: str) -> None:
+    assert (ROOT / file).read_text().split(";\n\n")[1:] == [""]
