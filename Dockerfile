@@ -1,5 +1,6 @@
 # The app. The file uses only syntax that the legacy builder knows, because Debian 12 packages that builder.
-FROM python:3.11-slim
+ARG PYTHON_IMAGE=python:3.11-slim
+FROM ${PYTHON_IMAGE}
 
 # The code is compiled once, below: at run time the file system is read-only.
 ENV PYTHONDONTWRITEBYTECODE=1 \
@@ -7,10 +8,11 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     APP_LISTEN=0.0.0.0:5000
 
 # A numeric user, so that Kubernetes can verify that it is not root. This user owns the secrets folders because a new
-# volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into such a volume.
+# volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into such volumes.
 RUN groupadd --gid 10001 velikiy \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin velikiy \
-    && install -d -o velikiy -g velikiy /run/secrets /run/edge-secrets
+    && install -d -o velikiy -g velikiy -m 0700 /run/secrets /run/services \
+        /run/services/app /run/services/migrate /run/services/postgres /run/services/redis /run/services/edge
 
 WORKDIR /app
 

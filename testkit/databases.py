@@ -23,10 +23,10 @@ def superuser_dsn(stack: Stack) -> str:
 
 
 def create_database(stack: Stack, options: str = "") -> tuple[str, str]:
-    """Create a database that belongs to the app's role; return its name and its DSN."""
+    """Create a database that belongs to the role which owns the tables; return its name and its DSN."""
     name = f"migration_{next(_numbers)}"
     with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
-        connection.execute(sql.SQL("CREATE DATABASE {} OWNER velikiy " + options).format(sql.Identifier(name)))
+        connection.execute(sql.SQL("CREATE DATABASE {} OWNER velikiy_owner " + options).format(sql.Identifier(name)))
     return name, make_conninfo(stack.postgres, dbname=name)
 
 

@@ -27,6 +27,7 @@ EDGE_SECRET = "of-all-stacks-under-test"
 
 PERSONAL_SETTINGS = (
     "DATABASE_URL",
+    "MIGRATION_DATABASE_URL",
     "REDIS_URL",
     "PORT",
     "BIND",
@@ -130,13 +131,15 @@ class Stack:
         self.edges: list[str] = []
         self.apps: list[str] = []
         self.postgres = ""
+        """The address with the role that owns the tables, as `./run psql` uses it."""
+
         self.redis_url = ""
         self.refresh()
 
     def refresh(self) -> dict[str, Any]:
         state: dict[str, Any] = json.loads(run_in(self.root, "status", "--json", "--data", str(self.data)).stdout)
         self.edges, self.apps = state["edges"], state["apps"]
-        self.postgres, self.redis_url = self.secret("database_url"), self.secret("redis_url")
+        self.postgres, self.redis_url = self.secret("migration_database_url"), self.secret("redis_url")
         return state
 
     def secret(self, name: str) -> str:

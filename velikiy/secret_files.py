@@ -1,6 +1,8 @@
 """Write the folder with the passwords and with the addresses that contain them. The settings are read from it."""
 
+import os
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
@@ -9,16 +11,25 @@ REDIS_RIGHTS = "~* -@all +@read +@write +@connection +@scripting -@dangerous +ti
 or make it a replica, so that a program with the password cannot leave Redis."""
 
 
+SERVICES = {
+    "app": ("database_url", "redis_url", "edge_secret"),
+    "migrate": ("migration_database_url",),
+    "postgres": ("postgres_password", "owner_password", "app_password"),
+    "redis": ("redis_password", "redis.conf"),
+    "edge": ("redis_url", "edge_secret"),
+}
+"""The files that each service needs. The relay is a service like the app."""
+
+
 def write(
     folder: Path,
     *,
     postgres: str,
     redis: str,
     database_url: str | None = None,
+    migration_database_url: str | None = None,
     redis_url: str | None = None,
     edge_secret: str | None = None,
-    edge: Path | None = None,
-    mode: int = 0o444,
 ) -> None:
     """Write the files, and generate the passwords that are missing.
 
@@ -27,46 +38,72 @@ def write(
         postgres: Host and port of the stack's own PostgreSQL, or the absolute path of the folder with its Unix socket.
         redis: Host and port of the stack's own Redis, or the absolute path of its Unix socket.
         database_url: The address of another PostgreSQL, which is used instead.
+        migration_database_url: Its address with the role that owns the tables, if that is another role.
         redis_url: The address of another Redis, which is used instead.
         edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
-        edge: A folder for the secrets of the edge: Redis' address and EDGE_SECRET, and not PostgreSQL's address.
-        mode: Permissions of the files. Containers read them as different users, from a volume that only they mount.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _ensure_password(folder / "postgres_password", mode)
-    app_password = _ensure_password(folder / "app_password", mode)
-    redis_password = _ensure_password(folder / "redis_password", mode)
-    own_database = f"postgresql://velikiy:{app_password}@{postgres}/velikiy"
+    _ensure_password(folder / "postgres_password")
+    owner_password = _ensure_password(folder / "owner_password")
+    app_password = _ensure_password(folder / "app_password")
+    redis_password = _ensure_password(folder / "redis_password")
+    _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}")
+    own_database = _own_database(postgres, "velikiy", app_password)
+    owner_of_own_database = _own_database(postgres, "velikiy_owner", owner_password)
+    _replace(folder / "migration_database_url", migration_database_url or database_url or owner_of_own_database)
+    _replace(folder / "database_url", database_url or own_database)
     # With a user name, because redis-cli takes an address without one for a user with an empty name.
     own_redis = f"redis://default:{redis_password}@{redis}/0"
-    if postgres.startswith("/"):
-        own_database = f"postgresql://velikiy:{app_password}@/velikiy?host={quote(postgres)}"
     if redis.startswith("/"):
         own_redis = f"unix://default:{redis_password}@{quote(redis)}?db=0"
-    _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}", mode)
-    _replace(folder / "database_url", database_url or own_database, mode)
-    _replace(folder / "redis_url", redis_url or own_redis, mode)
+    _replace(folder / "redis_url", redis_url or own_redis)
     if edge_secret:
-        _replace(folder / "edge_secret", edge_secret, mode)
-    edge_secret = _ensure_password(folder / "edge_secret", mode)
-    if edge:
-        _replace(edge / "redis_url", own_redis, mode)
-        _replace(edge / "edge_secret", edge_secret, mode)
+        _replace(folder / "edge_secret", edge_secret)
+    _ensure_password(folder / "edge_secret")
 
 
-def _ensure_password(file: Path, mode: int) -> str:
+def _own_database(server: str, role: str, password: str) -> str:
+    if server.startswith("/"):
+        return f"postgresql://{role}:{password}@/velikiy?host={quote(server)}"
+    return f"postgresql://{role}:{password}@{server}/velikiy"
+
+
+def share(folder: Path, services: Path, names: Iterable[str], groups: Mapping[str, int]) -> None:
+    """Give each service a folder with the files that it needs, and no others.
+
+    Args:
+        folder: The folder of the secrets.
+        services: The folder with one folder for each service.
+        names: The services.
+        groups: The groups of services that run as other users. Only the group may read their files. To give a file to
+            a group, this process has to be a member; it needs no capability.
+    """
+    for name in names:
+        own = services / name
+        own.mkdir(mode=0o700, exist_ok=True)
+        group = groups.get(name)
+        if group is not None:
+            os.chown(own, -1, group)
+            own.chmod(0o750)
+        for file in SERVICES[name]:
+            _replace(own / file, (folder / file).read_text().strip(), group)
+
+
+def _ensure_password(file: Path) -> str:
     """Return the password in the file, and write a random one if the file is missing."""
     if not file.exists():
-        _replace(file, secrets.token_urlsafe(24), mode)
+        _replace(file, secrets.token_urlsafe(24))
     return file.read_text().strip()
 
 
-def _replace(file: Path, text: str, mode: int) -> None:
-    """Replace the file as a whole: a reader never sees half of it."""
+def _replace(file: Path, text: str, group: int | None = None) -> None:
+    """Replace the file as a whole: a reader never sees half of it. Its owner may read it, and the group if there is
+    one."""
     new = file.with_name(f".{file.name}.new")
     new.unlink(missing_ok=True)
-    new.touch(mode)
-    new.chmod(0o600)
+    new.touch(0o600)
     new.write_text(text + "\n")
-    new.chmod(mode)
+    if group is not None:
+        os.chown(new, -1, group)
+    new.chmod(0o400 if group is None else 0o440)
     new.replace(file)

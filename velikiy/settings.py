@@ -1,8 +1,9 @@
 """Define every setting of the service with its type. A setting is read once, and a bad value is refused by name.
 
 The first source that has a value wins: the environment, `.env` in the working directory, files in the secrets folder
-(`database_url`, `redis_url`, `edge_secret`; /run/secrets in containers). An empty value counts as not set.
-`.env.example` documents each setting with its unit, default and effect; a test keeps it in step with this module.
+(`database_url`, `migration_database_url`, `redis_url`, `edge_secret`; /run/secrets in containers). An empty value
+counts as not set. `.env.example` documents each setting with its unit, default and effect; a test keeps it in step with
+this module.
 """
 
 import os
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
 
@@ -275,8 +276,31 @@ class StackSettings(BaseSettings):
     apps: int = Field(2, ge=1, le=16)
     data: Path | None = None
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    migration_database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    """The database of `database_url`, with the role that owns the tables. None means that `database_url` names it."""
+
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = None
     edge_secret: Annotated[str, AfterValidator(_edge_secret)] | None = None
+
+
+class MigrationSettings(BaseSettings):
+    """The settings of `velikiy migrate`. The container that runs it has the second address only.
+
+    Both come from the same source: `DATABASE_URL` in the environment may name another database than the files of a
+    stack.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    migration_database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource, **named: PydanticBaseSettingsSource
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        *earlier, secrets = (*sources, *named.values())
+        return (next((source for source in earlier if cls.model_fields.keys() & source().keys()), secrets),)
 
 
 S = TypeVar("S", bound=BaseSettings)

@@ -5,7 +5,7 @@ from alembic import op
 from velikiy.postgres.migrate import statements
 
 revision = "0007_idempotency_owner"
-down_revision = "0005_keys"
+down_revision = "0006_statistics"
 
 
 def upgrade() -> None:

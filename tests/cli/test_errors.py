@@ -52,14 +52,14 @@ def test_commands_without_rights_on_the_tables_advise_to_grant_them(own_stack: S
     own_stack.sql("REVOKE ALL ON users, caches, imports FROM velikiy")
     for arguments in COMMANDS_WITH_DATABASE:
         line = only_line(run_with_file(arguments, people, DATA=str(own_stack.data)), arguments)
-        assert "The database denies the service access to its tables. Grant its user the rights on the tables" in line
+        assert "The database denies the service access to its tables. Run velikiy migrate as their owner" in line
 
 
 @pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)
 def test_command_with_a_wrong_password_names_the_refusal_of_postgresql(
     stack: Stack, people: Path, arguments: tuple[str, ...]
 ) -> None:
-    wrong = re.sub("(//[^:]+:)[^@]+@", r"\1wrong@", stack.postgres)
+    wrong = re.sub("(//[^:]+:)[^@]+@", r"\1wrong@", stack.secret("database_url"))
     completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=wrong)
     line = only_line(completed, arguments)
     assert 'PostgreSQL refuses the connection: password authentication failed for user "velikiy"' in line

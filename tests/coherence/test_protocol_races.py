@@ -412,7 +412,7 @@ class TestFillLeases:
 
 
 def test_probe_and_load_have_two_snapshots_whatever_the_isolation_level_of_the_role(row: CachedRow) -> None:
-    row.stack.sql("ALTER ROLE velikiy SET default_transaction_isolation = 'repeatable read'")
+    row.stack.sql("ALTER ROLE velikiy_owner SET default_transaction_isolation = 'repeatable read'")
     try:
         database = Database(row.stack.postgres, size=1, timeout=5)
         database.open()
@@ -420,7 +420,7 @@ def test_probe_and_load_have_two_snapshots_whatever_the_isolation_level_of_the_r
             assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
         database.close()
     finally:
-        row.stack.sql("ALTER ROLE velikiy RESET default_transaction_isolation")
+        row.stack.sql("ALTER ROLE velikiy_owner RESET default_transaction_isolation")
 
 
 def test_lock_ids_of_two_paths_differ_and_fit_into_a_bigint() -> None:

@@ -6,6 +6,7 @@ Compose 1.29.
 
 import http.client
 import json
+import ssl
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +15,48 @@ from typing import Any
 import pytest
 import requests
 
+from testkit.certificates import Authority
 from velikiy.settings import Settings
 
-from .engine import CHECKOUT, Engine, docker, run
+from .engine import CHECKOUT, DEBIAN, Engine, docker, run
 from .stack import ONE_SHOTS, SERVICES, Stack, is_free, wait_until
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(1200)]
 
-PASSWORDS = ("postgres_password", "app_password", "redis_password")
+PASSWORDS = {
+    "postgres_password": "postgres",
+    "owner_password": "postgres",
+    "app_password": "postgres",
+    "redis_password": "redis",
+}
+"""Each password, and the service that can show it."""
+
+SECRETS_OF = {
+    "postgres": "app_password owner_password postgres_password",
+    "redis": "redis.conf redis_password",
+    "app": "database_url edge_secret redis_url",
+    "relay": "database_url edge_secret redis_url",
+    "edge": "edge_secret redis_url",
+}
+"""The secrets that each service may read. The container of the migrations has ended; its volume is listed below."""
+
+
+class Tls:
+    """A folder with a certificate, and the address of an edge that uses it."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        self.authority = Authority(folder)
+        self.cert, self.key = folder / "fullchain.pem", folder / "privkey.pem"
+        self.authority.sign(self.cert, self.key)
+        self.port = port
+        self.url = f"https://127.0.0.1:{port}"
+
+    def get(self, path: str) -> requests.Response:
+        return requests.get(self.url + path, timeout=5, verify=str(self.authority.cert))
+
+    def presented(self) -> str:
+        """Return the certificate that the edge presents to a new client."""
+        return ssl.get_server_certificate(("127.0.0.1", self.port), timeout=5)
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +115,8 @@ def test_every_container_is_confined(stack: Stack) -> None:
         assert host["Memory"] > 0, service
         assert host["NanoCpus"] > 0, service
         assert host["PidsLimit"] > 0, service
+        limits = {limit["Name"]: (limit["Soft"], limit["Hard"]) for limit in host["Ulimits"]}
+        assert limits == {"nofile": (16384, 16384), "nproc": (4096, 4096), "core": (0, 0)}, service
     for service in SERVICES:
         assert stack.container(service)["HostConfig"]["RestartPolicy"]["Name"] == "unless-stopped", service
 
@@ -102,8 +139,24 @@ def test_file_system_of_a_container_is_read_only(stack: Stack, service: str) -> 
         assert "Read-only file system" in docker("exec", container, "sh", "-c", f": > {path}", check=False)
 
 
-def test_edge_reads_redis_and_has_the_secrets_of_redis_and_edges_only(stack: Stack) -> None:
-    assert stack.execute("edge", "ls", "/run/secrets") == "edge_secret\nredis_url"
+def test_each_service_has_its_own_secrets_only(stack: Stack) -> None:
+    for service, secrets in SECRETS_OF.items():
+        assert stack.execute(service, "sh", "-c", "echo $(ls -A /run/secrets)") == secrets, service
+        # Only the user of the service can read them, also if another container mounted the volume.
+        modes = stack.execute(service, "sh", "-c", "stat -c %u:%g:%a /run/secrets /run/secrets/* | sort -u")
+        group = {"postgres": 70, "redis": 1000, "edge": 10002}.get(service)
+        folder, file = ("10001:10001:700", "10001:10001:400") if group is None else (f"{group}:750", f"{group}:440")
+        assert sorted(modes.split()) == sorted([f"10001:{it}" if group else it for it in (folder, file)]), service
+    shown = docker(
+        *("run", "--rm", "--network", "none", "--volume", f"{stack.project}_migrate-secrets:/s:ro", DEBIAN),
+        *("ls", "-A", "/s"),
+    )
+    assert shown == "migration_database_url"
+    for service in (*SERVICES, "migrate"):
+        assert f"{stack.project}_secrets" not in json.dumps(stack.container(service)["Mounts"]), service
+
+
+def test_edge_reads_redis_itself(stack: Stack) -> None:
     user = f"{stack.url}/users/1"
     requests.put(user, json={"name": "Alice"}, timeout=10)
     response = requests.get(user, timeout=5)
@@ -142,8 +195,17 @@ def test_database_is_utf8_and_knows_letters_of_other_alphabets(stack: Stack) -> 
 def test_app_connects_as_a_role_without_rights_over_the_server(stack: Stack) -> None:
     rights = "rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls"
     assert stack.sql(f"SELECT {rights} FROM pg_roles WHERE rolname = 'velikiy'") == "f"
-    assert stack.sql("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'velikiy'") == "velikiy"
+    assert stack.sql("SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'velikiy'") == "velikiy_owner"
     assert stack.sql("SELECT DISTINCT usename FROM pg_stat_activity WHERE client_addr IS NOT NULL") == "velikiy"
+
+
+def test_role_of_the_app_owns_nothing_and_changes_no_schema(stack: Stack) -> None:
+    assert stack.sql("SELECT count(*) FROM pg_shdepend WHERE refobjid = 'velikiy'::regrole AND deptype = 'o'") == "0"
+    attempt = "import psycopg; psycopg.connect(open('/run/secrets/database_url').read().strip()).execute('{}')"
+    app = stack.container("app")["Id"]
+    for statement in ("CREATE TABLE t (id int)", "DROP TABLE users", "ALTER TABLE users ADD c int", "TRUNCATE users"):
+        output = docker("exec", app, "python", "-c", attempt.format(statement), check=False)
+        assert "InsufficientPrivilege" in output, statement
 
 
 def test_superuser_cannot_log_in_over_the_network(stack: Stack) -> None:
@@ -334,6 +396,47 @@ def test_stopped_redis_container_causes_no_failed_request(stack: Stack) -> None:
     wait_until(stack.has_no_warnings, "Redis is back")
 
 
+@pytest.fixture
+def tls(stack: Stack, tmp_path: Path) -> Iterator[Tls]:
+    """Replace the edge by an edge with TLS."""
+    tmp_path.chmod(0o755)
+    tls = Tls(tmp_path, stack.port + 1)
+    overlay = ("--file", "compose.yaml", "--file", "compose.tls.yaml")
+    settings = {"TLS_FOLDER": str(tmp_path), "HTTPS_PORT": str(tls.port)}
+    stack.compose(*overlay, "up", "--detach", "--no-deps", "edge", settings=settings)
+    try:
+        yield tls
+    finally:
+        stack.up("--no-deps", "edge")
+
+
+def test_edge_with_compose_tls_yaml_serves_https_and_follows_a_new_certificate(stack: Stack, tls: Tls) -> None:
+    wait_until_healthy(stack, "edge")
+    response = wait_until(lambda: tls.get("/users/1"), "the edge serves https")
+    assert response.status_code == 200
+    assert response.headers["Strict-Transport-Security"] == "max-age=31536000"
+    curl = ("curl", "--silent", "--noproxy", "*", "--http2", "--cacert", str(tls.authority.cert))
+    assert run(*curl, "--write-out", "%{http_version}", "--output", "/dev/null", f"{tls.url}/users/1") == "2"
+
+    # A write over https is seen by the next read, and the edge caches.
+    written = requests.put(f"{tls.url}/users/1", json={"name": "Alice"}, timeout=10, verify=str(tls.authority.cert))
+    assert written.status_code == 200
+    wait_until(lambda: tls.get("/users/1").headers["X-Cache-Status"] == "HIT", "a hit over https")
+
+    # Plain HTTP is redirected from its own port and from the port for https.
+    for port in (stack.port, tls.port):
+        plain = requests.get(f"http://127.0.0.1:{port}/users/1", allow_redirects=False, timeout=5)
+        assert (plain.status_code, plain.headers["Location"]) == (308, f"{tls.url}/users/1")
+        assert stack.container("edge")["State"]["Health"]["Status"] == "healthy"
+
+    before, started = tls.presented(), stack.container("edge")["State"]["StartedAt"]
+    tls.authority.sign(tls.cert, tls.key)
+    wait_until(lambda: tls.presented() != before, "new connections get the new certificate", limit=15)
+    assert tls.get("/users/1").status_code == 200
+    assert stack.container("edge")["State"]["StartedAt"] == started
+    assert stack.container("edge")["State"]["Health"]["Status"] == "healthy"
+
+
 @pytest.mark.parametrize("service", SERVICES)
 def test_container_is_replaced_while_the_others_run(stack: Stack, service: str) -> None:
     before = identities(stack)
@@ -356,10 +459,13 @@ def test_down_keeps_the_data_and_down_with_volumes_deletes_it(stack: Stack) -> N
     user = stack.wait_until_it_works()
     first = passwords(stack)
 
-    stack.compose("down")
+    become_an_earlier_version(stack)
     stack.up()
     assert stack.reads(user)
-    assert passwords(stack) == first
+    assert stack.sql("SELECT tableowner FROM pg_tables WHERE tablename = 'users'") == "velikiy_owner"
+    kept = passwords(stack)
+    assert kept.pop("owner_password") != first.pop("owner_password")
+    assert kept == first
 
     stack.compose("down", "--volumes")
     stack.up()
@@ -367,6 +473,16 @@ def test_down_keeps_the_data_and_down_with_volumes_deletes_it(stack: Stack) -> N
     assert not stack.reads(user)
     second = passwords(stack)
     assert not set(first.values()) & set(second.values())
+
+
+def become_an_earlier_version(stack: Stack) -> None:
+    """Stop the stack, and leave its volumes as a version with one role and one volume of secrets would leave them."""
+    stack.sql("REASSIGN OWNED BY velikiy_owner TO velikiy")
+    stack.sql("DROP OWNED BY velikiy_owner; DROP ROLE velikiy_owner")
+    stack.compose("down")
+    docker("volume", "rm", *(f"{stack.project}_{name}-secrets" for name in ("app", "migrate", "postgres", "redis")))
+    secrets = f"{stack.project}_secrets:/s"
+    docker("run", "--rm", "--network", "none", "--volume", secrets, DEBIAN, "rm", "/s/owner_password")
 
 
 def wait_until_healthy(stack: Stack, service: str) -> None:
@@ -391,7 +507,7 @@ def identities(stack: Stack) -> dict[str, tuple[str, str]]:
 
 
 def passwords(stack: Stack) -> dict[str, str]:
-    return {name: stack.execute("postgres", "cat", f"/run/secrets/{name}") for name in PASSWORDS}
+    return {name: stack.execute(service, "cat", f"/run/secrets/{name}") for name, service in PASSWORDS.items()}
 
 
 def resolved(stack: Stack, settings: dict[str, str]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def test_health_checks_wait_for_no_lock_on_the_table(fragile: Stack) -> None:
     ("damage", "check"),
     [
         ("DROP TABLE users", "the tables are missing or may not be read"),
-        ("REVOKE ALL ON users FROM velikiy", "the tables are missing or may not be read"),
+        ("REVOKE ALL ON users FROM velikiy_owner", "the tables are missing or may not be read"),
         ("", "does not answer"),
     ],
 )

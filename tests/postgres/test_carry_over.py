@@ -33,7 +33,14 @@ def test_a_database_of_the_last_development_version_gets_the_schema_of_a_new_dat
     databases: tuple[str, str],
 ) -> None:
     old, new = databases
-    revisions = ["0001_baseline", "0002_folded", "0003_replicated", "0004_import_counts", "0005_keys"]
+    revisions = [
+        "0001_baseline",
+        "0002_folded",
+        "0003_replicated",
+        "0004_import_counts",
+        "0005_keys",
+        "0006_statistics",
+    ]
     assert upgrade(old, wait=5) == upgrade(new, wait=5) == revisions
     assert schema(old) == schema(new)
     assert upgrade(old, wait=5) == []

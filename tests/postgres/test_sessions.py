@@ -38,7 +38,7 @@ from velikiy.resources.base import registry
 from velikiy.settings import Settings
 from velikiy.stack.cluster import binaries
 
-ALTER_ROLE = "ALTER ROLE velikiy"
+ALTER_ROLE = "ALTER ROLE velikiy_owner"
 
 
 def as_superuser(stack: Stack, *statements: str) -> list[tuple[object, ...]]:

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psycopg
 import pytest
 import requests
+from psycopg.conninfo import make_conninfo
 
+from testkit.databases import superuser_dsn
 from testkit.stack import EDGE_SECRET, ROOT, Stack, children_of, folder, run, run_in, running, status_of, wait_until
 from testkit.steady_load import SteadyLoad
 from velikiy.coherence.signatures import HEADER, Signer
@@ -20,7 +23,7 @@ pytestmark = pytest.mark.exclusive
 
 MIGRATION = """
 revision = "0099_newer"
-down_revision = "0005_keys"
+down_revision = "0006_statistics"
 
 
 def upgrade() -> None:
@@ -54,9 +57,23 @@ def is_changed(stack: Stack, text: str) -> bool:
         return False
 
 
+def become_a_version_with_one_role(stack: Stack) -> None:
+    """Leave the database and the secrets of the running stack as earlier versions made them."""
+    with psycopg.connect(make_conninfo(superuser_dsn(stack), dbname="velikiy"), autocommit=True) as connection:
+        for statement in (
+            "REASSIGN OWNED BY velikiy_owner TO velikiy",
+            "DROP OWNED BY velikiy_owner",
+            "DROP ROLE velikiy_owner",
+        ):
+            connection.execute(statement)
+    for name in ("owner_password", "migration_database_url"):
+        (stack.data / "secrets" / name).unlink()
+
+
 @pytest.mark.parametrize("apps", [1, 2])
 def test_up_with_newer_code_under_load_fails_no_request_and_restarts_no_data_server(apps: int) -> None:
     with checkout() as newer, running("--apps", str(apps)) as stack:
+        become_a_version_with_one_role(stack)
         before = stack.pids()
         change(newer / "velikiy" / "http" / "health.py", '"alive"', '"newer"')
         change(
@@ -74,6 +91,9 @@ def test_up_with_newer_code_under_load_fails_no_request_and_restarts_no_data_ser
         assert requests.get(f"{stack.edge}/.edge", headers={HEADER: signed}, timeout=5).headers["Newer"] == "yes"
         after = stack.pids()
         assert (after["postgres"], after["redis"]) == (before["postgres"], before["redis"])
+        stack.refresh()
+        owners = "SELECT DISTINCT relowner::regrole::text FROM pg_class WHERE relnamespace = 'public'::regnamespace"
+        assert stack.sql(owners) == [("velikiy_owner",)]
         # A killed process comes back as the newer version. Its workers outlive it for a moment.
         os.kill(after["app1"], signal.SIGKILL)
         wait_until(lambda: stack.pids().get("app1", after["app1"]) != after["app1"])

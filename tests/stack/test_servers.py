@@ -115,18 +115,30 @@ def test_user_of_postgresql_without_rights_on_the_tables_is_refused(stack: Stack
         finally:
             connection.execute("DROP OWNED BY reader")
             connection.execute("DROP ROLE reader")
-    assert "may not read and write these tables: users" in message
+    assert "lacks rights on tables: INSERT on users" in message
 
 
-def test_too_few_connections_of_postgresql_are_a_warning(stack: Stack) -> None:
-    name, address = create_database(stack)
+def test_migration_address_of_another_database_is_refused(stack: Stack) -> None:
+    other = psycopg.conninfo.make_conninfo(stack.postgres, dbname="postgres")
+    message = refused_up(DATABASE_URL=stack.secret("database_url"), MIGRATION_DATABASE_URL=other)
+    assert "MIGRATION_DATABASE_URL names another database than DATABASE_URL" in message
+
+
+def test_new_database_with_two_roles_serves_and_too_few_connections_are_a_warning(stack: Stack) -> None:
+    name, owner = create_database(stack)
+    address = psycopg.conninfo.make_conninfo(owner, user="velikiy", password=stack.secret("app_password"))
     try:
         with folder() as temporary:
             data = temporary / "data"
             command = ("up", "--detach", "--data", str(data), "--port", str(free_ports(1)), "--apps", "1")
             try:
-                started = run(*command, DATABASE_URL=address, APP_THREADS="100")
+                started = run(*command, DATABASE_URL=address, MIGRATION_DATABASE_URL=owner, APP_THREADS="100")
                 assert started.returncode == 0, started.stderr
+                assert "lacks rights" not in started.stderr
+                with psycopg.connect(owner) as connection:
+                    sessions = "SELECT DISTINCT usename FROM pg_stat_activity WHERE datname = %s AND pid <> %s"
+                    ours = (name, connection.info.backend_pid)
+                    assert connection.execute(sessions, ours).fetchall() == [("velikiy",)]
                 assert "max_connections of the server allows" in started.stderr
             finally:
                 run("down", "--wipe", "--data", str(data))

@@ -364,9 +364,16 @@ def _as_conflict(resource: Resource, row: Row) -> Row:
     return row._replace(errors=problem.errors or [])
 
 
+OWNED = "SELECT pg_has_role(relowner, 'MEMBER') FROM pg_class WHERE oid = %s::regclass"
+
+
 def vacuum(resource: Resource, gate: Gate) -> None:
-    """Vacuum the table now. Autovacuum would start some minutes later."""
+    """Vacuum the table now. Autovacuum would start some minutes later. A role that does not own the table can only
+    collect its statistics, which plans depend on."""
     with suppress(DatabaseUnavailable, psycopg.Error, KeyboardInterrupt), gate.database.autocommit() as connection:
         connection.deadline = math.inf
         connection.execute("SET statement_timeout = 0")
-        connection.execute(sql.SQL("VACUUM (ANALYZE, SKIP_LOCKED) {}").format(sql.Identifier(resource.name)))
+        [(owned,)] = connection.execute(OWNED, (resource.name,)).fetchall()
+        statement = "VACUUM (ANALYZE, SKIP_LOCKED) {}" if owned else "CALL analyze_rows({}::regclass)"
+        table = sql.Identifier(resource.name) if owned else sql.Literal(resource.name)
+        connection.execute(sql.SQL(statement).format(table))

@@ -11,7 +11,7 @@ from velikiy.settings import BadSetting
 NEXT_STEPS = {
     "42P01": "Create them with velikiy migrate, and check that DATABASE_URL names the right database",
     "42703": "Bring them up to date with velikiy migrate, and check that DATABASE_URL names the right database",
-    "42501": "Grant its user the rights on the tables, or let DATABASE_URL name their owner",
+    "42501": "Run velikiy migrate as their owner (MIGRATION_DATABASE_URL), which grants the rights",
     "25006": "Let DATABASE_URL name the primary server",
 }
 """The next step of the operator, by SQLSTATE."""

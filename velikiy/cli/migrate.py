@@ -4,17 +4,24 @@ import sys
 
 import click
 
-from velikiy.settings import Settings, load
+from velikiy.settings import BadSetting, MigrationSettings, load
 
 
 @click.command()
 @click.option("--wait", default=60.0, show_default=True, help="Seconds to wait for PostgreSQL.")
-def migrate(wait: float) -> None:
-    """Bring the database tables up to date."""
+@click.option(
+    "--app-role", metavar="NAME", help="Role of the apps, which gets its rights; by default the role of DATABASE_URL."
+)
+def migrate(wait: float, app_role: str | None) -> None:
+    """Bring the database tables up to date, as the role of MIGRATION_DATABASE_URL, else of DATABASE_URL."""
     from velikiy.postgres import migrate as migration  # SQLAlchemy takes half a second to import
 
+    settings = load(MigrationSettings)
+    owner = settings.migration_database_url or settings.database_url
+    if owner is None:
+        raise BadSetting("DATABASE_URL is not set. Set it in the environment, in .env or as a file in /run/secrets.")
     try:
-        applied = migration.upgrade(load(Settings).database_url, wait=wait)
+        applied = migration.upgrade(owner, wait=wait, app_role=app_role or migration.role_of(settings.database_url))
     except migration.CannotMigrate as error:
         sys.exit(f"velikiy migrate: {error}")
     click.echo(f"applied: {', '.join(applied)}" if applied else "the tables are up to date")

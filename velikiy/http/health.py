@@ -11,6 +11,7 @@ from velikiy.coherence import Caches, RedisTier
 from velikiy.coherence.redis_tier import NO_ANSWER, DoesNotAnswer
 from velikiy.coherence.tables import trigger_advice, watched_tables
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres.rights import missing_rights
 from velikiy.resources.base import Resource
 
 OK, NOT_USED, UNREADABLE = "ok", "not used", "the tables are missing or may not be read"
@@ -108,6 +109,11 @@ def _hazards(connection: Connection, tables: list[str]) -> list[str]:
     warnings += [
         f"{trigger_advice(table)}." for it in watched_tables(connection, tables) for table in it.without_triggers
     ]
+    if missing := missing_rights(connection, tables):
+        warnings.append(
+            f"The role {connection.info.user} lacks rights on tables: {', '.join(missing)}. Run velikiy migrate as the"
+            " owner of the tables (MIGRATION_DATABASE_URL), which grants them."
+        )
     if no_relay:
         warnings.append(
             "No relay listens to this database: changes by SQL from outside are not seen until the TTL ends, and Redis"

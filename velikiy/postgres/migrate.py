@@ -9,6 +9,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import create_engine, exc, pool, text
 
@@ -38,8 +39,13 @@ class CannotMigrate(Exception):
     """The reason, as a sentence for the operator. Nothing was changed."""
 
 
-def upgrade(dsn: str, *, wait: float) -> list[str]:
+def upgrade(dsn: str, *, wait: float, app_role: str | None = None) -> list[str]:
     """Apply every missing migration, or none. Return their revisions.
+
+    Args:
+        dsn: The address of the database, with the role that owns the tables.
+        wait: Seconds to wait for PostgreSQL.
+        app_role: The role of the apps, which gets the rights on the tables that it lacks. None if it is the same role.
 
     Raises:
         CannotMigrate
@@ -60,16 +66,18 @@ def upgrade(dsn: str, *, wait: float) -> list[str]:
                 before = _carry_over(transaction, str(before))
             script = ScriptDirectory.from_config(config)
             applied = [BASELINE] if carried_over else []
-            if before == script.get_current_head():
-                return applied
-            command.upgrade(config, "head")
-            return applied + [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
+            if before != script.get_current_head():
+                command.upgrade(config, "head")
+                applied += [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
+            if app_role and app_role != connection.info.user:
+                _grant(transaction, app_role)
+            return applied
     except CommandError as error:
         raise CannotMigrate(
             f"{error}. A newer version of this code may have migrated the database: run that version"
         ) from None
     except exc.DBAPIError as error:
-        raise CannotMigrate(f"PostgreSQL refused: {str(error.orig).splitlines()[0]}") from error
+        raise CannotMigrate(f"PostgreSQL refused: {str(error.orig).splitlines()[0]}{_next_step(error)}") from error
     finally:
         engine.dispose()
         connection.close()
@@ -95,6 +103,33 @@ def check(dsn: str) -> None:
             f"this code is older than the database, which has the revision {row[0]}: use the version of the code that "
             "migrated it, or a newer version"
         )
+
+
+def role_of(dsn: str | None) -> str | None:
+    """Return the role that an address names."""
+    role = conninfo_to_dict(dsn).get("user") if dsn else None
+    return str(role) if role else None
+
+
+def _grant(transaction: SqlConnection, app_role: str) -> None:
+    """Grant the rights that the apps' role lacks.
+
+    Raises:
+        CannotMigrate: The role does not exist.
+    """
+    if not transaction.execute(text("SELECT to_regrole(quote_ident(:role)) IS NOT NULL"), {"role": app_role}).scalar():
+        raise CannotMigrate(
+            f"PostgreSQL has no role {app_role}. Create it: CREATE ROLE {app_role} LOGIN PASSWORD '...'"
+        )
+    transaction.execute(text("SELECT set_config('velikiy.app_role', :role, true)"), {"role": app_role})
+    transaction.execute(text(statements("grants")))
+
+
+def _next_step(error: exc.DBAPIError) -> str:
+    """Return the next step if the role lacks a right, else an empty string."""
+    if not isinstance(error.orig, psycopg.errors.InsufficientPrivilege):
+        return ""
+    return ". Set MIGRATION_DATABASE_URL to the address with the role that owns the tables"
 
 
 def statements(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Create a private PostgreSQL cluster once, and its database. No step damages a cluster that exists."""
+"""Create a private PostgreSQL cluster once, its database and its roles. No step damages a cluster that exists."""
 
 import shutil
 import subprocess
@@ -6,12 +6,15 @@ import time
 from pathlib import Path
 
 import psycopg
-from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from velikiy.postgres import CONNECT_OPTIONS
 from velikiy.stack import Refusal
 from velikiy.stack.plan import Plan
+
+ROOT = Path(__file__).parent.parent.parent
+
+LOCK_TIMEOUT_MS = 300
 
 
 def binaries(cluster: Path) -> Path:
@@ -65,26 +68,57 @@ def create(plan: Plan, programs: Path) -> None:
     new.rename(plan.cluster)
 
 
-def create_database(plan: Plan, *, within: float) -> None:
-    """Wait for the server, then create the role and the database of the app if they are missing.
-
-    The app's role is no superuser: it owns its database and nothing else.
-
+def await_server(plan: Plan, *, within: float) -> None:
+    """
     Raises:
         Refusal: The server does not start within this time.
     """
-    app_password = plan.secret("app_password")
-    with _connect_as_superuser(plan, within) as connection:
-        if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'velikiy'").fetchone():
-            connection.execute(sql.SQL("CREATE ROLE velikiy LOGIN PASSWORD {}").format(app_password))
-        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'velikiy'").fetchone():
-            connection.execute("CREATE DATABASE velikiy OWNER velikiy")
+    _connect(plan, "postgres", within).close()
 
 
-def _connect_as_superuser(plan: Plan, within: float) -> psycopg.Connection:
-    password = plan.secret("postgres_password")
-    server = make_conninfo(host=str(plan.sockets), user="postgres", password=password, dbname="postgres")
+def create_database(plan: Plan, *, within: float) -> None:
+    """Create the database and its roles, or bring them up to date.
+
+    The role `velikiy_owner` owns the database and its tables. The role of the apps, `velikiy`, owns nothing.
+
+    Raises:
+        Refusal: The server does not answer, or a transaction keeps a table locked for so long.
+    """
     deadline = time.monotonic() + within
+    with _connect(plan, "postgres", within) as connection:
+        if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'velikiy'").fetchone():
+            connection.execute("CREATE DATABASE velikiy")
+    with _connect(plan, "velikiy", within) as connection:
+        connection.execute("SELECT set_config('velikiy.secrets', %s, false)", (str(plan.secrets_folder),))
+        connection.execute("SET velikiy.app_role = 'velikiy'")
+        # A statement that waits for the lock of a table keeps others from it. Requests can wait that long.
+        connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+        while not _update_roles(connection):
+            if time.monotonic() >= deadline:
+                raise Refusal(
+                    "A transaction in the database velikiy keeps a table locked, so the tables cannot get their new "
+                    "owner. Wait until the export, the import or the psql session ends, and start again."
+                )
+            time.sleep(LOCK_TIMEOUT_MS / 1000)
+
+
+def _update_roles(connection: psycopg.Connection) -> bool:
+    """Run roles.sql and grants.sql, both or none: running apps never lack a right. Return whether no lock was in the
+    way."""
+    try:
+        with connection.transaction():
+            for file in ("deploy/postgres/roles.sql", "migrations/sql/grants.sql"):
+                connection.execute((ROOT / file).read_bytes())
+    except psycopg.errors.LockNotAvailable:
+        return False
+    return True
+
+
+def _connect(plan: Plan, database: str, within: float) -> psycopg.Connection:
+    """Connect as the superuser."""
+    deadline = time.monotonic() + within
+    password = plan.secret("postgres_password")
+    server = make_conninfo(host=str(plan.sockets), user="postgres", password=password, dbname=database)
     while True:
         try:
             return psycopg.connect(server, **CONNECT_OPTIONS, autocommit=True)

@@ -250,8 +250,8 @@ def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
 @data_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(data: Path | None, arguments: tuple[str, ...]) -> None:
-    """Open psql in the database of the stack. ARGUMENTS go to psql."""
-    consoles.psql(_address(data, "database_url"), arguments)
+    """Open psql in the database of the stack, as the role that owns the tables. ARGUMENTS go to psql."""
+    consoles.psql(_address(data, "migration_database_url"), arguments)
 
 
 @run.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

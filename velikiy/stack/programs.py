@@ -143,7 +143,7 @@ def _python_environment(plan: Plan, settings: ServiceSettings) -> dict[str, str]
         **{name.upper(): str(value) for name, value in settings.model_dump(exclude_none=True).items()},
         "BIND": plan.bind,
         "REDIS_DIRECT": str(settings.redis_direct or plan.own_redis),
-        "SECRETS_DIR": str(plan.secrets_folder),
+        "SECRETS_DIR": str(plan.secrets_folder / "app"),
         **authentication(plan),
     }
 
@@ -210,7 +210,7 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),
                 **(_tls(plan, settings, n) if plan.tls_cert else {}),
                 "REDIS_TIMEOUT": str(settings.redis_timeout),
-                "SECRETS_DIR": str(plan.secrets_folder),
+                "SECRETS_DIR": str(plan.secrets_folder / "edge"),
                 "DATABASE_TIMEOUT": str(settings.database_timeout),
             },
             stop_signal="QUIT",  # graceful: Nginx finishes its responses

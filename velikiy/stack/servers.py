@@ -9,6 +9,7 @@ import redis
 
 from velikiy.coherence.redis_connections import DROP, Connections, refusal
 from velikiy.postgres import CONNECT_OPTIONS
+from velikiy.postgres.rights import missing_rights
 from velikiy.settings import ServiceSettings
 from velikiy.stack import Refusal
 from velikiy.stack.messages import report
@@ -22,16 +23,8 @@ REDIS_TIMEOUT_S = 2
 PROBE_KEY = "user:0"
 """A key of the form that the service uses, for a row that does not exist: the user of Redis may be limited to keys."""
 
-MIGRATED_TABLES = ("users", "caches", "idempotency_keys", "imports")
-
-MISSING_RIGHTS = """
-SELECT string_agg(name, ', ') FROM unnest(%s::text[]) name
-WHERE NOT (
-    SELECT bool_and(has_table_privilege(to_regclass(name), privilege))
-    FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) privilege
-)
-"""
-"""Tables that exist and of which the user lacks a right."""
+SAME_DATABASE = "SELECT oid, pg_postmaster_start_time() FROM pg_database WHERE datname = current_database()"
+"""Equal for two connections only if both lead to the same database of the same server."""
 
 CONNECTION_LIMITS = """
 SELECT name, value FROM (
@@ -64,28 +57,47 @@ PG_NEXT_STEPS = {
 """The next step of the operator, by a part of the message of PostgreSQL or its client."""
 
 
-def check_postgres(url: str) -> None:
+def check_postgres(url: str, migration_url: str | None) -> None:
     """
+    Args:
+        url: DATABASE_URL.
+        migration_url: MIGRATION_DATABASE_URL, whose role grants the other role what it lacks.
+
     Raises:
         Refusal: The service cannot use this PostgreSQL.
     """
+    version, database, missing = _inspect("DATABASE_URL", url)
+    if version < OLDEST_POSTGRES:
+        raise Refusal(f"DATABASE_URL names PostgreSQL {version}. Use PostgreSQL {OLDEST_POSTGRES} or newer.")
+    if migration_url:
+        if _inspect("MIGRATION_DATABASE_URL", migration_url)[1] != database:
+            raise Refusal("MIGRATION_DATABASE_URL names another database than DATABASE_URL. Only the role may differ.")
+    elif missing:
+        raise Refusal(
+            f"The user of DATABASE_URL lacks rights on tables: {', '.join(missing)}. Make the user their owner (ALTER "
+            "TABLE ... OWNER TO ...), or set MIGRATION_DATABASE_URL to the address with their owner, which grants them."
+        )
+
+
+def _inspect(name: str, url: str) -> tuple[int, object, list[str]]:
+    """Return the major version of the server, what identifies the database, and the rights that the user lacks.
+
+    Raises:
+        Refusal: No connection can be made.
+    """
+    from velikiy.resources.base import registry  # an import at the top would delay each command
+
     try:
         with psycopg.connect(url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
             version = connection.info.server_version // 10_000
-            row = connection.execute(MISSING_RIGHTS, (list(MIGRATED_TABLES),)).fetchone()
+            database = connection.execute(SAME_DATABASE).fetchone()
+            return version, database, missing_rights(connection, list(registry()))
     except psycopg.Error as error:
         message = " ".join(str(error).split()) or type(error).__name__
         steps = (step for part, step in PG_NEXT_STEPS.items() if part.lower() in message.lower())
         raise Refusal(
-            f"DATABASE_URL cannot be used: {message}. {next(steps, 'Check the address and that the server runs')}."
+            f"{name} cannot be used: {message}. {next(steps, 'Check the address and that the server runs')}."
         ) from None
-    if version < OLDEST_POSTGRES:
-        raise Refusal(f"DATABASE_URL names PostgreSQL {version}. Use PostgreSQL {OLDEST_POSTGRES} or newer.")
-    if row and row[0]:
-        raise Refusal(
-            f"The user of DATABASE_URL may not read and write these tables: {row[0]}. Make the user their "
-            "owner (ALTER TABLE ... OWNER TO ...), or grant SELECT, INSERT, UPDATE and DELETE."
-        )
 
 
 def check_redis(url: str) -> None:

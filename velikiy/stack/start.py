@@ -58,7 +58,7 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
-        servers.check_postgres(wanted.database_url)
+        servers.check_postgres(wanted.database_url, wanted.migration_database_url)
     if wanted.redis_url:
         servers.check_redis(wanted.redis_url)
     obstacle = ""
@@ -170,10 +170,11 @@ def _replace_programs(
     if obstacle := rolling.obstacle(running, plan, replacements, addresses):
         plan.fingerprint = fingerprint
         return obstacle
+    _write_secrets(plan, wanted)  # the services of an earlier version had no folders of their own
     with step("checking the new version"):
         rolling.check_new_version(plan, replacements)
     _create_files(plan, wanted)
-    rolling.replace(plan, replacements, lambda: _migrate(plan.secret("database_url")))
+    rolling.replace(plan, replacements, lambda: _update_database(plan, binaries))
     with step("waiting until all edges may use their caches"):
         _wait_until_ready(plan, within=60)
     plan.fingerprint = fingerprint
@@ -183,9 +184,8 @@ def _replace_programs(
 
 def _is_unchanged(running: Plan, plan: Plan, wanted: StackSettings) -> bool:
     unchanged = (running.fingerprint, running.port, running.http_port) == (plan.fingerprint, plan.port, plan.http_port)
-    return unchanged and all(
-        value is None or value == running.secret(name) for name, value in _given_secrets(wanted).items()
-    )
+    secrets = {**_given_secrets(wanted), "migration_database_url": wanted.migration_database_url}
+    return unchanged and all(value is None or value == running.secret(name) for name, value in secrets.items())
 
 
 def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
@@ -210,6 +210,10 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     for name in ("run", "logs", "secrets", *servers):
         (plan.home / name).mkdir(mode=0o700, exist_ok=True)
     copy_configurations(plan)
+    _write_secrets(plan, wanted)
+
+
+def _write_secrets(plan: Plan, wanted: StackSettings) -> None:
     secret_files.write(
         plan.secrets_folder,
         postgres=str(plan.sockets),
@@ -217,13 +221,14 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
         database_url=wanted.database_url,
         redis_url=wanted.redis_url,
         edge_secret=wanted.edge_secret,
-        mode=0o400,
+        migration_database_url=wanted.migration_database_url,
     )
+    secret_files.share(plan.secrets_folder, plan.secrets_folder, ("app", "edge"), {})
 
 
 def _launch_or_stop(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> None:
     """Start all programs. If that fails or is interrupted, stop all of them again."""
-    # Import the module for `_migrate` while PostgreSQL starts: with SQLAlchemy the import takes half a second.
+    # Import the module for `_update_database` while PostgreSQL starts: with SQLAlchemy the import takes half a second.
     threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
     supervisor = Supervisor(plan)
     try:
@@ -245,9 +250,9 @@ def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, superv
     with step(f"starting {data_servers or 'the supervisor'}"):
         supervisor.start(wanted)
         if binaries:
-            cluster.create_database(plan, within=60)
+            cluster.await_server(plan, within=60)
     with step("bringing the tables up to date"):
-        _migrate(plan.secret("database_url"))
+        _update_database(plan, binaries)
     others = [program.name for program in wanted if program.name not in DATA_SERVERS]
     with step(f"starting {', '.join(others)}"):
         for name in others:
@@ -255,12 +260,16 @@ def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, superv
         _wait_until_ready(plan, within=60)
 
 
-def _migrate(database_url: str) -> None:
+def _update_database(plan: Plan, binaries: Path | None) -> None:
+    """Bring the roles of the stack's own PostgreSQL up to date, and the tables of any."""
     # An import at the top would delay each command. `_launch_or_stop` imports the module in the background.
     from velikiy.postgres import migrate
 
+    if binaries:
+        cluster.create_database(plan, within=60)
     try:
-        migrate.upgrade(database_url, wait=10)
+        app_role = migrate.role_of(plan.secret("database_url"))
+        migrate.upgrade(plan.secret("migration_database_url"), wait=10, app_role=app_role)
     except migrate.CannotMigrate as error:
         raise Refusal(f"The tables could not be brought up to date: {error}") from None
 
