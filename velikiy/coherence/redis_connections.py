@@ -6,9 +6,10 @@ Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run
 """
 
 import hashlib
-import re
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from velikiy.coherence.host import HOST
+from velikiy.coherence.shards import Server, ShardMap
 from velikiy.kernel_timeouts import Socket
 from velikiy.settings import is_loopback
 
@@ -44,41 +46,10 @@ class Script:
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
 
 
-class Server(NamedTuple):
-    """One database of one run of a Redis. A connection leads to the same server as long as it lives.
-
-    A Redis that was restarted, a replica that was promoted, and another Redis behind the same name are other servers:
-    each run has an id of its own (`run_id` in INFO), and its data set another one (`master_replid`), which changes when
-    a replica takes over.
-    """
-
-    id: str
-    """`<run id>.<beginning of the id of the data set>/<number of the database>`."""
-
-    place: str
-    """Where this process reaches the server, without a password. Other processes may reach it elsewhere."""
-
-    def __str__(self) -> str:
-        return f"{self.id}@{self.place}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Server":
-        return cls(*text.partition("@")[::2])
-
-    @property
-    def address(self) -> str:
-        """The place and the number of the database, for people: without the name of the machine."""
-        return re.sub("^[0-9a-f]{16} ", "", self.place) + "/" + self.id.partition("/")[2]
-
-    @property
-    def run(self) -> str:
-        return self.id.partition("/")[0]
-
-
 class OtherServer(Exception):
     """The connection leads to a server other than the expected one. Nothing was sent to it."""
 
-    def __init__(self, found: Server) -> None:
+    def __init__(self, found: ShardMap) -> None:
         self.found = found
 
 
@@ -119,6 +90,15 @@ class Connections:
             OtherServer
             redis.exceptions.RedisError: also for an error reply, after all replies were read.
         """
+        return self.receive(self.send(*commands, at=at))
+
+    def send(self, *commands: tuple[Argument, ...], at: str | None = None) -> "Sent":
+        """Send the commands without waiting for their replies.
+
+        Raises:
+            OtherServer
+            redis.exceptions.RedisError
+        """
         try:
             (connection, server), kept = self._idle.pop(), True
         except IndexError:
@@ -126,24 +106,40 @@ class Connections:
         if at is not None and server.id != at:
             connection.disconnect()
             if not kept:
-                raise OtherServer(server)
-            self._idle.clear()  # the address may lead to another server by now
-            return self.exchange(*commands, at=at)
+                raise OtherServer(ShardMap.plain(server))
+            self.close_idle()  # the address may lead to another server by now
+            return self.send(*commands, at=at)
         try:
             _send(connection, commands)
-            replies = _receive(connection, len(commands))
         except redis.exceptions.ConnectionError:
             if not kept:
                 raise
+            self.close_idle()
+            return self.send(*commands, at=at)
+        return Sent(connection, server, kept, commands, at)
+
+    def receive(self, sent: "Sent", until: float | None = None) -> list[Any]:
+        """Return the replies.
+
+        Args:
+            until: The moment (`time.monotonic`) to wait for, if it is not the usual timeout after each command.
+
+        Raises:
+            OtherServer
+            redis.exceptions.RedisError
+        """
+        connection = sent.connection
+        try:
+            replies = _receive(connection, len(sent.commands), until)
+        except redis.exceptions.ConnectionError:
+            if not sent.kept:
+                raise
             # A kept connection to a Redis that was restarted is broken; a new connection shows the present state. A
             # command that runs twice for this reason is a drop, or finds its fill lease gone.
-            self._idle.clear()
-            return self.exchange(*commands, at=at)
-        self._idle.append((connection, server))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+            self.close_idle()
+            return self.receive(self.send(*sent.commands, at=sent.at), until)
+        self._idle.append((connection, sent.server))
+        return _without_errors(replies)
 
     def run(
         self,
@@ -154,10 +150,25 @@ class Connections:
     ) -> list[Any]:
         """Run the script once for each call (a key, arguments) and return the results. The commands in `before`
         are sent first, in the same exchange."""
+        return self.results(self.start(script, *calls, before=before, at=at), script, *calls)
+
+    def start(
+        self,
+        script: Script,
+        *calls: tuple[Any, ...],
+        before: Sequence[tuple[Argument, ...]] = (),
+        at: str | None = None,
+    ) -> "Sent":
+        """Send the first half of `run`."""
+        return self.send(*before, *(script.run(*call) for call in calls), at=at)
+
+    def results(self, sent: "Sent", script: Script, *calls: tuple[Any, ...], until: float | None = None) -> list[Any]:
+        """Return the results of what `start` has sent."""
         try:
-            return self.exchange(*before, *(script.run(*call) for call in calls), at=at)[len(before) :]
+            replies = self.receive(sent, until)
         except redis.exceptions.NoScriptError:
-            return self.exchange(*(script.load(*call) for call in calls), at=at)
+            return self.receive(self.send(*(script.load(*call) for call in calls), at=sent.at), until)
+        return replies[len(replies) - len(calls) :]
 
     def identify(self) -> Server:
         """Return the server that answers at this address now.
@@ -169,41 +180,122 @@ class Connections:
         connection.disconnect()
         return server
 
-    def _connect(self) -> tuple[Any, Server]:
+    def facts(self, *cluster_commands: tuple[Argument, ...]) -> "Facts":
+        """Return what the server at this address says of itself, be it a primary, a replica or a Sentinel. A node of a
+        cluster also gets the commands.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        with self._opened() as connection:
+            [reply] = _ask(connection, INFO)
+            facts = Facts(_members(reply), [])
+            return facts._replace(replies=_ask(connection, *cluster_commands)) if facts.is_cluster else facts
+
+    def server(self, members: dict[str, str]) -> Server:
+        """Return the server that has said this of itself.
+
+        Raises:
+            redis.exceptions.RedisError: The server cannot be used as Redis.
+        """
+        number = self.client.connection_pool.connection_kwargs.get("db") or 0
+        return Server(f"{_run(members)}/{number}", self.place)
+
+    def command(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Send commands on a connection of their own, whatever answers there: a Sentinel is no server for keys.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        with self._opened() as connection:
+            return _ask(connection, *commands)
+
+    @property
+    def host(self) -> str:
+        return str(self.client.connection_pool.connection_kwargs.get("host", "localhost"))
+
+    def close_idle(self) -> None:
+        """Close every connection that is not in use now."""
+        self._idle.clear()
+
+    def _open(self) -> Any:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
         pool = self.client.connection_pool
         kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
         connection = kind(**pool.connection_kwargs)
         connection.connect()
+        return connection
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        connection = self._open()
         try:
-            _send(connection, (INFO,))
-            (reply,) = _receive(connection, 1)
-            run = _run(reply)
+            yield connection
+        finally:
+            connection.disconnect()
+
+    def _connect(self) -> tuple[Any, Server]:
+        connection = self._open()
+        try:
+            [reply] = _ask(connection, INFO)
+            return connection, self.server(_members(reply))
         except redis.exceptions.RedisError:
             connection.disconnect()
             raise
-        return connection, Server(f"{run}/{pool.connection_kwargs.get('db') or 0}", self.place)
+
+
+class Sent(NamedTuple):
+    """Commands whose replies were not read yet. They have to be received, or the connection closed."""
+
+    connection: Any
+    server: Server
+    kept: bool
+    """The connection was used before."""
+
+    commands: tuple[tuple[Argument, ...], ...]
+    at: str | None
+
+    def abandon(self) -> None:
+        self.connection.disconnect()
+
+
+class Facts(NamedTuple):
+    members: dict[str, str]
+    """The reply to INFO."""
+
+    replies: list[Any]
+    """The replies to the commands for a node of a cluster; empty if it is none."""
+
+    @property
+    def is_cluster(self) -> bool:
+        return _mode(self.members) == "cluster"
 
 
 INFO = ("INFO", "server", "replication")
 
 
-def _run(reply: Any) -> str:
-    """Return the first part of the id of a server from its reply to INFO.
+def _members(reply: bytes) -> dict[str, str]:
+    """Parse a reply to INFO."""
+    return dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+
+
+def _mode(members: dict[str, str]) -> str:
+    return members.get("redis_mode") or members.get("server_mode") or ""  # the second: Valkey
+
+
+def _run(members: dict[str, str]) -> str:
+    """Return the first part of the id of a server.
 
     Raises:
         redis.exceptions.RedisError: The server cannot be used as Redis.
     """
-    if isinstance(reply, Exception):
-        raise reply
-    facts = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
-    if facts.get("redis_mode") == "cluster":
-        raise redis.exceptions.RedisError("CLUSTERDOWN: the mode is cluster")
-    if facts.get("role") not in (None, "master"):
+    if _mode(members) == "sentinel":
+        raise redis.exceptions.RedisError("the mode is sentinel")
+    if members.get("role") not in (None, "master"):
         raise redis.exceptions.RedisError("READONLY: the role is not master")
-    if "run_id" not in facts:
+    if "run_id" not in members:
         raise redis.exceptions.RedisError("INFO lacks run_id")
-    return f"{facts['run_id']}.{facts.get('master_replid', '')[:12]}"
+    return f"{members['run_id']}.{members.get('master_replid', '')[:12]}"
 
 
 def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
@@ -216,7 +308,7 @@ def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
     if path := address.get("path"):
         return path, False
     host = address.get("host", "localhost")
-    place = f"{host}:{address.get('port', 6379)}"
+    place = f"{f'[{host}]' if ':' in host else host}:{address.get('port', 6379)}"
     return (f"{HOST} {place}", True) if direct and host != "localhost" and is_loopback(host) else (place, False)
 
 
@@ -226,15 +318,33 @@ def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:
     connection.send_packed_command([b"".join(encoded)])
 
 
-def _receive(connection: Any, count: int) -> list[Any]:
+def _receive(connection: Any, count: int, until: float | None = None) -> list[Any]:
     replies: list[Any] = []
     for _ in range(count):
+        # The minimum is for a server that answers at once after others have used up the time.
+        timeout = {} if until is None else {"timeout": max(0.05, until - time.monotonic())}
         try:
-            replies.append(connection.read_response(disconnect_on_error=True))
+            replies.append(connection.read_response(disconnect_on_error=True, **timeout))
         except redis.exceptions.ResponseError as error:
             replies.append(error)
     return replies
 
+
+def _without_errors(replies: list[Any]) -> list[Any]:
+    """Raises: redis.exceptions.RedisError: A command had no success."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _ask(connection: Any, *commands: tuple[Argument, ...]) -> list[Any]:
+    _send(connection, commands)
+    return _without_errors(_receive(connection, len(commands)))
+
+
+MOVING = "the cluster moves hash slots"
+UNCOVERED = "the cluster does not serve all hash slots"
 
 REFUSALS = {
     "WRONGPASS": "refuses the user or the password",
@@ -254,11 +364,15 @@ REFUSALS = {
     "unknown command": "lacks a command that this service needs (renamed or switched off)",
     "DB index is out of range": "has no database of this number",
     "max number of clients": "has no room for further clients (maxclients)",
-    "MOVED": "is a cluster, which this service cannot use",
-    "CROSSSLOT": "is a cluster, which this service cannot use",
     "INFO lacks run_id": "does not name its run_id in INFO, so this service cannot tell it from another Redis",
-    "hash slot": "is a cluster, which this service cannot use",
-    "CLUSTERDOWN": "is a cluster, which this service cannot use",
+    UNCOVERED: "is a cluster that does not serve all hash slots now",
+    "CLUSTERDOWN": "is a cluster that does not serve all hash slots now",
+    MOVING: "is a cluster that moves hash slots between its servers now",
+    "MOVED": "is a cluster that moves hash slots between its servers now",
+    "TRYAGAIN": "is a cluster that moves hash slots between its servers now",
+    "SELECT is not allowed": "is a cluster, which has only the database number 0",
+    "mode is sentinel": "is a Sentinel: begin the address with redis+sentinel:// and add the name of the primary",
+    "knows no primary": "has no primary of this name at the Sentinels",
     "SSL": "does not speak TLS at this address, or its certificate is not trusted",
     "Protocol Error": "is no Redis: the server at this address speaks another protocol",
 }
