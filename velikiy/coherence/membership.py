@@ -54,6 +54,12 @@ class Cache(NamedTuple):
         return ShardMap.parse(self.address) if self.address and not self.fenced else None
 
     @property
+    def shown(self) -> str:
+        """The address, for people."""
+        is_redis = self.name == REDIS and self.address
+        return ShardMap.parse(self.address).address if is_redis else self.address or self.name
+
+    @property
     def instance_id(self) -> str:
         return self.name.partition("@")[0]
 
@@ -173,7 +179,7 @@ class Caches:
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 _which(caches),
             )
-        log.warning("cache.fenced", caches=[cache.address or cache.name for cache in caches])
+        log.warning("cache.fenced", caches=[cache.shown for cache in caches])
 
     def await_exclusion(self, caches: Sequence[Cache]) -> None:
         """Wait until no lease for these fenced caches is left, then exclude them. Return at once for caches that are
@@ -213,7 +219,7 @@ class Caches:
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 which,
             )
-        log.warning("cache.excluded", caches=[cache.address or cache.name for cache in caches])
+        log.warning("cache.excluded", caches=[cache.shown for cache in caches])
 
     def renew(self, instance_id: str, epoch: str) -> Grant | None:
         """Renew an edge's cache lease.

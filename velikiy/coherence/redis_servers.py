@@ -102,8 +102,8 @@ class RedisServers:
         for place in self._primaries(named, replies):
             at = self._at(place)
             facts = at.facts(*CLUSTER_COMMANDS)
-            if not facts.is_cluster:
-                raise SlotsMove(MOVING)
+            if not facts.is_cluster or facts.members.get("role") != "master":
+                raise SlotsMove(MOVING)  # the nodes have yet to learn it from each other
             _, nodes, info = facts.replies
             node = next(it for it in _nodes(nodes) if it.is_myself)
             if node.has_open_slots:
@@ -132,8 +132,8 @@ class RedisServers:
         for _, _, (host, port, node, *more), *_ in slots:
             # By cluster-preferred-endpoint-type: an address, a name, "?" for a name that is missing, or nothing for the
             # host that was contacted.
-            metadata = dict(zip(more[0][::2], more[0][1::2], strict=False)) if more else {}
-            host = metadata.get(b"ip", b"") if host == b"?" else host
+            if host == b"?":
+                host = _pairs(more[0]).get(b"ip", b"") if more else b""
             places[node.decode()] = _place(host or named.host, port)
         for it in _nodes(text):
             if it.is_primary and it.id not in places and not it.slots:
@@ -183,6 +183,11 @@ def _nodes(text: bytes) -> list[_Node]:
             )
         )
     return nodes
+
+
+def _pairs(reply: Any) -> dict[bytes, bytes]:
+    """Return a map, which is a list in RESP 2."""
+    return reply if isinstance(reply, dict) else dict(zip(reply[::2], reply[1::2], strict=True))
 
 
 def _place(host: str | bytes, port: str | bytes | int) -> str:
