@@ -103,6 +103,12 @@ class Cluster:
                         return node
         raise AssertionError(f"no server holds the slot {slot}")
 
+    def owner_if_any(self, slot: int) -> Node | None:
+        try:
+            return self.owner(slot)
+        except AssertionError:
+            return None
+
     def move_slots(self, slots: Sequence[int], target: Node, pause: float = 0.0) -> None:
         """Move these slots with their keys as `redis-cli --cluster reshard` does."""
         for slot in slots:

@@ -261,6 +261,39 @@ def test_cluster_with_a_password_and_few_rights_is_used(stack: Stack) -> None:
             assert running.name(user) == "new"
 
 
+@pytest.mark.scale
+def test_entry_that_a_promoted_replica_has_kept_is_never_read(stack: Stack) -> None:
+    with cluster(3, 1) as nodes, service(stack, nodes.url) as running:
+        user = running.user()
+        key = path_of(user).key
+        killed = nodes.owner(slot_of(key))
+        old = killed.client.dump(key)
+        running.users.update(user, "new")
+        killed.kill()
+        promoted = wait_until(lambda: nodes.owner_if_any(slot_of(key)))
+        promoted.client.restore(key, 60_000, old, replace=True)
+        assert running.name(user) == "new"
+        running.users.update(user, "newer")
+        assert running.name(user) == "newer"
+        running.put_into_use()
+        shards = running.redis_in_use()
+        assert shards
+        assert shards.shard_of(key).server.place == promoted.place
+        assert running.name(user) == "newer"
+
+
+@pytest.mark.scale
+def test_nodes_that_announce_names_are_used_by_their_names(stack: Stack) -> None:
+    names = ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"]
+    with cluster(2, options=names) as nodes, service(stack, f"redis://{nodes.nodes[0].place}/0") as running:
+        shards = running.redis_in_use()
+        assert shards
+        assert {it.place.partition(":")[0] for it in shards.servers} == {"localhost"}
+        user = running.user()
+        running.users.update(user, "new")
+        assert running.name(user) == "new"
+
+
 def test_first_of_several_hosts_that_is_a_primary_is_in_use(stack: Stack) -> None:
     with redis_server() as port, redis_server() as replica, Redis(port=replica) as client:
         client.replicaof("127.0.0.1", str(port))
@@ -276,6 +309,7 @@ def test_primary_that_was_a_replica_in_between_serves_no_entry_on_open_connectio
         with Redis(port=port) as primary, Redis(port=other) as late:
             user = running.user()
             key = path_of(user).key
+            late.config_set("repl-diskless-sync-delay", 0)
             late.restore(key, 60_000, primary.dump(key))
             running.users.update(user, "new")
             assert running.is_read_by_the_edge(user)

@@ -181,19 +181,19 @@ class Connections:
         return server
 
     def facts(self, *cluster_commands: tuple[Argument, ...]) -> "Facts":
-        """Return what the server at this address says of itself, be it a primary, a replica or a Sentinel. A node of a
+        """Return what the server at this address reports, be it a primary, a replica or a Sentinel. A node of a
         cluster also gets the commands.
 
         Raises:
             redis.exceptions.RedisError
         """
         with self._opened() as connection:
-            [reply] = _ask(connection, INFO)
+            [reply] = _exchange(connection, INFO)
             facts = Facts(_members(reply), [])
-            return facts._replace(replies=_ask(connection, *cluster_commands)) if facts.is_cluster else facts
+            return facts._replace(replies=_exchange(connection, *cluster_commands)) if facts.is_cluster else facts
 
     def server(self, members: dict[str, str]) -> Server:
-        """Return the server that has said this of itself.
+        """Return the server that has reported these facts.
 
         Raises:
             redis.exceptions.RedisError: The server cannot be used as Redis.
@@ -208,7 +208,7 @@ class Connections:
             redis.exceptions.RedisError
         """
         with self._opened() as connection:
-            return _ask(connection, *commands)
+            return _exchange(connection, *commands)
 
     @property
     def host(self) -> str:
@@ -237,7 +237,7 @@ class Connections:
     def _connect(self) -> tuple[Any, Server]:
         connection = self._open()
         try:
-            [reply] = _ask(connection, INFO)
+            [reply] = _exchange(connection, INFO)
             return connection, self.server(_members(reply))
         except redis.exceptions.RedisError:
             connection.disconnect()
@@ -338,7 +338,7 @@ def _without_errors(replies: list[Any]) -> list[Any]:
     return replies
 
 
-def _ask(connection: Any, *commands: tuple[Argument, ...]) -> list[Any]:
+def _exchange(connection: Any, *commands: tuple[Argument, ...]) -> list[Any]:
     _send(connection, commands)
     return _without_errors(_receive(connection, len(commands)))
 

@@ -93,7 +93,7 @@ class RedisServers:
         if not found:
             raise redis.exceptions.RedisError(f"the Sentinel knows no primary named {self.address.primary}")
         server = self._at(_place(*found))
-        # A Sentinel may name the former primary for a while, which says of itself that it is a replica.
+        # A Sentinel may name the former primary for a while, which reports that it is a replica.
         return ShardMap.plain(server.server(server.facts().members))
 
     def _discover_cluster(self, named: Connections, replies: Sequence[Any]) -> ShardMap:
