@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -54,9 +55,12 @@ class Node:
             self.process.wait()
         self.client.close()
 
+    def command(self, *command: str | bytes | int) -> Any:
+        return self.client.execute_command(*command)  # type: ignore[no-untyped-call]
+
     def cluster(self, *command: str | int) -> str:
         """Run a subcommand of CLUSTER."""
-        reply = self.client.execute_command("CLUSTER", *command)
+        reply = self.command("CLUSTER", *command)
         return reply.decode() if isinstance(reply, bytes) else str(reply)
 
     @property
@@ -75,7 +79,7 @@ class Node:
     @property
     def is_primary(self) -> bool:
         with suppress(RedisError):
-            return self.client.info("replication")["role"] == "master"
+            return bool(self.client.info("replication")["role"] == "master")
         return False
 
 
@@ -125,14 +129,19 @@ class Cluster:
 
     def move_keys(self, slot: int, source: Node, target: Node) -> None:
         login = ("AUTH", self.password) if self.password else ()
-        while keys := source.client.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+        while keys := source.command("CLUSTER", "GETKEYSINSLOT", slot, 100):
             command = ("MIGRATE", "127.0.0.1", target.port, "", 0, 5000, *login, "KEYS", *keys)
-            source.client.execute_command(*command)
+            source.command(*command)
 
 
 @contextmanager
 def cluster(
-    primaries: int = 3, replicas: int = 0, *, program: str = "redis-server", password: str = "", options: Sequence[str] = ()
+    primaries: int = 3,
+    replicas: int = 0,
+    *,
+    program: str = "redis-server",
+    password: str = "",
+    options: Sequence[str] = (),
 ) -> Iterator[Cluster]:
     """Run a cluster. Each replica is one of the primary with its number; node `n` is a primary if n < primaries."""
     count = primaries * (1 + replicas)
@@ -160,10 +169,10 @@ def cluster(
 def _join(running: Cluster, primaries: int) -> None:
     nodes = running.nodes
     for number, node in enumerate(nodes):
-        node.client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        node.command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         if number < primaries:
             first, last = SLOTS * number // primaries, SLOTS * (number + 1) // primaries - 1
-            node.client.execute_command("CLUSTER", "ADDSLOTSRANGE", first, last)
+            node.command("CLUSTER", "ADDSLOTSRANGE", first, last)
     for node in nodes[1:]:
         node.cluster("MEET", "127.0.0.1", nodes[0].port, nodes[0].port + len(nodes))
     wait_until(lambda: all(len(node.cluster("NODES").splitlines()) == len(nodes) for node in nodes))
@@ -207,7 +216,7 @@ def sentinels(primary: Node, name: str, count: int = 3) -> Iterator[list[Node]]:
 
 
 def _knows(sentinel: Node, name: str, others: int) -> bool:
-    facts = sentinel.client.sentinel_master(name)
+    facts: Any = sentinel.client.sentinel_master(name)
     return bool(facts["num-other-sentinels"] == others and facts["num-slaves"])
 
 

@@ -156,7 +156,10 @@ class TestToRedis:
         [dropped] = connections.run(DROP, (PATH.key, "token", 3000), before=[("UNLINK", OTHER_PATH.key)])
         assert (dropped, stack.redis().exists(OTHER_PATH.key)) == (0, 0)
         assert connections.run(FILL, (PATH.key, "", "token", b"200\t\t\t\n{}", 60_000)) == [1]
-        assert connections.run(READ, (PATH.key, "", "another", 3000, connections.identify().data_set))[0][:2] == [1, b"200\t\t\t\n{}"]
+        assert connections.run(READ, (PATH.key, "", "another", 3000, connections.identify().data_set))[0][:2] == [
+            1,
+            b"200\t\t\t\n{}",
+        ]
 
     def test_delayed_redis_read_does_not_grant_the_fill_lease_of_its_repetition(
         self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy

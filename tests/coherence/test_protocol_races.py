@@ -14,8 +14,8 @@ from testkit.stack import EDGE_SECRET, Stack, wait_until
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier, redis_tier
 from velikiy.coherence.locks import lock, lock_id, writer_in_flight
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.redis_tier import FillLease, Hit
+from velikiy.coherence.shards import ShardMap
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 _numbers = count(1)

@@ -19,7 +19,7 @@ from testkit.databases import create_database, drop_database, redis_server
 from testkit.failpoints import Failpoints, Users, failpoint_gate, has_cache_lease, running_app, running_edge
 from testkit.redis_cluster import Cluster, Node, cluster
 from testkit.stack import Stack, wait_until
-from velikiy.coherence import CachePath, FillLease, Gate
+from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.redis_servers import RedisServers
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.shards import SLOTS, Server, Shard, ShardMap, slot_of
@@ -125,9 +125,11 @@ class TestKeys:
             assert clustered.is_read_by_the_edge(user)
             assert clustered.gate.redis_tier.read(path_of(user), "")
         keys = [path_of(user).key for user in users]
-        assert [
-            node.client.execute_command("EXISTS", key) for node, key in zip(nodes.nodes, keys, strict=True)
-        ] == [1, 1, 1]
+        assert [node.command("EXISTS", key) for node, key in zip(nodes.nodes, keys, strict=True)] == [
+            1,
+            1,
+            1,
+        ]
 
     @pytest.mark.parametrize("key", ["user:1", "all_users", "x{a}b", "{}q", "a{b", "}{x}y", "{{a}}", "день:{7}", "{"])
     def test_slot_of_a_key_is_the_slot_of_the_cluster(self, nodes: Cluster, key: str) -> None:
@@ -157,7 +159,7 @@ class TestWrites:
             clustered.users.update(user, "new")
             assert clustered.name(user) == "new"
             for key in ("all_users", "count_users"):
-                assert not nodes.owner(slot_of(key)).client.execute_command("EXISTS", key)
+                assert not nodes.owner(slot_of(key)).command("EXISTS", key)
             assert clustered.is_read_by_the_edge(user)
 
     def test_purge_of_everything_empties_every_server(self, clustered: Service, nodes: Cluster) -> None:
@@ -202,7 +204,7 @@ class TestSlots:
             clustered.users.update(user, "new")
             assert time.monotonic() - began > EXCLUSION_S
             assert clustered.redis_in_use() is None
-            assert target.client.execute_command("HEXISTS", path_of(user).key, "body:")  # the old entry
+            assert target.command("HEXISTS", path_of(user).key, "body:")  # the old entry
             assert clustered.name(user) == "new"
             clustered.put_into_use()
             shards = clustered.redis_in_use()
@@ -227,7 +229,7 @@ class TestSlots:
             assert clustered.redis_in_use() is None
             source.cluster("SETSLOT", slot, "STABLE")
             nodes.move_keys(slot, target, source)
-            assert b"old" in source.client.execute_command("HGET", path_of(user).key, "body:")
+            assert b"old" in source.command("HGET", path_of(user).key, "body:")
             assert clustered.name(user) == "new"
         finally:
             for node in (source, target):
@@ -254,7 +256,7 @@ def test_cluster_with_a_password_and_few_rights_is_used(stack: Stack) -> None:
     cluster_rights = "+cluster|slots +cluster|nodes +cluster|info"
     with cluster(2, password="p@ss") as nodes:
         for node in nodes.nodes:
-            node.client.execute_command("ACL", "SETUSER", "low", "on", ">p/w", *rights.split(), *cluster_rights.split())
+            node.command("ACL", "SETUSER", "low", "on", ">p/w", *rights.split(), *cluster_rights.split())
         with service(stack, nodes.url.replace(":p@ss@", "low:p%2Fw@")) as running:
             user = running.user()
             running.users.update(user, "new")
@@ -267,11 +269,12 @@ def test_entry_that_a_promoted_replica_has_kept_is_never_read(stack: Stack) -> N
         user = running.user()
         key = path_of(user).key
         killed = nodes.owner(slot_of(key))
-        old = killed.client.dump(key)
+        old = killed.command("DUMP", key)
         running.users.update(user, "new")
         killed.kill()
         promoted = wait_until(lambda: nodes.owner_if_any(slot_of(key)))
-        promoted.client.restore(key, 60_000, old, replace=True)
+        assert promoted
+        promoted.command("RESTORE", key, 60_000, old, "REPLACE")
         assert running.name(user) == "new"
         running.users.update(user, "newer")
         assert running.name(user) == "newer"
@@ -305,21 +308,26 @@ def test_first_of_several_hosts_that_is_a_primary_is_in_use(stack: Stack) -> Non
 
 def test_primary_that_was_a_replica_in_between_serves_no_entry_on_open_connections(stack: Stack) -> None:
     """Its data came from a server that has missed a drop. No request has noticed the change."""
-    with redis_server() as port, redis_server() as other, service(stack, f"redis://127.0.0.1:{port}/0") as running:
-        with Redis(port=port) as primary, Redis(port=other) as late:
-            user = running.user()
-            key = path_of(user).key
-            late.config_set("repl-diskless-sync-delay", 0)
-            late.restore(key, 60_000, primary.dump(key))
-            running.users.update(user, "new")
-            assert running.is_read_by_the_edge(user)
-            assert running.gate.redis_tier.read(path_of(user), "")
-            primary.replicaof("127.0.0.1", str(other))
-            wait_until(lambda: b"old" in (primary.hget(key, "body:") or b""))  # type: ignore[operator]
-            primary.replicaof("NO", "ONE")
-            assert running.gate.redis_tier.read(path_of(user), "") is None
-            assert not running.is_read_by_the_edge(user)
-            assert running.name(user) == "new"
+    with (
+        redis_server() as port,
+        redis_server() as other,
+        Redis(port=port) as primary,
+        Redis(port=other) as late,
+        service(stack, f"redis://127.0.0.1:{port}/0") as running,
+    ):
+        user = running.user()
+        key = path_of(user).key
+        late.config_set("repl-diskless-sync-delay", 0)
+        late.restore(key, 60_000, primary.dump(key))
+        running.users.update(user, "new")
+        assert running.is_read_by_the_edge(user)
+        assert running.gate.redis_tier.read(path_of(user), "")
+        primary.replicaof("127.0.0.1", str(other))
+        wait_until(lambda: b"old" in (primary.hget(key, "body:") or b""))
+        primary.replicaof("NO", "ONE")
+        assert running.gate.redis_tier.read(path_of(user), "") is None
+        assert not running.is_read_by_the_edge(user)
+        assert running.name(user) == "new"
 
 
 class TestAddresses:
@@ -336,7 +344,8 @@ class TestAddresses:
         assert load(Settings, None, redis_url=address, database_url="postgresql://x", edge_secret="e" * 16)
 
     @pytest.mark.parametrize(
-        "address", ["redis://a,,b/0", "redis://a:x,b/0", "redis+sentinel://a", "redis+sentinel://a/main/x", "redis://a,b/x"]
+        "address",
+        ["redis://a,,b/0", "redis://a:x,b/0", "redis+sentinel://a", "redis+sentinel://a/main/x", "redis://a,b/x"],
     )
     def test_address_that_lacks_a_part_is_refused(self, address: str) -> None:
         with pytest.raises(BadSetting, match="REDIS_URL"):

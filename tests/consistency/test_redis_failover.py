@@ -9,7 +9,7 @@ from itertools import cycle
 import pytest
 import requests
 
-from testkit.redis_cluster import NODE_TIMEOUT_MS, Cluster, Node, cluster, program_path, replicas, sentinels
+from testkit.redis_cluster import NODE_TIMEOUT_MS, cluster, program_path, replicas, sentinels
 from testkit.stack import Stack, running, wait_until
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak, progress

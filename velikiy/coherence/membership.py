@@ -131,8 +131,8 @@ class Caches:
             return self.redis(connection).shards
 
     def announce(self, shards: ShardMap) -> None:
-        """Tell all relays that a process reaches these servers as its Redis. The row is fenced and excluded, so no other
-        statement takes it for a cache."""
+        """Tell all relays that a process reaches these servers as its Redis. The row is fenced and excluded, so no
+        other statement takes it for a cache."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch, fenced_at, excluded)"

@@ -5,6 +5,7 @@ relay does once all servers are empty (velikiy/relay/janitor.py).
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import redis
@@ -118,7 +119,7 @@ class RedisServers:
             else:
                 empty_servers.append(server)
         ranges = sorted(slots for shard in shards for slots in shard.slots)
-        if any(first <= last for (_, last), (first, _) in zip(ranges, ranges[1:], strict=False)):
+        if any(first <= last for (_, last), (first, _) in pairwise(ranges)):
             raise SlotsMove(MOVING)  # two servers hold one slot
         if covered < SLOTS:
             raise redis.exceptions.RedisError(UNCOVERED)

@@ -1,7 +1,7 @@
 """Which server holds which keys: the shard map that PostgreSQL registers as Redis.
 
-A shard is one server with the hash slots that it holds. A plain Redis is one shard, which holds every key. A key belongs
-to a slot by its CRC16, and all of a path is one key, so each command concerns one shard.
+A shard is one server with the hash slots that it holds. A plain Redis is one shard, which holds every key. A key
+belongs to a slot by its CRC16, and all of a path is one key, so each command concerns one shard.
 
 Every process sends a key to the server that the registered map names, on a connection to that very run of the server.
 So each key is in use at one server at a time, as if that server were the only Redis. A process never follows a
@@ -19,8 +19,8 @@ from typing import NamedTuple
 SLOTS = 16_384
 
 MAX_TEXT_LENGTH = 4_000
-"""Characters of a map that an edge stores (`state` in edge/conf/lua.conf): some 40 shards. With a longer one, edges leave
-Redis to the apps."""
+"""Characters of a map that an edge stores (`state` in edge/conf/lua.conf): some 40 shards. With a longer one, edges
+leave Redis to the apps."""
 
 
 class Server(NamedTuple):

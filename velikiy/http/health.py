@@ -141,8 +141,8 @@ def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
         ]
     if redis.shards and redis.shards.overlaps(ours) and redis.shards.id != ours.id:
         return NOT_USED, [
-            "The servers of the Redis cluster have changed. The relay empties them and puts Redis back into use once the"
-            " cluster has settled, within seconds."
+            "The servers of the Redis cluster have changed. The relay empties them and puts Redis back into use once"
+            " the cluster has settled, within seconds."
         ]
     if redis.shards and redis.shards.id != ours.id:
         return NOT_USED, [
