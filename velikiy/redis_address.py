@@ -19,7 +19,7 @@ class RedisAddress(NamedTuple):
     """The name by which the Sentinels know the server in use; empty without Sentinels."""
 
     template: tuple[str, str] = ("", "")
-    """What stands before and after the host and the port of a server."""
+    """The text before and after the host and the port of a server."""
 
     @property
     def is_fixed(self) -> bool:

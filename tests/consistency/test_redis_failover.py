@@ -128,7 +128,7 @@ def test_slots_that_move_under_load_cost_no_wrong_read() -> None:
 
 
 def test_primary_that_hangs_and_is_replaced_by_sentinels_costs_no_wrong_read() -> None:
-    """The former primary continues after its successor is in use, with data from before, and becomes its replica."""
+    """The old primary continues after its successor is in use, with data from before, and becomes its replica."""
     with replicas(2) as nodes, sentinels(nodes[0], "main") as watchers:
         hosts = ",".join(node.place for node in watchers)
         with running("--edges", "2", REDIS_URL=f"redis+sentinel://{hosts}/main/0") as stack:

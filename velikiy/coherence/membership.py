@@ -75,7 +75,7 @@ class Grant(NamedTuple):
     """A cache lease that an edge gets."""
 
     redis: str
-    """What the edge may use as Redis (`shards.ShardMap.for_edges`); empty while it must use none."""
+    """The servers that the edge may use as Redis (`shards.ShardMap.for_edges`); empty while it must use none."""
 
 
 MISSING = Cache(REDIS, "", "", fenced=True, excluded=False)

@@ -264,7 +264,7 @@ class Facts(NamedTuple):
     """The reply to INFO."""
 
     replies: list[Any]
-    """The replies to the commands for a node of a cluster; empty if it is none."""
+    """The replies to the commands for a node of a cluster; empty for a plain Redis."""
 
     @property
     def is_cluster(self) -> bool:

@@ -1,7 +1,7 @@
 """Find the servers behind REDIS_URL, and keep connections to each of them.
 
-What is found here is only a proposal. A server is used after it was registered as a part of a shard map, which the
-relay does once all servers are empty (velikiy/relay/janitor.py).
+A server that was found here is only a proposal. Processes use it after the relay has registered it in a shard map, once
+all servers are empty (velikiy/relay/janitor.py).
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class RedisServers:
             except AWAY as error:
                 failures.append(error)
             else:
-                self._named.sort(key=lambda it: it is not named)  # the next discovery begins with this one
+                self._named.sort(key=lambda it: it is not named)  # the next discovery begins at the host that answered
                 return found
         raise next(filter(refusal, failures), failures[-1])
 
@@ -94,7 +94,7 @@ class RedisServers:
         if not found:
             raise redis.exceptions.RedisError(f"the Sentinel knows no primary named {self.address.primary}")
         server = self._at(_place(*found))
-        # A Sentinel may name the former primary for a while, which reports that it is a replica.
+        # For a while a Sentinel may name the old primary, which reports that it is a replica.
         return ShardMap.plain(server.server(server.facts().members))
 
     def _discover_cluster(self, named: Connections, replies: Sequence[Any]) -> ShardMap:
@@ -131,8 +131,8 @@ class RedisServers:
         slots, text, _ = replies
         places = {}
         for _, _, (host, port, node, *more), *_ in slots:
-            # By cluster-preferred-endpoint-type: an address, a name, "?" for a name that is missing, or nothing for the
-            # host that was contacted.
+            # The setting cluster-preferred-endpoint-type selects an address, a name, "?" for a name that is missing, or
+            # nothing, which stands for the host that was contacted.
             if host == b"?":
                 host = _pairs(more[0]).get(b"ip", b"") if more else b""
             places[node.decode()] = _place(host or named.host, port)

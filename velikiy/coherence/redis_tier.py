@@ -250,7 +250,7 @@ class RedisTier:
             for server in shards.servers:
                 self._drop_servers.connections_to(server, shards).exchange(("FLUSHDB", "ASYNC"), at=server.id)
             if shards.is_cluster and self._drop_servers.discover().version != shards.version:
-                raise SlotsMove(MOVING)  # keys may have moved from a server to another one that was empty already
+                raise SlotsMove(MOVING)  # keys may have moved to a server that was empty already
         except (OtherServer, *AWAY) as error:
             raise DoesNotAnswer(error) from error
         return shards

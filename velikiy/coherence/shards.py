@@ -120,7 +120,7 @@ class ShardMap:
 
     @property
     def for_edges(self) -> str:
-        """What a cache lease of an edge contains; empty if the edge has to leave Redis to the apps."""
+        """The text in a cache lease of an edge; empty if the edge has to leave Redis to the apps."""
         text = str(self)
         if not self.is_cluster and not re.fullmatch(r"[\w.\[\]:-]+:\d+", self.shards[0].server.place):
             return self.id  # the edge finds it at the address that it was given
