@@ -23,8 +23,8 @@ from testkit.stack import EDGE_SECRET, ROOT, Stack, folder, free_ports, wait_unt
 from velikiy import http
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import FillLease
+from velikiy.coherence.shards import ShardMap
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
@@ -67,10 +67,10 @@ class FailpointRedisTier(RedisTier):
     failpoints: Failpoints
 
     def drop(
-        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, shards: ShardMap
     ) -> dict[CachePath, FillLease]:
         self.failpoints.reach("before the drops")
-        return super().drop(paths, prefill, server=server)
+        return super().drop(paths, prefill, shards=shards)
 
 
 class FailpointGate(Gate):

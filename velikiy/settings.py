@@ -45,17 +45,30 @@ def _postgres_dsn(value: str) -> str:
 def _redis_url(value: str) -> str:
     import redis
 
+    from velikiy.redis_address import RedisAddress
+
     try:
-        # redis-py refuses unknown options only when it creates a connection, which does not connect yet.
-        pool = redis.ConnectionPool.from_url(value)
-        pool.make_connection()
-        number = "" if value.startswith("unix:") else urlsplit(value).path.strip("/")
-        fits = (number.isdigit() or not number) and not pool.connection_kwargs.get("decode_responses")
+        address = RedisAddress.parse(value)
+        fits = all(map(_is_redis_url, (*address.urls, *([address.of("host:1")] if address.primary else []))))
     except (ValueError, TypeError, redis.exceptions.RedisError):
         fits = False
     if not fits:
-        raise ValueError("a Redis address such as redis://:password@host:6379/0")
+        raise ValueError(
+            "a Redis address such as redis://:password@host:6379/0, redis://host,host2/0 or"
+            " redis+sentinel://host,host2/primary"
+        )
     return value
+
+
+def _is_redis_url(value: str) -> bool:
+    """Raises: ValueError, TypeError, redis.exceptions.RedisError"""
+    import redis
+
+    # redis-py refuses unknown options only when it creates a connection, which does not connect yet.
+    pool = redis.ConnectionPool.from_url(value)
+    pool.make_connection()
+    number = "" if value.startswith("unix:") else urlsplit(value).path.strip("/")
+    return (number.isdigit() or not number) and not pool.connection_kwargs.get("decode_responses")
 
 
 HOST = r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?|\[[0-9a-f:.]+\]"

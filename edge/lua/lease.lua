@@ -41,9 +41,9 @@ function _M.held()
 end
 
 
--- Return the id of the server that the edge may use as Redis (velikiy/coherence/redis_connections.py:Server); nil while
--- it may use none. The app granted it with the lease of this epoch. A reply counts only if the same server is returned
--- after the reply, because a worker may be stopped for any time in between.
+-- Return the servers that the edge may use as Redis, as text (velikiy/coherence/shards.py:ShardMap); nil while it may
+-- use none. The app granted them with the lease of this epoch. A reply counts only if the same text is returned after
+-- the reply, because a worker may be stopped for any time in between.
 function _M.redis(epoch)
     -- One value: with two, a worker that is stopped between storing them would give one server the time of another.
     local granted = state:get(epoch .. " redis")

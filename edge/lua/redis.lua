@@ -19,16 +19,22 @@ local MAX_REPLY_BYTES = 2 ^ 26    -- no entry is as large, so a larger length is
 local KEEP_MS = 30000             -- an idle connection is kept so long
 local MAX_KEPT_CONNECTIONS = 64   -- of each worker
 
+local SLOTS = 16384               -- of a cluster
+
 local now_ms, sleep = clock.now_ms, ngx.sleep
 local concat = table.concat
 local sub, byte, find, match = string.sub, string.byte, string.find, string.match
+local band, bxor, lshift, rshift = bit.band, bit.bxor, bit.lshift, bit.rshift
 
 local _M = {}
 
 -- Tells the app: the edge has tried Redis and got no fill lease. Another reader fills, or Redis timed out.
 _M.NO_LEASE = "-"
 
-local server             -- { name, port, greeting }, without a port at a Unix socket; nil: apps read Redis for the edge
+local greeting           -- the commands that a new connection sends first; nil: apps read Redis for the edge
+local database           -- the number of the database
+local fixed              -- { name, port } of the one server that REDIS_URL names, without a port at a Unix socket;
+                         -- nil: several hosts, or Sentinels
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
@@ -54,21 +60,34 @@ local function percent_decoded(text)
 end
 
 
--- Return the user with the password, the name, the port and the database of a URL; no name if it is not supported.
-local function parse(url)
-    local scheme, login, address = url:match("^(%a+)://([^@/]*)@(.*)$")
-    if not scheme then
-        scheme, address = url:match("^(%a+)://(.*)$")
-        login = ""
+-- Return { name, port } for host:port.
+local function address_of(place)
+    local host, port = match(place, "^(%[.*%]):?(%d*)$")
+    if not host then
+        host, port = match(place, "^([^:]*):?(%d*)$")
     end
-    if scheme == "redis" then
-        local host, port, database = address:match("^([%w._-]+):?(%d*)/?(%d*)$")
-        return login, host and resolver.follow(host), tonumber(port) or 6379, database
-    elseif scheme == "unix" then
-        local path, options = address:match("^(/[^?]*)%??(.*)$")
-        local database = (options or ""):match("^db=(%d+)$")
-        local is_supported = path and (options == "" or database)
-        return login, is_supported and { addresses = { "unix:" .. percent_decoded(path) } }, nil, database
+    return { name = resolver.follow(host or place), port = tonumber(port) or 6379 }
+end
+
+
+-- Split a URL. Return the user with the password, the hosts, and the number of the database or nil; or return nil if this
+-- client does not support it (TLS, options). Hosts that begin with a slash are the path of a Unix socket.
+local function parse(url)
+    local scheme, rest, options = match(url, "^([%a+]+)://([^?#]*)(.*)$")
+    local login, address = match(rest or "", "^([^@/]*)@(.*)$")
+    if not login then
+        login, address = "", rest
+    end
+    if scheme == "unix" then
+        local number = match(options, "^%?db=(%d+)$")
+        if options == "" or number then
+            return login, match(address, "^/.*$"), number
+        end
+    elseif scheme == "redis" and options == "" then
+        return login, match(address, "^([%w._,:%[%]-]+)/?(%d*)$")
+    elseif scheme == "redis+sentinel" and options:gsub("[?&]sentinel_%w+=[^&]*", "") == "" then
+        -- The options of Sentinels are for apps only: an edge gets the address of the server with its lease.
+        return login, match(address, "^([%w._,:%[%]-]+)/[^/]+/?(%d*)$")
     end
 end
 
@@ -81,24 +100,28 @@ function _M.configure(url, file, timeout_s)
     script = source:read("*a")
     source:close()
     local digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
-    evalsha = command(5, "EVALSHA", digest)
-    local login, name, port, database = parse(url)
-    local user, password = (login or ""):match("^([^:]*):(.*)$")
-    if not name or (login ~= "" and not user) then
+    evalsha = command(6, "EVALSHA", digest)
+    local login, hosts, number = parse(url)
+    local user, password = match(login or "", "^([^:]*):(.*)$")
+    if not hosts or (login ~= "" and not user) then
         return
     end
-    database = tonumber(database) or 0
-    local greeting = {}
+    greeting = {}
     if user == "" then
         greeting[1] = command(0, "AUTH", percent_decoded(password))
     elseif user then
         greeting[1] = command(0, "AUTH", percent_decoded(user), percent_decoded(password))
     end
+    database = tonumber(number) or 0
     if database ~= 0 then
         greeting[#greeting + 1] = command(0, "SELECT", tostring(database))
     end
     greeting[#greeting + 1] = command(0, "INFO", "server", "replication")
-    server = { name = name, port = port, greeting = greeting, database = database }
+    if sub(hosts, 1, 1) == "/" then
+        fixed = { name = { addresses = { "unix:" .. percent_decoded(hosts) } } }
+    elseif match(url, "^redis:") and not find(hosts, ",", 1, true) then
+        fixed = address_of(hosts)
+    end
 end
 
 
@@ -138,10 +161,77 @@ local function receive(socket)
 end
 
 
--- Return a connection to the server with this id, and whether it was kept from an earlier request; or nil and an error.
--- A pool has connections to one server, because each connection leads to the same server as long as it lives.
-local function connect(id)
-    local address = server.name.addresses[1]
+local crc16 = {}  -- by the byte that is shifted out (CRC-16/XMODEM)
+for value = 0, 255 do
+    local crc = lshift(value, 8)
+    for _ = 1, 8 do
+        crc = band(crc, 0x8000) ~= 0 and bxor(lshift(crc, 1), 0x1021) or lshift(crc, 1)
+    end
+    crc16[value] = band(crc, 0xffff)
+end
+
+
+-- Return the hash slot of a key. If the key has a part in braces, only that part counts.
+local function slot_of(key)
+    local tag = match(key, "^[^{]*{([^}]+)}") or key
+    local crc = 0
+    for i = 1, #tag do
+        crc = bxor(band(lshift(crc, 8), 0xffff), crc16[bxor(rshift(crc, 8), byte(tag, i))])
+    end
+    return crc % SLOTS
+end
+
+
+local function new_target(id, place, is_node)
+    local address = fixed and not is_node and fixed or place ~= "" and address_of(place)
+    return address and { id = id, data_set = match(id, "%.(%w*)/") or "", name = address.name, port = address.port }
+end
+
+
+local granted, only, first_slots, owners  -- the map that was parsed last
+
+
+-- Return the server that holds a key: { id, data_set, name, port }; nil if the map does not say where it is.
+-- map: what the lease contains (velikiy/coherence/shards.py:ShardMap). The edge never follows a cluster's redirection.
+local function target_of(map, key)
+    if map ~= granted then
+        granted, only, first_slots, owners = map, nil, {}, {}
+        if match(map, "^[%d,-]+=") then
+            local ranges = {}
+            for slots, id, place in map:gmatch("([%d,-]+)=([^@;]+)@([^;]+)") do
+                local target = new_target(id, place, true)
+                for first in slots:gmatch("(%d+)%-?%d*") do
+                    ranges[#ranges + 1] = { tonumber(first), target }
+                end
+            end
+            table.sort(ranges, function(one, other) return one[1] < other[1] end)
+            for i, range in ipairs(ranges) do
+                first_slots[i], owners[i] = range[1], range[2]
+            end
+        else
+            only = new_target(match(map, "^([^@]*)@?(.*)$"))
+        end
+    end
+    if #owners == 0 then
+        return only
+    end
+    local slot, low, high = slot_of(key), 1, #owners
+    while low < high do
+        local middle = math.ceil((low + high) / 2)
+        if first_slots[middle] <= slot then
+            low = middle
+        else
+            high = middle - 1
+        end
+    end
+    return owners[low]
+end
+
+
+-- Return a connection to a server, and whether it was kept from an earlier request; or nil and an error. A pool has
+-- connections to one server, because each connection leads to the same server as long as it lives.
+local function connect(server)
+    local address, id = server.name.addresses[1], server.id
     if not address then
         return nil, "no address"
     end
@@ -161,8 +251,8 @@ local function connect(id)
         return socket, true
     end
     local reply
-    for _, greeting in ipairs(server.greeting) do
-        ok, err = socket:send(greeting)
+    for _, first in ipairs(greeting) do
+        ok, err = socket:send(first)
         if ok then
             reply, err = receive(socket)
         end
@@ -173,8 +263,9 @@ local function connect(id)
     end
     reply = type(reply) == "string" and reply or ""
     local run, data_set = match(reply, "\nrun_id:(%w+)") or "", match(reply, "\nmaster_replid:(%w+)") or ""
-    local found = run .. "." .. sub(data_set, 1, 12) .. "/" .. server.database
-    _M.reaches_another = found ~= id
+    local found = run .. "." .. sub(data_set, 1, 12) .. "/" .. database
+    -- A node of a cluster that has restarted, or was demoted, is no mistake in a setting.
+    _M.reaches_another = found ~= id and server.name == (fixed or {}).name
     if found ~= id then
         socket:close()
         return nil, "another server"
@@ -183,17 +274,18 @@ local function connect(id)
 end
 
 
--- Run the script for this key in the server with this id. Return its reply and the token that is the fill lease if the
+-- Run the script for this key in this server. Return its reply and the token that is the fill lease if the
 -- reply grants one; or nil and an error.
-local function run_script(id, key)
-    local begin = evalsha
+local function run_script(server, key)
+    local begin, data_set = evalsha, server.data_set
     while true do
         -- A new token for each attempt: a request whose reply was lost may reach Redis late, and would grant a fill
         -- lease again that a write has taken away meanwhile.
         local token = ids.fresh()
         local arguments = concat({ "$1\r\n1\r\n$", #key, "\r\n", key, "\r\n$0\r\n\r\n$", #token, "\r\n", token,
-                                   "\r\n$", #FILL_LEASE_MS, "\r\n", FILL_LEASE_MS, "\r\n" })
-        local socket, kept = connect(id)
+                                   "\r\n$", #FILL_LEASE_MS, "\r\n", FILL_LEASE_MS,
+                                   "\r\n$", #data_set, "\r\n", data_set, "\r\n" })
+        local socket, kept = connect(server)
         if not socket then
             return nil, kept
         end
@@ -210,7 +302,7 @@ local function run_script(id, key)
             return reply, token
         elseif err and sub(err, 1, 9) == "-NOSCRIPT" and begin == evalsha then
             socket:setkeepalive(KEEP_MS)
-            begin = command(5, "EVAL", script)
+            begin = command(6, "EVAL", script)
         else
             socket:close()
             -- A kept connection to a Redis that was restarted is broken; a new one shows the present state.
@@ -271,18 +363,19 @@ end
 -- Return an entry and the seconds for which Redis keeps it. Or return nil, nil and the fill lease for the app: a token,
 -- NO_LEASE, or nil if Redis was not tried or failed in another way than a timeout.
 function _M.read(epoch, path)
-    local key = server and now_ms() >= breaker_until and key_of(path)
+    local key = greeting and now_ms() >= breaker_until and key_of(path)
     if not key then
         return nil
     end
     local waited_s = 0
-    local id = lease.redis(epoch)
-    _M.reaches_another = _M.reaches_another and id ~= nil
-    while id do
+    local map = lease.redis(epoch)
+    local server = map and target_of(map, key)
+    _M.reaches_another = _M.reaches_another and map ~= nil
+    while server do
         local began = now_ms()
-        local reply, token_or_error = run_script(id, key)
+        local reply, token_or_error = run_script(server, key)
         -- After the reply: whatever the edge knew before, a write may have skipped a fenced Redis meanwhile.
-        if lease.redis(epoch) ~= id then
+        if lease.redis(epoch) ~= map then
             return nil
         elseif not reply then
             -- A Redis that has sent other replies meanwhile is busy, and not away. An open breaker would send all reads

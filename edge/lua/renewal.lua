@@ -12,7 +12,7 @@ local RETRY_S = 0.1             -- after a renewal that failed
 local MAX_PAUSE_S = 32          -- before an edge registers again that writers could not reach again and again
 local STEADY_S = 10             -- an edge that held its lease for longer registers at once
 local HANG_S = 5                -- after this time a renewal that has not ended no longer delays the next
-local MAX_RESPONSE_BYTES = 4096
+local MAX_RESPONSE_BYTES = 16384 -- more than a shard map for edges (velikiy/coherence/shards.py)
 local CONNECT_TIMEOUT_MS = 200
 local RESPONSE_TIMEOUT_MS = 800 -- after a renewal that failed, a second one still succeeds in time
 
@@ -70,8 +70,8 @@ local function receive_all(socket, deadline)
 end
 
 
--- Send a request to an app. Return the lease: its milliseconds, the id of the server that the edge may use as Redis as
--- long (nil for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a
+-- Send a request to an app. Return the lease: its milliseconds, the servers that the edge may use as Redis as long (nil
+-- for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a
 -- signed response.
 local function request(action, epoch)
     local peer = balancer.choose()
@@ -102,7 +102,7 @@ local function request(action, epoch)
     end
     socket:close()
     if milliseconds then
-        return { milliseconds = tonumber(milliseconds), redis = redis:match("^[%w.]+/%d+$"), resources = resources }
+        return { milliseconds = tonumber(milliseconds), redis = redis:match("^[^-].*"), resources = resources }
     end
     return nil, tonumber(status or 0)
 end

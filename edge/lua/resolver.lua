@@ -16,7 +16,8 @@ local _M = {}
 local nameservers
 local hosts = {}  -- address by name, from /etc/hosts
 local followed = {}
-local on_change
+local by_host = {}  -- what `follow` has returned, by host
+local on_change     -- nil until the worker has started
 
 
 local function lines_of(name)
@@ -49,21 +50,6 @@ local function read_files()
 end
 
 
--- In init_by_lua. Return a table whose `addresses` are always the present ones.
-function _M.follow(host)
-    if not nameservers then
-        read_files()
-    end
-    local fixed = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$") or hosts[host]
-    if fixed then
-        return { host = host, addresses = { fixed } }
-    end
-    local name = { host = host, addresses = {} }
-    followed[#followed + 1] = name
-    return name
-end
-
-
 -- Look a name up. While the DNS does not answer, the last addresses stay.
 local function look_up(name)
     local dns, err = dns_resolver:new { nameservers = nameservers, timeout = QUERY_TIMEOUT_MS, retrans = 2 }
@@ -91,8 +77,31 @@ local function look_up(name)
 end
 
 
+-- Return a table whose `addresses` are always the present ones: in init_by_lua, or later for a host that has become
+-- known, such as a node of a cluster.
+function _M.follow(host)
+    local name = by_host[host]
+    if name then
+        return name
+    end
+    if not nameservers then
+        read_files()
+    end
+    local fixed = host:match("^%d+%.%d+%.%d+%.%d+$") or host:match("^%[.*%]$") or hosts[host]
+    name = { host = host, addresses = { fixed } }
+    by_host[host] = name
+    if not fixed then
+        followed[#followed + 1] = name
+        if on_change then
+            ngx.timer.at(0, function() look_up(name) end)
+        end
+    end
+    return name
+end
+
+
 local function refresh(premature)
-    if premature then
+    if premature or #followed == 0 then
         return
     end
     for _, name in ipairs(followed) do
@@ -114,8 +123,8 @@ function _M.start(callback)
     on_change()
     if #followed > 0 then
         ngx.timer.at(0, refresh)
-        ngx.timer.every(INTERVAL_S, refresh)
     end
+    ngx.timer.every(INTERVAL_S, refresh)
 end
 
 

@@ -15,6 +15,7 @@ from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection
 from velikiy.coherence import CachePath, EdgeTier, Entry, FillLease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
+from velikiy.coherence.redis_servers import RedisServers
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.timing import DROP_TIMEOUT_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable
@@ -25,8 +26,8 @@ OTHER_PATH = CachePath("/kept/2", "kept:2")
 
 def drop(tier: RedisTier, path: CachePath) -> dict[CachePath, FillLease]:
     """Drop a path that the writer wants to prefill."""
-    server = tier.registered() or tier.identify()
-    return tier.drop([path], [path], server=server)
+    shards = tier.registered() or tier.identify()
+    return tier.drop([path], [path], shards=shards)
 
 
 @pytest.fixture
@@ -66,8 +67,8 @@ class TestToRedis:
 
     @pytest.fixture
     def tier(self, stack: Stack, redis_proxy: TcpProxy) -> RedisTier:
-        server = Connections(stack.redis_url, 1).identify()
-        return RedisTier(url_through(stack, redis_proxy), lambda: server, ttl=60, timeout=0.3)
+        shards = RedisServers(stack.redis_url, 1).discover()
+        return RedisTier(url_through(stack, redis_proxy), lambda: shards, ttl=60, timeout=0.3)
 
     def test_successive_exchanges_share_one_redis_connection(
         self, connections: Connections, redis_proxy: TcpProxy
@@ -154,7 +155,10 @@ class TestToRedis:
         [dropped] = connections.run(DROP, (PATH.key, "token", 3000), before=[("UNLINK", OTHER_PATH.key)])
         assert (dropped, stack.redis().exists(OTHER_PATH.key)) == (0, 0)
         assert connections.run(FILL, (PATH.key, "", "token", b"200\t\t\t\n{}", 60_000)) == [1]
-        assert connections.run(READ, (PATH.key, "", "another", 3000))[0][:2] == [1, b"200\t\t\t\n{}"]
+        assert connections.run(READ, (PATH.key, "", "another", 3000, connections.identify().data_set))[0][:2] == [
+            1,
+            b"200\t\t\t\n{}",
+        ]
 
     def test_delayed_redis_read_does_not_grant_the_fill_lease_of_its_repetition(
         self, stack: Stack, tier: RedisTier, redis_proxy: TcpProxy

@@ -19,9 +19,10 @@ from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
 from velikiy.coherence import redis_lease as redis_lease_module
 from velikiy.coherence.host import HOST
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.redis_connections import Connections, Server
+from velikiy.coherence.redis_connections import Connections
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.shards import Server, ShardMap
 from velikiy.coherence.timing import DROP_TIMEOUT_S, EXCLUSION_S, LEASE_S, now
 from velikiy.postgres import Database, DatabaseUnavailable
 
@@ -123,7 +124,7 @@ class TestFences:
     ) -> None:
         with database.autocommit() as connection:
             redis = caches.redis(connection)
-            server = Server.parse(redis.address)
+            server = ShardMap.parse(redis.address)
             caches.readmit_redis(redis, server)
             assert caches.redis(connection) == redis  # Redis was not excluded
             caches.fence([redis])
@@ -199,14 +200,14 @@ def write_and_read_everywhere(stack: Stack, url: str, name: str) -> None:
     )
 
 
-SERVER = Server("1/0", "localhost:1")
+SERVER = ShardMap.plain(Server("1/0", "localhost:1"))
 
 
 class TestRedisLease:
     def test_lease_of_redis_is_counted_from_before_the_question_and_is_kept(self) -> None:
         asked_at: list[float] = []
 
-        def in_use() -> Server:
+        def in_use() -> ShardMap:
             asked_at.append(now())
             time.sleep(0.2)
             return SERVER
@@ -222,9 +223,9 @@ class TestRedisLease:
         assert RedisLease(lambda: None).trust().holder is None
 
     def test_lease_of_redis_expires_while_postgresql_is_away(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        answers: list[Server | None] = [SERVER]
+        answers: list[ShardMap | None] = [SERVER]
 
-        def in_use() -> Server | None:
+        def in_use() -> ShardMap | None:
             if not answers:
                 raise DatabaseUnavailable
             return answers.pop()
@@ -249,13 +250,13 @@ class TestDrops:
         url = f"redis://127.0.0.1:{free_ports(1)}/0"
         direct = RedisTier(url, lambda: None, ttl=60, timeout=1, direct=True)
         here = Server("1/0", Connections(url, 1, direct=True).place)
-        direct.drop([CachePath("/x", "x")], server=here)
+        direct.drop([CachePath("/x", "x")], shards=ShardMap.plain(here))
         for tier, server in (
             (RedisTier(url, lambda: None, ttl=60, timeout=1), here),
             (direct, here._replace(place=here.address)),  # the same address on another machine
         ):
             with pytest.raises(DoesNotAnswer):
-                tier.drop([CachePath("/x", "x")], server=server)
+                tier.drop([CachePath("/x", "x")], shards=ShardMap.plain(server))
 
     def test_end_of_its_process_proves_redis_down_at_a_unix_socket(self) -> None:
         """The path proves nothing: another Redis may take it over, or a person may remove it, while Redis serves."""

@@ -14,8 +14,8 @@ from testkit.stack import EDGE_SECRET, Stack, wait_until
 from velikiy.coherence import Answer, CachePath, Caches, Change, EdgeTier, Entry, Gate, RedisTier, redis_tier
 from velikiy.coherence.locks import lock, lock_id, writer_in_flight
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import FillLease, Hit
+from velikiy.coherence.shards import ShardMap
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 _numbers = count(1)
@@ -32,10 +32,10 @@ class HookedRedisTier(RedisTier):
     after_drop: Callable[[], None] = staticmethod(do_nothing)
 
     def drop(
-        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, shards: ShardMap
     ) -> dict[CachePath, FillLease]:
         self.before_drop()
-        leases = super().drop(paths, prefill, server=server)
+        leases = super().drop(paths, prefill, shards=shards)
         self.after_drop()
         return leases
 
@@ -386,7 +386,7 @@ class TestFillLeases:
     def test_fill_is_refused_after_its_lease_was_lost(self, row: CachedRow, lost: str) -> None:
         lease = fill_lease(row)
         if lost == "dropped":
-            row.tier.drop([row.path], server=row.tier.identify())
+            row.tier.drop([row.path], shards=row.tier.identify())
         elif lost == "flushed":
             row.stack.redis().flushdb()
         else:

@@ -116,12 +116,12 @@ STALLS = (BEFORE_DROP, DROPPED_IN_REDIS, SENT_TO_EDGE, DROPPED_EVERYWHERE, PROBE
 # load waits for them before it starts.
 SLOW_REDIS_READ = Replacement(
     REDIS,
-    "        local reply, token_or_error = run_script(id, key)\n",
+    "        local reply, token_or_error = run_script(server, key)\n",
     "        if ngx.shared.state:get('ids') > 50 and math.random() < 0.3 then\n            ngx.sleep(2 + 6 * math.random())\n        end\n"
-    "        local reply, token_or_error = run_script(id, key)\n",
+    "        local reply, token_or_error = run_script(server, key)\n",
 )
 TWO_SECONDS = '__import__("time").sleep(2)'
-REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            server = self.gate.redis_tier.empty()", TWO_SECONDS)
+REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            shards = self.gate.redis_tier.empty()", TWO_SECONDS)
 SLOW_FILL = after(
     PROTOCOL, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
@@ -278,7 +278,7 @@ BUGS = (
             *RETURN_STALLS,
             Replacement(
                 REDIS,
-                "        if lease.redis(epoch) ~= id then\n            return nil\n        elseif not reply then\n",
+                "        if lease.redis(epoch) ~= map then\n            return nil\n        elseif not reply then\n",
                 "        if not reply then\n",
             ),
         ),
@@ -319,8 +319,8 @@ BUGS = (
         (
             Replacement(
                 "velikiy/relay/janitor.py",
-                "            server = self.gate.redis_tier.empty()\n",
-                "            server = self.gate.redis_tier.identify()\n",
+                "            shards = self.gate.redis_tier.empty()\n",
+                "            shards = self.gate.redis_tier.identify()\n",
             ),
         ),
         frozenset({"stop-redis"}),

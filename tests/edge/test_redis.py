@@ -21,7 +21,8 @@ from testkit.stack import EDGE_SECRET, Stack, folder, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import Caches, EdgeTier
-from velikiy.coherence.redis_connections import Connections, Server
+from velikiy.coherence.redis_connections import Connections
+from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
@@ -255,7 +256,7 @@ class TestReplies:
             app.users.update(user, "new")
             with caches.database.autocommit() as connection:
                 redis = caches.redis(connection)
-            caches.readmit_redis(redis, Server.parse(redis.address))
+            caches.readmit_redis(redis, ShardMap.parse(redis.address))
 
         with refusing(app.stack, "relay"):
             redis.on_request = on_first(fence)

@@ -29,7 +29,7 @@ from velikiy.bulk import exporter, insert
 from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import locks, writer_in_flight
 from velikiy.coherence.membership import Grant
-from velikiy.coherence.redis_connections import Server
+from velikiy.coherence.shards import Server, ShardMap
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
 from velikiy.postgres import database as postgres
@@ -408,8 +408,8 @@ def test_edge_keeps_its_lease_while_the_row_of_redis_is_missing(stack: Stack) ->
         with open_database(dsn) as database:
             caches = Caches(database, threads=2)
             with database.autocommit() as connection:
-                caches.adopt_redis(caches.redis(connection), Server("1/0", "localhost:1"))
-            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant("1/0")
+                caches.adopt_redis(caches.redis(connection), ShardMap.plain(Server("1/0", "localhost:1")))
+            assert caches.register("a/b", "192.0.2.8:1", "1") == Grant("1/0@localhost:1")
             with database.autocommit() as connection:
                 connection.execute("DELETE FROM caches WHERE kind = 'redis'")
             assert caches.renew("a/b", "1") == Grant("")  # Redis counts as fenced; the edge has its lease

@@ -5,9 +5,9 @@ have passed since before the query (Gray and Cheriton, Leases, 1989). So the row
 *fenced* cache gets no new lease, and after EXCLUSION_S no lease is left that was granted before. Then the cache is
 *excluded*: writers skip it. It is readmitted as a new *epoch*, without entries from before.
 
-One server is registered as Redis (`redis_connections.Server`). A process that reaches another server does not use it,
-and its writes fence Redis, because they cannot drop anything in the registered server. As long as processes reach
-different servers, each server is announced in a row of its own, and Redis stays out of use for all.
+One server, or the servers of one cluster, are registered as Redis (`shards.ShardMap`). A process that reaches another
+server does not use it, and its writes fence Redis, because they cannot drop anything in the registered server. As long
+as processes reach different servers, each is announced in a row of its own, and Redis stays out of use for all.
 
 Clocks of different machines are never compared: the holder counts its lease from before the query, and the writer
 counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import structlog
 
 from velikiy.coherence.host import HOST
-from velikiy.coherence.redis_connections import Server
+from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import EXCLUSION_S
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 from velikiy.settings import is_loopback
@@ -41,17 +41,23 @@ class Cache(NamedTuple):
     that moves to another address is another cache."""
 
     address: str
-    """An edge's control listener as the apps see it, host:port. For Redis the registered server
-    (`redis_connections.Server`), empty before the first registration."""
+    """An edge's control listener as the apps see it, host:port. For Redis the registered servers (`shards.ShardMap`),
+    empty before the first registration."""
 
     epoch: str
     fenced: bool
     excluded: bool
 
     @property
-    def server(self) -> Server | None:
+    def shards(self) -> ShardMap | None:
         """The Redis that may be used; None while Redis is fenced or not registered."""
-        return Server.parse(self.address) if self.address and not self.fenced else None
+        return ShardMap.parse(self.address) if self.address and not self.fenced else None
+
+    @property
+    def shown(self) -> str:
+        """The address, for people."""
+        is_redis = self.name == REDIS and self.address
+        return ShardMap.parse(self.address).address if is_redis else self.address or self.name
 
     @property
     def instance_id(self) -> str:
@@ -69,7 +75,7 @@ class Grant(NamedTuple):
     """A cache lease that an edge gets."""
 
     redis: str
-    """The id of the server that the edge may use as Redis; empty while it must use none."""
+    """The servers that the edge may use as Redis (`shards.ShardMap.for_edges`); empty while it must use none."""
 
 
 MISSING = Cache(REDIS, "", "", fenced=True, excluded=False)
@@ -115,36 +121,36 @@ class Caches:
         ).fetchone()
         return Cache(*row) if row else MISSING
 
-    def in_use(self) -> Server | None:
-        """Return the server that is in use as Redis; None while Redis is fenced.
+    def in_use(self) -> ShardMap | None:
+        """Return the servers that are in use as Redis; None while Redis is fenced.
 
         Raises:
             DatabaseUnavailable
         """
         with self.database.autocommit() as connection:
-            return self.redis(connection).server
+            return self.redis(connection).shards
 
-    def announce(self, server: Server) -> None:
-        """Tell all relays that a process reaches this server as its Redis. The row is fenced and excluded, so no other
-        statement takes it for a cache."""
+    def announce(self, shards: ShardMap) -> None:
+        """Tell all relays that a process reaches these servers as its Redis. The row is fenced and excluded, so no
+        other statement takes it for a cache."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "INSERT INTO caches (name, kind, address, epoch, fenced_at, excluded)"
                 " VALUES (%s, 'redis', %s, '', clock_timestamp(), true)"
                 " ON CONFLICT (name) DO UPDATE SET renewed_at = clock_timestamp()",
-                (server.id, str(server)),
+                (shards.id, str(shards)),
             )
 
-    def announced(self, connection: Connection) -> list[Server]:
+    def announced(self, connection: Connection) -> list[ShardMap]:
         """Return the servers that processes have announced in the last RIVAL_S."""
         rows = connection.execute(
             "SELECT address FROM caches WHERE kind = 'redis' AND name <> %s"
             " AND renewed_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name",
             (REDIS, RIVAL_S),
         )
-        return [Server.parse(address) for (address,) in rows.fetchall()]
+        return [ShardMap.parse(address) for (address,) in rows.fetchall()]
 
-    def adopt_redis(self, redis: Cache, server: Server) -> None:
+    def adopt_redis(self, redis: Cache, shards: ShardMap) -> None:
         """Register another server as Redis, without a fence. It has just been emptied, and the one that was registered
         is gone or never was: no process can hold an entry from it.
 
@@ -153,11 +159,11 @@ class Caches:
         with self.database.autocommit() as connection:
             adopted = connection.execute(
                 "UPDATE caches SET address = %s WHERE name = %s AND epoch = %s AND address = %s AND fenced_at IS NULL",
-                (str(server), REDIS, redis.epoch, redis.address),
+                (str(shards), REDIS, redis.epoch, redis.address),
             )
-            connection.execute("DELETE FROM caches WHERE name = %s", (server.id,))  # it may have been announced
+            connection.execute("DELETE FROM caches WHERE name = %s", (shards.id,))  # it may have been announced
         if adopted.rowcount:
-            log.info("redis.registered", address=server.address)
+            log.info("redis.registered", address=shards.address)
 
     def fence(self, caches: Sequence[Cache]) -> None:
         """Grant no further leases for these caches. The fence is visible to all once this returns, and not before.
@@ -173,7 +179,7 @@ class Caches:
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 _which(caches),
             )
-        log.warning("cache.fenced", caches=[cache.address or cache.name for cache in caches])
+        log.warning("cache.fenced", caches=[cache.shown for cache in caches])
 
     def await_exclusion(self, caches: Sequence[Cache]) -> None:
         """Wait until no lease for these fenced caches is left, then exclude them. Return at once for caches that are
@@ -213,7 +219,7 @@ class Caches:
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 which,
             )
-        log.warning("cache.excluded", caches=[cache.address or cache.name for cache in caches])
+        log.warning("cache.excluded", caches=[cache.shown for cache in caches])
 
     def renew(self, instance_id: str, epoch: str) -> Grant | None:
         """Renew an edge's cache lease.
@@ -231,7 +237,7 @@ class Caches:
                 " RETURNING (SELECT r.address FROM caches r WHERE r.name = %s AND r.fenced_at IS NULL)",
                 (f"{instance_id}@", epoch, REDIS),
             ).fetchone()
-            return Grant(Server.parse(renewed[0] or "").id) if renewed else None
+            return Grant(ShardMap.parse(renewed[0]).for_edges if renewed[0] else "") if renewed else None
 
     def register(self, instance_id: str, address: str, epoch: str) -> Grant | None:
         """Register an edge that is new or returns, with an epoch that was never used, and return its lease; None if
@@ -260,9 +266,9 @@ class Caches:
                 " renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false",
                 (f"{instance_id}@{address}", address, epoch),
             )
-            server = self.redis(connection).server
+            shards = self.redis(connection).shards
         log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
-        return Grant(server.id if server else "")
+        return Grant(shards.for_edges if shards else "")
 
     def insert_redis(self) -> None:
         """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before
@@ -276,8 +282,8 @@ class Caches:
         if inserted.rowcount:  # else another relay was faster
             log.warning("redis.row_inserted")
 
-    def readmit_redis(self, redis: Cache, server: Server) -> bool:
-        """Put Redis back into use as this server, which was emptied while Redis was excluded. The epoch keeps a slow
+    def readmit_redis(self, redis: Cache, shards: ShardMap) -> bool:
+        """Put Redis back into use as these servers, which were emptied while Redis was excluded. The epoch keeps a slow
         relay from lifting a later fence.
 
         Returns:
@@ -287,7 +293,7 @@ class Caches:
             readmitted = connection.execute(
                 "UPDATE caches SET address = %s, epoch = gen_random_uuid()::text, fenced_at = NULL, excluded = false"
                 " WHERE name = %s AND epoch = %s AND excluded",
-                (str(server), REDIS, redis.epoch),
+                (str(shards), REDIS, redis.epoch),
             )
         return bool(readmitted.rowcount)
 
@@ -303,13 +309,13 @@ class Caches:
             )
             return [Cache(*row) for row in rows.fetchall()]
 
-    def forget_announced(self, server: Server | None = None) -> None:
-        """Delete each server that no process has announced in the last RIVAL_S, and the given server."""
+    def forget_announced(self, shards: ShardMap | None = None) -> None:
+        """Delete what no process has announced in the last RIVAL_S, and the given servers."""
         with self.database.autocommit() as connection:
             connection.execute(
                 "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
                 " AND (name = %s OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
-                (REDIS, server.id if server else "", RIVAL_S),
+                (REDIS, shards.id if shards else "", RIVAL_S),
             )
 
     def forget(self, cache: Cache) -> None:

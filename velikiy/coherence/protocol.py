@@ -30,8 +30,9 @@ from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
 from velikiy.coherence.locks import check, is_written, lock, locks
 from velikiy.coherence.membership import REDIS, Cache, Caches
-from velikiy.coherence.redis_connections import OtherServer, Server
+from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
+from velikiy.coherence.shards import UNREGISTERED, ShardMap
 from velikiy.coherence.timing import now
 from velikiy.postgres import Connection, Database, Deadlock
 from velikiy.settings import Settings
@@ -83,9 +84,6 @@ class Dropped(NamedTuple):
 class TooLate(Exception):
     """The write's deadline has passed, and its client has received an error. The write was not carried out."""
 
-
-UNREGISTERED = Server("", "")
-"""No server has this id."""
 
 MAX_ATTEMPTS = 3
 """Attempts at a write that PostgreSQL aborts to break a deadlock."""
@@ -225,38 +223,38 @@ class Gate:
         self, connection: Connection, paths: Sequence[CachePath] | None, prefill: Sequence[CachePath]
     ) -> tuple[dict[CachePath, FillLease], Cache | None]:
         """Return the fill leases, and Redis if it is fenced."""
-        server = self.redis_tier.registered()
+        shards = self.redis_tier.registered()
         for _ in range(2):  # the second time at the server that is registered meanwhile
-            if server is None:
+            if shards is None:
                 # Read after the locks were taken: a process that uses a readmitted Redis finds the locks. A lease
                 # replaces the row, because no Redis is readmitted before every lease has expired.
                 redis = self.caches.redis(connection)
                 if redis.fenced:
                     return {}, redis
-                server = redis.server or UNREGISTERED
+                shards = redis.shards or UNREGISTERED
             with connection.deadline_paused():
                 try:
-                    return self.redis_tier.drop(paths, prefill, server=server), None
+                    return self.redis_tier.drop(paths, prefill, shards=shards), None
                 except DoesNotAnswer:
                     break
                 except OtherServer as error:
                     self.adopt(error.found)
-            server = None
+            shards = None
         redis = self.caches.redis(connection)
         self.caches.fence([redis])
         return {}, redis
 
-    def adopt(self, found: Server) -> None:
-        """Register the server that this process reaches, if the registered one is surely gone; else announce it.
+    def adopt(self, found: ShardMap) -> None:
+        """Register the servers that this process reaches, if the registered server is surely gone; else announce them.
 
         Raises:
             DatabaseUnavailable
         """
         with self.database.autocommit() as connection:
             redis = self.caches.redis(connection)
-        if redis.fenced or (redis.server and redis.server.id == found.id):
+        if redis.fenced or (redis.shards and redis.shards.id == found.id):
             return
-        if redis.server is None or self.redis_tier.is_surely_gone(redis.server, found):
+        if redis.shards is None or self.redis_tier.is_surely_gone(redis.shards, found):
             with suppress(DoesNotAnswer):
                 self.caches.adopt_redis(redis, self.redis_tier.empty())
         else:

@@ -6,12 +6,12 @@ Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run
 """
 
 import hashlib
-import re
 import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from velikiy.coherence.host import HOST, PROCESSES, process_has_ended, start_of_process
+from velikiy.coherence.shards import Server, ShardMap
 from velikiy.kernel_timeouts import Socket
 from velikiy.settings import is_loopback
 
@@ -47,42 +48,10 @@ class Script:
 READ, FILL, DROP = Script("read"), Script("fill"), Script("drop")
 
 
-class Server(NamedTuple):
-    """One database of one run of a Redis. A connection leads to the same server as long as it lives.
-
-    A Redis that was restarted, a replica that was promoted, and another Redis behind the same name are other servers:
-    each run has an id of its own (`run_id` in INFO), and its data set another one (`master_replid`), which changes when
-    a replica takes over.
-    """
-
-    id: str
-    """`<run id>.<beginning of the id of the data set>/<number of the database>`."""
-
-    place: str
-    """Where this process reaches the server, without a password. Other processes may reach it elsewhere."""
-
-    def __str__(self) -> str:
-        return f"{self.id}@{self.place}"
-
-    @classmethod
-    def parse(cls, text: str) -> "Server":
-        return cls(*text.partition("@")[::2])
-
-    @property
-    def address(self) -> str:
-        """The place and the number of the database, for people: without the names of machine and process."""
-        place = re.sub(r"^[0-9a-f]{16} | (\d+\.\d+|\?)$", "", self.place)
-        return place + "/" + self.id.partition("/")[2]
-
-    @property
-    def run(self) -> str:
-        return self.id.partition("/")[0]
-
-
 class OtherServer(Exception):
     """The connection leads to a server other than the expected one. Nothing was sent to it."""
 
-    def __init__(self, found: Server) -> None:
+    def __init__(self, found: ShardMap) -> None:
         self.found = found
 
 
@@ -134,6 +103,15 @@ class Connections:
             OtherServer
             redis.exceptions.RedisError: also for an error reply, after all replies were read.
         """
+        return self.receive(self.send(*commands, at=at))
+
+    def send(self, *commands: tuple[Argument, ...], at: str | None = None) -> "Sent":
+        """Send the commands without waiting for their replies.
+
+        Raises:
+            OtherServer
+            redis.exceptions.RedisError
+        """
         try:
             (connection, server), kept = self._idle.pop(), True
         except IndexError:
@@ -141,24 +119,40 @@ class Connections:
         if at is not None and server.id != at:
             connection.disconnect()
             if not kept:
-                raise OtherServer(server)
-            self._idle.clear()  # the address may lead to another server by now
-            return self.exchange(*commands, at=at)
+                raise OtherServer(ShardMap.plain(server))
+            self.close_idle()  # the address may lead to another server by now
+            return self.send(*commands, at=at)
         try:
             _send(connection, commands)
-            replies = _receive(connection, len(commands))
         except redis.exceptions.ConnectionError:
             if not kept:
                 raise
+            self.close_idle()
+            return self.send(*commands, at=at)
+        return Sent(connection, server, kept, commands, at)
+
+    def receive(self, sent: "Sent", until: float | None = None) -> list[Any]:
+        """Return the replies.
+
+        Args:
+            until: The moment (`time.monotonic`) to wait for, if it is not the usual timeout after each command.
+
+        Raises:
+            OtherServer
+            redis.exceptions.RedisError
+        """
+        connection = sent.connection
+        try:
+            replies = _receive(connection, len(sent.commands), until)
+        except redis.exceptions.ConnectionError:
+            if not sent.kept:
+                raise
             # A kept connection to a Redis that was restarted is broken; a new connection shows the present state. A
             # command that runs twice for this reason is a drop, or finds its fill lease gone.
-            self._idle.clear()
-            return self.exchange(*commands, at=at)
-        self._idle.append((connection, server))
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies
+            self.close_idle()
+            return self.receive(self.send(*sent.commands, at=sent.at), until)
+        self._idle.append((connection, sent.server))
+        return _without_errors(replies)
 
     def run(
         self,
@@ -169,10 +163,25 @@ class Connections:
     ) -> list[Any]:
         """Run the script once for each call (a key, arguments) and return the results. The commands in `before`
         are sent first, in the same exchange."""
+        return self.results(self.start(script, *calls, before=before, at=at), script, *calls)
+
+    def start(
+        self,
+        script: Script,
+        *calls: tuple[Any, ...],
+        before: Sequence[tuple[Argument, ...]] = (),
+        at: str | None = None,
+    ) -> "Sent":
+        """Send the first half of `run`."""
+        return self.send(*before, *(script.run(*call) for call in calls), at=at)
+
+    def results(self, sent: "Sent", script: Script, *calls: tuple[Any, ...], until: float | None = None) -> list[Any]:
+        """Return the results of what `start` has sent."""
         try:
-            return self.exchange(*before, *(script.run(*call) for call in calls), at=at)[len(before) :]
+            replies = self.receive(sent, until)
         except redis.exceptions.NoScriptError:
-            return self.exchange(*(script.load(*call) for call in calls), at=at)
+            return self.receive(self.send(*(script.load(*call) for call in calls), at=sent.at), until)
+        return replies[len(replies) - len(calls) :]
 
     def identify(self) -> Server:
         """Return the server that answers at this address now.
@@ -184,29 +193,72 @@ class Connections:
         connection.disconnect()
         return server
 
-    def _connect(self) -> tuple[Any, Server]:
+    def facts(self, *cluster_commands: tuple[Argument, ...]) -> "Facts":
+        """Return what the server at this address reports, be it a primary, a replica or a Sentinel. A node of a
+        cluster also gets the commands.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        with self._opened() as connection:
+            facts = self._facts(connection)
+            return facts._replace(replies=_exchange(connection, *cluster_commands)) if facts.is_cluster else facts
+
+    def server(self, facts: "Facts") -> Server:
+        """Return the server that has reported these facts.
+
+        Raises:
+            redis.exceptions.RedisError: The server cannot be used as Redis.
+        """
+        number = self.client.connection_pool.connection_kwargs.get("db") or 0
+        return Server(f"{_run(facts.members)}/{number}", facts.place)
+
+    def command(self, *commands: tuple[Argument, ...]) -> list[Any]:
+        """Send commands on a connection of their own, whatever answers there: a Sentinel is no server for keys.
+
+        Raises:
+            redis.exceptions.RedisError
+        """
+        with self._opened() as connection:
+            return _exchange(connection, *commands)
+
+    @property
+    def host(self) -> str:
+        return str(self.client.connection_pool.connection_kwargs.get("host", "localhost"))
+
+    def close_idle(self) -> None:
+        """Close every connection that is not in use now."""
+        self._idle.clear()
+
+    def _open(self) -> Any:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
         pool = self.client.connection_pool
         kind = WITH_KERNEL_TIMEOUTS.get(pool.connection_class, pool.connection_class)
         connection = kind(**pool.connection_kwargs)
         connection.connect()
+        return connection
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        connection = self._open()
         try:
-            _send(connection, (INFO,))
-            (reply,) = _receive(connection, 1)
-            facts = _facts(reply)
+            yield connection
+        finally:
+            connection.disconnect()
+
+    def _connect(self) -> tuple[Any, Server]:
+        connection = self._open()
+        try:
+            return connection, self.server(self._facts(connection))
         except redis.exceptions.RedisError:
             connection.disconnect()
             raise
-        run = f"{facts['run_id']}.{facts.get('master_replid', '')[:12]}"
-        place = self._at_process(connection, facts) if self._notices_end and self._is_at_socket else self.place
-        return connection, Server(f"{run}/{pool.connection_kwargs.get('db') or 0}", place)
 
-    def _at_process(self, connection: Any, facts: dict[str, str]) -> str:
-        """Return the place together with the process at the other end of the connection, if that is Redis itself."""
-        credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        (pid, _, _) = struct.unpack("3i", credentials)
-        start = start_of_process(pid) if facts.get("process_id") == str(pid) else ""
-        return f"{self.place} {pid}.{start}" if start else f"{self.place} ?"
+    def _facts(self, connection: Any) -> "Facts":
+        [reply] = _exchange(connection, INFO)
+        members = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+        at_process = self._notices_end and self._is_at_socket
+        return Facts(members, f"{self.place} {_process(connection, members)}" if at_process else self.place)
 
     def has_ended(self, server: Server, sign: Server | BaseException) -> bool:
         """Return whether this server has surely ended, so that it holds nothing.
@@ -226,28 +278,66 @@ class Connections:
         return server.run != sign.run if isinstance(sign, Server) else refused(sign)
 
 
+class Sent(NamedTuple):
+    """Commands whose replies were not read yet. They have to be received, or the connection closed."""
+
+    connection: Any
+    server: Server
+    kept: bool
+    """The connection was used before."""
+
+    commands: tuple[tuple[Argument, ...], ...]
+    at: str | None
+
+    def abandon(self) -> None:
+        self.connection.disconnect()
+
+
+class Facts(NamedTuple):
+    members: dict[str, str]
+    """The reply to INFO."""
+
+    place: str
+
+    replies: Sequence[Any] = ()
+    """The replies to the commands for a node of a cluster; empty for a plain Redis."""
+
+    @property
+    def is_cluster(self) -> bool:
+        return _mode(self.members) == "cluster"
+
+
 INFO = ("INFO", "server", "replication")
 
 END_OF_PROCESS_S = 0.05
 """The longest wait for the end of a process that has closed its connections."""
 
 
-def _facts(reply: Any) -> dict[str, str]:
-    """Return what a server says about itself in its reply to INFO.
+def _process(connection: Any, members: dict[str, str]) -> str:
+    """Return which process is at the other end of a Unix socket, `<pid>.<start>`; "?" if that is not Redis itself."""
+    credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    (pid, _, _) = struct.unpack("3i", credentials)
+    start = start_of_process(pid) if members.get("process_id") == str(pid) else ""
+    return f"{pid}.{start}" if start else "?"
+
+
+def _mode(members: dict[str, str]) -> str:
+    return members.get("redis_mode") or members.get("server_mode") or ""  # the second: Valkey
+
+
+def _run(members: dict[str, str]) -> str:
+    """Return the first part of the id of a server.
 
     Raises:
         redis.exceptions.RedisError: The server cannot be used as Redis.
     """
-    if isinstance(reply, Exception):
-        raise reply
-    facts = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
-    if facts.get("redis_mode") == "cluster":
-        raise redis.exceptions.RedisError("CLUSTERDOWN: the mode is cluster")
-    if facts.get("role") not in (None, "master"):
+    if _mode(members) == "sentinel":
+        raise redis.exceptions.RedisError("the mode is sentinel")
+    if members.get("role") not in (None, "master"):
         raise redis.exceptions.RedisError("READONLY: the role is not master")
-    if "run_id" not in facts:
+    if "run_id" not in members:
         raise redis.exceptions.RedisError("INFO lacks run_id")
-    return facts
+    return f"{members['run_id']}.{members.get('master_replid', '')[:12]}"
 
 
 def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
@@ -255,12 +345,12 @@ def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
     machine, because the same address is another place elsewhere.
 
     A second Redis takes the path of a Unix socket over while the first one still serves its connections, so there the
-    place also names the process that listens (`_at_process`). The name localhost has two addresses.
+    place also names the process that listens (`_process`). The name localhost has two addresses.
     """
     if path := address.get("path"):
         return (f"{PROCESSES} {path}", True) if direct else (path, False)
     host = address.get("host", "localhost")
-    place = f"{host}:{address.get('port', 6379)}"
+    place = f"{f'[{host}]' if ':' in host else host}:{address.get('port', 6379)}"
     return (f"{HOST} {place}", True) if direct and host != "localhost" and is_loopback(host) else (place, False)
 
 
@@ -282,15 +372,33 @@ def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:
     connection.send_packed_command([b"".join(encoded)])
 
 
-def _receive(connection: Any, count: int) -> list[Any]:
+def _receive(connection: Any, count: int, until: float | None = None) -> list[Any]:
     replies: list[Any] = []
     for _ in range(count):
+        # The minimum is for a server that answers at once after others have used up the time.
+        timeout = {} if until is None else {"timeout": max(0.05, until - time.monotonic())}
         try:
-            replies.append(connection.read_response(disconnect_on_error=True))
+            replies.append(connection.read_response(disconnect_on_error=True, **timeout))
         except redis.exceptions.ResponseError as error:
             replies.append(error)
     return replies
 
+
+def _without_errors(replies: list[Any]) -> list[Any]:
+    """Raises: redis.exceptions.RedisError: A command had no success."""
+    for reply in replies:
+        if isinstance(reply, Exception):
+            raise reply
+    return replies
+
+
+def _exchange(connection: Any, *commands: tuple[Argument, ...]) -> list[Any]:
+    _send(connection, commands)
+    return _without_errors(_receive(connection, len(commands)))
+
+
+MOVING = "the cluster moves hash slots"
+UNCOVERED = "the cluster does not serve all hash slots"
 
 REFUSALS = {
     "WRONGPASS": "refuses the user or the password",
@@ -310,11 +418,15 @@ REFUSALS = {
     "unknown command": "lacks a command that this service needs (renamed or switched off)",
     "DB index is out of range": "has no database of this number",
     "max number of clients": "has no room for further clients (maxclients)",
-    "MOVED": "is a cluster, which this service cannot use",
-    "CROSSSLOT": "is a cluster, which this service cannot use",
     "INFO lacks run_id": "does not name its run_id in INFO, so this service cannot tell it from another Redis",
-    "hash slot": "is a cluster, which this service cannot use",
-    "CLUSTERDOWN": "is a cluster, which this service cannot use",
+    UNCOVERED: "is a cluster that does not serve all hash slots now",
+    "CLUSTERDOWN": "is a cluster that does not serve all hash slots now",
+    MOVING: "is a cluster that moves hash slots between its servers now",
+    "MOVED": "is a cluster that moves hash slots between its servers now",
+    "TRYAGAIN": "is a cluster that moves hash slots between its servers now",
+    "SELECT is not allowed": "is a cluster, which has only the database number 0",
+    "mode is sentinel": "is a Sentinel: begin the address with redis+sentinel:// and add the name of the primary",
+    "knows no primary": "has no primary of this name at the Sentinels",
     "SSL": "does not speak TLS at this address, or its certificate is not trusted",
     "Protocol Error": "is no Redis: the server at this address speaks another protocol",
 }

@@ -1,26 +1,26 @@
-"""The cache lease of this process for Redis: PostgreSQL has answered recently which server is in use as Redis."""
+"""The cache lease of this process for Redis: PostgreSQL has answered recently which servers are in use as Redis."""
 
 import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
-from velikiy.coherence.redis_connections import Server
+from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import LEASE_S, RENEWAL_S, now
 from velikiy.postgres import DatabaseUnavailable
 
 
 class Trust(NamedTuple):
-    """Which server may be used, and until when."""
+    """Which servers may be used, and until when."""
 
-    server: Server | None
+    shards: ShardMap | None
     until: float
     """The moment (`now`). Compare it with the time after the reply of Redis: a process may be stopped for any time in
     between."""
 
     @property
-    def holder(self) -> Server | None:
-        """The server if it may be used now."""
-        return self.server if now() < self.until else None
+    def holder(self) -> ShardMap | None:
+        """The servers if they may be used now."""
+        return self.shards if now() < self.until else None
 
 
 NOTHING = Trust(None, 0.0)
@@ -29,8 +29,8 @@ NOTHING = Trust(None, 0.0)
 class RedisLease:
     """It is renewed at most once a second, and only when it is needed, so an idle process costs nothing."""
 
-    def __init__(self, registered: Callable[[], Server | None]) -> None:
-        """`registered` queries PostgreSQL for the server in use; None while Redis is fenced."""
+    def __init__(self, registered: Callable[[], ShardMap | None]) -> None:
+        """`registered` queries PostgreSQL for the servers in use; None while Redis is fenced."""
         self._registered = registered
         self._renewing = threading.Lock()
         self._renewed_at = -LEASE_S
@@ -52,11 +52,11 @@ class RedisLease:
     def _renew(self) -> None:
         requested_at = now()
         try:
-            server = self._registered()
+            shards = self._registered()
         except DatabaseUnavailable:
             if not self._trust.holder:
                 raise
             return
         finally:
             self._renewed_at = requested_at
-        self._trust = Trust(server, requested_at + LEASE_S) if server else NOTHING
+        self._trust = Trust(shards, requested_at + LEASE_S) if shards else NOTHING

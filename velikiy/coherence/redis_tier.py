@@ -1,4 +1,5 @@
-"""Tier 2: one Redis hash for each path, with a field for each variant and a field for each fill lease.
+"""Tier 2: one Redis hash for each path, with a field for each variant and a field for each fill lease. Redis may be one
+server or the servers of a cluster (shards.py).
 
 Losing data in Redis costs speed only: a missing entry is read from PostgreSQL, and a missing fill lease refuses its
 fill.
@@ -17,25 +18,26 @@ import redis
 import structlog
 
 from velikiy.coherence.entry import CachePath, Entry
-from velikiy.coherence.redis_connections import (
-    DROP,
-    FILL,
-    READ,
-    Argument,
-    Connections,
-    OtherServer,
-    Server,
-    refusal,
-)
+from velikiy.coherence.redis_connections import DROP, FILL, MOVING, READ, Argument, OtherServer, refusal
 from velikiy.coherence.redis_lease import NOTHING, RedisLease
+from velikiy.coherence.redis_servers import AWAY, RedisServers, SlotsMove
+from velikiy.coherence.shards import UNREGISTERED, Server, ShardMap
 from velikiy.coherence.timing import DROP_TIMEOUT_S, FILL_LEASE_S
 from velikiy.postgres import DatabaseUnavailable
 
 log = structlog.get_logger()
 
-AWAY = (redis.exceptions.RedisError, OSError)
-
 NO_ANSWER = "does not answer"
+
+REDIRECTED = (
+    redis.exceptions.AskError,  # and MovedError
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+"""A node of a cluster does not hold the key, or not at this moment: the registered map is no longer true."""
+
+OTHER_DATA = "OTHERDATA"
+"""The error of read.lua."""
 
 
 OTHER_ADVICE = "give every process on this database the same REDIS_URL; until then none of them uses Redis"
@@ -72,6 +74,8 @@ class DoesNotAnswer(Exception):
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(refusal(error) or NO_ANSWER)
+        self.slots_move = isinstance(error, SlotsMove)
+        """The servers of a cluster answer, and do not agree about the slots."""
 
 
 class RedisTier:
@@ -90,7 +94,7 @@ class RedisTier:
     def __init__(
         self,
         url: str,
-        in_use: Callable[[], Server | None],
+        in_use: Callable[[], ShardMap | None],
         *,
         ttl: int,
         timeout: float,
@@ -98,18 +102,18 @@ class RedisTier:
     ) -> None:
         """
         Args:
-            in_use: Queries PostgreSQL for the server that is in use as Redis; None while Redis is fenced.
+            in_use: Queries PostgreSQL for the servers that are in use as Redis; None while Redis is fenced.
             ttl: Seconds that a hash lives, from the first fill of its path.
             timeout: Seconds to connect, and seconds to wait for a reply.
             direct: Only Redis itself can refuse a connection at this address.
         """
         self.ttl = ttl
         self.redis_lease = RedisLease(in_use)
-        self._read_connections = Connections(url, timeout, direct=direct)
+        self._read_servers = RedisServers(url, timeout, direct=direct)
         # A write waits longer, because going on without Redis costs it a fence.
-        self._drop_connections = Connections(url, DROP_TIMEOUT_S, direct=direct)
+        self._drop_servers = RedisServers(url, DROP_TIMEOUT_S, direct=direct)
         self._skip_until = 0.0
-        self._other: Server | None = None
+        self._other = ""
         """The unregistered server that the log has named already."""
 
     def read(self, path: CachePath, variant: str, *, patience: float = 0.02) -> Hit | FillLease | None:
@@ -125,14 +129,16 @@ class RedisTier:
             return None
         lease = NewFillLease()
         end = time.monotonic() + patience
+        shards = UNREGISTERED
         try:
             while True:
                 trust = self.redis_lease.trust()
-                server = trust.holder
-                if server is None:
+                if (holder := trust.holder) is None:
                     return None
-                [(state, *found)] = self._read_connections.run(
-                    READ, (path.key, variant, lease, int(FILL_LEASE_S * 1000)), at=server.id
+                shards = holder
+                connections, server = self._read_servers.connections(path.key, shards)
+                [(state, *found)] = connections.run(
+                    READ, (path.key, variant, lease, int(FILL_LEASE_S * 1000), server.data_set), at=server.id
                 )
                 if not trust.holder:
                     return None  # a write may have skipped a fenced Redis meanwhile
@@ -144,11 +150,17 @@ class RedisTier:
                 if time.monotonic() >= end:
                     return None
                 time.sleep(patience / 5)
-        except (redis.exceptions.ResponseError, ValueError):
-            # Another program's value under our key: a string, a list, or bytes of another form.
-            self._forget(path)
+        except REDIRECTED as error:
+            self._failed("read", error)
+        except (redis.exceptions.ResponseError, ValueError) as error:
+            if str(error).startswith(OTHER_DATA):
+                connections.close_idle()  # a new one shows which server this is now
+                self._failed("read", error)
+            else:
+                # Another program's value under our key: a string, a list, or bytes of another form.
+                self._forget(path, shards)
         except OtherServer as error:
-            self._found_other(error.found, instead_of=server)
+            self._found_other(error.found, instead_of=shards)
         except AWAY as error:
             self._failed("read", error)
         return None
@@ -158,15 +170,23 @@ class RedisTier:
         if self.breaker_open:
             return
         try:
+            shards = self.redis_lease.trust().shards  # a fill needs no cache lease: its own lease decides
+            if shards is None:
+                return
             packed = entry.pack() if entry else b""
-            self._read_connections.run(FILL, (path.key, variant, lease, packed, self.ttl * 1000))
+            connections, _ = self._read_servers.connections(path.key, shards)
+            connections.run(FILL, (path.key, variant, lease, packed, self.ttl * 1000))
+        except DatabaseUnavailable:
+            pass
+        except REDIRECTED as error:
+            self._failed("fill", error)
         except redis.exceptions.ResponseError:
             pass  # Redis has no memory for it, or another program's value is under our key: a read removes that
         except AWAY as error:
             self._failed("fill", error)
 
     def drop(
-        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, server: Server
+        self, paths: Iterable[CachePath] | None, prefill: Sequence[CachePath] = (), *, shards: ShardMap
     ) -> dict[CachePath, FillLease]:
         """Drop these paths, or every path for None, and return fill leases for the paths in `prefill`; none if Redis is
         fenced.
@@ -175,59 +195,85 @@ class RedisTier:
         At another address a forwarder, a balancer or a firewall may refuse for a Redis that is up.
 
         Args:
-            server: The registered server.
+            shards: The registered servers. Each drops its paths, all at the same time.
 
         Raises:
-            DoesNotAnswer
+            DoesNotAnswer: At least one server may still have an entry.
             OtherServer: This process reaches another server. Nothing was dropped.
         """
+        if not shards.shards:
+            raise OtherServer(self.identify())
         leases = {path: NewFillLease() for path in prefill}
         trust = NOTHING
         if prefill:
             with suppress(DatabaseUnavailable):
                 trust = self.redis_lease.trust()
-        others: list[tuple[Argument, ...]] = [("FLUSHDB", "ASYNC")]
-        if paths is not None:
-            others = [("UNLINK", path.key) for path in paths if path not in leases]
-        calls = [(path.key, lease, int(FILL_LEASE_S * 1000)) for path, lease in leases.items()]
+        drops = _by_server(shards, None if paths is None else list(paths), leases)
         try:
-            self._drop_connections.run(DROP, *calls, before=others, at=server.id)
+            self._drop_at(shards, drops)
+        except OtherServer as error:
+            if shards.is_cluster:  # a node has restarted, or a replica has taken over: the relay finds the new servers
+                raise DoesNotAnswer(error) from error
+            raise
         except AWAY as error:
-            if self._drop_connections.has_ended(server, error):
+            if self._has_ended(shards, error):
                 return {}
             self._failed("drop", error)
             raise DoesNotAnswer(error) from error
         holder = trust.holder
-        granted = holder is not None and holder.id == server.id
+        granted = holder is not None and holder.id == shards.id
         return {path: lease.given for path, lease in leases.items()} if granted else {}
 
-    def empty(self) -> Server:
-        """Remove everything from the server that this process reaches, whichever it is, and return it.
+    def _drop_at(self, shards: ShardMap, drops: "dict[Server, _Commands]") -> None:
+        """Send every drop, then wait for the replies: for several servers as long as for one."""
+        until = time.monotonic() + DROP_TIMEOUT_S if len(drops) > 1 else None
+        sent = []
+        try:
+            for server, (others, calls) in drops.items():
+                connections = self._drop_servers.connections_to(server, shards)
+                sent.append((connections, connections.start(DROP, *calls, before=others, at=server.id), calls))
+            while sent:
+                connections, commands, calls = sent.pop()
+                connections.results(commands, DROP, *calls, until=until)
+        finally:
+            for _, commands, _ in sent:
+                commands.abandon()
+
+    def empty(self) -> ShardMap:
+        """Remove everything from the servers that this process reaches, whichever they are, and return them.
 
         Raises:
             DoesNotAnswer
         """
+        shards = self.identify()
         try:
-            server = self._drop_connections.identify()
-            self._drop_connections.exchange(("FLUSHDB", "ASYNC"), at=server.id)
+            for server in shards.servers:
+                self._drop_servers.connections_to(server, shards).exchange(("FLUSHDB", "ASYNC"), at=server.id)
+            if shards.is_cluster and self._drop_servers.discover().version != shards.version:
+                raise SlotsMove(MOVING)  # keys may have moved to a server that was empty already
         except (OtherServer, *AWAY) as error:
             raise DoesNotAnswer(error) from error
-        return server
+        return shards
 
-    def identify(self) -> Server:
-        """Return the server that this process reaches now.
+    def identify(self) -> ShardMap:
+        """Return the servers that this process reaches now.
 
         Raises:
             DoesNotAnswer
         """
         try:
-            return self._drop_connections.identify()
+            return self._drop_servers.discover()
         except AWAY as error:
             raise DoesNotAnswer(error) from error
 
-    def is_surely_gone(self, server: Server, found: Server) -> bool:
+    def is_surely_gone(self, registered: ShardMap, found: ShardMap) -> bool:
         """Return whether this server has ended, because another run of Redis was found at its only place."""
-        return self._drop_connections.has_ended(server, found)
+        return not found.is_cluster and self._has_ended(registered, found.servers[0])
+
+    def _has_ended(self, shards: ShardMap, sign: Server | BaseException) -> bool:
+        """Return whether the only server has surely ended. The end of a server of a cluster is not noticed."""
+        fixed = self._drop_servers.fixed
+        return fixed is not None and not shards.is_cluster and fixed.has_ended(shards.servers[0], sign)
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.
@@ -236,8 +282,9 @@ class RedisTier:
             DoesNotAnswer
         """
         try:
-            fields: Any = self._drop_connections.client.hgetall(path.key)
-            ttl: Any = self._drop_connections.client.pttl(path.key)
+            connections, _ = self._drop_servers.connections(path.key, self._drop_servers.discover())
+            fields: Any = connections.client.hgetall(path.key)
+            ttl: Any = connections.client.pttl(path.key)
         except AWAY as error:
             raise DoesNotAnswer(error) from error
         names = {name.decode(errors="replace"): len(value) for name, value in fields.items()}
@@ -249,29 +296,50 @@ class RedisTier:
     def breaker_open(self) -> bool:
         return time.monotonic() < self._skip_until
 
-    def registered(self) -> Server | None:
-        """Return the server that is surely registered and not fenced; None if that is not known."""
+    def registered(self) -> ShardMap | None:
+        """Return the servers that are surely registered and not fenced; None if that is not known."""
         try:
             return None if self.breaker_open else self.redis_lease.trust().holder
         except DatabaseUnavailable:
             return None
 
-    def _forget(self, path: CachePath) -> None:
+    def _forget(self, path: CachePath, shards: ShardMap) -> None:
+        connections, _ = self._read_servers.connections(path.key, shards)
         try:
-            self._read_connections.exchange(("UNLINK", path.key))
+            connections.exchange(("UNLINK", path.key))
         except AWAY as error:
             self._failed("read", error)
 
-    def _found_other(self, found: Server, *, instead_of: Server | None) -> None:
+    def _found_other(self, found: ShardMap, *, instead_of: ShardMap) -> None:
         self._skip_until = time.monotonic() + self.BREAKER_S
-        # A Redis that was restarted at its own place is registered within a second.
-        if found != self._other and not (instead_of and self.is_surely_gone(instead_of, found)):
-            self._other = found
+        # A Redis that was restarted at its own place is registered within a second, and a cluster changes by itself.
+        expected = instead_of.is_cluster or self.is_surely_gone(instead_of, found)
+        if found.id != self._other and not expected:
+            self._other = found.id
             log.warning("redis.not_registered", address=found.address, advice=OTHER_ADVICE)
 
     def _failed(self, what: str, error: Exception) -> None:
         self._skip_until = time.monotonic() + self.BREAKER_S
         log.warning("redis.unavailable", during=what, cause=type(error).__name__)
+
+
+_Commands = tuple[list[tuple[Argument, ...]], list[tuple[Argument, ...]]]
+"""The plain commands of a drop at one server, and the calls of the script."""
+
+
+def _by_server(
+    shards: ShardMap, paths: Sequence[CachePath] | None, leases: dict[CachePath, NewFillLease]
+) -> dict[Server, _Commands]:
+    drops: dict[Server, _Commands] = {}
+    if paths is None:
+        drops = {server: ([("FLUSHDB", "ASYNC")], []) for server in shards.servers}
+    for path in paths or ():
+        if path not in leases:
+            drops.setdefault(shards.shard_of(path.key).server, ([], []))[0].append(("UNLINK", path.key))
+    for path, lease in leases.items():
+        calls = drops.setdefault(shards.shard_of(path.key).server, ([], []))[1]
+        calls.append((path.key, lease, int(FILL_LEASE_S * 1000)))
+    return drops
 
 
 def new_fill_lease() -> FillLease:

@@ -134,7 +134,7 @@ def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
             redis, announced = caches.redis(connection), caches.announced(connection)
     except (DatabaseUnavailable, psycopg.Error):  # the second: the table is missing
         return OK, []
-    rivals = [server.address for server in announced if server.id != ours.id]
+    rivals = [it.address for it in announced if not it.overlaps(ours)]
     if rivals:
         return NOT_USED, [
             f"Processes on this database reach different servers as Redis ({', '.join([ours.address, *rivals])}), so"
@@ -145,10 +145,15 @@ def _redis(caches: Caches, redis_tier: RedisTier) -> tuple[str, list[str]]:
             "Redis is out of use, because a write could not invalidate it. The relay empties it and puts it back into"
             " use within seconds; if that lasts longer, the relay's log says why."
         ]
-    if redis.server and redis.server.id != ours.id:
+    if redis.shards and redis.shards.overlaps(ours) and redis.shards.id != ours.id:
+        return NOT_USED, [
+            "The servers of the Redis cluster have changed. The relay empties them and puts Redis back into use once"
+            " the cluster has settled, within seconds."
+        ]
+    if redis.shards and redis.shards.id != ours.id:
         return NOT_USED, [
             f"This process reaches another Redis ({ours.address}) than the one that is registered"
-            f" ({redis.server.address}), and does not use it. If Redis was restarted, that ends within seconds."
+            f" ({redis.shards.address}), and does not use it. If Redis was restarted, that ends within seconds."
             " Otherwise give all processes on this database the same REDIS_URL."
         ]
     return OK, []

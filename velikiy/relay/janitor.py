@@ -7,8 +7,8 @@ import structlog
 
 from velikiy.coherence import Gate
 from velikiy.coherence.membership import MISSING
-from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
+from velikiy.coherence.shards import UNREGISTERED
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import idempotency
 
@@ -20,6 +20,10 @@ ROUND_S = 1.0
 EDGE_EXPIRY_S = 10.0
 """Seconds without a renewal after which an edge is removed. If that edge is alive, it starts again without entries."""
 
+MAX_SETTLING_S = 8.0
+"""Seconds for which the servers of a cluster have to stay the same before they are registered. The time begins with one
+round and doubles with each change, so that a cluster that moves slots for hours does not fence Redis each second."""
+
 CLEAN_UP_S = 60.0
 """Seconds between two deletions of expired idempotency keys."""
 
@@ -28,8 +32,13 @@ class Janitor:
     def __init__(self, database: Database, gate: Gate) -> None:
         self.database = database
         self.gate = gate
-        self._ours: Server | None = None
-        """The server that this relay reached last."""
+        self._ours = UNREGISTERED
+        """The servers that this relay reached last."""
+
+        self._changed_at = -EDGE_EXPIRY_S
+        """The moment at which a cluster had other servers, or moved slots."""
+
+        self._settling_s = ROUND_S
 
         self._logged = ""
 
@@ -55,7 +64,7 @@ class Janitor:
                 log.exception("relay.cannot_look_after_caches")
 
     def look_after_redis(self) -> None:
-        """Register the server that answers as Redis, and put a fenced Redis back into use.
+        """Register the servers that answer as Redis, and put a fenced Redis back into use.
 
         Redis is emptied only after its exclusion. A fill lease that was granted between emptying and the end of the
         fence would outlive the writes that skipped Redis.
@@ -70,29 +79,38 @@ class Janitor:
             ours = self.gate.redis_tier.identify()
         except DoesNotAnswer as error:
             self._log_once("redis.unusable", cause=f"Redis {error}")
+            if error.slots_move:
+                # While keys are on their way, copies of an entry may exist, of which a drop reaches one.
+                self._note_change()
+                if redis.shards and redis.shards.is_cluster:
+                    caches.fence([redis])
             return
+        if ours.is_cluster and ours.id != self._ours.id:
+            self._note_change()
         # An earlier server at our address was restarted or replaced. If other processes still use it, they announce it.
-        caches.forget_announced(self._ours if self._ours != ours else None)
+        caches.forget_announced(self._ours if self._ours.id != ours.id else None)
         self._ours = ours
-        if redis.server and redis.server.id == ours.id:
+        if redis.shards and redis.shards.id == ours.id:
             self._logged = ""
             return
         if not redis.fenced:
             self.gate.adopt(ours)
             with self.database.autocommit() as connection:
                 redis = caches.redis(connection)
-            if redis.server and redis.server.id != ours.id:
+            if redis.shards and redis.shards.id != ours.id:
                 caches.fence([redis])  # writers that reach our server cannot drop anything in the registered one
             return
         caches.announce(ours)  # before the wait, in which the relays of other servers announce theirs
         caches.await_exclusion([redis])  # the writer that fenced it may have died before the wait was over
+        if ours.is_cluster and time.monotonic() - self._changed_at < self._settling_s:
+            return
         with self.database.autocommit() as connection:
-            rivals = [it.address for it in caches.announced(connection) if it.id != ours.id]
+            rivals = [it.address for it in caches.announced(connection) if not it.overlaps(ours)]
         if rivals:
             self._log_once("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
             return
         try:
-            server = self.gate.redis_tier.empty()
+            shards = self.gate.redis_tier.empty()
         except DoesNotAnswer as error:
             self._log_once("redis.unusable", cause=f"Redis {error}")
             return
@@ -100,9 +118,15 @@ class Janitor:
         # copy the old entry from Redis once more.
         with self.database.autocommit() as connection:
             self.gate.drop(connection, None)
-        if caches.readmit_redis(redis, server):
-            caches.forget_announced(server)
-            log.warning("redis.back", address=server.address)
+        if caches.readmit_redis(redis, shards):
+            caches.forget_announced(shards)
+            log.warning("redis.back", address=shards.address)
+
+    def _note_change(self) -> None:
+        now = time.monotonic()
+        recent = now - self._changed_at < 2 * MAX_SETTLING_S
+        self._settling_s = min(2 * self._settling_s, MAX_SETTLING_S) if recent else ROUND_S
+        self._changed_at = now
 
     def _log_once(self, event: str, **members: object) -> None:
         """Log a state of Redis when it begins, and not each second."""

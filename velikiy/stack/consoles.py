@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from velikiy.redis_address import RedisAddress
 from velikiy.stack import Refusal
+
+CONNECT_S = 2
 
 
 def psql(address: str, arguments: Sequence[str]) -> NoReturn:
@@ -37,7 +40,7 @@ def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:
     program = shutil.which("redis-cli")
     if program is None:
         raise Refusal("redis-cli is not installed. Install Debian's redis-tools.")
-    url = urlsplit(address)
+    url = urlsplit(_address_of_a_server(address))
     if url.scheme == "unix":
         server = ["-s", unquote(url.path), "-n", parse_qs(url.query).get("db", ["0"])[0]]
     else:
@@ -45,7 +48,21 @@ def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:
     server += ["--tls"] if url.scheme == "rediss" else []
     server += ["--user", unquote(url.username)] if url.username else []
     password = {"REDISCLI_AUTH": unquote(url.password)} if url.password else {}
-    os.execve(program, ["redis-cli", *server, *arguments], {**os.environ, **password})  # noqa: S606
+    # -c follows the redirections of a cluster.
+    os.execve(program, ["redis-cli", "-c", *server, *arguments], {**os.environ, **password})  # noqa: S606
+
+
+def _address_of_a_server(address: str) -> str:
+    """Return the address of one server in use. REDIS_URL may name several hosts, or Sentinels."""
+    from velikiy.coherence.redis_servers import AWAY, RedisServers
+
+    named = RedisAddress.parse(address)
+    if named.is_fixed:
+        return address
+    try:
+        return named.of(RedisServers(address, CONNECT_S).discover().servers[0].place)
+    except AWAY as error:
+        raise Refusal(f"No Redis of REDIS_URL can be used ({error}).") from None
 
 
 def masked(address: str) -> str:

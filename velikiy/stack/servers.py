@@ -7,7 +7,9 @@ service works without it. A Redis that answers and cannot be used is a mistake i
 import psycopg
 import redis
 
-from velikiy.coherence.redis_connections import DROP, Connections, refusal
+from velikiy.coherence.redis_connections import DROP, refusal
+from velikiy.coherence.redis_servers import RedisServers, SlotsMove
+from velikiy.coherence.shards import SLOTS, Server, ShardMap
 from velikiy.postgres import CONNECT_OPTIONS
 from velikiy.postgres.rights import missing_rights
 from velikiy.settings import ServiceSettings
@@ -105,11 +107,13 @@ def check_redis(url: str) -> None:
     Raises:
         Refusal: The service cannot use this Redis.
     """
-    connections = Connections(url, REDIS_TIMEOUT_S)
+    servers = RedisServers(url, REDIS_TIMEOUT_S)
     try:
-        connections.client.ping()
-        # The commands of a write, with a key that no row has.
-        connections.run(DROP, (PROBE_KEY, "up", 1000), before=[("UNLINK", PROBE_KEY)])
+        shards = servers.discover()
+        for server in shards.servers:
+            _check_redis_server(servers, server, shards)
+    except SlotsMove:
+        return  # the relay waits until the cluster has settled
     except (redis.exceptions.RedisError, OSError) as error:
         if sentence := refusal(error):
             raise Refusal(f"The Redis of REDIS_URL {sentence}. Correct the address or the server.") from None
@@ -119,15 +123,25 @@ def check_redis(url: str) -> None:
             f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without it, "
             "more slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
         )
-        return
+
+
+def _check_redis_server(servers: RedisServers, server: Server, shards: ShardMap) -> None:
+    """
+    Raises:
+        Refusal
+        redis.exceptions.RedisError
+        OSError
+    """
+    connections = servers.connections_to(server, shards)
+    keys = (PROBE_KEY, *(f"{PROBE_KEY}{number}" for number in range(10 * SLOTS)))
+    key = next((key for key in keys if shards.shard_of(key).server == server), "")
+    if key:  # the commands of a write; a primary without slots gets no keys
+        connections.run(DROP, (key, "up", 1000), before=[("UNLINK", key)], at=server.id)
     try:
-        information: dict[str, object] = connections.client.info("server")
-        version = int(str(information.get("redis_version", OLDEST_REDIS)).split(".")[0])
+        version = int(connections.facts().members.get("redis_version", str(OLDEST_REDIS)).split(".")[0])
         [[flushdb]] = connections.exchange(("COMMAND", "INFO", "FLUSHDB"))
-    except (redis.exceptions.RedisError, OSError, ValueError, AttributeError):  # its user may not ask for that
+    except (redis.exceptions.RedisError, OSError, ValueError):  # its user may not ask for that
         return
-    finally:
-        connections.client.close()
     if version < OLDEST_REDIS:
         raise Refusal(f"REDIS_URL names Redis {version}. Use Redis {OLDEST_REDIS} or newer.")
     if flushdb is None:
