@@ -14,7 +14,7 @@ local constants = require "constants"
 local POLL_S = 0.002
 local FILL_WAIT_S = 0.02          -- a read waits so long for the fill of another reader
 local FILL_LEASE_MS = tostring(constants.FILL_LEASE_MS)
-local BREAKER_MS = 1000           -- the time for which Redis is left alone after it did not reply
+local BREAKER_MS = 1000           -- the time for which a server is left alone after it did not reply
 local MAX_REPLY_BYTES = 2 ^ 26    -- no entry is as large, so a larger length is no reply of the script
 local KEEP_MS = 30000             -- an idle connection is kept so long
 local MAX_KEPT_CONNECTIONS = 64   -- of each worker
@@ -38,8 +38,6 @@ local fixed              -- { name, port } of the one server that REDIS_URL name
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
-local breaker_until = 0  -- until then this worker leaves Redis alone
-local last_reply_at = 0  -- the moment of the last reply to this worker
 
 _M.reaches_another = false  -- the newest connection of this worker led to another server than the registered one
 
@@ -184,14 +182,18 @@ end
 
 local function new_target(id, place, is_node)
     local address = fixed and not is_node and fixed or place ~= "" and address_of(place)
-    return address and { id = id, data_set = match(id, "%.(%w*)/") or "", name = address.name, port = address.port }
+    return address and {
+        id = id, data_set = match(id, "%.(%w*)/") or "", name = address.name, port = address.port,
+        breaker_until = 0,  -- until then this worker leaves the server alone
+        last_reply_at = 0,  -- the moment of the last reply to this worker
+    }
 end
 
 
 local granted, only, first_slots, owners  -- the map that was parsed last
 
 
--- Return the server that holds a key: { id, data_set, name, port }; nil if the map does not say where it is.
+-- Return the server that holds a key (new_target); nil if the map does not say where it is.
 -- map: what the lease contains (velikiy/coherence/shards.py:ShardMap). The edge never follows a cluster's redirection.
 local function target_of(map, key)
     if map ~= granted then
@@ -295,7 +297,7 @@ local function run_script(server, key)
             reply, err = receive(socket)
         end
         if reply ~= nil then
-            last_reply_at = now_ms()
+            server.last_reply_at = now_ms()
         end
         if type(reply) == "table" then
             socket:setkeepalive(KEEP_MS)
@@ -363,7 +365,7 @@ end
 -- Return an entry and the seconds for which Redis keeps it. Or return nil, nil and the fill lease for the app: a token,
 -- NO_LEASE, or nil if Redis was not tried or failed in another way than a timeout.
 function _M.read(epoch, path)
-    local key = greeting and now_ms() >= breaker_until and key_of(path)
+    local key = greeting and key_of(path)
     if not key then
         return nil
     end
@@ -371,6 +373,9 @@ function _M.read(epoch, path)
     local map = lease.redis(epoch)
     local server = map and target_of(map, key)
     _M.reaches_another = _M.reaches_another and map ~= nil
+    if server and now_ms() < server.breaker_until then
+        return nil
+    end
     while server do
         local began = now_ms()
         local reply, token_or_error = run_script(server, key)
@@ -378,10 +383,10 @@ function _M.read(epoch, path)
         if lease.redis(epoch) ~= map then
             return nil
         elseif not reply then
-            -- A Redis that has sent other replies meanwhile is busy, and not away. An open breaker would send all reads
-            -- of a second to the apps, which carry a tenth of them.
-            if sub(token_or_error, 1, 1) ~= "-" and last_reply_at < began then
-                breaker_until = now_ms() + BREAKER_MS
+            -- A server that has sent other replies meanwhile is busy, and not away. An open breaker would send all its
+            -- reads of a second to the apps, which carry a tenth of them.
+            if sub(token_or_error, 1, 1) ~= "-" and server.last_reply_at < began then
+                server.breaker_until = now_ms() + BREAKER_MS
             end
             return nil, nil, token_or_error == "timeout" and _M.NO_LEASE or nil  -- the app need not wait as long again
         elseif reply[1] == 1 then

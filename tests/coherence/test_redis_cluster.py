@@ -17,7 +17,7 @@ from redis import Redis
 
 from testkit.databases import create_database, drop_database, redis_server
 from testkit.failpoints import Failpoints, Users, failpoint_gate, has_cache_lease, running_app, running_edge
-from testkit.redis_cluster import Cluster, Node, cluster
+from testkit.redis_cluster import Cluster, Node, cluster, replicas, sentinels
 from testkit.stack import Stack, wait_until
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.redis_servers import RedisServers
@@ -28,6 +28,8 @@ from velikiy.postgres import migrate
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
 from velikiy.settings import BadSetting, Settings, load
+from velikiy.stack import Refusal
+from velikiy.stack.servers import check_redis
 
 _numbers = count(1)
 
@@ -350,6 +352,23 @@ class TestAddresses:
     def test_address_that_lacks_a_part_is_refused(self, address: str) -> None:
         with pytest.raises(BadSetting, match="REDIS_URL"):
             load(Settings, None, redis_url=address, database_url="postgresql://x", edge_secret="e" * 16)
+
+    def test_launcher_accepts_a_cluster_and_names_its_only_database(self, nodes: Cluster) -> None:
+        check_redis(nodes.url)
+        with pytest.raises(Refusal, match="has only the database number 0"):
+            check_redis(f"redis://{nodes.nodes[0].place}/1")
+
+    @pytest.mark.scale
+    def test_launcher_names_mistakes_in_the_address_of_sentinels(self) -> None:
+        with replicas(1) as nodes, sentinels(nodes[0], "main") as watchers:
+            address = f"redis+sentinel://{watchers[0].place}"
+            check_redis(f"{address}/main/3")
+            for wrong, cause in (
+                (f"{address}/other", "has no primary of this name"),
+                (f"redis://{watchers[0].place}", "is a Sentinel"),
+            ):
+                with pytest.raises(Refusal, match=cause):
+                    check_redis(wrong)
 
     def test_node_that_is_away_does_not_matter_if_another_host_is_named(self, nodes: Cluster) -> None:
         found = RedisServers(f"redis://127.0.0.1:1,{nodes.nodes[2].place}/0", 1).discover()

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from testkit.redis_cluster import NODE_TIMEOUT_MS, cluster, program_path, replicas, sentinels
-from testkit.stack import Stack, running, wait_until
+from testkit.stack import Stack, run, running, wait_until
 from tests.consistency.load import Load
 from tests.consistency.soak import Soak, progress
 from velikiy.coherence.redis_servers import RedisServers
@@ -106,6 +106,8 @@ def test_killed_primary_and_planned_failovers_cost_no_wrong_read(program: str) -
                 timed("in use after a planned failover", lambda it=replica: it.place in places(stack), RECOVERY_S)  # type: ignore[misc]
 
         assert_promise_holds(stack, act, 50)
+        assert run("redis", "--data", str(stack.data), "PING").stdout == "PONG\n"
+        assert "redis" in run("velikiy", "cache", "show", "/users/count", DATA=str(stack.data)).stdout
 
 
 def test_slots_that_move_under_load_cost_no_wrong_read() -> None:

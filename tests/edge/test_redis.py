@@ -488,7 +488,8 @@ class TestOutages:
             assert len(redis.requests) <= 1  # the breaker is open, so not every read connects
 
     @pytest.mark.parametrize(
-        "address", ["", "unix:///nowhere", "unix:///nowhere?a=1", "rediss://127.0.0.1:1", "redis://[::1]:1/0", "what?"]
+        "address",
+        ["", "unix:///nowhere", "unix:///nowhere?a=1", "rediss://127.0.0.1:1", "redis://127.0.0.1:1?db=0", "what?"],
     )
     def test_app_reads_redis_if_the_edge_does_not_support_its_address(
         self, app: FailpointApp, user: int, address: str

@@ -19,7 +19,11 @@ AWAY = (redis.exceptions.RedisError, OSError)
 CLUSTER_COMMANDS = (("CLUSTER", "SLOTS"), ("CLUSTER", "NODES"), ("CLUSTER", "INFO"))
 
 
-class SlotsMove(redis.exceptions.RedisError):
+class NotReady(redis.exceptions.RedisError):
+    """The servers of a cluster answer, and cannot be used at this moment."""
+
+
+class SlotsMove(NotReady):
     """The nodes of a cluster do not agree about the slots, or keys are on their way from one to another."""
 
 
@@ -68,7 +72,7 @@ class RedisServers:
             OSError
         """
         failures: list[Exception] = []
-        for named in list(self._named):
+        for named in self._named:
             try:
                 found = self._discover_from(named)
             except SlotsMove:
@@ -76,7 +80,8 @@ class RedisServers:
             except AWAY as error:
                 failures.append(error)
             else:
-                self._named.sort(key=lambda it: it is not named)  # the next discovery begins at the host that answered
+                # The next discovery begins at the host that answered. Other threads may read the list meanwhile.
+                self._named = sorted(self._named, key=lambda it: it is not named)
                 return found
         raise next(filter(refusal, failures), failures[-1])
 
@@ -110,7 +115,7 @@ class RedisServers:
             if node.has_open_slots:
                 raise SlotsMove(MOVING)
             if b"cluster_state:ok" not in info:
-                raise redis.exceptions.RedisError(UNCOVERED)
+                raise NotReady(UNCOVERED)
             server = at.server(facts)
             version.append((node.id, node.epoch))
             covered += sum(last - first + 1 for first, last in node.slots)
@@ -122,7 +127,7 @@ class RedisServers:
         if any(first <= last for (_, last), (first, _) in pairwise(ranges)):
             raise SlotsMove(MOVING)  # two servers hold one slot
         if covered < SLOTS:
-            raise redis.exceptions.RedisError(UNCOVERED)
+            raise NotReady(UNCOVERED)
         return ShardMap(sorted(shards, key=lambda it: it.slots), empty_servers=empty_servers, version=sorted(version))
 
     def _primaries(self, named: Connections, replies: Sequence[Any]) -> list[str]:

@@ -8,7 +8,7 @@ import psycopg
 import redis
 
 from velikiy.coherence.redis_connections import DROP, refusal
-from velikiy.coherence.redis_servers import RedisServers, SlotsMove
+from velikiy.coherence.redis_servers import NotReady, RedisServers
 from velikiy.coherence.shards import SLOTS, Server, ShardMap
 from velikiy.postgres import CONNECT_OPTIONS
 from velikiy.postgres.rights import missing_rights
@@ -112,8 +112,8 @@ def check_redis(url: str) -> None:
         shards = servers.discover()
         for server in shards.servers:
             _check_redis_server(servers, server, shards)
-    except SlotsMove:
-        return  # the relay waits until the cluster has settled
+    except NotReady as error:
+        report(f"warning: the Redis of REDIS_URL {refusal(error)}. Until it has settled, the service works without it.")
     except (redis.exceptions.RedisError, OSError) as error:
         if sentence := refusal(error):
             raise Refusal(f"The Redis of REDIS_URL {sentence}. Correct the address or the server.") from None

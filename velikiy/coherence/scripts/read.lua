@@ -3,12 +3,12 @@
 -- ARGV[1]  variant (the canonical query; empty for the path itself)
 -- ARGV[2]  a token that was never used before: the fill lease, if it is granted
 -- ARGV[3]  milliseconds after which a fill lease is void
--- ARGV[4]  the beginning of the id of the data set that the caller reads
+-- ARGV[4]  the beginning of the id of the data set that the caller reads; empty if the server reports none
 -- returns  {1, entry, milliseconds that it lives}; {2} the caller fills, with this token; {3} another reader fills
 -- After a primary was demoted, its connections stay open, and its data is that of another server. As long as it is a
 -- replica, it refuses the script for the write, which deletes no field. Promoted again, it has another data set.
 redis.call('HDEL', KEYS[1], '')
-if not string.find(redis.call('INFO', 'replication'), 'master_replid:' .. ARGV[4], 1, true) then
+if ARGV[4] ~= '' and not string.find(redis.call('INFO', 'replication'), 'master_replid:' .. ARGV[4], 1, true) then
     return redis.error_reply('OTHERDATA the data set was replaced')
 end
 local entry = redis.call('HGET', KEYS[1], 'body:' .. ARGV[1])
