@@ -41,6 +41,12 @@ def test_start_in_a_folder_that_the_services_cannot_enter_is_refused() -> None:
         assert "may not enter" in refused("up", "--detach", "--data", str(temporary / "closed" / "data"))
 
 
+@pytest.mark.parametrize(("name", "reason"), [("é" * 40, "too long for sockets"), ("a,b", "contains ,")])
+def test_start_in_a_folder_whose_path_no_socket_can_have_is_refused(name: str, reason: str) -> None:
+    with folder() as temporary:
+        assert reason in refused("up", "--detach", "--data", str(temporary / name))
+
+
 def test_start_with_an_unreachable_database_is_refused_and_leaves_no_process() -> None:
     # Nothing listens on port 1.
     with folder() as temporary:

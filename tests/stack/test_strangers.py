@@ -19,6 +19,7 @@ from testkit.machine import root_only
 from testkit.outages import refusing
 from testkit.stack import Stack, folder, refused, run, running, wait_until
 from velikiy.stack.consoles import masked
+from velikiy.stack.preflight import MAX_DATA_PATH
 
 NOBODY = 65534
 
@@ -297,7 +298,11 @@ def test_another_user_cannot_register_an_edge_or_empty_its_cache(stack: Stack) -
     assert stack.sql("SELECT name, epoch FROM caches ORDER BY name") == before
 
 
-def test_stack_makes_its_own_edge_secret() -> None:
-    with running("--apps", "1", EDGE_SECRET="") as stack:
-        assert len(stack.secret("edge_secret")) >= 32
-        assert stack.healthy()
+def test_stack_in_the_longest_folder_makes_its_own_edge_secret_and_uses_its_sockets() -> None:
+    with folder() as temporary:
+        data = temporary / "data @#?é ".ljust(MAX_DATA_PATH - len(str(temporary)) - 2, "d")
+        assert len(os.fsencode(data)) == MAX_DATA_PATH
+        with running("--apps", "1", data=data, EDGE_SECRET="") as stack:
+            assert len(stack.secret("edge_secret")) >= 32
+            assert stack.healthy()
+            assert requests.get(f"{stack.app}/readyz", timeout=5).json()["checks"]["redis"] == "ok"

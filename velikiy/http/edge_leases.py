@@ -89,6 +89,9 @@ def _parse() -> _Edge:
 
 
 def _address(edge: _Edge) -> str:
-    """Return the address of the control listener: the configured host, or else the source of the request."""
+    """Return the address of the control listener: the configured host, or else the source of the request.
+
+    A request at a Unix socket has no source, and its edge is on this machine.
+    """
     host = edge.host or request.remote_addr or "127.0.0.1"
     return f"[{host}]:{edge.port}" if ":" in host else f"{host}:{edge.port}"

@@ -24,6 +24,9 @@ _predecessors = [int(pid) for pid in os.environ.pop("APP_PREDECESSORS", "").spli
 
 def install(server: Any) -> None:
     """Take over SIGHUP: gunicorn's hook `on_starting`."""
+    # gunicorn's master would remove the Unix socket at the beginning of a stop, while edges still send requests there
+    # (velikiy/server/stopping.py). It leaves listeners of systemd alone. The next start replaces the socket.
+    server.systemd = True
     script = os.environ.get("APP_SCRIPT")
     if script:
         server.handle_hup = lambda: _become_next_version(server, script)

@@ -1,8 +1,10 @@
 """Requests to the servers of the stack. They pass no proxy, even if http_proxy names one."""
 
+import socket
 import ssl
 import urllib.request
-from http.client import HTTPException
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from velikiy.coherence.signatures import HEADER, Signer
@@ -44,9 +46,25 @@ def get_signed(url: str, secret: str, *, timeout: float = 3) -> str:
     return body
 
 
-def answers(url: str, secret: str | None = None) -> bool:
+def answers_at(path: Path, target: str, *, timeout: float = 3) -> bool:
+    """Return whether the server at this Unix socket answers with a success."""
+    connection = HTTPConnection("localhost", timeout=timeout)
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.settimeout(timeout)
     try:
-        get_signed(url, secret) if secret else get(url)
+        connection.sock.connect(str(path))
+        connection.request("GET", target)
+        return connection.getresponse().status == 200
+    except UNANSWERED:
+        return False
+    finally:
+        connection.close()
+
+
+def answers(url: str, secret: str) -> bool:
+    """Return whether an edge with this secret answers with a success."""
+    try:
+        get_signed(url, secret)
     except UNANSWERED:
         return False
     return True

@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from velikiy.stack import Refusal, local_http
 from velikiy.stack.messages import report, step
-from velikiy.stack.plan import INNER_PORTS, Plan, is_free
+from velikiy.stack.plan import Plan
 from velikiy.stack.programs import Program, base_environment, script
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
@@ -72,8 +72,8 @@ def check_new_version(plan: Plan, wanted: list[Program]) -> None:
 
 
 def _try_app(program: Program, folder: Path) -> None:
-    port = next(number for number in INNER_PORTS if is_free("127.0.0.1", number))
-    own = {"APP_LISTEN": f"127.0.0.1:{port}", "APP_SOCKET": "app.sock", "APP_FIRST_CPU": "-1"}
+    listener = folder / "app.sock"
+    own = {"APP_LISTEN": f"unix:{listener.name}", "APP_SOCKET": "", "APP_FIRST_CPU": "-1"}
     output = folder / "app.log"
     with output.open("w") as log:
         process = subprocess.Popen(
@@ -85,9 +85,8 @@ def _try_app(program: Program, folder: Path) -> None:
             stderr=log,
         )
     try:
-        url = f"http://127.0.0.1:{port}/livez"
-        _within(START_TIMEOUT_S, lambda: local_http.answers(url) or process.poll() is not None)
-        if process.poll() is not None or not local_http.answers(url):
+        _within(START_TIMEOUT_S, lambda: local_http.answers_at(listener, "/livez") or process.poll() is not None)
+        if process.poll() is not None or not local_http.answers_at(listener, "/livez"):
             _refuse(program, output.read_text())
     finally:
         process.send_signal(signal.SIGINT)  # which is quick; without effect if the process has ended
@@ -177,14 +176,14 @@ def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
 
 
 def _await_start(plan: Plan, program: Program) -> None:
-    secret = None
-    if listen := program.environment.get("APP_LISTEN"):
-        url = f"http://{listen}/livez"
-    elif listen := program.environment.get("EDGE_CONTROL"):
-        url, secret = f"http://{listen}/show", plan.secret("edge_secret")
-    else:
-        return
-    if not _within(START_TIMEOUT_S, lambda: local_http.answers(url, secret)):
+    def is_started() -> bool:
+        if listener := program.environment.get("APP_SOCKET"):
+            return local_http.answers_at(plan.home / program.name / listener, "/livez")
+        if listener := program.environment.get("EDGE_CONTROL"):
+            return local_http.answers(f"http://{listener}/show", plan.secret("edge_secret"))
+        return True
+
+    if not _within(START_TIMEOUT_S, is_started):
         raise Refusal(_failed(plan, program))
 
 
