@@ -14,7 +14,6 @@ from testkit.stack import ROOT, Stack, free_ports, refused, run, running, wait_u
 from velikiy.keys import tokens
 from velikiy.settings import BadSetting, auth_mode
 
-
 QUOTA = 50
 """Idempotency keys of one API key in 24 hours."""
 

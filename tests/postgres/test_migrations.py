@@ -10,7 +10,14 @@ from testkit.databases import create_database, drop_database, execute, fetch_row
 from testkit.stack import Stack
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 
-REVISIONS = ["0001_baseline", "0002_folded", "0003_replicated", "0004_import_counts", "0005_keys", "0007_idempotency_owner"]
+REVISIONS = [
+    "0001_baseline",
+    "0002_folded",
+    "0003_replicated",
+    "0004_import_counts",
+    "0005_keys",
+    "0007_idempotency_owner",
+]
 
 
 @pytest.fixture
