@@ -35,7 +35,7 @@ def unverified(*protocols: str) -> ssl.SSLContext:
     return context
 
 
-READS = (
+READS: tuple[tuple[str, dict[str, str]], ...] = (
     ("/users/2", {}),
     ("/users/2", UNCACHED),
     ("/users", {}),
