@@ -41,7 +41,7 @@ function _M.configure(auth)
 end
 
 
--- What this worker has found in the shared memory, by the value of Authorization: a hit computes no digest and copies no
+-- The findings of this worker in the shared memory, by the value of Authorization: a hit computes no digest and copies no
 -- entry. A verdict counts only while its path still has the generation under which the entry was found. So a revocation,
 -- which drops the generation, ends the verdicts of all workers.
 local verdicts, verdict_count = {}, 0
