@@ -1,8 +1,8 @@
 """Clients that would take everything, for the row `crowd`: slow connections, and searches that no cache answers.
 
-`python -m bench.crowd URL SLOW SEARCHING` prints "ready" and goes on until it is killed. A slow connection sends a header
-or a body byte by byte, and opens another connection when the edge closes it. A searching client sends its next search
-when it has the response, and waits for Retry-After when it is refused.
+`python -m bench.crowd URL SLOW SEARCHING` prints "ready" and goes on until it is killed. A slow connection sends a
+header or a body byte by byte, and opens another connection when the edge closes it. A searching client sends its next
+search when it has the response, and waits for Retry-After when it is refused.
 """
 
 import asyncio

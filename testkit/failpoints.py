@@ -29,6 +29,7 @@ from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
+from velikiy.resources.idempotency import IdempotencyKeys
 from velikiy.resources.repository import Repository
 from velikiy.resources.users import NewUser
 from velikiy.stack import local_http
@@ -194,7 +195,7 @@ def _write_until_killed(postgres: str, redis_url: str, user: int, name: str, kil
 def running_app(gate: Gate) -> Iterator[str]:
     """Run an app with this gate in this process; yield its address."""
     app = Flask("in this process")
-    http.install(app, registry(), gate, Browsers(), Auth("off", gate))
+    http.install(app, registry(), gate, Browsers(), Auth("off", gate), IdempotencyKeys(0))
     gate.database.open()
     server = make_server("127.0.0.1", 0, app, threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -14,6 +14,7 @@ from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.postgres import Connection, Database
 from velikiy.resources.base import registry
+from velikiy.resources.idempotency import IdempotencyKeys
 from velikiy.settings import Settings, load
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ def create_app() -> Flask:
     gate = connect(database, settings)
     uncached = Uncached(gate.database, gate.caches, gate.redis_tier, gate.edge_tier)
     app = Flask(__name__, static_folder=None)
-    http.install(app, registry(), uncached, Browsers.of(settings), Auth(settings.auth_mode, uncached))
+    auth, idempotency_keys = Auth(settings.auth_mode, uncached), IdempotencyKeys(settings.quota_of_idempotency_keys)
+    http.install(app, registry(), uncached, Browsers.of(settings), auth, idempotency_keys)
     database.open()
     return app

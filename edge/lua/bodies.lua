@@ -1,8 +1,9 @@
--- Reads the body of a request, which has to arrive at a minimum rate: client_body_timeout (edge/conf/timeouts_and_sizes.conf)
--- begins again with each byte, so a byte in nine seconds would hold a connection and a place among the writes for days.
+-- Reads the body of a request, which has to arrive at a minimum rate: client_body_timeout
+-- (edge/conf/timeouts_and_sizes.conf) begins again with each byte, so a byte in nine seconds would hold a connection
+-- and a place among the writes for days.
 --
--- A rate, because a time for all bodies would be too long for a small body or too short for 2 MB. A single slot of GPRS,
--- the slowest link in use, still carries 1100 bytes in a second. A client that was fast has time for a pause.
+-- A rate, because a time for all bodies would be too long for a small body or too short for 2 MB. A single slot of
+-- GPRS, the slowest link in use, still carries 1100 bytes in a second. A client that was fast has time for a pause.
 --
 -- Remove when: Nginx has a minimum rate for bodies.
 

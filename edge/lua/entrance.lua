@@ -8,9 +8,10 @@ local lease = require "lease"
 local limits = require "limits"
 local read = require "read"
 
--- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in memory,
--- and whether the request may have another key. It returns nothing, or the status of a refusal. It runs in set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase,
--- such as access, sees them.
+-- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in
+-- memory, and whether the request may have another key. It returns nothing, or the status of a refusal. It runs in
+-- set_by_lua, so it must not wait for anything. Hits end in Nginx's rewrite phase: no later phase, such as access, sees
+-- them.
 local STEPS = { limits.refuse, hosts.refuse }
 
 local is_internal = ngx.req.is_internal

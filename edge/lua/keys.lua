@@ -41,9 +41,9 @@ function _M.configure(auth)
 end
 
 
--- What this worker has found in the shared memory, by the value of Authorization: a hit computes no digest and copies no
--- entry. A verdict counts only while its path still has the generation under which the entry was found. So a revocation,
--- which drops the generation, ends the verdicts of all workers.
+-- The findings of this worker in the shared memory, by the value of Authorization: a hit computes no digest and copies
+-- no entry. A verdict counts only while its path still has the generation under which the entry was found. So a
+-- revocation, which drops the generation, ends the verdicts of all workers.
 local verdicts, verdict_count = {}, 0
 
 
@@ -117,8 +117,8 @@ function _M.is_sent()
 end
 
 
--- Return whether the verdict allows a hit: a key is fetched again after EDGE_TTL. Until then, and until its generation is
--- dropped, it is the same key for the limits.
+-- Return whether the verdict allows a hit: a key is fetched again after EDGE_TTL. Until then, and until its generation
+-- is dropped, it is the same key for the limits.
 function _M.admits(verdict)
     return verdict and time() < verdict.fresh_until
 end

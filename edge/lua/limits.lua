@@ -5,9 +5,9 @@
 -- one customer usually has all addresses (/64). Behind a trusted proxy the proxy's client counts
 -- (edge/conf/proxies.conf).
 --
--- Each request counts once. A request whose key is not in memory counts only after the key was checked (keys.lua:admit):
--- for the key if it is valid, and else for the address. So neither made-up keys nor other clients at one address use up
--- what belongs to a key. Checks of unknown keys have a number of their own for each address.
+-- Each request counts once. A request whose key is not in memory counts only after the key was checked
+-- (keys.lua:admit): for the key if it is valid, and else for the address. So neither made-up keys nor other clients at
+-- one address use up what belongs to a key. Checks of unknown keys have a number of their own for each address.
 
 local clients = ngx.shared.clients
 local sub = string.sub

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from testkit.stack import ROOT, Stack, folder, running
 from tests.consistency.faults import Faults
@@ -433,7 +433,8 @@ def started(root: Path, edge_ttl: int, **settings: str) -> Iterator[Stack]:
     makes its name unique, so that it can be deleted with the rest.
     """
     (root / "velikiy" / "mutant").write_text(str(root))
-    stack_from_copy = running("--edges", "2", root=root, EDGE_TTL=str(edge_ttl), **settings)
+    environment: Any = {"EDGE_TTL": str(edge_ttl), **settings}
+    stack_from_copy = running("--edges", "2", root=root, **environment)
     with contextlib.ExitStack() as afterwards, stack_from_copy as stack:
         script = (stack.data / "run" / "edge1").read_text()
         code = re.findall(r"(/\S+/code-[0-9a-f]+)/edge/start", script)[0]

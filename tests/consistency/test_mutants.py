@@ -7,7 +7,7 @@ import pytest
 from tests.consistency.mutants import BUGS, KEY_BUGS, MUTANTS, Mutant, PatchDoesNotFit, Replacement, copy, mutate
 
 
-@pytest.mark.parametrize("mutant", (*MUTANTS, *KEY_BUGS), ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", [*MUTANTS, *KEY_BUGS], ids=lambda mutant: mutant.name)
 def test_patch_of_each_mutant_fits_the_code(mutant: Mutant, tmp_path: Path) -> None:
     copy(tmp_path)
     mutate(mutant, tmp_path)

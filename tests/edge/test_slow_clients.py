@@ -83,7 +83,9 @@ def trickle(app: FakeApp, line: str, *fields: str, piece: bytes = b" ") -> RawRe
         ("GET /readyz", "Content-Length: 60000", b" "),
     ],
 )
-def test_body_that_trickles_is_a_problem_and_reaches_no_app(app: FakeApp, line: str, framing: str, piece: bytes) -> None:
+def test_body_that_trickles_is_a_problem_and_reaches_no_app(
+    app: FakeApp, line: str, framing: str, piece: bytes
+) -> None:
     response = trickle(app, line, framing, "Content-Type: application/json", piece=piece)
     check_raw_problem(response, 408)
     assert response.json["type"] == "/problems/request-timeout"

@@ -222,7 +222,7 @@ def test_read_while_a_batch_is_in_flight_is_cached_nowhere(
     app.failpoints.actions[failpoint] = lambda: during.extend(read())
     model = batch.model(registry()["users"])
     body = model.model_validate({"operations": [update(user_id, name=word) for user_id in changed]})
-    assert batch.run(app.users.rows, body, None).status == 200
+    assert batch.run(app.users.rows, body, lambda write: write).status == 200
     assert set(during) == {(old, 0)}
     assert set(read()) == {(word, size)}
 

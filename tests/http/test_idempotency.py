@@ -230,7 +230,7 @@ QUOTA = 20
 
 @pytest.fixture(scope="module")
 def limited() -> Iterator[Stack]:
-    settings = {"IDEMPOTENCY_QUOTA": str(QUOTA), "TRUSTED_PROXIES": "127.0.0.1", "APP_WORKERS": "1"}
+    settings: Any = {"IDEMPOTENCY_QUOTA": str(QUOTA), "TRUSTED_PROXIES": "127.0.0.1", "APP_WORKERS": "1"}
     with running("--apps", "1", **settings) as stack:
         yield stack
 

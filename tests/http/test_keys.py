@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from typing import Any
 
 import pytest
 import requests
@@ -14,7 +15,6 @@ from testkit.stack import ROOT, Stack, free_ports, refused, run, running, wait_u
 from velikiy.keys import tokens
 from velikiy.settings import BadSetting, auth_mode
 
-
 QUOTA = 50
 """Idempotency keys of one API key in 24 hours."""
 
@@ -22,7 +22,12 @@ QUOTA = 50
 @pytest.fixture(scope="module")
 def keyed_stack() -> Iterator[Stack]:
     """Every request needs a key. A short EDGE_TTL would hide an entry that a revocation failed to drop."""
-    settings = {"AUTH": "all", "EDGE_TTL": "600", "CORS_ORIGINS": "http://app.example", "IDEMPOTENCY_QUOTA": str(QUOTA)}
+    settings: Any = {
+        "AUTH": "all",
+        "EDGE_TTL": "600",
+        "CORS_ORIGINS": "http://app.example",
+        "IDEMPOTENCY_QUOTA": str(QUOTA),
+    }
     with running("--edges", "2", "--apps", "1", **settings) as stack:
         yield stack
 

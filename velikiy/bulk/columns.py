@@ -167,8 +167,8 @@ def _check_unique(columns: Columns, names: Sequence[str], line: int | None) -> N
 
 
 def _twice_sentence(names: Sequence[str], name: str, line: int | None) -> str:
-    """Return the sentence about columns whose names differ in case only. Without a line that names the columns, they may
-    come from different objects."""
+    """Return the sentence about columns whose names differ in case only. Without a line that names the columns, they
+    may come from different objects."""
     if line:
         return f"line {line} names the column {name} twice"
     spellings = [other for other in names if other.casefold() == name.casefold()]

@@ -154,8 +154,8 @@ class IdempotencyKeys:
         if standing.uncounted <= 0:
             seconds = max(1, math.ceil(standing.room_at - now))
             detail = (
-                f"This client has used {self.quota} Idempotency-Keys in {RETENTION}, which is its quota. The request was"
-                " not carried out. Repetitions of earlier requests, and requests without the header, are carried out."
+                f"This client has used {self.quota} Idempotency-Keys in {RETENTION}, which is its quota. The request"
+                " was not carried out. Repetitions of earlier requests and requests without the header are answered."
             )
             raise Problem("too-many-requests", detail, headers={"Retry-After": str(seconds)})
         standing.uncounted -= 1

@@ -90,7 +90,8 @@ KINDS = {
         429,
         "Too Many Requests",
         "This client has sent more requests than it may (`RateLimit-Policy`), or has too many in progress at the same"
-        " time, or has used up its quota of Idempotency-Keys. The request was not carried out. Retry after `Retry-After` seconds.",
+        " time, or has used up its quota of Idempotency-Keys. The request was not carried out. Retry after"
+        " `Retry-After` seconds.",
     ),
     "header-fields-too-large": Kind(431, "Request Header Fields Too Large", "Send fewer or shorter header fields."),
     "internal-error": Kind(

@@ -14,6 +14,8 @@ App = Callable[[dict[str, Any], Any], Iterable[bytes]]
 
 
 class Worker(StoppingWorker):
+    wsgi: App
+
     def load_wsgi(self) -> None:
         super().load_wsgi()
         self.wsgi = limited(self.wsgi, Share(costly_threads(self.cfg.threads), max_queued=0))
