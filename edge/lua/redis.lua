@@ -33,7 +33,8 @@ _M.NO_LEASE = "-"
 
 local greeting           -- the commands that a new connection sends first; nil: apps read Redis for the edge
 local database           -- the number of the database
-local fixed              -- { name, port } of the one server that REDIS_URL names; nil: several hosts, or Sentinels
+local fixed              -- { name, port } of the one server that REDIS_URL names, without a port at a Unix socket; nil: the
+                         -- lease contains where the servers are
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
@@ -67,7 +68,39 @@ local function address_of(place)
 end
 
 
--- In init_by_lua. A URL that this client does not support (TLS, a socket, options) leaves Redis to the apps.
+-- Return the user with the password, and the database, as text; nil if the URL is not supported. Set `fixed`.
+local function parse(url)
+    local scheme, address = url:match("^([%a+]+)://(.*)$")
+    if not scheme then
+        return nil
+    end
+    local login, rest = address:match("^([^@/]*)@(.*)$")
+    login, rest = login or "", rest or address
+    local path, options = rest:match("^([^?#]*)%??(.*)$")
+    if scheme == "unix" then
+        local number = options == "" and "0" or options:match("^db=(%d+)$")
+        if sub(path, 1, 1) ~= "/" or not number then
+            return nil
+        end
+        fixed = { name = { addresses = { "unix:" .. percent_decoded(path) } } }
+        return login, number
+    end
+    local hosts, number = path:match("^([%w._,:%[%]-]+)/?(%d*)$")
+    if scheme == "redis" and hosts and options == "" then
+        fixed = not find(hosts, ",", 1, true) and address_of(hosts) or nil
+        return login, number
+    elseif scheme == "redis+sentinel" then
+        hosts, number = path:match("^([%w._,:%[%]-]+)/[^/]+/?(%d*)$")
+        -- The options of Sentinels are for apps only: an edge gets the address of the server with its lease.
+        local others = ("&" .. options):gsub("&sentinel_%w+=[^&]*", "")
+        if hosts and (others == "" or others == "&") then
+            return login, number
+        end
+    end
+end
+
+
+-- In init_by_lua. A URL that this client does not support (TLS, options) leaves Redis to the apps.
 -- file: the script that apps use as well; timeout_s: the time to connect, and the time for a reply.
 function _M.configure(url, file, timeout_s)
     timeout_ms = tonumber(timeout_s) * 1000
@@ -76,35 +109,22 @@ function _M.configure(url, file, timeout_s)
     source:close()
     local digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
     evalsha = command(6, "EVALSHA", digest)
-    local sentinel, rest = url:match("^redis(%+?s?e?n?t?i?n?e?l?)://(.*)$")
-    local options
-    rest, options = (rest or ""):match("^([^?#]*)(.*)$")
-    local login, hosts, path = rest:match("^([^@/]*)@([%w._,:%[%]-]+)(/?.*)$")
-    if not hosts then
-        login, hosts, path = "", rest:match("^([%w._,:%[%]-]+)(/?.*)$")
-    end
-    local number = sentinel == "+sentinel" and match(path or "", "^/[^/]+/?(%d*)$")
-        or sentinel == "" and match(path or "", "^/?(%d*)$")
-    local user, password = login:match("^([^:]*):(.*)$")
-    -- The options of Sentinels are for apps only: an edge gets the address of the server with its lease.
-    local has_options = options:gsub("[?&]sentinel_%w+=[^&]*", "") ~= ""
-    if not number or has_options or (login ~= "" and not user) then
+    local login, number = parse(url)
+    local user, password = (login or ""):match("^([^:]*):(.*)$")
+    if not login or (login ~= "" and not user) then
         return
     end
+    database = tonumber(number) or 0
     greeting = {}
     if user == "" then
         greeting[1] = command(0, "AUTH", percent_decoded(password))
     elseif user then
         greeting[1] = command(0, "AUTH", percent_decoded(user), percent_decoded(password))
     end
-    if number ~= "" and number ~= "0" then
-        greeting[#greeting + 1] = command(0, "SELECT", number)
+    if database ~= 0 then
+        greeting[#greeting + 1] = command(0, "SELECT", tostring(database))
     end
     greeting[#greeting + 1] = command(0, "INFO", "server", "replication")
-    database = tonumber(number) or 0
-    if sentinel == "" and not find(hosts, ",", 1, true) then
-        fixed = address_of(hosts)
-    end
 end
 
 
@@ -224,8 +244,13 @@ local function connect(server)
     end
     local socket = ngx.socket.tcp()
     socket:settimeouts(timeout_ms, timeout_ms, timeout_ms)
-    local pool = concat({ address, server.port, id }, " ")
-    local ok, err = socket:connect(address, server.port, { pool = pool, pool_size = MAX_KEPT_CONNECTIONS })
+    local options = { pool = concat({ address, server.port or "", id }, " "), pool_size = MAX_KEPT_CONNECTIONS }
+    local ok, err
+    if server.port then
+        ok, err = socket:connect(address, server.port, options)
+    else
+        ok, err = socket:connect(address, options)
+    end
     if not ok then
         return nil, err
     elseif socket:getreusedtimes() > 0 then

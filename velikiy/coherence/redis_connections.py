@@ -6,6 +6,8 @@ Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run
 """
 
 import hashlib
+import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.host import HOST
+from velikiy.coherence.host import HOST, PROCESSES, process_has_ended, start_of_process
 from velikiy.coherence.shards import Server, ShardMap
 from velikiy.kernel_timeouts import Socket
 from velikiy.settings import is_loopback
@@ -60,6 +62,16 @@ class TcpConnection(redis.Connection):
         return Socket(super()._connect())  # type: ignore[no-untyped-call]
 
 
+class UnixConnection(redis.UnixDomainSocketConnection):
+    """The same for a Unix socket."""
+
+    def _connect(self) -> Socket:
+        return Socket(super()._connect())  # type: ignore[no-untyped-call]
+
+
+WITH_KERNEL_TIMEOUTS = {redis.Connection: TcpConnection, redis.UnixDomainSocketConnection: UnixConnection}
+
+
 class Connections:
     """A pool of kept connections that threads share."""
 
@@ -76,8 +88,9 @@ class Connections:
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
             driver_info=None,  # two exchanges less for each connection
         )
-        self.place, self.is_only_place = _place(self.client.connection_pool.connection_kwargs, direct)
-        """Where the server is, and whether no other server can be there as long as it runs."""
+        self.place, self._notices_end = _place(self.client.connection_pool.connection_kwargs, direct)
+        """Where the server is, and whether this process notices there that it has ended."""
+        self._is_at_socket = "path" in self.client.connection_pool.connection_kwargs
         self._idle: deque[tuple[Any, Server]] = deque()
 
     def exchange(self, *commands: tuple[Argument, ...], at: str | None = None) -> list[Any]:
@@ -188,18 +201,17 @@ class Connections:
             redis.exceptions.RedisError
         """
         with self._opened() as connection:
-            [reply] = _exchange(connection, INFO)
-            facts = Facts(_members(reply), [])
+            facts = self._facts(connection)
             return facts._replace(replies=_exchange(connection, *cluster_commands)) if facts.is_cluster else facts
 
-    def server(self, members: dict[str, str]) -> Server:
+    def server(self, facts: "Facts") -> Server:
         """Return the server that has reported these facts.
 
         Raises:
             redis.exceptions.RedisError: The server cannot be used as Redis.
         """
         number = self.client.connection_pool.connection_kwargs.get("db") or 0
-        return Server(f"{_run(members)}/{number}", self.place)
+        return Server(f"{_run(facts.members)}/{number}", facts.place)
 
     def command(self, *commands: tuple[Argument, ...]) -> list[Any]:
         """Send commands on a connection of their own, whatever answers there: a Sentinel is no server for keys.
@@ -221,7 +233,7 @@ class Connections:
     def _open(self) -> Any:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
         pool = self.client.connection_pool
-        kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
+        kind = WITH_KERNEL_TIMEOUTS.get(pool.connection_class, pool.connection_class)
         connection = kind(**pool.connection_kwargs)
         connection.connect()
         return connection
@@ -237,11 +249,40 @@ class Connections:
     def _connect(self) -> tuple[Any, Server]:
         connection = self._open()
         try:
-            [reply] = _exchange(connection, INFO)
-            return connection, self.server(_members(reply))
+            return connection, self.server(self._facts(connection))
         except redis.exceptions.RedisError:
             connection.disconnect()
             raise
+
+    def _facts(self, connection: Any) -> "Facts":
+        [reply] = _exchange(connection, INFO)
+        members = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+        names_process = self._notices_end and self._is_at_socket
+        return Facts(members, self._at_process(connection, members) if names_process else self.place, [])
+
+    def _at_process(self, connection: Any, members: dict[str, str]) -> str:
+        """Return the place together with the process at the other end of the connection, if that is Redis itself."""
+        credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        (pid, _, _) = struct.unpack("3i", credentials)
+        start = start_of_process(pid) if members.get("process_id") == str(pid) else ""
+        return f"{self.place} {pid}.{start}" if start else f"{self.place} ?"
+
+    def has_ended(self, server: Server, sign: Server | BaseException) -> bool:
+        """Return whether this server has surely ended, so that it holds nothing.
+
+        Args:
+            server: The server.
+            sign: What this process met instead of it: another server, or an error.
+        """
+        if not self._notices_end:
+            return False
+        if self._is_at_socket:
+            place, _, process = server.place.rpartition(" ")
+            return place == self.place and _ends(process)
+        if server.place != self.place:
+            return False
+        # The databases of one run have different servers and live together.
+        return server.run != sign.run if isinstance(sign, Server) else refused(sign)
 
 
 class Sent(NamedTuple):
@@ -263,6 +304,7 @@ class Facts(NamedTuple):
     members: dict[str, str]
     """The reply to INFO."""
 
+    place: str
     replies: list[Any]
     """The replies to the commands for a node of a cluster; empty for a plain Redis."""
 
@@ -273,10 +315,8 @@ class Facts(NamedTuple):
 
 INFO = ("INFO", "server", "replication")
 
-
-def _members(reply: bytes) -> dict[str, str]:
-    """Parse a reply to INFO."""
-    return dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+END_OF_PROCESS_S = 0.05
+"""The longest wait for the end of a process that has closed its connections."""
 
 
 def _mode(members: dict[str, str]) -> str:
@@ -299,17 +339,29 @@ def _run(members: dict[str, str]) -> str:
 
 
 def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
-    """Return where a server is, and whether no other server can be there while it runs. Then the place begins with the
-    name of this machine, because the same address is another place elsewhere.
+    """Return where a server is, and whether its end can be noticed there. Then the place begins with the name of this
+    machine, because the same address is another place elsewhere.
 
-    A second Redis takes the path of a Unix socket over while the first one still serves its connections, and the name
-    localhost has two addresses.
+    A second Redis takes the path of a Unix socket over while the first one still serves its connections, so there the
+    place also names the process that listens (`_at_process`). The name localhost has two addresses.
     """
     if path := address.get("path"):
-        return path, False
+        return (f"{PROCESSES} {path}", True) if direct else (path, False)
     host = address.get("host", "localhost")
     place = f"{f'[{host}]' if ':' in host else host}:{address.get('port', 6379)}"
     return (f"{HOST} {place}", True) if direct and host != "localhost" and is_loopback(host) else (place, False)
+
+
+def _ends(process: str) -> bool:
+    """Return whether the process `<pid>.<start>` has ended. It closes its connections a moment before it ends, so wait
+    for that moment."""
+    if process == "?":
+        return False
+    pid, _, start = process.partition(".")
+    until = time.monotonic() + END_OF_PROCESS_S
+    while not (ended := process_has_ended(int(pid), start)) and time.monotonic() < until:
+        time.sleep(0.005)
+    return ended
 
 
 def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:

@@ -91,7 +91,7 @@ class RedisServers:
         facts = named.facts(*CLUSTER_COMMANDS)
         if facts.is_cluster:
             return self._discover_cluster(named, facts.replies)
-        return ShardMap.plain(named.server(facts.members))
+        return ShardMap.plain(named.server(facts))
 
     def _discover_from_sentinel(self, sentinel: Connections) -> ShardMap:
         command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.address.primary)
@@ -100,7 +100,7 @@ class RedisServers:
             raise redis.exceptions.RedisError(f"the Sentinel knows no primary named {self.address.primary}")
         server = self._at(_place(*found))
         # For a while a Sentinel may name the old primary, which reports that it is a replica.
-        return ShardMap.plain(server.server(server.facts().members))
+        return ShardMap.plain(server.server(server.facts()))
 
     def _discover_cluster(self, named: Connections, replies: Sequence[Any]) -> ShardMap:
         shards, empty_servers, version = [], [], []
@@ -116,7 +116,7 @@ class RedisServers:
                 raise SlotsMove(MOVING)
             if b"cluster_state:ok" not in info:
                 raise NotReady(UNCOVERED)
-            server = at.server(facts.members)
+            server = at.server(facts)
             version.append((node.id, node.epoch))
             covered += sum(last - first + 1 for first, last in node.slots)
             if node.slots:

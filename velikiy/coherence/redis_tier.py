@@ -18,7 +18,7 @@ import redis
 import structlog
 
 from velikiy.coherence.entry import CachePath, Entry
-from velikiy.coherence.redis_connections import DROP, FILL, MOVING, READ, Argument, OtherServer, refusal, refused
+from velikiy.coherence.redis_connections import DROP, FILL, MOVING, READ, Argument, OtherServer, refusal
 from velikiy.coherence.redis_lease import NOTHING, RedisLease
 from velikiy.coherence.redis_servers import AWAY, RedisServers, SlotsMove
 from velikiy.coherence.shards import UNREGISTERED, Server, ShardMap
@@ -191,8 +191,8 @@ class RedisTier:
         """Drop these paths, or every path for None, and return fill leases for the paths in `prefill`; none if Redis is
         fenced.
 
-        A Redis that refuses a connection at its own socket is down and holds nothing. At another address a forwarder, a
-        balancer or a firewall may refuse for a Redis that is up.
+        A Redis whose process has ended holds nothing, and neither does one that refuses a connection at its own port.
+        At another address a forwarder, a balancer or a firewall may refuse for a Redis that is up.
 
         Args:
             shards: The registered servers. Each drops its paths, all at the same time.
@@ -216,7 +216,7 @@ class RedisTier:
                 raise DoesNotAnswer(error) from error
             raise
         except AWAY as error:
-            if self._is_only_at_our_place(shards) and refused(error):
+            if self._has_ended(shards, error):
                 return {}
             self._failed("drop", error)
             raise DoesNotAnswer(error) from error
@@ -266,15 +266,14 @@ class RedisTier:
         except AWAY as error:
             raise DoesNotAnswer(error) from error
 
-    def _is_only_at_our_place(self, shards: ShardMap) -> bool:
-        """Return whether no other place than ours can lead to this server. It is gone if nothing listens there."""
-        fixed = self._drop_servers.fixed
-        return bool(fixed and fixed.is_only_place and [it.place for it in shards.servers] == [fixed.place])
-
     def is_surely_gone(self, registered: ShardMap, found: ShardMap) -> bool:
-        """Return whether this server has ended, because another run of Redis was found at its only place. The databases
-        of one run have different servers and live together."""
-        return self._is_only_at_our_place(registered) and registered.servers[0].run != found.servers[0].run
+        """Return whether this server has ended, because another run of Redis was found at its only place."""
+        return self._has_ended(registered, found.servers[0])
+
+    def _has_ended(self, shards: ShardMap, sign: Server | BaseException) -> bool:
+        """Return whether this server has surely ended. The end of a node of a cluster is not noticed."""
+        fixed = self._drop_servers.fixed
+        return bool(fixed and not shards.is_cluster and fixed.has_ended(shards.servers[0], sign))
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.

@@ -46,8 +46,9 @@ class Server(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The place and the number of the database, for people: without the name of the machine."""
-        return re.sub("^[0-9a-f]{16} ", "", self.place) + "/" + self.id.partition("/")[2]
+        """The place and the number of the database, for people: without the names of machine and process."""
+        place = re.sub(r"^[0-9a-f]{16} | (\d+\.\d+|\?)$", "", self.place)
+        return place + "/" + self.id.partition("/")[2]
 
     @property
     def run(self) -> str:
