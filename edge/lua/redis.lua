@@ -33,7 +33,7 @@ _M.NO_LEASE = "-"
 
 local greeting           -- the commands that a new connection sends first; nil: apps read Redis for the edge
 local database           -- the number of the database
-local fixed              -- { name, port } of the one server that REDIS_URL names, without a port at a Unix socket; nil: the
+local fixed              -- { name, port } of the server that REDIS_URL names, without a port at a Unix socket; nil: the
                          -- lease contains where the servers are
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
