@@ -33,8 +33,8 @@ _M.NO_LEASE = "-"
 
 local greeting           -- the commands that a new connection sends first; nil: apps read Redis for the edge
 local database           -- the number of the database
-local fixed              -- { name, port } of the one server that REDIS_URL names, without a port at a Unix socket;
-                         -- nil: several hosts, or Sentinels
+local fixed              -- { name, port } of the server that REDIS_URL names, without a port at a Unix socket; nil: the
+                         -- lease contains where the servers are
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
@@ -68,24 +68,34 @@ local function address_of(place)
 end
 
 
--- Split a URL. Return the user with the password, the hosts, and the number of the database or nil; or return nil if this
--- client does not support it (TLS, options). Hosts that begin with a slash are the path of a Unix socket.
+-- Return the user with the password, and the database, as text; nil if the URL is not supported. Set `fixed`.
 local function parse(url)
-    local scheme, rest, options = match(url, "^([%a+]+)://([^?#]*)(.*)$")
-    local login, address = match(rest or "", "^([^@/]*)@(.*)$")
-    if not login then
-        login, address = "", rest
+    local scheme, address = url:match("^([%a+]+)://(.*)$")
+    if not scheme then
+        return nil
     end
+    local login, rest = address:match("^([^@/]*)@(.*)$")
+    login, rest = login or "", rest or address
+    local path, options = rest:match("^([^?#]*)%??(.*)$")
     if scheme == "unix" then
-        local number = match(options, "^%?db=(%d+)$")
-        if options == "" or number then
-            return login, match(address, "^/.*$"), number
+        local number = options == "" and "0" or options:match("^db=(%d+)$")
+        if sub(path, 1, 1) ~= "/" or not number then
+            return nil
         end
-    elseif scheme == "redis" and options == "" then
-        return login, match(address, "^([%w._,:%[%]-]+)/?(%d*)$")
-    elseif scheme == "redis+sentinel" and options:gsub("[?&]sentinel_%w+=[^&]*", "") == "" then
+        fixed = { name = { addresses = { "unix:" .. percent_decoded(path) } } }
+        return login, number
+    end
+    local hosts, number = path:match("^([%w._,:%[%]-]+)/?(%d*)$")
+    if scheme == "redis" and hosts and options == "" then
+        fixed = not find(hosts, ",", 1, true) and address_of(hosts) or nil
+        return login, number
+    elseif scheme == "redis+sentinel" then
+        hosts, number = path:match("^([%w._,:%[%]-]+)/[^/]+/?(%d*)$")
         -- The options of Sentinels are for apps only: an edge gets the address of the server with its lease.
-        return login, match(address, "^([%w._,:%[%]-]+)/[^/]+/?(%d*)$")
+        local others = ("&" .. options):gsub("&sentinel_%w+=[^&]*", "")
+        if hosts and (others == "" or others == "&") then
+            return login, number
+        end
     end
 end
 
@@ -99,27 +109,22 @@ function _M.configure(url, file, timeout_s)
     source:close()
     local digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
     evalsha = command(6, "EVALSHA", digest)
-    local login, hosts, number = parse(url)
-    local user, password = match(login or "", "^([^:]*):(.*)$")
-    if not hosts or (login ~= "" and not user) then
+    local login, number = parse(url)
+    local user, password = (login or ""):match("^([^:]*):(.*)$")
+    if not login or (login ~= "" and not user) then
         return
     end
+    database = tonumber(number) or 0
     greeting = {}
     if user == "" then
         greeting[1] = command(0, "AUTH", percent_decoded(password))
     elseif user then
         greeting[1] = command(0, "AUTH", percent_decoded(user), percent_decoded(password))
     end
-    database = tonumber(number) or 0
     if database ~= 0 then
         greeting[#greeting + 1] = command(0, "SELECT", tostring(database))
     end
     greeting[#greeting + 1] = command(0, "INFO", "server", "replication")
-    if sub(hosts, 1, 1) == "/" then
-        fixed = { name = { addresses = { "unix:" .. percent_decoded(hosts) } } }
-    elseif match(url, "^redis:") and not find(hosts, ",", 1, true) then
-        fixed = address_of(hosts)
-    end
 end
 
 

@@ -265,26 +265,26 @@ class TestDrops:
             tier = RedisTier(f"unix://{path}", lambda: None, ttl=60, timeout=1, direct=True)
             first, second = (servers.enter_context(ExitStack()) for _ in range(2))
             first.enter_context(redis_at_a_socket(path))
-            shards = tier.identify()
-            assert tier._drop_servers.fixed
-            tier._drop_servers.fixed.close_idle()
+            server = tier.identify()
+            tier._drop_servers._named[0].close_idle()
             path.unlink()
             with pytest.raises(DoesNotAnswer):
-                tier.drop([CachePath("/x", "x")], shards=shards)
+                tier.drop([CachePath("/x", "x")], shards=server)
             second.enter_context(redis_at_a_socket(path))
             other = tier.identify()
             assert other.address == f"{path}/0"
-            assert not tier.is_surely_gone(shards, other)
+            assert not tier.is_surely_gone(server, other)
             second.close()
             with pytest.raises(DoesNotAnswer):
-                tier.drop([CachePath("/x", "x")], shards=shards)
+                tier.drop([CachePath("/x", "x")], shards=server)
             assert tier.drop([CachePath("/x", "x")], shards=other) == {}
             first.close()
-            assert tier.is_surely_gone(shards, other)
-            assert tier.drop([CachePath("/x", "x")], shards=shards) == {}
-            [registered] = shards.servers
-            for place in (str(path), f"{HOST} {path} {registered.place.rpartition(' ')[2]}"):
-                assert not tier.is_surely_gone(ShardMap.plain(registered._replace(place=place)), other)
+            assert tier.is_surely_gone(server, other)
+            assert tier.drop([CachePath("/x", "x")], shards=server) == {}
+            [listener] = server.servers
+            elsewhere = listener._replace(place=f"{HOST} {path} {listener.place.rpartition(' ')[2]}")
+            for unknown in (listener._replace(place=str(path)), elsewhere):
+                assert not tier.is_surely_gone(ShardMap.plain(unknown), other)
 
     def test_drop_waits_for_several_silent_edges_no_longer_than_for_one(self) -> None:
         with ExitStack() as context:

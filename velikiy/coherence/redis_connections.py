@@ -257,8 +257,15 @@ class Connections:
     def _facts(self, connection: Any) -> "Facts":
         [reply] = _exchange(connection, INFO)
         members = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
-        at_process = self._notices_end and self._is_at_socket
-        return Facts(members, f"{self.place} {_process(connection, members)}" if at_process else self.place)
+        names_process = self._notices_end and self._is_at_socket
+        return Facts(members, self._at_process(connection, members) if names_process else self.place, [])
+
+    def _at_process(self, connection: Any, members: dict[str, str]) -> str:
+        """Return the place together with the process at the other end of the connection, if that is Redis itself."""
+        credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        (pid, _, _) = struct.unpack("3i", credentials)
+        start = start_of_process(pid) if members.get("process_id") == str(pid) else ""
+        return f"{self.place} {pid}.{start}" if start else f"{self.place} ?"
 
     def has_ended(self, server: Server, sign: Server | BaseException) -> bool:
         """Return whether this server has surely ended, so that it holds nothing.
@@ -298,8 +305,7 @@ class Facts(NamedTuple):
     """The reply to INFO."""
 
     place: str
-
-    replies: Sequence[Any] = ()
+    replies: list[Any]
     """The replies to the commands for a node of a cluster; empty for a plain Redis."""
 
     @property
@@ -311,14 +317,6 @@ INFO = ("INFO", "server", "replication")
 
 END_OF_PROCESS_S = 0.05
 """The longest wait for the end of a process that has closed its connections."""
-
-
-def _process(connection: Any, members: dict[str, str]) -> str:
-    """Return which process is at the other end of a Unix socket, `<pid>.<start>`; "?" if that is not Redis itself."""
-    credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    (pid, _, _) = struct.unpack("3i", credentials)
-    start = start_of_process(pid) if members.get("process_id") == str(pid) else ""
-    return f"{pid}.{start}" if start else "?"
 
 
 def _mode(members: dict[str, str]) -> str:
@@ -345,7 +343,7 @@ def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
     machine, because the same address is another place elsewhere.
 
     A second Redis takes the path of a Unix socket over while the first one still serves its connections, so there the
-    place also names the process that listens (`_process`). The name localhost has two addresses.
+    place also names the process that listens (`_at_process`). The name localhost has two addresses.
     """
     if path := address.get("path"):
         return (f"{PROCESSES} {path}", True) if direct else (path, False)

@@ -268,12 +268,12 @@ class RedisTier:
 
     def is_surely_gone(self, registered: ShardMap, found: ShardMap) -> bool:
         """Return whether this server has ended, because another run of Redis was found at its only place."""
-        return not found.is_cluster and self._has_ended(registered, found.servers[0])
+        return self._has_ended(registered, found.servers[0])
 
     def _has_ended(self, shards: ShardMap, sign: Server | BaseException) -> bool:
-        """Return whether the only server has surely ended. The end of a server of a cluster is not noticed."""
+        """Return whether this server has surely ended. The end of a node of a cluster is not noticed."""
         fixed = self._drop_servers.fixed
-        return fixed is not None and not shards.is_cluster and fixed.has_ended(shards.servers[0], sign)
+        return bool(fixed and not shards.is_cluster and fixed.has_ended(shards.servers[0], sign))
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.
