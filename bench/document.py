@@ -46,6 +46,9 @@ def sections(results: Json, name: str) -> Iterator[str]:
     if "edges" in rows:
         yield "## The cost of an additional edge"
         yield edges(rows["edges"]["edges"])
+        if shared := rows["edges"].get("edges_shared"):
+            yield "Sixteen clients write at the same time:"
+            yield edges(shared)
     if set(capacity.KINDS.values()) <= rows.keys():
         yield "## The capacity of one core"
         yield from core_capacity(capacity.cost_ms(rows))
