@@ -24,7 +24,7 @@ def region(home: str) -> Iterator[str]:
         template = (ROOT / "deploy/region/nginx.conf").read_text()
         file = data / "nginx.conf"
         file.write_text(
-            Template(template).safe_substitute(LISTEN=f"127.0.0.1:{port}", HOME=home, BOUND=BOUND_S, DATA=data)
+            Template(template).safe_substitute(LISTEN=f"127.0.0.1:{port}", ORIGIN=home, BOUND=BOUND_S, DATA=data)
         )
         nginx = subprocess.Popen(["/usr/sbin/nginx", "-e", "stderr", "-p", data, "-c", file])
         try:
