@@ -81,9 +81,7 @@ class Farm:
             self.stack.sql("DELETE FROM caches WHERE address LIKE %s", f"%:{_control_port(url)}")
         while len(self._more) + 1 < count:
             running = self.context.enter_context(ExitStack())
-            url, data = running.enter_context(
-                running_edge(urlsplit(self.stack.app).netloc, REDIS_URL=self.stack.redis_url, EDGE_MEMORY="4")
-            )
+            url, data = running.enter_context(running_edge(urlsplit(self.stack.app).netloc, EDGE_MEMORY="4"))
             self._more.append((running, url, int((Path(data) / "nginx.pid").read_text())))
         wait_until(lambda: all(map(has_cache_lease, [self.stack.edge, *(url for _, url, _ in self._more)])))
         wait_until(lambda: self.registered() == count, what=f"{count} edges are registered")

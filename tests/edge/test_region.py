@@ -1,4 +1,4 @@
-"""A cache in another region (deploy/region): its answers are at most as old as it says, and no write waits for it."""
+"""Another region: an exact edge there costs each write a round trip, and a cache of bounded age (deploy/region) none."""
 
 import subprocess
 import time
@@ -9,10 +9,12 @@ from urllib.parse import urlsplit
 
 import requests
 
+from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, Stack, folder, free_ports, wait_until
-from testkit.tcp_proxy import tcp_proxy
+from testkit.tcp_proxy import ProxiedConnection, tcp_proxy
 
 BOUND_S = 1
+ROUND_TRIP_S = 0.1
 
 
 @contextmanager
@@ -73,3 +75,24 @@ def test_region_states_its_bound_and_keeps_it(stack: Stack, new_user: dict[str, 
         requests.get(there, timeout=5)
         line.refuse()
         wait_until(lambda: status_of(there) in (502, 504), within=BOUND_S + 1.5)
+
+
+def test_exact_edge_in_another_region_costs_each_write_a_round_trip(stack: Stack, new_user: dict[str, str]) -> None:
+    def delay(_: ProxiedConnection, data: bytes) -> bytes:
+        time.sleep(ROUND_TRIP_S)
+        return data
+
+    with tcp_proxy(("127.0.0.2", 0)) as line:
+        line.server, line.on_reply = ("127.0.0.2", line.port), delay
+        settings = {"EDGE_CONTROL": f"127.0.0.2:{line.port}", "EDGE_ADDRESS": "127.0.0.1"}
+        with running_edge(urlsplit(stack.app).netloc, **settings) as (edge, _):
+            wait_until(lambda: has_cache_lease(edge))
+            user = f"{edge}/users/{new_user['id']}"
+            for number in range(5):
+                wait_until(lambda: requests.get(user, timeout=5).headers["X-Cache-Status"] == "HIT")
+                began = time.monotonic()
+                assert requests.put(new_user["url"], json={"name": f"{number}"}, timeout=5).status_code == 200
+                assert time.monotonic() - began >= ROUND_TRIP_S
+                assert requests.get(user, timeout=5).json()["name"] == f"{number}"
+            [(fenced,)] = stack.sql("SELECT fenced_at FROM caches WHERE address = %s", f"127.0.0.1:{line.port}")
+            assert fenced is None  # the writes have waited for the round trip, and not for an exclusion
