@@ -1,6 +1,7 @@
 """The state of an edge as an orchestrator sees it, and an edge that leaves before it is stopped."""
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from testkit.failpoints import has_cache_lease, running_edge
 from testkit.inside import control_listener
 from testkit.outages import hanging
 from testkit.stack import ROOT, Stack, running, wait_until
+from testkit.tcp_proxy import ProxiedConnection, tcp_proxy
 
 
 def readiness(edge: str) -> tuple[int, str]:
@@ -81,6 +83,41 @@ def test_edge_that_no_app_reaches_is_alive_and_not_ready(stack: Stack) -> None:
         time.sleep(0.5)
         assert readiness(edge) == (503, "no cache lease")
         assert requests.get(f"{control_listener(edge)}/livez", timeout=5).status_code == 200
+
+
+def test_renewal_that_returns_after_the_edge_has_resigned_grants_nothing(
+    stack: Stack, new_user: dict[str, str]
+) -> None:
+    resigned, held_back = threading.Event(), threading.Event()
+
+    def hold_renewals_back(connection: ProxiedConnection, data: bytes) -> bytes:
+        if line.requests and any(b"/.lease/resign" in it for it in line.requests[-4:]):
+            resigned.set()
+        elif armed.is_set() and not held_back.is_set():
+            held_back.set()
+            resigned.wait(0.7)  # the edge gives up after 0.8 s
+        return data
+
+    armed = threading.Event()
+    with (
+        tcp_proxy(("127.0.0.1", urlsplit(stack.app).port or 0)) as line,
+        running_edge(f"127.0.0.1:{line.port}") as (
+            edge,
+            data,
+        ),
+    ):
+        line.on_reply = hold_renewals_back
+        wait_until(lambda: has_cache_lease(edge))
+        armed.set()
+        wait_until(held_back.is_set)
+        Path(data).chmod(0o777)
+        subprocess.run([ROOT / "edge/leave", "0"], env={"PATH": "/bin:/usr/bin", "EDGE_DATA": data}, check=True)
+        assert resigned.is_set()
+        assert not has_cache_lease(edge)
+        assert not is_registered(stack, edge)
+        assert requests.put(new_user["url"], json={"name": "Later"}, timeout=5).status_code == 200
+        response = requests.get(f"{edge}/users/{new_user['id']}", timeout=5)
+        assert (response.json()["name"], response.headers["X-Cache-Status"]) == ("Later", "BYPASS")
 
 
 @pytest.mark.scale
