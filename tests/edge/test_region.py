@@ -85,7 +85,7 @@ def test_exact_edge_in_another_region_costs_each_write_a_round_trip(stack: Stack
     with tcp_proxy(("127.0.0.2", 0)) as line:
         line.server, line.on_reply = ("127.0.0.2", line.port), delay
         settings = {"EDGE_CONTROL": f"127.0.0.2:{line.port}", "EDGE_ADDRESS": "127.0.0.1"}
-        with running_edge(urlsplit(stack.app).netloc, **settings) as (edge, _):
+        with running_edge(urlsplit(stack.app).netloc, ROOT / "edge", **settings) as (edge, _):
             wait_until(lambda: has_cache_lease(edge))
             user = f"{edge}/users/{new_user['id']}"
             for number in range(5):
