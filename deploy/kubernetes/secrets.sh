@@ -17,12 +17,21 @@ create() {
     kubectl --namespace "$namespace" create secret generic "$name" "$@" --dry-run=client --output yaml | kubectl apply -f -
 }
 
-create migrate database_url redis_url edge_secret
+# With a role of its own the migration needs no other address.
+if [ -e "$folder/migration_database_url" ]; then
+    create migrate migration_database_url database_url
+else
+    create migrate database_url redis_url edge_secret
+fi
 create app database_url redis_url edge_secret
 create relay database_url redis_url edge_secret
 create edge redis_url edge_secret
 # Only the overlay trial has these two servers.
-if [ -e "$folder/postgres_password" ]; then
+if [ -e "$folder/owner_password" ]; then
+    create postgres postgres_password app_password owner_password
+elif [ -e "$folder/postgres_password" ]; then
     create postgres postgres_password app_password
+fi
+if [ -e "$folder/redis.conf" ]; then
     create redis redis.conf
 fi

@@ -10,8 +10,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from testkit.stack import ROOT
 from tests.kubernetes.kustomize import OVERLAYS, Manifest, build, patched
-from tests.kubernetes.rules import RULES, Rule, rules_broken
+from tests.kubernetes.rules import RULES, Rule, rules_broken, workloads
 
 VERSIONS = ("1.35", "1.36", "1.37")
 """The versions that Kubernetes maintains."""
@@ -141,6 +142,19 @@ def test_planted_mistake_is_found(violation: str) -> None:
     [manifest] = [it for it in manifests if f"{it['kind']}/{it['metadata']['name']}" == target]
     patched(manifest, operations)
     assert violation in rules_broken(manifests)
+
+
+def test_trial_has_each_file_that_its_postgresql_reads() -> None:
+    [configuration] = [it for it in build(ROOT / "deploy/postgres") if it["kind"] == "ConfigMap"]
+    script = (ROOT / "deploy/postgres/create-database.sh").read_text()
+    assert set(re.findall(r"/etc/velikiy/([\w.-]+)", script)) <= configuration["data"].keys()
+
+
+@pytest.mark.parametrize("name", ["migrate", "app", "relay", "edge", "postgres", "redis"])
+def test_script_creates_each_secret_that_a_part_mounts(name: str) -> None:
+    assert name in workloads(build(OVERLAYS / "trial"))
+    script = (ROOT / "deploy/kubernetes/secrets.sh").read_text()
+    assert re.search(rf"^ *create {name} ", script, re.MULTILINE)
 
 
 @pytest.mark.skipif(not shutil.which("kubectl"), reason="there is no kubectl")
