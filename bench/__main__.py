@@ -3,6 +3,7 @@
 ./run bench --quick              measure the whole table within 5 minutes
 ./run bench                      measure, and write bench/results/ and docs/benchmarks.md
 ./run bench --report FILE        regenerate the document from a file of results
+./run bench --scaling FILE       regenerate docs/scaling.md from a file of results
 ./run bench --only hit,redis     measure these rows, and write no report
 ./run bench --only memory --minutes 30
 ./run bench --beside DIR         compare this checkout with another one in one run
@@ -16,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import document, report
+from bench import document, report, scaling
 from bench.beside import beside
 from bench.peers.running import peers
 from bench.rows import PICTURES, ROWS, Bench
@@ -36,6 +37,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="regenerate docs/benchmarks.md from FILE and measure nothing"
     )
+    parser.add_argument(
+        "--scaling", type=Path, metavar="FILE", help="regenerate docs/scaling.md from FILE and measure nothing"
+    )
     parser.add_argument("--beside", type=Path, metavar="DIR", help="compare this checkout only with the one in DIR")
     parser.add_argument("--json", action="store_true", help="print all results, raw samples included, for programs")
     options = parser.parse_args()
@@ -43,8 +47,9 @@ def arguments() -> argparse.Namespace:
     options.rows = [name for name in options.only.split(",") if name] or everything
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
-    if options.report and not options.report.is_file():
-        parser.error(f"there is no file {options.report}")
+    for file in (options.report, options.scaling):
+        if file and not file.is_file():
+            parser.error(f"there is no file {file}")
     if options.beside and not (options.beside / "run").is_file():
         parser.error(f"{options.beside} is not a checkout of this project")
     if options.minutes is None:
@@ -80,6 +85,9 @@ def main() -> int:
     options = arguments()
     if options.report:
         document.write(json.loads(options.report.read_text()), options.report.name)
+        return 0
+    if options.scaling:
+        scaling.write(json.loads(options.scaling.read_text()))
         return 0
     # SIGINT too: a shell starts background jobs with SIGINT ignored. In any case the servers of the run must end.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

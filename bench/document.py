@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bench import capacity, plots
+from bench import capacity, plots, scaling
 from bench.report import ROOT, number
 
 DOCUMENT = ROOT / "docs" / "benchmarks.md"
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 def write(results: Json, name: str) -> None:
-    """Write the document and its plots.
+    """Write the document, its plots, and docs/scaling.md with the figures of `velikiy capacity`.
 
     Args:
         name: The name of the file that contains the results.
@@ -27,6 +27,7 @@ def write(results: Json, name: str) -> None:
     plots.ratios([line for row in rows.values() for line in row["lines"]], PICTURES / "ratios.svg")
     if samples := rows.get("latency", {}).get("open"):
         plots.latencies(samples, PICTURES / "latencies.svg")
+    scaling.write(results)
     before, _, rest = DOCUMENT.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
     parts = [part for part in sections(results, name) if part]
@@ -46,6 +47,9 @@ def sections(results: Json, name: str) -> Iterator[str]:
     if "edges" in rows:
         yield "## The cost of an additional edge"
         yield edges(rows["edges"]["edges"])
+        if shared := rows["edges"].get("edges_shared"):
+            yield "Sixteen clients write at the same time:"
+            yield edges(shared)
     if set(capacity.KINDS.values()) <= rows.keys():
         yield "## The capacity of one core"
         yield from core_capacity(capacity.cost_ms(rows))

@@ -81,7 +81,10 @@ def _run(arguments: list[str], cores: list[int] | None) -> LoadResult:
             process.wait()
     if process.returncode != 0:
         raise RuntimeError(f"wrk {' '.join(arguments)}: {text.strip()}")
-    return parse(text, usage.ru_utime + usage.ru_stime)
+    result = parse(text, usage.ru_utime + usage.ru_stime)
+    if result.failed > result.requests / 2:  # refusals are fast, and would be counted as speed
+        raise RuntimeError(f"wrk {' '.join(arguments)}: {result.failed} of {result.requests} requests failed")
+    return result
 
 
 def parse(text: str, cpu: float = 0.0) -> LoadResult:

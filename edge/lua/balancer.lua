@@ -62,7 +62,7 @@ end
 -- Return whether an instance answers and stays. A write is sent once, so it cannot find out by itself that an instance
 -- is gone: if one of two were gone, every second write would fail. An instance that is about to stop answers 503 to
 -- this header (velikiy/http/health.py).
-local function is_alive(peer)
+function _M.is_alive(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
     local line
@@ -80,7 +80,7 @@ local function check_peers(premature)
     end
     local checks = {}
     for i, peer in ipairs(peers) do
-        checks[i] = { peer = peer, thread = ngx.thread.spawn(is_alive, peer) }
+        checks[i] = { peer = peer, thread = ngx.thread.spawn(_M.is_alive, peer) }
     end
     for _, check in ipairs(checks) do
         local _, alive = ngx.thread.wait(check.thread)

@@ -3,6 +3,7 @@
 
 local closing = require "closing"
 local generations = require "generations"
+local leaving = require "leaving"
 local lease = require "lease"
 local canonical = require("query").canonical
 local renewal = require "renewal"
@@ -66,6 +67,17 @@ function _M.close_connections()
     local request = signed("")
     closing.begin()
     return signature.respond(request, ngx.HTTP_NO_CONTENT, "")
+end
+
+
+-- Tell balancers whether to send clients here (docs/operations.md). An edge without a cache lease answers nothing from
+-- its cache, and may be cut off. While PostgreSQL is away no edge has a lease, and an edge that had one goes on: its
+-- answers, marked STALE, are better than none.
+function _M.ready()
+    local reason = leaving.has_begun() and "leaving"
+        or not lease.held() and not renewal.waits_for_postgres() and "no cache lease"
+    ngx.status = reason and ngx.HTTP_SERVICE_UNAVAILABLE or ngx.HTTP_OK
+    return ngx.print(reason or lease.held() and "ready" or "ready, without PostgreSQL")
 end
 
 

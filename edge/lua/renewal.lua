@@ -114,6 +114,30 @@ local function grant(epoch, requested_at, granted)
 end
 
 
+-- Return whether the lease is lost for a reason that this edge shares with all others: the edge is still registered,
+-- and an app answers that cannot renew the lease, because PostgreSQL is away.
+function _M.waits_for_postgres()
+    local peer = state:get("registered") and balancer.choose()
+    return peer and balancer.is_alive(peer)
+end
+
+
+-- Give the lease up for good, and return whether an app has deleted the row of this edge. From then on no writer waits
+-- for this edge, so no worker may use the cache: the new epoch has no lease, as in a new registration.
+function _M.resign()
+    if not state:get("resigned") then
+        state:set("resigned", true)
+        lease.begin_epoch()
+    end
+    local epoch = state:get("registered")
+    if epoch and not request("resign", epoch) then
+        return false
+    end
+    state:delete("registered")
+    return true
+end
+
+
 -- Return whether the edge holds a lease now.
 local function renew()
     local epoch = state:get("registered")
@@ -162,7 +186,7 @@ local next_at = 0  -- the moment (now_ms) of the next renewal
 
 local function run(premature)
     local began = now_ms()
-    if premature or exiting() or began < next_at then
+    if premature or exiting() or began < next_at or state:get("resigned") then
         return
     end
     next_at = began + HANG_S * 1000  -- until this renewal has ended

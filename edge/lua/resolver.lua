@@ -50,28 +50,30 @@ local function read_files()
 end
 
 
--- Look a name up. While the DNS does not answer, the last addresses stay.
+-- Look a name up. While the DNS does not answer, the last addresses stay. They also stay when the name has no address
+-- left: an orchestrator removes every instance that is not ready, all of them when PostgreSQL is away, and the
+-- instances may still answer.
 local function look_up(name)
     local dns, err = dns_resolver:new { nameservers = nameservers, timeout = QUERY_TIMEOUT_MS, retrans = 2 }
     local answers
     if dns then
         answers, err = dns:query(name.host, { qtype = dns.TYPE_A })
     end
-    if not answers or answers.errcode then
+    local addresses = {}
+    for _, answer in ipairs(answers or {}) do
+        if answer.address then
+            addresses[#addresses + 1] = answer.address
+        end
+    end
+    if #addresses == 0 then
         if not name.lost then
-            ngx.log(ngx.ALERT, "cannot resolve ", name.host, ": ", err or answers.errstr, "; going on with ",
-                    #name.addresses, " known addresses")
+            ngx.log(ngx.ALERT, "cannot resolve ", name.host, ": ", err or answers.errstr or "no address",
+                    "; going on with ", #name.addresses, " known addresses")
         end
         name.lost = true
         return
     end
     name.lost = false
-    local addresses = {}
-    for _, answer in ipairs(answers) do
-        if answer.address then
-            addresses[#addresses + 1] = answer.address
-        end
-    end
     name.addresses = addresses
     known:set(name.host, table.concat(addresses, " "))
 end

@@ -67,7 +67,7 @@ def registered(stack: Stack) -> list[tuple[str, str]]:
 
 
 class TestLeases:
-    @pytest.mark.parametrize("target", ["/.lease/register", "/.lease/renew"])
+    @pytest.mark.parametrize("target", ["/.lease/register", "/.lease/renew", "/.lease/resign"])
     def test_app_refuses_a_registration_without_the_secret(self, stack: Stack, target: str) -> None:
         """With the epoch of a stranger in its row, an edge would be served no drop for up to two leases."""
         wait_until(lambda: has_cache_lease(stack.edge))

@@ -63,6 +63,7 @@ class Protocol:
     redis_lease_covers_reply: bool = True  # else a process paused before its request gets a fill lease writers skip
     emptied_on_return: bool = True  # else entries that writers could not drop are served again
     lease_ends_before_emptied: bool = True  # else the edge stores an entry that writers skip, before it returns
+    lease_ends_before_resigning: bool = True  # else an edge serves its cache when writers no longer know it
     flush_after_wait: bool = (
         True  # else a fill lease is granted between FLUSHDB and the end of the fence: writers skip it
     )
@@ -96,15 +97,17 @@ SCENARIOS = {
     "an edge hangs, two writers": Scenario(rows=(7, 8), faults=("edge hangs",)),
     "an edge comes back": Scenario(fenced=1),
     "an edge hangs, a registration is late": Scenario(faults=("edge hangs", "registration is late")),
+    "an edge leaves": Scenario(faults=("edge leaves",)),
     "an edge moves": Scenario(faults=("edge moves",)),
     "Redis hangs": Scenario(faults=("redis hangs",)),
     "Redis hangs, two writers": Scenario(rows=(7, 8), faults=("redis hangs",)),
     "Redis comes back": Scenario(fenced=0),
 }
 
-UP, HUNG, DEAD, MOVED = range(4)
+UP, HUNG, DEAD, MOVED, LEAVING, GONE = range(6)
 # UP: it responds. HUNG: it does not respond to the app, but may respond to its clients. DEAD: it refuses connections.
 # MOVED: it responds to its clients, and another machine refuses at the address that writers use.
+# LEAVING: it has given its lease up for good, and is still listed. GONE: its row is deleted, and it still responds.
 NO_FENCE, UNCOMMITTED, FENCED, EMPTIED, OVERWRITTEN = range(5)
 # UNCOMMITTED: the fence is written and not yet committed. OVERWRITTEN: an old registration was carried out late, so the
 # row is not fenced, and no renewal fits it.
@@ -256,7 +259,9 @@ class Model:
                 yield label, after.put("writers", i, step=me.step + 1) if gone else after
         elif what == "list":
             fenced = sum(1 << k for k, c in enumerate(w.caches) if k and c.fence >= FENCED)
-            yield f"{name} reads the list of edges", on(w, todo=(1 << len(w.caches)) - 2, waits=me.waits | fenced)
+            listed = sum(1 << k for k, c in enumerate(w.caches) if k and c.state != GONE)
+            after = on(w, todo=listed, waits=me.waits | fenced)
+            yield f"{name} reads the list of edges", after if listed else after.put("writers", i, step=me.step + 2)
         elif what == "edges":
             for k in range(1, len(w.caches)):
                 for label, after, gone in self.drop_at(w, i, k) if me.todo >> k & 1 else ():
@@ -284,7 +289,7 @@ class Model:
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
         elif c.fence in (FENCED, EMPTIED):
             yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
-        elif c.state == UP and k:
+        elif c.state in (UP, LEAVING, GONE) and k:
             yield f"{name} drops at {cache}", self.new_generation(w, k) if p.drop_changes_generation else w, True
         elif c.state == UP:
             own = len(set(self.s.rows)) == 1 or not p.prefill_of_own_row_only
@@ -409,6 +414,14 @@ class Model:
             )
         if c.state in (HUNG, MOVED):
             yield f"{name} responds again", to(w, state=UP)
+        elif c.state == LEAVING:
+            yield f"the row of {name} is deleted", to(w, state=GONE)
+        elif k and "edge leaves" in w.faults and c.state == UP and not c.fence:
+            # A new epoch is both at once: no lease, and no generation under which an entry is found.
+            after = self.new_generation(w, k) if p.lease_ends_before_resigning else w
+            cache_lease = NO_LEASE if p.lease_ends_before_resigning else c.cache_lease
+            leaving = after.put("caches", k, state=LEAVING, cache_lease=cache_lease)
+            yield f"*** {name} gives its lease up", leaving.spend("edge leaves")
         elif k and "edge moves" in w.faults:
             yield f"*** {name} moves, another machine has its old address", to(w.spend("edge moves"), state=MOVED)
         elif f"{kind} hangs" in w.faults:
@@ -424,7 +437,7 @@ class Model:
             )
         if c.cache_lease and (c.fence or c.state != UP):
             yield f"{lease} expires", to(w, cache_lease=NO_LEASE)
-        if c.cache_lease != LEASED and c.fence < FENCED:
+        if c.cache_lease != LEASED and c.fence < FENCED and c.state not in (LEAVING, GONE):
             yield f"{lease} is renewed", to(w, cache_lease=LEASED)
         if c.fence in (FENCED, OVERWRITTEN) and k:
             after = self.new_generation(w, k) if p.emptied_on_return else w
@@ -495,6 +508,8 @@ class Model:
             return False
         locked = any(x.lock for x in w.writers)
         for edge in w.caches[1:]:
+            if edge.state in (LEAVING, GONE):
+                continue
             key = (w.caches[0], edge._replace(body=-1), locked)
             if key not in self.cacheable:
                 idle = (Writer(step=len(self.write) - 1, lock=locked),)
@@ -583,6 +598,7 @@ SCENARIO_OF = {  # the scenario that needs the element; "one row written twice" 
     "redis_lease_covers_reply": "Redis comes back",
     "emptied_on_return": "an edge hangs",
     "lease_ends_before_emptied": "an edge comes back",
+    "lease_ends_before_resigning": "an edge leaves",
     "flush_after_wait": "Redis comes back",
 }
 

@@ -5,6 +5,7 @@ import sys
 import click
 
 from velikiy.cli.cache import cache
+from velikiy.cli.capacity import capacity
 from velikiy.cli.errors import os_sentence, setting_sentence
 from velikiy.cli.keys import keys
 from velikiy.cli.migrate import migrate
@@ -20,7 +21,7 @@ def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
 
-for command in (migrate, relay, cache, keys, secrets):
+for command in (migrate, relay, cache, capacity, keys, secrets):
     velikiy.add_command(command)
 
 for resource in registry().values():

@@ -270,6 +270,17 @@ class Caches:
         log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
         return Grant(shards.for_edges if shards else "")
 
+    def resign(self, instance_id: str, epoch: str) -> None:
+        """Delete the row of an edge that has given this epoch up: it finds no entry any more and stores none. A writer
+        that has fenced the edge meanwhile waits for the exclusion as usual."""
+        with self.database.autocommit() as connection:
+            resigned = connection.execute(
+                "DELETE FROM caches WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s RETURNING address",
+                (f"{instance_id}@", epoch),
+            )
+        if resigned.rowcount:
+            log.info("edge.resigned", instance_id=instance_id, epoch=epoch)
+
     def insert_redis(self) -> None:
         """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before
         it is used again."""

@@ -1,7 +1,8 @@
-"""Renew the cache lease of an edge.
+"""Grant, renew and end the cache lease of an edge.
 
-Each edge sends these requests once a second. Clients cannot: an edge answers 404 to every address that begins with
-`/.`. Other programs cannot either: requests and responses are signed (velikiy/coherence/signatures.py).
+Each edge renews its lease once a second, and resigns before it is stopped. Clients cannot send these requests: an edge
+answers 404 to every address that begins with `/.`. Other programs cannot either: requests and responses are signed
+(velikiy/coherence/signatures.py).
 """
 
 from urllib.parse import quote
@@ -30,7 +31,7 @@ class _Edge(BaseModel):
 
 
 def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tier: EdgeTier) -> None:
-    """Add both routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
+    """Add the routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
     before its request; the id of the server that the edge may use as Redis as long, or `-` for none; and `users:user`
     for each resource, from which the edge makes the keys in Redis. The names are separated by spaces, so a singular
     such as "order line" is encoded as `order%20line`."""
@@ -64,6 +65,14 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tie
         grant = caches.register(edge.instance_id, address, edge.epoch)
         status, body = (200, lease(grant)) if grant else (403, "too many edges")
         return _signed(signer, request_mac, status, body)
+
+    @app.post("/.lease/resign")
+    def resign() -> Response:
+        """Delete the row of an edge that uses its cache no longer, so that no write waits for the edge."""
+        request_mac = _request_mac(signer)
+        edge = _parse()
+        caches.resign(edge.instance_id, edge.epoch)
+        return _signed(signer, request_mac, 200, "0")
 
 
 def _request_mac(signer: Signer) -> str:
