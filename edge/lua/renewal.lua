@@ -3,6 +3,7 @@
 
 local balancer = require "balancer"
 local clock = require "clock"
+local closing = require "closing"
 local ids = require "ids"
 local lease = require "lease"
 local constants = require "constants"
@@ -157,12 +158,46 @@ local function renew()
 end
 
 
+local is_out = false  -- writers know that this edge has left
+
+
+-- Return whether this edge is about to stop: edge/container has created the file.
+local function is_leaving()
+    local file = io.open(ngx.config.prefix() .. "leaving")
+    if file then
+        file:close()
+    end
+    return file ~= nil
+end
+
+
+-- Give the lease back, so that no writer waits for an edge that has stopped. In this order: the edge finds no entry any
+-- more before an app deletes its row. It goes on to answer, from the apps.
+local function leave()
+    closing.leave()
+    local epoch = state:get("registered")
+    if epoch == lease.epoch() then
+        lease.begin_epoch()
+    end
+    if epoch and not is_out then
+        local _, status = request("leave", epoch)
+        is_out = status == 204
+    end
+end
+
+
 local next_at = 0  -- the moment (now_ms) of the next renewal
 
 
 local function run(premature)
     local began = now_ms()
     if premature or exiting() or began < next_at then
+        return
+    end
+    if is_leaving() then
+        next_at = began + HANG_S * 1000
+        pcall(leave)
+        next_at = now_ms() + RETRY_S * 1000
         return
     end
     next_at = began + HANG_S * 1000  -- until this renewal has ended

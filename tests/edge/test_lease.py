@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
 
@@ -144,3 +145,28 @@ def test_status_shows_the_warnings_of_each_edge() -> None:
         status = run("status", "--data", str(stack.data))
         assert status.returncode == 0
         assert status.stdout.startswith("ready, with warnings\n")
+
+
+def test_stopped_container_of_an_edge_leaves_first_and_loses_no_request(stack: Stack, new_user: dict[str, str]) -> None:
+    address = urlsplit(stack.app).netloc
+    with running_edge(address, program="container") as (edge, data), requests.Session() as client:
+        url = f"{edge}/users/{new_user['id']}"
+        control = f"%:{int(edge.rpartition(':')[2]) + 1}"
+        wait_until(lambda: has_cache_lease(edge) and is_hit(url))
+        assert client.get(f"{edge}/readyz", timeout=5).status_code == 200
+        nginx = int((Path(data) / "nginx.pid").read_text())
+        container = psutil.Process(nginx).parent()
+        assert container
+        container.terminate()
+        wait_until(lambda: not stack.sql("SELECT 1 FROM caches WHERE address LIKE %s", control), every=0.01)
+        assert not is_hit(url)
+        wait_until(lambda: client.get(url, timeout=5).headers["Connection"] == "close")
+        readiness = client.get(f"{edge}/readyz", timeout=5)
+        assert (readiness.status_code, readiness.json()["checks"]["edge"]) == (503, "leaving")
+        began = time.monotonic()
+        assert requests.put(f"{stack.app}/users/{new_user['id']}", json={"name": "Left"}, timeout=10).ok
+        assert time.monotonic() - began < 1  # no writer waits for this edge
+        assert client.get(url, timeout=5).json()["name"] == "Left"
+        wait_until(lambda: not container.is_running() or container.status() == psutil.STATUS_ZOMBIE)
+        with pytest.raises(requests.ConnectionError):
+            client.get(url, timeout=5)

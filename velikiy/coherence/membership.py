@@ -264,6 +264,18 @@ class Caches:
         log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
         return Grant(server.id if server else "")
 
+    def leave(self, instance_id: str, epoch: str) -> None:
+        """Delete the row of an edge that has given its lease back: it finds no entry any more (edge/lua/renewal.lua).
+
+        A writer that has read the row before still invalidates the edge, which answers for some seconds longer.
+        """
+        with self.database.reserved() as connection:
+            connection.execute(
+                "DELETE FROM caches WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s",
+                (f"{instance_id}@", epoch),
+            )
+        log.info("edge.left", instance_id=instance_id, epoch=epoch)
+
     def insert_redis(self) -> None:
         """Insert the missing row of Redis as a fenced cache: writers have skipped Redis, so it has to be emptied before
         it is used again."""

@@ -30,7 +30,7 @@ class _Edge(BaseModel):
 
 
 def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tier: EdgeTier) -> None:
-    """Add both routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
+    """Add the routes. A lease is `<milliseconds> <redis> <names>`: the time of the lease, which the edge counts from
     before its request; the id of the server that the edge may use as Redis as long, or `-` for none; and `users:user`
     for each resource, from which the edge makes the keys in Redis. The names are separated by spaces, so a singular
     such as "order line" is encoded as `order%20line`."""
@@ -64,6 +64,14 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tie
         grant = caches.register(edge.instance_id, address, edge.epoch)
         status, body = (200, lease(grant)) if grant else (403, "too many edges")
         return _signed(signer, request_mac, status, body)
+
+    @app.post("/.lease/leave")
+    def leave() -> Response:
+        """Forget an edge that is about to stop and has given its lease back."""
+        request_mac = _request_mac(signer)
+        edge = _parse()
+        caches.leave(edge.instance_id, edge.epoch)
+        return _signed(signer, request_mac, 204, "")
 
 
 def _request_mac(signer: Signer) -> str:
