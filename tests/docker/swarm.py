@@ -47,7 +47,7 @@ class Node:
             "dockerd",
             *("dockerd", "--host", f"unix://{self._socket}", "--pidfile", str(runtime / "pid")),
             *("--data-root", str(self._folder / "data"), "--exec-root", str(runtime)),
-            # By their cgroup, the containers of this node are found although they have other network namespaces.
+            # The cgroup finds the containers of this node, which have network namespaces of their own.
             *("--cgroup-parent", f"/{self.host.name}", "--exec-opt", "native.cgroupdriver=cgroupfs"),
         )
         wait_until(self._answers, f"the Engine of {self.host.name} answers")

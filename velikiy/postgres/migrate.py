@@ -87,8 +87,8 @@ def check(dsn: str) -> None:
         return
     if revision and revision not in {*_revisions(), *OLDER, BEFORE_THE_BASELINE}:
         raise CannotMigrate(
-            f"this code is older than the database, which has the revision {revision}: use the version of the code that "
-            "migrated it, or a newer version"
+            f"this code is older than the database, which has the revision {revision}: use the version of the code"
+            " that migrated it, or a newer version"
         )
 
 
