@@ -6,6 +6,7 @@ local clock = require "clock"
 local closing = require "closing"
 local ids = require "ids"
 local lease = require "lease"
+local listeners = require "listeners"
 local constants = require "constants"
 local signature = require "signature"
 
@@ -158,7 +159,10 @@ local function renew()
 end
 
 
+local CONNECTING_MS = 3000  -- clients may still connect for so long (edge/container, LEAVING_S: a second less)
+
 local is_out = false  -- writers know that this edge has left
+local left_at
 
 
 -- Return whether this edge is about to stop: edge/container has created the file.
@@ -175,6 +179,10 @@ end
 -- more before an app deletes its row. It goes on to answer, from the apps.
 local function leave()
     closing.leave()
+    left_at = left_at or now_ms()
+    if now_ms() > left_at + CONNECTING_MS then
+        listeners.end_connecting()
+    end
     local epoch = state:get("registered")
     if epoch == lease.epoch() then
         lease.begin_epoch()

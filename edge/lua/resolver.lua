@@ -60,6 +60,13 @@ function _M.follow(host)
     end
     local name = { host = host, addresses = {} }
     followed[#followed + 1] = name
+    local addresses = {}
+    for known_host, address in (os.getenv("EDGE_KNOWN_ADDRESSES") or ""):gmatch("(%S+) (%S+)") do
+        if known_host == host then
+            addresses[#addresses + 1] = address
+        end
+    end
+    known:add(host, table.concat(addresses, " "))  -- after a reload it is there already, and newer
     return name
 end
 

@@ -164,24 +164,28 @@ def test_services_run_on_both_nodes_with_their_own_secrets_only(stack: Swarm) ->
 
 def test_apps_come_and_go_and_no_request_fails(stack: Swarm) -> None:
     with Traffic(stack).flowing() as traffic:
-        stack.service("scale", "--detach=false", "velikiy_app=3")
-        stack.service("scale", "--detach=false", "velikiy_app=1")
-        stack.service("scale", "--detach=false", "velikiy_app=2")
+        for number in (3, 1, 2):
+            stack.service("scale", "--detach", f"velikiy_app={number}")
+            wait_until(lambda number=number: len(stack.running("app")) == number, f"{number} apps run")  # type: ignore[misc]
     assert_none_failed(traffic)
 
 
 def test_edges_come_and_go_and_no_request_fails(stack: Swarm) -> None:
     with Traffic(stack).flowing() as traffic:
-        stack.service("scale", "--detach=false", "velikiy_edge=1")
+        stack.service("scale", "--detach", "velikiy_edge=1")
         wait_until(lambda: edges(stack) == 1, "one edge is registered")
-        stack.service("scale", "--detach=false", "velikiy_edge=2")
+        stack.service("scale", "--detach", "velikiy_edge=2")
         wait_until(lambda: edges(stack) == 2, "both edges are registered")
     assert_none_failed(traffic)
 
 
 def test_image_that_never_becomes_healthy_is_rolled_back(stack: Swarm) -> None:
     with Traffic(stack).flowing() as traffic:
-        stack.service("update", "--detach", "--no-resolve-image", "--image", "velikiy-app:broken", "velikiy_app")
+        stack.service(
+            *("update", "--detach", "--no-resolve-image", "--health-start-period=5s"),
+            "--image=velikiy-app:broken",
+            "velikiy_app",
+        )
         wait_until(lambda: stack.update_state("app") == "rollback_completed", "Docker has gone back", limit=120)
         assert [image for image, _ in stack.running("app")] == ["velikiy-app:swarm"] * 2
     assert_none_failed(traffic)
