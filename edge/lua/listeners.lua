@@ -6,7 +6,8 @@
 -- An edge that is about to stop refuses connections here first: Nginx closes its listeners with all connections that
 -- wait to be accepted, so requests of clients that have just connected would be lost.
 --
--- Relies on: epoll(7), filters of sockets (socket(7), SO_ATTACH_FILTER), and that Nginx watches the listeners of a worker before init_worker_by_lua.
+-- Relies on: epoll(7), IP_MINTTL of ip(7), and that Nginx watches the listeners of a worker
+-- before init_worker_by_lua.
 -- Remove when: Nginx can assign a listener to a worker, or Debian's Nginx has OpenResty's privileged agent.
 
 local bit = require "bit"
@@ -14,17 +15,14 @@ local ffi = require "ffi"
 
 ffi.cdef[[
     int epoll_ctl(int epoll, int operation, int descriptor, void *event);
-    struct filter_step { unsigned short code; unsigned char if_true, if_false; unsigned int value; };
-    struct filter { unsigned short length; struct filter_step *steps; };
     int setsockopt(int descriptor, int level, int option, const void *value, unsigned int size);
     int getsockopt(int descriptor, int level, int option, int *value, unsigned int *size);
     int getsockname(int descriptor, unsigned char *address, unsigned int *size);
     long readlink(const char *path, char *target, size_t size);
 ]]
 local EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
-local SOL_SOCKET, SO_ATTACH_FILTER, SO_ACCEPTCONN = 1, 26, 30
-local LOAD_BYTE, JUMP_IF_SET, RETURN = 0x30, 0x45, 0x06  -- instructions of a filter
-local FLAGS, SYN = 13, 2  -- the byte of a TCP header with the flags; the flag of the first packet of a connection
+local SOL_SOCKET, SO_ACCEPTCONN = 1, 30
+local IPPROTO_IP, IP_MINTTL, MAX_TTL = 0, 21, 255
 local AF_UNIX = 1
 local UNIX = "0"  -- in place of the port of a Unix socket
 local MAX_DESCRIPTOR = 255  -- a new worker has a few descriptors: listeners, logs, its channel to the master
@@ -105,15 +103,13 @@ function _M.divide()
 end
 
 
--- Let the kernel drop the first packet of each further connection of a client, for all workers. Connections that exist
--- are still accepted. The client sends the packet again after a second, and is refused if Nginx has stopped by then.
+-- Let the kernel drop the first packet of each further connection of a client, for all workers: no client is so near
+-- that its packets have the largest TTL. (A filter of the socket would need rights on some kernels.) What waits is still
+-- accepted. The client sends the packet again after a second, and is refused if Nginx has stopped by then.
 function _M.end_connecting()
-    local steps = ffi.new("struct filter_step[4]", {
-        { LOAD_BYTE, 0, 0, FLAGS }, { JUMP_IF_SET, 0, 1, SYN }, { RETURN, 0, 0, 0 }, { RETURN, 0, 0, 0xffffffff },
-    })
-    local filter = ffi.new("struct filter[1]", { { 4, steps } })
+    local least = ffi.new("int[1]", MAX_TTL)
     for _, descriptor in ipairs(client_listeners) do
-        ffi.C.setsockopt(descriptor, SOL_SOCKET, SO_ATTACH_FILTER, filter, ffi.sizeof("struct filter"))
+        ffi.C.setsockopt(descriptor, IPPROTO_IP, IP_MINTTL, least, 4)
     end
 end
 

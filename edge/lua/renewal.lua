@@ -204,7 +204,10 @@ local function run(premature)
     end
     if is_leaving() then
         next_at = began + HANG_S * 1000
-        pcall(leave)
+        local ok, err = pcall(leave)
+        if not ok then
+            log_once("cannot leave: " .. tostring(err))
+        end
         next_at = now_ms() + RETRY_S * 1000
         return
     end
