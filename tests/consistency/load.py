@@ -61,6 +61,7 @@ class Load:
     plain: bool = False
     """Leave out PATCH, batches and orders, which the cache-aside service does not have."""
     read_timeout: float = READ_TIMEOUT_S
+    write_timeout: float = WRITE_TIMEOUT_S
     path: str = "/users"
     """The path of the resource. Another resource stands in for the users here; it needs a field `name`."""
     fields: Callable[[str], dict[str, Any]] = lambda name: {"email": f"{name.replace(' ', '.')}@example.com"}
@@ -151,7 +152,8 @@ class Worker:
 
 class Writer(Worker):
     def __init__(self, number: int, *rest: Any) -> None:
-        super().__init__(f"w{number}", WRITE_TIMEOUT_S, *rest)
+        load: Load = rest[0]
+        super().__init__(f"w{number}", load.write_timeout, *rest)
         self.number = number
         self._count = 0
         # Names of later runs against the same database must differ.

@@ -2,7 +2,7 @@
 
 The clients are outside all nodes. The kernel of a test machine may lack IPVS, so only what the stack file uses is to be
 had: names that lead to the addresses of tasks (dnsrr), and ports in host mode. The overlay networks are real (VXLAN).
-The nodes share one kernel and so its clock and its boot id, which machines do not.
+The nodes share one kernel, so each further node has a time namespace, whose clocks run a day ahead.
 """
 
 import contextlib
@@ -32,8 +32,10 @@ SERVICES = ("postgres", "redis", "app", "relay", "edge")
 class Node:
     """A machine with an Engine."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, ahead_s: int = 0) -> None:
+        """`ahead_s`: seconds by which the clocks that count from the boot are ahead of the first node's."""
         self.host = host
+        self._ahead_s = ahead_s
         self.url = f"http://{host.address}:{PORT}"
         self._engine: subprocess.Popen[bytes] | None = None
         self._folder = host.folder / "docker"
@@ -43,8 +45,10 @@ class Node:
         runtime = self._folder / "run"
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(parents=True)
+        clocks = (f"--boottime={self._ahead_s}", f"--monotonic={self._ahead_s}")
         self._engine = self.host.start(
             "dockerd",
+            *(("unshare", "--time", *clocks, "--fork") if self._ahead_s else ()),
             *("dockerd", "--host", f"unix://{self._socket}", "--pidfile", str(runtime / "pid")),
             *("--data-root", str(self._folder / "data"), "--exec-root", str(runtime)),
             # The cgroup finds the containers of this node, which have network namespaces of their own.
@@ -97,7 +101,7 @@ class Node:
         with contextlib.suppress(CommandFailed, subprocess.TimeoutExpired):
             self.docker("swarm", "leave", "--force", limit=60)
         if self._engine and self._engine.poll() is None:
-            self._engine.terminate()
+            self.host.signal(signal.SIGTERM, "dockerd --host")  # not `unshare`, which only waits
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._engine.wait(30)
         if self._engine:
@@ -152,9 +156,12 @@ class Swarm:
         return node.docker("info", "--format", "{{.Swarm.NodeID}}")
 
     def deploy(self, checkout: Path, **settings: str) -> None:
-        """Deploy the stack files of a checkout, and wait until the service works on every node."""
+        """Deploy the stack files of a checkout. The machine may be busy with other tests, so everything has more time than
+        by default."""
         files = [f"--compose-file={checkout}/deploy/swarm/{name}.yml" for name in ("stack", "servers")]
+        patient = {"DATABASE_TIMEOUT": "3", "REDIS_TIMEOUT": "1"}
         given = {"AUTH": "off", "PORT": str(PORT), "RATE_REQUESTS": "0", "RATE_CONNECTIONS": "0", "IMAGE_TAG": "swarm"}
+        given |= patient
         self.manager.docker("stack", "deploy", "--resolve-image=never", *files, NAME, **(given | settings))
 
     def service(self, *arguments: str, limit: float = 120) -> str:
@@ -193,6 +200,8 @@ class Swarm:
 def swarm(say: Say, folder: Path, nodes: int = 2) -> Iterator[tuple[Swarm, Path]]:
     """Yield a swarm with the stack of this checkout, and the copy of the checkout."""
     checkout = clean_copy(folder / "checkout")
+    stack_file = checkout / "deploy/swarm/stack.yml"
+    stack_file.write_text(stack_file.read_text().replace("start_period: 60s", "start_period: 180s"))
     say("Building the images.")
     build(checkout, "--tag", "velikiy-app:swarm")
     build(checkout, "--tag", "velikiy-edge:swarm", "--file", str(checkout / "edge/Dockerfile"))
@@ -202,7 +211,7 @@ def swarm(say: Say, folder: Path, nodes: int = 2) -> Iterator[tuple[Swarm, Path]
     derived = ("velikiy-app:next", "velikiy-edge:next", "velikiy-app:broken")
     docker("save", "--output", str(archive), *IMAGES, *derived, limit=300)
     with cluster(nodes) as machines:
-        formed = Swarm(machines, [Node(host) for host in machines.hosts])
+        formed = Swarm(machines, [Node(host, 86_400 * n) for n, host in enumerate(machines.hosts)])
         try:
             say("Forming the swarm.")
             formed.form(archive)

@@ -28,7 +28,7 @@ from .swarm import SERVICES, Node, Swarm, swarm
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(900)]
 
-LOST_WRITES_S = 15.0
+LOST_WRITES_S = 20.0
 """Seconds for which writes may fail after a node is lost: rows of lost writers are locked, and one write waits until the
 lost edge is excluded."""
 
@@ -61,8 +61,8 @@ class Traffic:
         self.checker = Checker()
         self.operations: list[Operation] = []
         urls = tuple(node.url for node in stack.nodes)
-        # Reads may take as long as an edge waits for a lost app before it tries another.
-        self._load = Load(urls, seed=1, writers=2, readers=2, pace=0.02, read_timeout=8.0)
+        # As long as an edge waits: for a lost app, before it tries another; for the exclusion of a lost edge.
+        self._load = Load(urls, seed=1, writers=2, readers=2, pace=0.02, read_timeout=14.0, write_timeout=14.0)
 
     def _take(self, operations: "list[Operation]") -> None:
         for operation in operations:
@@ -103,8 +103,8 @@ class Traffic:
         seconds = time.monotonic() - began
         print(progress(seconds, verdict, verdict.reads / seconds))
         assert verdict.wrong == 0, verdict
-        assert verdict.reads > 20 * seconds
-        assert verdict.writes["ok"] > seconds
+        assert verdict.reads > 5 * seconds
+        assert verdict.writes["ok"] > seconds / 2
 
     def failed(self, *nodes: Node) -> list[Operation]:
         """Return the requests that the edges of these nodes accepted and did not answer, or answered 5xx."""
@@ -199,7 +199,7 @@ def test_new_version_replaces_apps_and_edges_and_no_request_fails(deployed: tupl
 
     with Traffic(stack).flowing() as traffic:
         stack.deploy(deployed[1], IMAGE_TAG="next")
-        wait_until(is_replaced, "both services have the new image", limit=180)
+        wait_until(is_replaced, "both services have the new image", limit=300)
     assert_none_failed(traffic)
 
 
