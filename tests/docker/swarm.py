@@ -42,6 +42,7 @@ class Node:
 
     def start(self) -> None:
         """Start the Engine, as at a boot: its data are there, and the state of running containers is not."""
+        self._end_everything()  # a run that was killed has left its containers
         runtime = self._folder / "run"
         shutil.rmtree(runtime, ignore_errors=True)
         runtime.mkdir(parents=True)
@@ -71,7 +72,12 @@ class Node:
 
     def kill(self) -> None:
         """Kill the Engine and every container: the machine has lost its power."""
+        self._end_everything()
+        assert self._engine
+        self._engine.wait(10)
+        self._unmount()
 
+    def _end_everything(self) -> None:
         def is_dead() -> bool:
             for pid in [*self.host.processes(), *self._contained()]:
                 with contextlib.suppress(ProcessLookupError):
@@ -79,9 +85,6 @@ class Node:
             return not self.host.processes() and not self._contained()
 
         wait_until(is_dead, f"{self.host.name} is dead")
-        assert self._engine
-        self._engine.wait(10)
-        self._unmount()
 
     def _contained(self) -> list[int]:
         lists = [*Path("/sys/fs/cgroup").glob(f"*/{self.host.name}/**/cgroup.procs")]
