@@ -46,6 +46,17 @@ def execute(dsn: str, script: str) -> None:
 
 
 @contextmanager
+def redis_at_a_socket(path: Path) -> Iterator[None]:
+    """Run a Redis without a password at a Unix socket that every user may use."""
+    options = ["--port", "0", "--unixsocket", str(path), "--unixsocketperm", "777", "--dir", "/", "--save", ""]
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as server:
+        with Redis(unix_socket_path=str(path)) as client:
+            wait_until(lambda: answers(client))
+        yield
+        server.terminate()
+
+
+@contextmanager
 def redis_server(data: Path | None = None, port: int = 0) -> Iterator[int]:
     """Run a Redis without a password, and return its port. With a folder, Redis keeps its entries there."""
     port = port or free_ports(1)

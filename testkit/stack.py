@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import psycopg
 import redis
@@ -175,6 +176,20 @@ class Stack:
 
     def redis(self) -> "redis.Redis":
         return redis.Redis.from_url(self.redis_url)
+
+    @property
+    def redis_socket(self) -> str:
+        """The path of the Unix socket of Redis."""
+        return unquote(urlsplit(self.redis_url).path)
+
+    def redis_through(self, port: int, password: str | None = None, database: int = 0) -> str:
+        """Return the address of Redis through a proxy at this port."""
+        password = self.secret("redis_password") if password is None else password
+        return f"redis://default:{password}@127.0.0.1:{port}/{database}"
+
+    def redis_database(self, number: int) -> str:
+        """Return the address of another database of Redis."""
+        return urlsplit(self.redis_url)._replace(query=f"db={number}").geturl()
 
     def healthy(self) -> bool:
         return all(status_of(f"{edge}/health") == 200 for edge in self.edges)

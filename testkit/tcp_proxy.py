@@ -42,13 +42,13 @@ def _close(connection: socket.socket) -> None:
 
 
 class TcpProxy:
-    def __init__(self, server: tuple[str, int]) -> None:
+    def __init__(self, server: tuple[str, int] | str) -> None:
         self.on_request: Hook = pass_on
         self.on_reply: Hook = pass_on
         self.requests: list[bytes] = []
         self.connections: list[ProxiedConnection] = []
         self.server = server
-        """Where new connections lead to."""
+        """Where new connections lead to: a host and a port, or the path of a Unix socket."""
         self.port = 0
         self.listen()
 
@@ -78,7 +78,7 @@ class TcpProxy:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = listener.accept()
-                connection = ProxiedConnection(client, socket.create_connection(self.server))
+                connection = ProxiedConnection(client, connection_to(self.server))
                 self.connections.append(connection)
                 for pump in (self._pump_requests, self._pump_replies):
                     threading.Thread(target=pump, args=(connection,), daemon=True).start()
@@ -97,8 +97,16 @@ class TcpProxy:
         connection.close()
 
 
+def connection_to(server: tuple[str, int] | str) -> socket.socket:
+    if isinstance(server, tuple):
+        return socket.create_connection(server)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(server)
+    return connection
+
+
 @contextmanager
-def tcp_proxy(server: tuple[str, int]) -> Iterator[TcpProxy]:
+def tcp_proxy(server: tuple[str, int] | str) -> Iterator[TcpProxy]:
     proxy = TcpProxy(server)
     try:
         yield proxy

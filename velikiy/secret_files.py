@@ -2,6 +2,7 @@
 
 import secrets
 from pathlib import Path
+from urllib.parse import quote
 
 REDIS_RIGHTS = "~* -@all +@read +@write +@connection +@scripting -@dangerous +time +info +flushdb +flushall"
 """The rights in Redis: entries, the scripts, and emptying. Without the commands that write files, load code, stop Redis
@@ -23,8 +24,8 @@ def write(
 
     Args:
         folder: The folder of the secrets.
-        postgres: Host and port of the stack's own PostgreSQL.
-        redis: Host and port of the stack's own Redis.
+        postgres: Host and port of the stack's own PostgreSQL, or the absolute path of the folder with its Unix socket.
+        redis: Host and port of the stack's own Redis, or the absolute path of its Unix socket.
         database_url: The address of another PostgreSQL, which is used instead.
         redis_url: The address of another Redis, which is used instead.
         edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
@@ -35,10 +36,15 @@ def write(
     _ensure_password(folder / "postgres_password", mode)
     app_password = _ensure_password(folder / "app_password", mode)
     redis_password = _ensure_password(folder / "redis_password", mode)
+    own_database = f"postgresql://velikiy:{app_password}@{postgres}/velikiy"
     # With a user name, because redis-cli takes an address without one for a user with an empty name.
     own_redis = f"redis://default:{redis_password}@{redis}/0"
+    if postgres.startswith("/"):
+        own_database = f"postgresql://velikiy:{app_password}@/velikiy?host={quote(postgres)}"
+    if redis.startswith("/"):
+        own_redis = f"unix://default:{redis_password}@{quote(redis)}?db=0"
     _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}", mode)
-    _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
+    _replace(folder / "database_url", database_url or own_database, mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)
     if edge_secret:
         _replace(folder / "edge_secret", edge_secret, mode)

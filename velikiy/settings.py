@@ -182,8 +182,8 @@ class ServiceSettings(BaseSettings):
     """Seconds to connect to Redis or to wait for its response. Then the request continues without Redis."""
 
     redis_direct: bool = False
-    """True if REDIS_URL is an IP address of this machine at which Redis itself listens, without a forwarder in between.
-    Then a refused connection proves that Redis is down, and a write does not wait until no process uses Redis."""
+    """True if REDIS_URL is a Unix socket or an IP address of this machine at which Redis itself listens, without a
+    forwarder in between. Then it is certain when Redis is down, and a write does not wait until no process uses it."""
 
     path_prefix: Annotated[str, AfterValidator(_path_prefix)] = ""
     """The path that a proxy in front of the edges removes from each address. The service's own addresses in responses

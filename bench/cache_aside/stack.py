@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bench.servers import addresses, gunicorn, nginx
 from testkit.stack import folder, running
@@ -16,7 +15,7 @@ def cache_aside(edges: int) -> Iterator[list[str]]:
     """Yield the addresses of its edges. The stack's own edge and app are idle meanwhile."""
     with running("--edges", "1", "--apps", "1") as stack, folder() as directory, ExitStack() as processes:
         app, *listen = addresses(1 + edges)
-        cache = urlsplit(stack.redis_url)._replace(path="/1").geturl()  # the stack itself uses database 0
+        cache = stack.redis_database(1)  # the stack itself uses database 0
         processes.enter_context(
             gunicorn("bench.cache_aside.app:create_app()", app, DATABASE_URL=stack.postgres, REDIS_URL=cache)
         )

@@ -95,10 +95,10 @@ class Peers:
     @property
     def database(self) -> str:
         """The address for peers. Their sessions do not notify the relay, whose work no peer should pay for."""
-        return f"{self.stack.postgres}?options={quote('-c velikiy.passes_gate=on')}"
+        return f"{self.stack.postgres}&options={quote('-c velikiy.passes_gate=on')}"
 
     def redis_url(self, number: int) -> str:
-        return urlsplit(self.stack.redis_url)._replace(path=f"/{number}").geturl()
+        return self.stack.redis_database(number)
 
     @cached_property
     def cache_aside_app(self) -> Peer:

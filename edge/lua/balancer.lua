@@ -13,7 +13,7 @@ local CHECK_TIMEOUT_MS = 500
 
 local _M = {}
 
-local apps = {}   -- as configured: { name, port }
+local apps = {}   -- as configured: { name, port }, without a port at a Unix socket
 local peers = {}  -- the present addresses: { address, port, down }
 local turn = 0
 
@@ -22,11 +22,11 @@ local turn = 0
 local function update_peers()
     local old, new = {}, {}
     for _, peer in ipairs(peers) do
-        old[peer.address .. ":" .. peer.port] = peer
+        old[peer.address .. ":" .. (peer.port or "")] = peer
     end
     for _, app in ipairs(apps) do
         for _, address in ipairs(app.name.addresses) do
-            new[#new + 1] = old[address .. ":" .. app.port]
+            new[#new + 1] = old[address .. ":" .. (app.port or "")]
                 or { address = address, port = app.port, down = false }
         end
     end
@@ -38,11 +38,24 @@ end
 function _M.configure(list)
     for item in list:gmatch("[^,%s]+") do
         local host, port = item:match("^(.+):(%d+)$")
-        if not host then
-            error("EDGE_APPS='" .. list .. "' is not allowed: it must be host:port, several separated by commas", 0)
+        if item:find("^unix:.") then
+            apps[#apps + 1] = { name = { addresses = { item } } }
+        elseif host then
+            apps[#apps + 1] = { name = resolver.follow(host), port = tonumber(port) }
+        else
+            error("EDGE_APPS='" .. list .. "' is not allowed: it must be host:port or unix:path, several separated by "
+                  .. "commas", 0)
         end
-        apps[#apps + 1] = { name = resolver.follow(host), port = tonumber(port) }
     end
+end
+
+
+-- Connect to an app.
+function _M.connect(socket, peer)
+    if peer.port then
+        return socket:connect(peer.address, peer.port)
+    end
+    return socket:connect(peer.address)
 end
 
 
@@ -53,7 +66,7 @@ local function is_alive(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
     local line
-    if socket:connect(peer.address, peer.port) and socket:send("GET /livez HTTP/1.0\r\nEdge-Check: 1\r\n\r\n") then
+    if _M.connect(socket, peer) and socket:send("GET /livez HTTP/1.0\r\nEdge-Check: 1\r\n\r\n") then
         line = socket:receiveany(64)  -- once: an app that sends byte by byte must not keep this timer
     end
     socket:close()

@@ -28,7 +28,7 @@ local _M = {}
 -- Tells the app: the edge has tried Redis and got no fill lease. Another reader fills, or Redis timed out.
 _M.NO_LEASE = "-"
 
-local server             -- { name, port, greeting }; nil: apps read Redis for the edge
+local server             -- { name, port, greeting }, without a port at a Unix socket; nil: apps read Redis for the edge
 local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
@@ -54,7 +54,26 @@ local function percent_decoded(text)
 end
 
 
--- In init_by_lua. A URL that this client does not support (TLS, a socket, options) leaves Redis to the apps.
+-- Return the user with the password, the name, the port and the database of a URL; no name if it is not supported.
+local function parse(url)
+    local scheme, login, address = url:match("^(%a+)://([^@/]*)@(.*)$")
+    if not scheme then
+        scheme, address = url:match("^(%a+)://(.*)$")
+        login = ""
+    end
+    if scheme == "redis" then
+        local host, port, database = address:match("^([%w._-]+):?(%d*)/?(%d*)$")
+        return login, host and resolver.follow(host), tonumber(port) or 6379, database
+    elseif scheme == "unix" then
+        local path, options = address:match("^(/[^?]*)%??(.*)$")
+        local database = (options or ""):match("^db=(%d+)$")
+        local is_supported = path and (options == "" or database)
+        return login, is_supported and { addresses = { "unix:" .. percent_decoded(path) } }, nil, database
+    end
+end
+
+
+-- In init_by_lua. A URL that this client does not support (TLS, options) leaves Redis to the apps.
 -- file: the script that apps use as well; timeout_s: the time to connect, and the time for a reply.
 function _M.configure(url, file, timeout_s)
     timeout_ms = tonumber(timeout_s) * 1000
@@ -63,26 +82,23 @@ function _M.configure(url, file, timeout_s)
     source:close()
     local digest = ngx.sha1_bin(script):gsub(".", function(char) return string.format("%02x", byte(char)) end)
     evalsha = command(5, "EVALSHA", digest)
-    local login, host, port, database = url:match("^redis://([^@/]*)@([%w._-]+):?(%d*)/?(%d*)$")
-    if not host then
-        login, host, port, database = "", url:match("^redis://([%w._-]+):?(%d*)/?(%d*)$")
-    end
-    local user, password = login:match("^([^:]*):(.*)$")
-    if not host or (login ~= "" and not user) then
+    local login, name, port, database = parse(url)
+    local user, password = (login or ""):match("^([^:]*):(.*)$")
+    if not name or (login ~= "" and not user) then
         return
     end
+    database = tonumber(database) or 0
     local greeting = {}
     if user == "" then
         greeting[1] = command(0, "AUTH", percent_decoded(password))
     elseif user then
         greeting[1] = command(0, "AUTH", percent_decoded(user), percent_decoded(password))
     end
-    if database ~= "" and database ~= "0" then
-        greeting[#greeting + 1] = command(0, "SELECT", database)
+    if database ~= 0 then
+        greeting[#greeting + 1] = command(0, "SELECT", tostring(database))
     end
     greeting[#greeting + 1] = command(0, "INFO", "server", "replication")
-    server = { name = resolver.follow(host), port = tonumber(port) or 6379, greeting = greeting,
-               database = tonumber(database) or 0 }
+    server = { name = name, port = port, greeting = greeting, database = database }
 end
 
 
@@ -131,8 +147,13 @@ local function connect(id)
     end
     local socket = ngx.socket.tcp()
     socket:settimeouts(timeout_ms, timeout_ms, timeout_ms)
-    local pool = concat({ address, server.port, id }, " ")
-    local ok, err = socket:connect(address, server.port, { pool = pool, pool_size = MAX_KEPT_CONNECTIONS })
+    local options = { pool = concat({ address, server.port or "", id }, " "), pool_size = MAX_KEPT_CONNECTIONS }
+    local ok, err
+    if server.port then
+        ok, err = socket:connect(address, server.port, options)
+    else
+        ok, err = socket:connect(address, options)
+    end
     if not ok then
         return nil, err
     elseif socket:getreusedtimes() > 0 then

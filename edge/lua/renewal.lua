@@ -87,7 +87,7 @@ local function request(action, epoch)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS, RESPONSE_TIMEOUT_MS)
     local status, milliseconds, redis, resources
-    if socket:connect(peer.address, peer.port)
+    if balancer.connect(socket, peer)
         and socket:send("POST " .. target .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                         .. signature.HEADER .. ": " .. signed .. "\r\n"
                         .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then

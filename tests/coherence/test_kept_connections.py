@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -32,7 +31,7 @@ def drop(tier: RedisTier, path: CachePath) -> dict[CachePath, FillLease]:
 
 @pytest.fixture
 def redis_proxy(stack: Stack) -> Iterator[TcpProxy]:
-    with tcp_proxy(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as proxy:
+    with tcp_proxy(stack.redis_socket) as proxy:
         yield proxy
     stack.redis().delete(PATH.key, OTHER_PATH.key, "kept:text", "kept:list", "kept:number")
 
@@ -42,7 +41,7 @@ def is_stored(stack: Stack, value: bytes) -> bool:
 
 
 def url_through(stack: Stack, proxy: TcpProxy) -> str:
-    return stack.redis_url.replace(f":{urlsplit(stack.redis_url).port}", f":{proxy.port}")
+    return stack.redis_through(proxy.port)
 
 
 def close_connection(connection: ProxiedConnection, data: bytes) -> bytes:

@@ -11,9 +11,10 @@ import pytest
 import requests
 
 from testkit.api import User, is_hit
+from testkit.databases import redis_at_a_socket
 from testkit.inside import signed_post
 from testkit.outages import refusing
-from testkit.stack import EDGE_SECRET, Stack, free_ports, run, wait_until
+from testkit.stack import EDGE_SECRET, Stack, folder, free_ports, run, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
 from velikiy.coherence import redis_lease as redis_lease_module
 from velikiy.coherence.host import HOST
@@ -255,6 +256,33 @@ class TestDrops:
         ):
             with pytest.raises(DoesNotAnswer):
                 tier.drop([CachePath("/x", "x")], server=server)
+
+    def test_end_of_its_process_proves_redis_down_at_a_unix_socket(self) -> None:
+        """The path proves nothing: another Redis may take it over, or a person may remove it, while Redis serves."""
+        with folder() as home, ExitStack() as servers:
+            path = home / "redis.sock"
+            tier = RedisTier(f"unix://{path}", lambda: None, ttl=60, timeout=1, direct=True)
+            first, second = (servers.enter_context(ExitStack()) for _ in range(2))
+            first.enter_context(redis_at_a_socket(path))
+            server = tier.identify()
+            tier._drop_connections._idle.clear()
+            path.unlink()
+            with pytest.raises(DoesNotAnswer):
+                tier.drop([CachePath("/x", "x")], server=server)
+            second.enter_context(redis_at_a_socket(path))
+            other = tier.identify()
+            assert other.address == f"{path}/0"
+            assert not tier.is_surely_gone(server, other)
+            second.close()
+            with pytest.raises(DoesNotAnswer):
+                tier.drop([CachePath("/x", "x")], server=server)
+            assert tier.drop([CachePath("/x", "x")], server=other) == {}
+            first.close()
+            assert tier.is_surely_gone(server, other)
+            assert tier.drop([CachePath("/x", "x")], server=server) == {}
+            elsewhere = server._replace(place=f"{HOST} {path} {server.place.rpartition(' ')[2]}")
+            for unknown in (server._replace(place=str(path)), elsewhere):
+                assert not tier.is_surely_gone(unknown, other)
 
     def test_drop_waits_for_several_silent_edges_no_longer_than_for_one(self) -> None:
         with ExitStack() as context:

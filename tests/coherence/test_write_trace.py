@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from testkit.failpoints import running_app
 from testkit.stack import EDGE_SECRET, Stack, wait_until
+from testkit.tcp_proxy import connection_to
 from velikiy.coherence import connect
 from velikiy.postgres import Database, pipeline
 from velikiy.settings import Settings
@@ -23,7 +24,7 @@ Trace = list[tuple[str, str, bytes]]
 
 
 @contextmanager
-def tapped(server_name: str, host: str, port: int, trace: Trace) -> Iterator[int]:
+def tapped(server_name: str, address: tuple[str, int] | str, trace: Trace) -> Iterator[int]:
     """Yield a port that leads to the server, and record what passes.
 
     Bytes are recorded before they are passed on, so a later step that waited for a reply is recorded after that reply.
@@ -33,7 +34,7 @@ def tapped(server_name: str, host: str, port: int, trace: Trace) -> Iterator[int
     listener.settimeout(0.05)
 
     def pump(client: socket.socket) -> None:
-        with client, socket.create_connection((host, port)) as server, selectors.DefaultSelector() as ready:
+        with client, connection_to(address) as server, selectors.DefaultSelector() as ready:
             ready.register(client, selectors.EVENT_READ, (server, "to"))
             ready.register(server, selectors.EVENT_READ, (client, "from"))
             while not finished.is_set():
@@ -118,22 +119,22 @@ def test_write_sends_its_steps_in_the_order_of_the_protocol(
     assert len(edge_addresses) == 2
     monkeypatch.setattr(pipeline, "MAX_PREPARED", 0)  # a prepared statement is only a number on the wire
     trace: Trace = []
-    dsn, redis = conninfo_to_dict(stack.postgres), urlsplit(stack.redis_url)
+    postgres = f"{conninfo_to_dict(stack.postgres)['host']}/.s.PGSQL.5432"
     with ExitStack() as context:
-        postgres_port = context.enter_context(tapped("postgres", str(dsn["host"]), int(dsn["port"] or 0), trace))
-        redis_port = context.enter_context(tapped("redis", str(redis.hostname), int(redis.port or 0), trace))
+        postgres_port = context.enter_context(tapped("postgres", postgres, trace))
+        redis_port = context.enter_context(tapped("redis", stack.redis_socket, trace))
         for name, address in edge_addresses:
             host, _, port = address.rpartition(":")
-            edge_port = context.enter_context(tapped("edge", host, int(port), trace))
+            edge_port = context.enter_context(tapped("edge", (host, int(port)), trace))
             stack.sql("UPDATE caches SET address = %s WHERE name = %s", f"127.0.0.1:{edge_port}", name)
         settings = Settings(
             database_url=make_conninfo(stack.postgres, host="127.0.0.1", port=postgres_port),
-            redis_url=f"redis://:{redis.password}@127.0.0.1:{redis_port}/0",
+            redis_url=stack.redis_through(redis_port),
             edge_secret=EDGE_SECRET,
         )
         database = Database(settings.database_url, size=2, timeout=10)
         app = urlsplit(context.enter_context(running_app(connect(database, settings))))
-        app_port = context.enter_context(tapped("app", str(app.hostname), int(app.port or 0), trace))
+        app_port = context.enter_context(tapped("app", (str(app.hostname), int(app.port or 0)), trace))
         context.callback(database.close)
         for number in range(2):  # the first write opens the connections and loads the scripts
             trace.clear()

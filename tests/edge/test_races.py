@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,6 +18,7 @@ import requests
 from testkit.edge_copy import copy_edge
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge, writer_process
 from testkit.stack import Stack, children_of, folder, wait_until
+from testkit.tcp_proxy import tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import CachePath, Entry
 from velikiy.coherence.redis_tier import FillLease
@@ -31,7 +32,9 @@ WRITER_FAILPOINTS = ("before the lock", "before the drops", "between the drops",
 @pytest.fixture(scope="module", params=["redis-itself", "redis-through-the-app"])
 def app(request: pytest.FixtureRequest, stack: Stack) -> Iterator[FailpointApp]:
     """An app whose edge reads Redis itself, and an app whose edge does not."""
-    with failpoint_app(stack, REDIS_URL=stack.redis_url if request.param == "redis-itself" else "") as app:
+    with tcp_proxy(stack.redis_socket) as redis, ExitStack() as context:  # an edge under test may not use the socket
+        address = stack.redis_through(redis.port) if request.param == "redis-itself" else ""
+        app = context.enter_context(failpoint_app(stack, REDIS_URL=address))
         wait_until(lambda: has_cache_lease(app.edge))
         yield app
         assert not app.failpoints.actions, "a failpoint that was not reached"

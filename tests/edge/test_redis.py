@@ -13,11 +13,11 @@ import requests
 from flask import Flask
 from redis import Redis
 
-from testkit.databases import redis_server
+from testkit.databases import redis_at_a_socket, redis_server
 from testkit.failpoints import FailpointApp, failpoint_app, has_cache_lease, running_edge
 from testkit.fake_app import fake_app, storable
 from testkit.outages import refusing
-from testkit.stack import EDGE_SECRET, Stack, wait_until
+from testkit.stack import EDGE_SECRET, Stack, folder, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
 from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import Caches, EdgeTier
@@ -36,20 +36,14 @@ FILLED = "redis; fwd=uri-miss; stored, nginx; fwd=uri-miss; stored"
 @pytest.fixture(scope="module")
 def redis(stack: Stack) -> Iterator[TcpProxy]:
     """A proxy in front of Redis that only the edge under test uses."""
-    with tcp_proxy(("127.0.0.1", urlsplit(stack.redis_url).port or 6379)) as redis:
+    with tcp_proxy(stack.redis_socket) as redis:
         yield redis
-
-
-def proxy_url(stack: Stack, redis: TcpProxy, password: str | None = None) -> str:
-    given = urlsplit(stack.redis_url)
-    user, known = given.username or "", given.password or ""
-    return f"redis://{user}:{known if password is None else password}@127.0.0.1:{redis.port}{given.path}"
 
 
 @pytest.fixture(scope="module")
 def module_app(stack: Stack, redis: TcpProxy) -> Iterator[FailpointApp]:
     """An app whose edge waits 9 s for Redis, because tests delay replies for longer than an edge usually waits."""
-    with failpoint_app(stack, REDIS_URL=proxy_url(stack, redis), REDIS_TIMEOUT="9") as app:
+    with failpoint_app(stack, REDIS_URL=stack.redis_through(redis.port), REDIS_TIMEOUT="9") as app:
         wait_until(lambda: has_cache_lease(app.edge))
         yield app
 
@@ -161,7 +155,7 @@ class TestAddressesAndKeys:
 
     @pytest.fixture
     def client(self, stack: Stack) -> Iterator[Redis]:
-        client = Redis.from_url(direct_url(stack, "", 3))
+        client = Redis.from_url(stack.redis_database(3))
         yield client
         client.flushdb()
 
@@ -180,13 +174,26 @@ class TestAddressesAndKeys:
             assert response.headers["Cache-Status"] == "redis; hit; ttl=0, nginx; fwd=uri-miss; stored"
             assert fake.received == []
 
-    def test_each_resource_has_its_own_keys_whatever_its_singular(self, stack: Stack, client: Redis) -> None:
+    @pytest.mark.parametrize("database", [0, 3])
+    def test_edge_reads_redis_at_a_unix_socket(self, database: int) -> None:
+        with folder() as home, redis_at_a_socket(home / "redis @1.sock"), ExitStack() as context:
+            address = f"unix://{quote(str(home))}/redis%20%401.sock" + (f"?db={database}" if database else "")
+            client = context.enter_context(Redis.from_url(address))
+            client.hset("thing:7", "body:", b"200\t\t\t\nfrom Redis")
+            lease = f"2400 {Connections(address, 1).identify().id} things:thing"
+            fake = context.enter_context(fake_app(lease, REDIS_URL=address))
+            assert requests.get(f"{fake.edge}/things/7", timeout=5).text == "from Redis"
+            assert fake.received == []
+
+    def test_each_resource_has_its_own_keys_whatever_its_singular(
+        self, stack: Stack, client: Redis, redis: TcpProxy
+    ) -> None:
         rows = {"orders": "order", "order_lines": "order line", "dates": "user's date: день"}
         for singular in rows.values():
             client.hset(f"{singular}:7", "body:", f"200\t\t\t\n{singular}")
         names = " ".join(f"{resource}:{quote(singular, safe='')}" for resource, singular in rows.items())
-        server = Connections(direct_url(stack, "", 3), 1).identify()
-        with fake_app(f"2400 {server.id} {names}", REDIS_URL=direct_url(stack, "", 3)) as fake:
+        server = Connections(stack.redis_database(3), 1).identify()
+        with fake_app(f"2400 {server.id} {names}", REDIS_URL=stack.redis_through(redis.port, database=3)) as fake:
             for resource, singular in rows.items():
                 assert requests.get(f"{fake.edge}/{resource}/7", timeout=5).content.decode() == singular
             assert fake.received == []
@@ -361,7 +368,7 @@ class TestOutages:
             go_on.wait(20)
             return data
 
-        with impatient_edge(app, proxy_url(app.stack, redis)) as other:
+        with impatient_edge(app, app.stack.redis_through(redis.port)) as other:
             assert name(other.edge, user) == "old"
             app.users.update(user, "newer")
             redis.on_reply = hang
@@ -389,7 +396,7 @@ class TestOutages:
                 go_on.wait(20)
             return data
 
-        with impatient_edge(app, proxy_url(app.stack, redis)) as other:
+        with impatient_edge(app, app.stack.redis_through(redis.port)) as other:
             wait_until(lambda: reads_redis(other, another))
             app.failpoints.reached.clear()
             redis.on_request = hang
@@ -416,7 +423,7 @@ class TestOutages:
             go_on.wait(20)
             return data
 
-        with impatient_edge(app, proxy_url(app.stack, redis)) as other:
+        with impatient_edge(app, app.stack.redis_through(redis.port)) as other:
             for user_id in others:
                 name(other.edge, user_id)
                 app.users.update(user_id, "known")
@@ -470,7 +477,7 @@ class TestOutages:
     def test_wrong_password_opens_the_breaker_and_costs_no_wrong_read(
         self, app: FailpointApp, user: int, redis: TcpProxy
     ) -> None:
-        with impatient_edge(app, proxy_url(app.stack, redis, "wrong")) as other:
+        with impatient_edge(app, app.stack.redis_through(redis.port, "wrong")) as other:
             for number in range(3):
                 put(app, user, f"number {number}")
                 assert [name(other.edge, user) for _ in range(2)] == [f"number {number}"] * 2
@@ -479,7 +486,9 @@ class TestOutages:
             assert name(other.edge, user) == "last"
             assert len(redis.requests) <= 1  # the breaker is open, so not every read connects
 
-    @pytest.mark.parametrize("address", ["", "unix:///nowhere", "rediss://127.0.0.1:1", "redis://[::1]:1/0", "what?"])
+    @pytest.mark.parametrize(
+        "address", ["", "unix:///nowhere", "unix:///nowhere?a=1", "rediss://127.0.0.1:1", "redis://[::1]:1/0", "what?"]
+    )
     def test_app_reads_redis_if_the_edge_does_not_support_its_address(
         self, app: FailpointApp, user: int, address: str
     ) -> None:
@@ -490,13 +499,6 @@ class TestOutages:
             app.stack.redis().delete(f"user:{user}")
             put(app, user, "newer")
             assert [name(other.edge, user) for _ in range(2)] == ["newer"] * 2
-
-
-def direct_url(stack: Stack, login: str, database: int) -> str:
-    """Return the address of Redis itself. Without a login, the login of the stack is used."""
-    given = urlsplit(stack.redis_url)
-    login = login or given.netloc.rpartition("@")[0] + "@"
-    return f"redis://{login}127.0.0.1:{given.port}/{database}"
 
 
 def scripts_run(stack: Stack) -> int:

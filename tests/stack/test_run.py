@@ -98,7 +98,7 @@ class TestStarting:
         from testkit.databases import create_database, drop_database
 
         name, address = create_database(stack)
-        database = stack.redis_url.rsplit("/", 1)[0] + "/5"
+        database = stack.redis_database(5)
         try:
             with running(DATABASE_URL=address, REDIS_URL=database) as guest:
                 assert sorted(guest.pids()) == ["app1", "app2", "edge1", "relay"]

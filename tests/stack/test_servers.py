@@ -1,9 +1,9 @@
 """`./run up` names what is wrong with a PostgreSQL or a Redis of the user's own, before anything is started."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -74,8 +74,7 @@ def test_redis_that_does_not_answer_is_a_warning_and_no_refusal() -> None:
 
 def test_cache_show_names_a_wrong_password_of_redis() -> None:
     with running() as stack:
-        port = urlsplit(stack.redis_url).port
-        wrong = f"redis://:wrong@127.0.0.1:{port}/0"
+        wrong = f"unix://:wrong@{stack.redis_socket}"
         shown = run("velikiy", "cache", "show", "/users", DATA=str(stack.data), REDIS_URL=wrong)
         assert "refuses the user or the password" in shown.stdout
 
@@ -85,7 +84,8 @@ def test_cache_show_names_a_wrong_password_of_redis() -> None:
     [
         ({"password": "wrong"}, "password authentication failed", "Correct the user and the password"),
         ({"dbname": "nothing"}, 'database "nothing" does not exist', "Create it, or correct the name"),
-        ({"port": "1"}, "Connection refused", "Check the host, the port and that the server runs"),
+        ({"port": "1"}, "No such file or directory", "Check the host, the port and that the server runs"),
+        ({"host": "127.0.0.1", "port": "1"}, "Connection refused", "Check the host, the port and that the server runs"),
     ],
 )
 def test_postgresql_that_cannot_be_used_is_named_with_the_cause(
@@ -134,7 +134,8 @@ def test_too_few_connections_of_postgresql_are_a_warning(stack: Stack) -> None:
         drop_database(stack, name)
 
 
-def test_printed_addresses_work_with_psql_and_redis_cli(stack: Stack) -> None:
-    for command in (["psql", stack.postgres, "-Atc", "SELECT 'PONG'"], ["redis-cli", "-u", stack.redis_url, "ping"]):
-        answered = subprocess.run(command, capture_output=True, text=True, check=False)
+def test_addresses_work_with_psql_and_redis_cli(stack: Stack) -> None:
+    password = {"REDISCLI_AUTH": stack.secret("redis_password")}
+    for command in (["psql", stack.postgres, "-Atc", "SELECT 'PONG'"], ["redis-cli", "-s", stack.redis_socket, "ping"]):
+        answered = subprocess.run(command, env={**os.environ, **password}, capture_output=True, text=True, check=False)
         assert answered.stdout.strip() == "PONG", answered.stderr

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import requests
@@ -76,8 +75,8 @@ def test_two_stacks_with_a_redis_each_read_every_write_and_say_why_they_use_neit
             wait_until(lambda stack=stack: "different servers" in str(readiness(stack).get("warnings")))  # type: ignore[misc]
             status = run("status", "--data", str(stack.data)).stdout
             assert status.startswith("ready, with warnings\n"), status
-            assert f"127.0.0.1:{urlsplit(first.redis_url).port}" in status
-            assert f"127.0.0.1:{urlsplit(second.redis_url).port}" in status
+            assert f"{first.redis_socket}/0" in status
+            assert f"{second.redis_socket}/0" in status
             assert "Give all the same REDIS_URL." in status
             wait_until(lambda stack=stack: '"redis.contested"' in stack.log("relay"))  # type: ignore[misc]
         write_here_and_read_there(user, first.edge, second.edge, first.app, second.app)
@@ -89,8 +88,7 @@ def test_two_stacks_with_a_redis_each_read_every_write_and_say_why_they_use_neit
 def test_stack_with_another_database_number_of_the_same_redis_reads_every_write(first: Stack) -> None:
     user = new_user(first)
     wait_until(lambda: is_redis_hit(first.app, user), within=40)
-    address = first.redis_url.removesuffix("/0") + "/1"
-    with running(DATABASE_URL=first.postgres, REDIS_URL=address) as second:
+    with running(DATABASE_URL=first.postgres, REDIS_URL=first.redis_database(1)) as second:
         write_here_and_read_there(user, first.edge, second.edge, first.app, second.app)
         wait_until(lambda: redis_check(second) == "not used")
         write_here_and_read_there(user, first.edge, second.edge, first.app, second.app)

@@ -2,17 +2,21 @@
 
 import os
 import socket
+import socketserver
 import stat
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import requests
 from redis.exceptions import NoPermissionError
 
 from testkit.machine import root_only
+from testkit.outages import refusing
 from testkit.stack import Stack, folder, refused, run, running, wait_until
 from velikiy.stack.consoles import masked
 
@@ -25,8 +29,8 @@ def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 @contextmanager
-def recorded(port: int, reply: bytes) -> Iterator[list[bytes]]:
-    """Listen on the port as a stranger does, send the reply to each client, and record what the clients send."""
+def recorded(path: Path, reply: bytes) -> Iterator[list[bytes]]:
+    """Listen at the path of a Unix socket, send the reply to each client, and record what the clients send."""
     sent: list[bytes] = []
 
     def serve(connection: socket.socket) -> None:
@@ -41,7 +45,11 @@ def recorded(port: int, reply: bytes) -> Iterator[list[bytes]]:
             while True:
                 threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
 
-    with socket.create_server(("127.0.0.1", port)) as listener:
+    path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        path.chmod(0o777)
+        listener.listen()
         thread = threading.Thread(target=accept, args=(listener,), daemon=True)
         thread.start()
         try:
@@ -101,7 +109,8 @@ class TestFolders:
         status = run("status", "--json", "--data", str(stack.data)).stdout
         text = status + (stack.data / "stack.json").read_text()
         assert all(secret and secret not in text for secret in secrets)
-        assert "velikiy:***@127.0.0.1" in status
+        assert "velikiy:***@/velikiy" in status
+        assert "unix://default:***@/" in status
 
 
 @pytest.mark.parametrize(
@@ -160,14 +169,119 @@ class TestImpostors:
     AUTHENTICATED = b"R" + (8).to_bytes(4, "big") + (0).to_bytes(4, "big")
 
     @pytest.mark.parametrize("reply", [CLEARTEXT_PASSWORD, AUTHENTICATED])
-    def test_program_on_the_port_of_postgresql_gets_no_password_in_clear(self, own_stack: Stack, reply: bytes) -> None:
-        own_stack.supervisor.rpc.stopProcess("postgres")
-        with recorded(urlsplit(own_stack.postgres).port or 0, reply) as sent:
+    def test_program_at_the_socket_of_postgresql_gets_no_password_in_clear(
+        self, restartable_stack: Stack, reply: bytes
+    ) -> None:
+        """Only root and the account of the services can listen there; even then the password stays secret."""
+        stack = restartable_stack
+        with refusing(stack, "postgres"), recorded(stack.data / "run" / ".s.PGSQL.5432", reply) as sent:
             wait_until(lambda: len(sent) > 20)
             with suppress(subprocess.SubprocessError):
-                run("velikiy", "cache", "show", "/users/1", "--data", str(own_stack.data))
-        assert own_stack.secret("app_password").encode() not in b"".join(sent)
+                run("velikiy", "cache", "show", "/users/1", "--data", str(stack.data))
+        assert stack.secret("app_password").encode() not in b"".join(sent)
         assert not [message for message in sent if message[:1] in (b"p", b"Q", b"P")]
+
+    def test_edge_takes_no_answer_from_a_program_on_the_port_of_an_app(self, restartable_stack: Stack) -> None:
+        stack = restartable_stack
+        ports = [urlsplit(app).port for app in stack.apps]
+        with refusing(stack, "app1", "app2"), ExitStack() as strangers:
+            for port in ports:
+                strangers.enter_context(stranger_on_port(port or 0, FALSE_USER))
+                assert requests.get(f"http://127.0.0.1:{port}/users/1", timeout=5).json()["name"] == "false"
+            for path in ("/users/1", "/users?limit=1", "/livez", "/health"):
+                response = requests.get(stack.edge + path, timeout=5)
+                assert response.status_code in (502, 503)
+                assert "false" not in response.text
+            assert requests.post(f"{stack.edge}/users", json={"name": "a"}, timeout=5).status_code in (502, 503)
+
+    @root_only
+    @pytest.mark.parametrize(("name", "file"), [("redis", "redis.sock"), ("postgres", ".s.PGSQL.5432")])
+    def test_nobody_takes_the_place_of_a_dead_data_server(self, restartable_stack: Stack, name: str, file: str) -> None:
+        stack = restartable_stack
+        expected = requests.get(f"{stack.app}/users/1", timeout=5).json()
+        default_port = {"redis": 6379, "postgres": 5432}[name]
+        with refusing(stack, name):
+            assert attempts_of_nobody([stack.data / "run" / file]) == ["PermissionError"] * 3
+            with stranger_on_port(default_port, b"+OK\r\n") as sent:
+                for base in (stack.edge, stack.app):
+                    response = requests.get(f"{base}/users/1", timeout=5)
+                    assert response.status_code == 503 or response.json() == expected
+            assert not sent
+
+
+@root_only
+class TestSockets:
+    def test_nobody_connects_to_an_inner_socket_or_replaces_it(self, stack: Stack) -> None:
+        names = [".s.PGSQL.5432", "redis.sock", "app1.sock", "app2.sock", "supervisor.sock"]
+        sockets = [stack.data / "run" / name for name in names]
+        assert all(path.is_socket() for path in sockets)
+        assert attempts_of_nobody(sockets) == ["PermissionError"] * 3 * len(sockets)
+        assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in sockets)
+
+    def test_postgresql_and_redis_listen_on_no_port(self, stack: Stack) -> None:
+        pids = stack.pids()
+        assert listening_ports(pids["postgres"]) == listening_ports(pids["redis"]) == set()
+        assert listening_ports(pids["app1"]) == {urlsplit(stack.apps[0]).port}
+
+    def test_edges_reach_the_apps_at_their_sockets_only(self, stack: Stack) -> None:
+        requests.get(f"{stack.edge}/users?limit=2", timeout=5)
+        wait_until(lambda: '"app":"unix:../run/app' in stack.log("edge1"))
+        assert '"app":"127.0.0.1' not in stack.log("edge1")
+
+
+FALSE_USER = (
+    b"HTTP/1.1 200 OK\r\nCache-Status: redis; fwd=uri-miss\r\nContent-Type: application/json\r\n"
+    b'Content-Length: 16\r\nETag: "1"\r\n\r\n{"name":"false"}'
+)
+
+ATTEMPTS = """
+import os, socket, sys
+for path in sys.argv[1:]:
+    for attempt in (socket.socket(socket.AF_UNIX).connect, os.unlink, socket.socket(socket.AF_UNIX).bind):
+        try:
+            attempt(path)
+            print("done")
+        except OSError as error:
+            print(type(error).__name__)
+"""
+
+
+def attempts_of_nobody(sockets: list[Path]) -> list[str]:
+    """Return what happens when another user connects to each socket, removes it, and listens there instead."""
+    return as_nobody("/usr/bin/python3", "-c", ATTEMPTS, *map(str, sockets)).stdout.split()
+
+
+@contextmanager
+def stranger_on_port(port: int, reply: bytes) -> Iterator[list[bytes]]:
+    """Listen on the port, send the reply to each request, and record the requests."""
+    sent: list[bytes] = []
+
+    class Stranger(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            sent.append(self.request.recv(4096))
+            self.wfile.write(reply)
+
+    class Server(socketserver.ThreadingTCPServer):
+        allow_reuse_address, daemon_threads = True, True
+
+    with Server(("127.0.0.1", port), Stranger) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        try:
+            yield sent
+        finally:
+            server.shutdown()
+
+
+def listening_ports(pid: int) -> set[int]:
+    """Return the TCP ports at which the process listens."""
+    links = (str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink())
+    inodes = {link.removeprefix("socket:[").removesuffix("]") for link in links if link.startswith("socket:[")}
+    rows = [
+        line.split()
+        for name in ("tcp", "tcp6")
+        for line in Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+    ]
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A" and row[9] in inodes}
 
 
 @root_only

@@ -39,7 +39,10 @@ def parse(header: str, connection: socket.socket | None) -> float | None:
 
 def _queued(connection: socket.socket | None) -> float:
     """Return the seconds that the request has waited in this machine's kernel. No clock of another machine is needed
-    for that, and it also counts while this process is stopped."""
+    for that, and it also counts while this process is stopped.
+
+    An edge that reaches this app over a Unix socket is on this machine and shares its clock.
+    """
     if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return 0.0
     information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)

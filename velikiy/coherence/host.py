@@ -1,6 +1,7 @@
 """Which machine is this? Names that are the same for all processes that share its network, its files or its clock."""
 
 import hashlib
+import os
 from pathlib import Path
 
 
@@ -15,3 +16,26 @@ def name_in_this_boot(namespace: str) -> str:
 
 
 HOST = name_in_this_boot("net")
+
+PROCESSES = name_in_this_boot("pid")
+"""A process id names the same process for all processes with this name."""
+
+
+def start_of_process(pid: int) -> str:
+    """Return the moment at which the process started, or "" if it has ended or this account may not look."""
+    try:
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return ""
+    return "" if state in "ZX" else fields[18]  # a zombie has closed its files
+
+
+def process_has_ended(pid: int, start: str) -> bool:
+    """Return whether the process with this id that started at that moment has surely ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it lives, or its id is another user's by now
+        return False
+    return start_of_process(pid) != start

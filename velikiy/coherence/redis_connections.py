@@ -7,6 +7,9 @@ Remove when: redis-py's client costs less than a tenth of a hit in Redis (`./run
 
 import hashlib
 import re
+import socket
+import struct
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy.coherence.host import HOST
+from velikiy.coherence.host import HOST, PROCESSES, process_has_ended, start_of_process
 from velikiy.kernel_timeouts import Socket
 from velikiy.settings import is_loopback
 
@@ -67,8 +70,9 @@ class Server(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The place and the number of the database, for people: without the name of the machine."""
-        return re.sub("^[0-9a-f]{16} ", "", self.place) + "/" + self.id.partition("/")[2]
+        """The place and the number of the database, for people: without the names of machine and process."""
+        place = re.sub(r"^[0-9a-f]{16} | (\d+\.\d+|\?)$", "", self.place)
+        return place + "/" + self.id.partition("/")[2]
 
     @property
     def run(self) -> str:
@@ -89,6 +93,16 @@ class TcpConnection(redis.Connection):
         return Socket(super()._connect())  # type: ignore[no-untyped-call]
 
 
+class UnixConnection(redis.UnixDomainSocketConnection):
+    """The same for a Unix socket."""
+
+    def _connect(self) -> Socket:
+        return Socket(super()._connect())  # type: ignore[no-untyped-call]
+
+
+WITH_KERNEL_TIMEOUTS = {redis.Connection: TcpConnection, redis.UnixDomainSocketConnection: UnixConnection}
+
+
 class Connections:
     """A pool of kept connections that threads share."""
 
@@ -105,8 +119,9 @@ class Connections:
             retry=Retry(NoBackoff(), 0),  # the default retries for up to a minute; PostgreSQL is faster
             driver_info=None,  # two exchanges less for each connection
         )
-        self.place, self.is_only_place = _place(self.client.connection_pool.connection_kwargs, direct)
-        """Where the server is, and whether no other server can be there as long as it runs."""
+        self.place, self._notices_end = _place(self.client.connection_pool.connection_kwargs, direct)
+        """Where the server is, and whether this process notices there that it has ended."""
+        self._is_at_socket = "path" in self.client.connection_pool.connection_kwargs
         self._idle: deque[tuple[Any, Server]] = deque()
 
     def exchange(self, *commands: tuple[Argument, ...], at: str | None = None) -> list[Any]:
@@ -172,24 +187,53 @@ class Connections:
     def _connect(self) -> tuple[Any, Server]:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
         pool = self.client.connection_pool
-        kind = TcpConnection if pool.connection_class is redis.Connection else pool.connection_class
+        kind = WITH_KERNEL_TIMEOUTS.get(pool.connection_class, pool.connection_class)
         connection = kind(**pool.connection_kwargs)
         connection.connect()
         try:
             _send(connection, (INFO,))
             (reply,) = _receive(connection, 1)
-            run = _run(reply)
+            facts = _facts(reply)
         except redis.exceptions.RedisError:
             connection.disconnect()
             raise
-        return connection, Server(f"{run}/{pool.connection_kwargs.get('db') or 0}", self.place)
+        run = f"{facts['run_id']}.{facts.get('master_replid', '')[:12]}"
+        place = self._at_process(connection, facts) if self._notices_end and self._is_at_socket else self.place
+        return connection, Server(f"{run}/{pool.connection_kwargs.get('db') or 0}", place)
+
+    def _at_process(self, connection: Any, facts: dict[str, str]) -> str:
+        """Return the place together with the process at the other end of the connection, if that is Redis itself."""
+        credentials = connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        (pid, _, _) = struct.unpack("3i", credentials)
+        start = start_of_process(pid) if facts.get("process_id") == str(pid) else ""
+        return f"{self.place} {pid}.{start}" if start else f"{self.place} ?"
+
+    def has_ended(self, server: Server, sign: Server | BaseException) -> bool:
+        """Return whether this server has surely ended, so that it holds nothing.
+
+        Args:
+            server: The server.
+            sign: What this process met instead of it: another server, or an error.
+        """
+        if not self._notices_end:
+            return False
+        if self._is_at_socket:
+            place, _, process = server.place.rpartition(" ")
+            return place == self.place and _ends(process)
+        if server.place != self.place:
+            return False
+        # The databases of one run have different servers and live together.
+        return server.run != sign.run if isinstance(sign, Server) else refused(sign)
 
 
 INFO = ("INFO", "server", "replication")
 
+END_OF_PROCESS_S = 0.05
+"""The longest wait for the end of a process that has closed its connections."""
 
-def _run(reply: Any) -> str:
-    """Return the first part of the id of a server from its reply to INFO.
+
+def _facts(reply: Any) -> dict[str, str]:
+    """Return what a server says about itself in its reply to INFO.
 
     Raises:
         redis.exceptions.RedisError: The server cannot be used as Redis.
@@ -203,21 +247,33 @@ def _run(reply: Any) -> str:
         raise redis.exceptions.RedisError("READONLY: the role is not master")
     if "run_id" not in facts:
         raise redis.exceptions.RedisError("INFO lacks run_id")
-    return f"{facts['run_id']}.{facts.get('master_replid', '')[:12]}"
+    return facts
 
 
 def _place(address: dict[str, Any], direct: bool) -> tuple[str, bool]:
-    """Return where a server is, and whether no other server can be there while it runs. Then the place begins with the
-    name of this machine, because the same address is another place elsewhere.
+    """Return where a server is, and whether its end can be noticed there. Then the place begins with the name of this
+    machine, because the same address is another place elsewhere.
 
-    A second Redis takes the path of a Unix socket over while the first one still serves its connections, and the name
-    localhost has two addresses.
+    A second Redis takes the path of a Unix socket over while the first one still serves its connections, so there the
+    place also names the process that listens (`_at_process`). The name localhost has two addresses.
     """
     if path := address.get("path"):
-        return path, False
+        return (f"{PROCESSES} {path}", True) if direct else (path, False)
     host = address.get("host", "localhost")
     place = f"{host}:{address.get('port', 6379)}"
     return (f"{HOST} {place}", True) if direct and host != "localhost" and is_loopback(host) else (place, False)
+
+
+def _ends(process: str) -> bool:
+    """Return whether the process `<pid>.<start>` has ended. It closes its connections a moment before it ends, so wait
+    for that moment."""
+    if process == "?":
+        return False
+    pid, _, start = process.partition(".")
+    until = time.monotonic() + END_OF_PROCESS_S
+    while not (ended := process_has_ended(int(pid), start)) and time.monotonic() < until:
+        time.sleep(0.005)
+    return ended
 
 
 def _send(connection: Any, commands: tuple[tuple[Argument, ...], ...]) -> None:

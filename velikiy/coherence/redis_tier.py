@@ -26,7 +26,6 @@ from velikiy.coherence.redis_connections import (
     OtherServer,
     Server,
     refusal,
-    refused,
 )
 from velikiy.coherence.redis_lease import NOTHING, RedisLease
 from velikiy.coherence.timing import DROP_TIMEOUT_S, FILL_LEASE_S
@@ -172,8 +171,8 @@ class RedisTier:
         """Drop these paths, or every path for None, and return fill leases for the paths in `prefill`; none if Redis is
         fenced.
 
-        A Redis that refuses a connection at its own socket is down and holds nothing. At another address a forwarder, a
-        balancer or a firewall may refuse for a Redis that is up.
+        A Redis whose process has ended holds nothing, and neither does one that refuses a connection at its own port.
+        At another address a forwarder, a balancer or a firewall may refuse for a Redis that is up.
 
         Args:
             server: The registered server.
@@ -194,7 +193,7 @@ class RedisTier:
         try:
             self._drop_connections.run(DROP, *calls, before=others, at=server.id)
         except AWAY as error:
-            if self.is_only_at_our_place(server) and refused(error):
+            if self._drop_connections.has_ended(server, error):
                 return {}
             self._failed("drop", error)
             raise DoesNotAnswer(error) from error
@@ -226,14 +225,9 @@ class RedisTier:
         except AWAY as error:
             raise DoesNotAnswer(error) from error
 
-    def is_only_at_our_place(self, server: Server) -> bool:
-        """Return whether no other place than ours can lead to this server. It is gone if nothing listens there."""
-        return self._drop_connections.is_only_place and server.place == self._drop_connections.place
-
     def is_surely_gone(self, server: Server, found: Server) -> bool:
-        """Return whether this server has ended, because another run of Redis was found at its only place. The databases
-        of one run have different servers and live together."""
-        return self.is_only_at_our_place(server) and server.run != found.run
+        """Return whether this server has ended, because another run of Redis was found at its only place."""
+        return self._drop_connections.has_ended(server, found)
 
     def show(self, path: CachePath) -> dict[str, Any]:
         """Return the size of each variant, the fill leases, and the seconds that the hash lives, for people.

@@ -24,6 +24,10 @@ except BadSetting as bad:
 logs.configure_service(settings.log_level)
 
 bind = [os.environ.get("APP_LISTEN") or "127.0.0.1:5000"]
+if app_socket := os.environ.get("APP_SOCKET"):  # where the edges of the same stack reach the app
+    bind.append(f"unix:{app_socket}")
+
+umask = 0o077  # only this account connects to the socket
 
 # Threads, since a request mostly waits for PostgreSQL or Redis, and connections from Nginx stay open.
 workers = settings.app_workers

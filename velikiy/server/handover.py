@@ -1,7 +1,7 @@
 """Let a running app become its next version, without a moment in which no process accepts connections.
 
 On SIGHUP the master executes the script of its program again (APP_SCRIPT, `velikiy/stack/programs.py`), which names the
-new code by then. The process id stays, so supervisor sees no restart, and so does the listener, which the new master
+new code by then. The process id stays, so supervisor sees no restart, and so do the listeners, which the new master
 inherits (sd_listen_fds(3), which gunicorn supports). The old workers serve until the new workers have loaded the app:
 each new worker then ends the old worker of its number. Requests in the listener's queue wait for whichever accepts.
 
@@ -10,13 +10,14 @@ Relies on: gunicorn's socket activation, and that its arbiter finds the method `
 Without APP_SCRIPT, as in a container, SIGHUP means what it means to gunicorn: new workers with the same code.
 """
 
+import fcntl
 import os
 import signal
 from contextlib import suppress
 from typing import Any
 
 FIRST_PASSED_DESCRIPTOR = 3
-"""The number at which sd_listen_fds(3) expects the listener."""
+"""The number at which sd_listen_fds(3) expects the first listener."""
 
 _predecessors = [int(pid) for pid in os.environ.pop("APP_PREDECESSORS", "").split()]
 
@@ -29,14 +30,16 @@ def install(server: Any) -> None:
 
 
 def _become_next_version(server: Any, script: str) -> None:
-    [listener] = server.LISTENERS
-    descriptor = listener.fileno()
-    if descriptor != FIRST_PASSED_DESCRIPTOR:
-        os.dup2(descriptor, FIRST_PASSED_DESCRIPTOR)
+    beyond = FIRST_PASSED_DESCRIPTOR + len(server.LISTENERS)
+    copies = []
+    for listener in server.LISTENERS:
         # A second copy would keep the listener open after the new version has closed its own.
-        os.set_inheritable(descriptor, False)
+        os.set_inheritable(listener.fileno(), False)
+        copies.append(fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, beyond))  # so that no copy overwrites a listener
+    for passed, copy in enumerate(copies, FIRST_PASSED_DESCRIPTOR):
+        os.dup2(copy, passed)
     passed_on = {
-        "LISTEN_FDS": "1",
+        "LISTEN_FDS": str(len(copies)),
         "LISTEN_PID": str(os.getpid()),
         "APP_PREDECESSORS": " ".join(str(pid) for pid in server.WORKERS),
     }

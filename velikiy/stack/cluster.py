@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
 from velikiy.postgres import CONNECT_OPTIONS
 from velikiy.stack import Refusal
@@ -72,17 +73,17 @@ def create_database(plan: Plan, *, within: float) -> None:
     Raises:
         Refusal: The server does not start within this time.
     """
-    password = plan.secret("postgres_password")
     app_password = plan.secret("app_password")
-    server = f"postgresql://postgres:{password}@127.0.0.1:{plan.postgres_port}/postgres"
-    with _connect(server, plan, within) as connection:
+    with _connect_as_superuser(plan, within) as connection:
         if not connection.execute("SELECT 1 FROM pg_roles WHERE rolname = 'velikiy'").fetchone():
             connection.execute(sql.SQL("CREATE ROLE velikiy LOGIN PASSWORD {}").format(app_password))
         if not connection.execute("SELECT 1 FROM pg_database WHERE datname = 'velikiy'").fetchone():
             connection.execute("CREATE DATABASE velikiy OWNER velikiy")
 
 
-def _connect(server: str, plan: Plan, within: float) -> psycopg.Connection:
+def _connect_as_superuser(plan: Plan, within: float) -> psycopg.Connection:
+    password = plan.secret("postgres_password")
+    server = make_conninfo(host=str(plan.sockets), user="postgres", password=password, dbname="postgres")
     deadline = time.monotonic() + within
     while True:
         try:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from velikiy.stack import Refusal
 
@@ -39,7 +39,7 @@ def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:
         raise Refusal("redis-cli is not installed. Install Debian's redis-tools.")
     url = urlsplit(address)
     if url.scheme == "unix":
-        server = ["-s", url.path]
+        server = ["-s", unquote(url.path), "-n", parse_qs(url.query).get("db", ["0"])[0]]
     else:
         server = ["-h", url.hostname or "localhost", "-p", str(url.port or 6379), "-n", url.path.strip("/") or "0"]
     server += ["--tls"] if url.scheme == "rediss" else []

@@ -21,7 +21,7 @@ INNER_PORTS = range(20_000, 30_000)
 """Below the range from which Linux gives ports to clients. A client must not take a port while its server restarts."""
 
 
-COMPATIBILITY = 2
+COMPATIBILITY = 3
 """Raise this number if processes of the version before and of this version cannot work side by side: on one schema of
 the database, one Redis, the same edges. `up` then stops the old version before it starts the new one."""
 
@@ -45,9 +45,9 @@ class Plan:
     http_port: int = 0
     """The port where the first edge redirects plain HTTP to TLS, or 0."""
 
-    postgres_port: int = 0
-    redis_port: int = 0
     app_ports: list[int] = field(default_factory=list)
+    """The ports of the apps for people and tests. The edges reach the apps at `app_socket`."""
+
     control_ports: list[int] = field(default_factory=list)
     """The ports of the edges' control listeners, where writers reach them."""
 
@@ -89,6 +89,18 @@ class Plan:
     @property
     def cluster(self) -> Path:
         return self.home / "postgres"
+
+    @property
+    def sockets(self) -> Path:
+        """The folder of the Unix sockets, which no other user may enter. PostgreSQL names its socket itself."""
+        return self.home / "run"
+
+    @property
+    def redis_socket(self) -> Path:
+        return self.sockets / "redis.sock"
+
+    def app_socket(self, number: int) -> Path:
+        return self.sockets / f"app{number}.sock"
 
     @property
     def edge_urls(self) -> list[str]:
@@ -151,17 +163,12 @@ class Plan:
     def keep_ports(self, running: "Plan") -> None:
         """Keep the inner ports of the running stack, and choose ports for further apps and edges."""
         self.choose_ports(None)
-        self.postgres_port, self.redis_port = running.postgres_port, running.redis_port
         self.app_ports = [*running.app_ports, *self.app_ports[running.apps :]][: self.apps]
         self.control_ports = [*running.control_ports, *self.control_ports[running.edges :]][: self.edges]
 
     def choose_ports(self, previous: "Plan | None") -> None:
         """Choose the inner ports: the ports of the previous plan if they are free, else other free ports."""
-        preferred = (
-            [previous.postgres_port, previous.redis_port, *previous.app_ports, *previous.control_ports]
-            if previous
-            else []
-        )
+        preferred = [*previous.app_ports, *previous.control_ports] if previous else []
         taken: set[int] = set()
 
         def next_port() -> int:
@@ -172,7 +179,6 @@ class Plan:
                     return candidate
             raise OSError("no free port between 20000 and 30000")
 
-        self.postgres_port, self.redis_port = next_port(), next_port()
         self.app_ports = [next_port() for _ in range(self.apps)]
         self.control_ports = [next_port() for _ in range(self.edges)]
 

@@ -1,5 +1,6 @@
 """Refuse a start that would fail, before anything is changed."""
 
+import os
 import pwd
 import resource
 import shutil
@@ -19,7 +20,7 @@ MIN_FREE_MB = 100
 """Free space for a stack that already has a cluster."""
 
 MAX_DATA_PATH = 80
-"""Characters. The path of a Unix socket has a limit of 108 bytes."""
+"""Bytes. The path of a Unix socket has a limit of 107 bytes, and up to 27 of them follow the data folder."""
 
 
 def check_data_folder(data: Path) -> None:
@@ -28,14 +29,14 @@ def check_data_folder(data: Path) -> None:
     Raises:
         Refusal: The folder cannot be used.
     """
-    if len(str(data)) > MAX_DATA_PATH:
+    if len(os.fsencode(data)) > MAX_DATA_PATH:
         raise Refusal(
-            f"The path {data} is too long for sockets (over {MAX_DATA_PATH} characters). "
-            "Choose another folder with --data."
+            f"The path {data} is too long for sockets (over {MAX_DATA_PATH} bytes). Choose another folder with --data."
         )
-    if odd := set('"%;$\\{}') & set(str(data)):
+    if odd := set('"%;$\\{},') & set(str(data)):
         raise Refusal(
-            f"The path {data} contains {' '.join(sorted(odd))}, which Nginx would misread. Choose another with --data."
+            f"The path {data} contains {' '.join(sorted(odd))}, which Nginx or PostgreSQL would misread. "
+            "Choose another with --data."
         )
     if data.exists() and not data.is_dir():
         raise Refusal(f"{data} is not a folder. Choose a folder with --data.")

@@ -112,9 +112,10 @@ def _postgres(plan: Plan, binaries: Path) -> Program:
     return Program(
         "postgres",
         [
-            *[str(binaries / "postgres"), "-D", str(plan.cluster), "-p", str(plan.postgres_port)],
-            *["-c", f"config_file={_configuration(plan, 'postgresql.conf')}"],
-            *["-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="],
+            *[str(binaries / "postgres"), "-D", str(plan.cluster)],
+            *["-c", f"config_file={_configuration(plan, 'postgresql.conf')}", "-c", "listen_addresses="],
+            # In quotation marks, because a comma would separate two folders.
+            *["-c", f'unix_socket_directories="{plan.sockets}"', "-c", "unix_socket_permissions=0700"],
         ],
         configuration=(_configuration(plan, "postgresql.conf"),),
         stop_signal="INT",  # fast shutdown: disconnect all clients, then stop cleanly
@@ -125,9 +126,9 @@ def _redis(plan: Plan) -> Program:
     return Program(
         "redis",
         [
-            *["redis-server", str(_configuration(plan, "redis.conf")), "--bind", "127.0.0.1"],
-            *["--port", str(plan.redis_port), "--dir", str(plan.home / "redis")],
-            *["--include", str(plan.secrets_folder / "redis.conf")],
+            *["redis-server", str(_configuration(plan, "redis.conf")), "--port", "0"],
+            *["--unixsocket", str(plan.redis_socket), "--unixsocketperm", "700"],
+            *["--dir", str(plan.home / "redis"), "--include", str(plan.secrets_folder / "redis.conf")],
         ],
         configuration=(_configuration(plan, "redis.conf"), plan.secrets_folder / "redis.conf"),
     )
@@ -169,6 +170,7 @@ def _apps(plan: Plan, settings: ServiceSettings, environment: dict[str, str]) ->
     for n, port in enumerate(plan.app_ports, 1):
         own = {
             "APP_LISTEN": f"127.0.0.1:{port}",
+            "APP_SOCKET": _beside(plan.app_socket(n)),
             "APP_FIRST_CPU": str(cpu),
             "APP_SCRIPT": str(script(plan, f"app{n}")),
         }
@@ -176,6 +178,11 @@ def _apps(plan: Plan, settings: ServiceSettings, environment: dict[str, str]) ->
         yield Program(f"app{n}", command, {**environment, **own}, stop_signal="INT")
         if cpu >= 0:
             cpu = (cpu + settings.app_workers) % (os.cpu_count() or 1)
+
+
+def _beside(socket: Path) -> str:
+    """Return the path of the socket from the working folder of a program, which needs no escaping."""
+    return f"../{socket.parent.name}/{socket.name}"
 
 
 def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
@@ -192,7 +199,7 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "CORS_ORIGINS": settings.cors_origins,
                 "AUTH": settings.auth or "",
                 "EDGE_CONTROL": f"127.0.0.1:{control}",
-                "EDGE_APPS": ",".join(f"127.0.0.1:{app_port}" for app_port in plan.app_ports),
+                "EDGE_APPS": ",".join(f"unix:{_beside(plan.app_socket(n))}" for n in range(1, plan.apps + 1)),
                 "EDGE_TTL": str(settings.edge_ttl),
                 "EDGE_MEMORY": str(settings.edge_memory),
                 "EDGE_WORKERS": str(settings.edge_workers),

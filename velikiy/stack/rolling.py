@@ -73,12 +73,13 @@ def check_new_version(plan: Plan, wanted: list[Program]) -> None:
 
 def _try_app(program: Program, folder: Path) -> None:
     port = next(number for number in INNER_PORTS if is_free("127.0.0.1", number))
+    own = {"APP_LISTEN": f"127.0.0.1:{port}", "APP_SOCKET": "app.sock", "APP_FIRST_CPU": "-1"}
     output = folder / "app.log"
     with output.open("w") as log:
         process = subprocess.Popen(
             program.command,
             cwd=folder,
-            env={**base_environment(), **program.environment, "APP_LISTEN": f"127.0.0.1:{port}", "APP_FIRST_CPU": "-1"},
+            env={**base_environment(), **program.environment, **own},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -58,6 +58,7 @@ PG_NEXT_STEPS = {
     "SSL": "Correct sslmode, and check the certificates",
     "could not translate host name": "Correct the name of the host",
     "Connection refused": "Check the host, the port and that the server runs",
+    "No such file or directory": "Check the host, the port and that the server runs",  # at a Unix socket
     "timeout expired": "Check the host, the port and firewalls",
 }
 """The next step of the operator, by a part of the message of PostgreSQL or its client."""

@@ -212,8 +212,8 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     copy_configurations(plan)
     secret_files.write(
         plan.secrets_folder,
-        postgres=f"127.0.0.1:{plan.postgres_port}",
-        redis=f"127.0.0.1:{plan.redis_port}",
+        postgres=str(plan.sockets),
+        redis=str(plan.redis_socket),
         database_url=wanted.database_url,
         redis_url=wanted.redis_url,
         edge_secret=wanted.edge_secret,
