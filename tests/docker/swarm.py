@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -66,9 +66,11 @@ class Node:
             return bool(self.docker("version", "--format", "{{.Server.Version}}"))
         return False
 
-    def docker(self, *arguments: str, limit: float = 120, check: bool = True, **environment: str) -> str:
+    def docker(
+        self, *arguments: str, limit: float = 120, check: bool = True, environment: Mapping[str, str] = {}
+    ) -> str:
         own = {"DOCKER_HOST": f"unix://{self._socket}"}
-        return run("docker", *arguments, limit=limit, check=check, env=os.environ | own | environment)
+        return run("docker", *arguments, limit=limit, check=check, env=os.environ | own | dict(environment))
 
     def kill(self) -> None:
         """Kill the Engine and every container: the machine has lost its power."""
@@ -109,6 +111,7 @@ class Node:
                 self._engine.wait(30)
         if self._engine:
             self.kill()
+        subprocess.run(["rm", "-rf", str(self._folder)], check=False)  # some 10,000 files, faster than from Python
         for folder in Path("/sys/fs/cgroup").glob(f"*/{self.host.name}"):
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -165,7 +168,7 @@ class Swarm:
         patient = {"DATABASE_TIMEOUT": "3", "REDIS_TIMEOUT": "1"}
         given = {"AUTH": "off", "PORT": str(PORT), "RATE_REQUESTS": "0", "RATE_CONNECTIONS": "0", "IMAGE_TAG": "swarm"}
         given |= patient
-        self.manager.docker("stack", "deploy", "--resolve-image=never", *files, NAME, **(given | settings))
+        self.manager.docker("stack", "deploy", "--resolve-image=never", *files, NAME, environment=given | settings)
 
     def service(self, *arguments: str, limit: float = 120) -> str:
         return self.manager.docker("service", *arguments, limit=limit)
