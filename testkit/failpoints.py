@@ -217,8 +217,13 @@ def has_cache_lease(edge: str) -> bool:
 
 
 @contextmanager
-def running_edge(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iterator[tuple[str, str]]:
-    """Run an edge in front of these apps, with the code in `home`; yield its address and its folder."""
+def running_edge(
+    apps: str, home: Path = ROOT / "edge", program: str = "start", **settings: str
+) -> Iterator[tuple[str, str]]:
+    """Run an edge in front of these apps, with the code in `home`; yield its address and its folder.
+
+    `program`: `start`, or `container` for an edge that leaves before it stops.
+    """
     first_port = free_ports(2)
     with folder() as data:
         settings = {
@@ -234,7 +239,7 @@ def running_edge(apps: str, home: Path = ROOT / "edge", **settings: str) -> Iter
         }
         with (data / "log").open("w") as log:
             edge = subprocess.Popen(
-                [str(home / "start")], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
+                [str(home / program)], env={**os.environ, **settings}, stdout=log, stderr=subprocess.STDOUT
             )
             try:
                 url = f"http://127.0.0.1:{first_port}"

@@ -1,16 +1,17 @@
 -- Lets this edge leave for good, without a failed request and without a write that waits for its exclusion. A program
--- that is about to stop the edge writes a number of seconds into the file `leaving` in EDGE_DATA (edge/leave), and
--- stops Nginx after the file is gone:
+-- that is about to stop the edge writes a number of seconds into the file `leaving` in EDGE_DATA (edge/leave):
 --
--- 1. The edge is not ready (control.lua:ready), and each response closes its connection (closing.lua). Clients and
---    balancers choose other edges within the seconds that the file names. The cache is still in use: without it, the
---    clients that are left would load the apps at once.
--- 2. The edge gives its cache lease up, and an app deletes its row (renewal.lua:resign).
+-- 1. The edge is not ready, and each response closes its connection (closing.lua). Clients and balancers choose other
+--    edges within the seconds that the file names. The cache is still in use: without it, the clients that are left
+--    would load the apps at once.
+-- 2. The edge gives its cache lease up, and an app deletes its row (renewal.lua:resign). Then the file is gone.
+-- 3. With the file `stopping`, the edge refuses connections (listeners.lua). A second later Nginx may be stopped.
 --
 -- A file needs no secret and no client: only the user of the edge may write there.
 
 local clock = require "clock"
 local closing = require "closing"
+local listeners = require "listeners"
 local renewal = require "renewal"
 
 local CHECK_INTERVAL_S = 0.1
@@ -19,13 +20,14 @@ local state = ngx.shared.state
 
 local _M = {}
 
-local path
+local leaving, stopping  -- paths
 local resign_at
+local refuses = false
 
 
 -- In init_by_lua.
 function _M.configure(folder)
-    path = folder .. "/leaving"
+    leaving, stopping = folder .. "/leaving", folder .. "/stopping"
 end
 
 
@@ -34,20 +36,36 @@ function _M.has_begun()
 end
 
 
+-- Return the first line of a file; nil if there is no such file.
+local function first_line(path)
+    local file = io.open(path)
+    if file then
+        local line = file:read("*l") or ""
+        file:close()
+        return line
+    end
+end
+
+
 local function check(premature)
-    local file = not premature and io.open(path)
-    if not file then
+    if premature then
         return
     end
-    local seconds = tonumber(file:read("*l")) or 0
-    file:close()
-    closing.begin()  -- in each round, since it lasts for some seconds
-    if not resign_at then
-        state:set("leaving", true)
-        resign_at = clock.now_ms() + seconds * 1000
+    if _M.has_begun() then
+        closing.begin()  -- in each round, since it lasts for some seconds
     end
-    if clock.now_ms() >= resign_at and renewal.resign() then
-        os.remove(path)
+    local seconds = first_line(leaving)
+    if seconds then
+        if not resign_at then
+            state:set("leaving", true)
+            resign_at = clock.now_ms() + (tonumber(seconds) or 0) * 1000
+        end
+        if clock.now_ms() >= resign_at and renewal.resign() then
+            os.remove(leaving)
+        end
+    elseif not refuses and first_line(stopping) then
+        refuses = true
+        listeners.end_connecting()
     end
 end
 

@@ -3,7 +3,11 @@
 --
 -- Gains: clients that hold every connection of the other workers do not cost the edge its cache, and a drop does not
 -- wait behind their requests.
--- Relies on: epoll(7), and that Nginx watches the listeners of a worker before init_worker_by_lua.
+-- An edge that is about to stop refuses connections here first: Nginx closes its listeners with all connections that
+-- wait to be accepted, so requests of clients that have just connected would be lost.
+--
+-- Relies on: epoll(7), IP_MINTTL of ip(7), and that Nginx watches the listeners of a worker
+-- before init_worker_by_lua.
 -- Remove when: Nginx can assign a listener to a worker, or Debian's Nginx has OpenResty's privileged agent.
 
 local bit = require "bit"
@@ -11,12 +15,14 @@ local ffi = require "ffi"
 
 ffi.cdef[[
     int epoll_ctl(int epoll, int operation, int descriptor, void *event);
+    int setsockopt(int descriptor, int level, int option, const void *value, unsigned int size);
     int getsockopt(int descriptor, int level, int option, int *value, unsigned int *size);
     int getsockname(int descriptor, unsigned char *address, unsigned int *size);
     long readlink(const char *path, char *target, size_t size);
 ]]
 local EPOLL_CTL_ADD, EPOLL_CTL_DEL = 1, 2
 local SOL_SOCKET, SO_ACCEPTCONN = 1, 30
+local IPPROTO_IP, IP_MINTTL, MAX_TTL = 0, 21, 255
 local AF_UNIX = 1
 local UNIX = "0"  -- in place of the port of a Unix socket
 local MAX_DESCRIPTOR = 255  -- a new worker has a few descriptors: listeners, logs, its channel to the master
@@ -24,6 +30,7 @@ local MAX_DESCRIPTOR = 255  -- a new worker has a few descriptors: listeners, lo
 local _M = {}
 
 local client_ports = {}
+local client_listeners = {}  -- descriptors
 local control_port  -- nil: every worker accepts both
 
 
@@ -80,6 +87,9 @@ function _M.divide()
             local is_control = port == control_port
             listeners[descriptor] = is_control
             client_ports[port] = not is_control
+            if not is_control and port > 0 then
+                client_listeners[#client_listeners + 1] = descriptor
+            end
         elseif is_epoll(descriptor) then
             epoll = descriptor
         end
@@ -89,6 +99,17 @@ function _M.divide()
         if epoll and is_control ~= has_control then
             ignore(epoll, descriptor)
         end
+    end
+end
+
+
+-- Let the kernel drop the first packet of each further connection of a client, for all workers: no client is so near
+-- that its packets have the largest TTL. (A filter of the socket would need rights on some kernels.) What waits is still
+-- accepted. The client sends the packet again after a second, and is refused if Nginx has stopped by then.
+function _M.end_connecting()
+    local least = ffi.new("int[1]", MAX_TTL)
+    for _, descriptor in ipairs(client_listeners) do
+        ffi.C.setsockopt(descriptor, IPPROTO_IP, IP_MINTTL, least, 4)
     end
 end
 

@@ -93,6 +93,13 @@ function _M.follow(host)
     name = { host = host, addresses = { fixed } }
     by_host[host] = name
     if not fixed then
+        local addresses = {}
+        for known_host, address in (os.getenv("EDGE_KNOWN_ADDRESSES") or ""):gmatch("(%S+) (%S+)") do
+            if known_host == host then
+                addresses[#addresses + 1] = address
+            end
+        end
+        known:add(host, table.concat(addresses, " "))  -- after a reload it is there already, and newer
         followed[#followed + 1] = name
         if on_change then
             ngx.timer.at(0, function() look_up(name) end)

@@ -74,6 +74,16 @@ def test_migrate_with_a_wrong_password_fails_with_one_line(stack: Stack) -> None
     assert completed.stderr.count("\n") == 1
 
 
+def test_migrate_await_waits_for_tables_and_makes_none(stack: Stack) -> None:
+    await_migration = ("velikiy", "migrate", "--await", "--wait", "0")
+    assert run(*await_migration, DATA=str(stack.data)).returncode == 0
+    without_tables = re.sub("/velikiy$", "/template1", stack.postgres)
+    completed = run(*await_migration, DATA=str(stack.data), DATABASE_URL=without_tables)
+    assert completed.returncode == 1
+    assert completed.stderr.startswith("velikiy migrate: no migration within 0 s: PostgreSQL refused: ")
+    assert completed.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [*COMMANDS_WITH_DATABASE, ("migrate",), ("relay",)], ids=" ".join)
 def test_command_without_secrets_names_the_missing_settings(
     tmp_path: Path, people: Path, arguments: tuple[str, ...]

@@ -60,6 +60,8 @@ class Load:
     """If set, another process writes straight to this database, to users of its own."""
     plain: bool = False
     """Leave out PATCH, batches and orders, which the cache-aside service does not have."""
+    read_timeout: float = READ_TIMEOUT_S
+    write_timeout: float = WRITE_TIMEOUT_S
     path: str = "/users"
     """The path of the resource. Another resource stands in for the users here; it needs a field `name`."""
     fields: Callable[[str], dict[str, Any]] = lambda name: {"email": f"{name.replace(' ', '.')}@example.com"}
@@ -150,7 +152,8 @@ class Worker:
 
 class Writer(Worker):
     def __init__(self, number: int, *rest: Any) -> None:
-        super().__init__(f"w{number}", WRITE_TIMEOUT_S, *rest)
+        load: Load = rest[0]
+        super().__init__(f"w{number}", load.write_timeout, *rest)
         self.number = number
         self._count = 0
         # Names of later runs against the same database must differ.
@@ -305,7 +308,8 @@ class SqlWriter(Worker):
 
 class Reader(Worker):
     def __init__(self, number: int, *rest: Any) -> None:
-        super().__init__(f"r{number}", READ_TIMEOUT_S, *rest)
+        load: Load = rest[0]
+        super().__init__(f"r{number}", load.read_timeout, *rest)
 
     def work(self) -> None:
         while self.board.reading.is_set():
@@ -344,7 +348,7 @@ class Reader(Worker):
         for _ in range(20):
             operation, response = self._get("list", path, self.edge())
             if not response or response.status != 200:
-                self.record(operation._replace(outcome="failed"))
+                self.record(operation if operation.outcome == "unknown" else operation._replace(outcome="failed"))
                 return
             rows = tuple(sorted(Row(row["id"], row["version"], row["name"]) for row in orjson.loads(response.body)))
             following = re.search('<([^>]+)>; rel="next"', response.header(b"Link"))
@@ -357,13 +361,18 @@ class Reader(Worker):
     def _get(self, kind: Kind, path: str, edge: int) -> tuple[Operation, Response | None]:
         response, status, tier, cache_status = None, 0, "", ""
         invoke = time.monotonic_ns()
-        with contextlib.suppress(NotSent, NoResponse):
+        outcome: Outcome = "failed"
+        try:
             response = self._request(edge, b"GET", path)
+        except NotSent:
+            pass
+        except NoResponse:
+            outcome = "unknown"
         returned = time.monotonic_ns()
         if response:
             status = response.status
             tier, cache_status = response.header(b"X-Cache-Status"), response.header(b"Cache-Status")
-        outcome: Outcome = "ok" if status in (200, 404) else "failed"
+            outcome = "ok" if status in (200, 404) else "failed"
         operation = Operation(invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", tier, cache_status)
         return operation._replace(worker=self.name), response
 

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
 
+from testkit.api import is_hit
 from testkit.failpoints import has_cache_lease, running_edge
 from testkit.inside import control_listener
 from testkit.outages import hanging
@@ -134,3 +136,26 @@ def test_edge_stays_ready_while_postgresql_is_away_and_not_while_it_reaches_no_a
         stack.supervisor.rpc.stopProcess("app1")
         # The edge cannot know whether other edges reach an app, so they serve its clients.
         wait_until(lambda: readiness(edge) == (503, "no cache lease"), within=10)
+
+
+def test_container_of_an_edge_leaves_first_and_refuses_connections_before_it_ends(
+    stack: Stack, new_user: dict[str, str]
+) -> None:
+    with running_edge(urlsplit(stack.app).netloc, program="container") as (edge, data):
+        url = f"{edge}/users/{new_user['id']}"
+        wait_until(lambda: has_cache_lease(edge) and is_hit(url))
+        assert requests.get(f"{edge}/readyz", timeout=5).status_code == 200
+        container = psutil.Process(int((Path(data) / "nginx.pid").read_text())).parent()
+        assert container
+        Path(data).chmod(0o777)
+        container.terminate()
+        wait_until(lambda: requests.get(url, timeout=5).headers["Connection"] == "close")
+        readiness = requests.get(f"{edge}/readyz", timeout=5)
+        assert (readiness.status_code, readiness.json()["checks"]["edge"]) == (503, "leaving")
+        wait_until(lambda: not is_registered(stack, edge), within=8)
+        began = time.monotonic()
+        assert requests.put(f"{stack.app}/users/{new_user['id']}", json={"name": "Left"}, timeout=10).ok
+        assert time.monotonic() - began < 1  # no writer waits for this edge
+        wait_until(lambda: not container.is_running() or container.status() == psutil.STATUS_ZOMBIE)
+        with pytest.raises(requests.ConnectionError):
+            requests.get(url, timeout=5)

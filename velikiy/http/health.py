@@ -59,8 +59,11 @@ def install(
         if lease := request.headers.get("Edge-Lease"):
             held, *others = lease.split("; ")
             state = dict(other.split("=", 1) for other in others)
-            checks["edge"] = OK if held == "held" else "no lease"
-            if held != "held":
+            checks["edge"] = {"held": OK, "leaving": "leaving"}.get(held, "no lease")
+            if held == "leaving":
+                members["status"], ready = "not ready", False
+                warnings.append("This edge is about to stop. Send requests to another edge.")
+            elif held != "held":
                 warnings.append(
                     "This edge has no cache lease, so it does not use its cache: every read goes to an app."
                 )

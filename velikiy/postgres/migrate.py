@@ -89,20 +89,51 @@ def check(dsn: str) -> None:
     Raises:
         CannotMigrate: A newer version of the code has migrated the database.
     """
-    query = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
     try:
-        with psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
-            row = connection.execute(query).fetchone()
+        revision = _revision(dsn)
     except psycopg.Error:  # no migration was applied yet, or the server is away
         return
+    if revision and revision not in {*_revisions(), *OLDER, BEFORE_THE_BASELINE}:
+        raise CannotMigrate(
+            f"this code is older than the database, which has the revision {revision}: use the version of the code"
+            " that migrated it, or a newer version"
+        )
+
+
+def await_migration(dsn: str, *, wait: float) -> None:
+    """Wait until another process has applied every migration of this code. A newer database is fine.
+
+    Raises:
+        CannotMigrate: The time is over.
+    """
+    newest, *older = _revisions()
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            revision = _revision(dsn)
+            if revision and revision not in {*older, *OLDER, BEFORE_THE_BASELINE}:
+                return
+            state = f"the database has the revision {revision}, and {newest} is awaited"
+        except psycopg.Error as error:
+            state = f"PostgreSQL refused: {(str(error) or type(error).__name__).splitlines()[0]}"
+        if time.monotonic() > deadline:
+            raise CannotMigrate(f"no migration within {wait:g} s: {state}")
+        time.sleep(0.5)
+
+
+def _revision(dsn: str) -> str | None:
+    """Raises: psycopg.Error"""
+    query = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
+    with psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
+        row = connection.execute(query).fetchone()
+    return str(row[0]) if row else None
+
+
+def _revisions() -> list[str]:
+    """Return the revisions of this code, the newest first."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    known = {revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()}
-    if row and row[0] not in known | {*OLDER, BEFORE_THE_BASELINE}:
-        raise CannotMigrate(
-            f"this code is older than the database, which has the revision {row[0]}: use the version of the code that "
-            "migrated it, or a newer version"
-        )
+    return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
 
 
 def role_of(dsn: str | None) -> str | None:
