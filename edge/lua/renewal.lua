@@ -159,19 +159,22 @@ local function renew()
 end
 
 
-local CONNECTING_MS = 3000  -- clients may still connect for so long (edge/container, LEAVING_S: a second less)
+local CONNECTING_MS = 3000  -- clients may still connect for so long
+local ACCEPTING_MS = 1000   -- after that, the connections that wait are accepted for so long
 
 local is_out = false  -- writers know that this edge has left
-local left_at
+local left_at, ended_at
+local leaving_file
 
 
 -- Return whether this edge is about to stop: edge/container has created the file.
 local function is_leaving()
-    local file = io.open(ngx.config.prefix() .. "leaving")
+    leaving_file = leaving_file or ngx.config.prefix() .. "leaving"
+    local file = not left_at and io.open(leaving_file)
     if file then
         file:close()
     end
-    return file ~= nil
+    return left_at or file
 end
 
 
@@ -180,8 +183,11 @@ end
 local function leave()
     closing.leave()
     left_at = left_at or now_ms()
-    if now_ms() > left_at + CONNECTING_MS then
+    if not ended_at and now_ms() > left_at + CONNECTING_MS then
         listeners.end_connecting()
+        ended_at = now_ms()
+    elseif ended_at and now_ms() > ended_at + ACCEPTING_MS then
+        os.remove(leaving_file)  -- edge/container waits for that
     end
     local epoch = state:get("registered")
     if epoch == lease.epoch() then
