@@ -5,7 +5,8 @@
 --    edges within the seconds that the file names. The cache is still in use: without it, the clients that are left
 --    would load the apps at once.
 -- 2. The edge gives its cache lease up, and an app deletes its row (renewal.lua:resign). Then the file is gone.
--- 3. With the file `stopping`, the edge refuses connections (listeners.lua). A second later Nginx may be stopped.
+-- 3. With the file `stopping`, the edge refuses connections (listeners.lua), and accepts for a second those that wait.
+--    Then the file is gone, and Nginx may be stopped.
 --
 -- A file needs no secret and no client: only the user of the edge may write there.
 
@@ -15,6 +16,7 @@ local listeners = require "listeners"
 local renewal = require "renewal"
 
 local CHECK_INTERVAL_S = 0.1
+local ACCEPTING_MS = 1000
 
 local state = ngx.shared.state
 
@@ -22,7 +24,7 @@ local _M = {}
 
 local leaving, stopping  -- paths
 local resign_at
-local refuses = false
+local refuses_since
 
 
 -- In init_by_lua.
@@ -63,9 +65,13 @@ local function check(premature)
         if clock.now_ms() >= resign_at and renewal.resign() then
             os.remove(leaving)
         end
-    elseif not refuses and first_line(stopping) then
-        refuses = true
-        listeners.end_connecting()
+    elseif first_line(stopping) then
+        if not refuses_since then
+            listeners.end_connecting()
+            refuses_since = clock.now_ms()
+        elseif clock.now_ms() > refuses_since + ACCEPTING_MS then
+            os.remove(stopping)
+        end
     end
 end
 

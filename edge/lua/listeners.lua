@@ -104,8 +104,9 @@ end
 
 
 -- Let the kernel drop the first packet of each further connection of a client, for all workers: no client is so near
--- that its packets have the largest TTL. (A filter of the socket would need rights on some kernels.) What waits is still
--- accepted. The client sends the packet again after a second, and is refused if Nginx has stopped by then.
+-- that its packets have the largest TTL. (A filter of the socket would need rights on some kernels.) The connections
+-- that wait are still accepted. The client sends the packet again after a second, and is refused if Nginx has stopped
+-- by then.
 function _M.end_connecting()
     local least = ffi.new("int[1]", MAX_TTL)
     for _, descriptor in ipairs(client_listeners) do

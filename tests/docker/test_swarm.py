@@ -105,6 +105,8 @@ class Traffic:
         verdict = self.checker.verdict
         seconds = time.monotonic() - began
         print(progress(seconds, verdict, verdict.reads / seconds))
+        for operation in self.failed()[:10]:
+            print(operation)
         assert verdict.wrong == 0, verdict
         assert verdict.reads > 5 * seconds
         assert verdict.writes["ok"] > seconds / 2
@@ -142,8 +144,11 @@ def wait_until_apps_run(stack: Swarm, number: int) -> None:
 
 
 def spread(stack: Swarm) -> None:
-    """Start a new task of the app on each node: Docker leaves tasks where they are when a node comes back."""
-    stack.service("update", "--detach=false", "--quiet", "--force", "velikiy_app")
+    """Put an app on each node: Docker leaves tasks where they are when a node comes back."""
+    for number in (1, 2):
+        stack.service("scale", "--detach", f"velikiy_app={number}")
+        wait_until_apps_run(stack, number)
+    wait_until(lambda: all(node.container("app") for node in stack.nodes), "each node has an app", limit=START_LIMIT_S)
 
 
 def test_services_run_on_both_nodes_with_their_own_secrets_only(stack: Swarm) -> None:
@@ -219,7 +224,6 @@ def test_node_that_is_drained_gives_its_tasks_away_and_no_request_fails(stack: S
         wait_until(lambda: not node.docker("ps", "--quiet"), "the node is empty", limit=START_LIMIT_S)
         stack.manager.docker("node", "update", "--availability", "active", stack.id_of(node))
         wait_until(node.is_ready, "the edge of the node is back", limit=START_LIMIT_S)
-        spread(stack)
     assert_none_failed(traffic)
 
 
@@ -236,6 +240,7 @@ def test_node_without_its_clients_costs_the_others_nothing(stack: Swarm) -> None
 
 def lose(stack: Swarm, cut: Callable[[], None], mend: Callable[[], None]) -> tuple[Traffic, int]:
     """Lose the second node for some seconds. Return the traffic and the moment of the loss."""
+    spread(stack)
     with Traffic(stack).flowing() as traffic:
         since = time.monotonic_ns()
         cut()
@@ -251,7 +256,6 @@ def test_node_cut_off_from_the_other_fails_alone(stack: Swarm) -> None:
     traffic, since = lose(stack, lambda: stack.machines.isolate(second.host), stack.machines.mend)
     assert_only_writes_failed(traffic, first, since)
     assert {it.edge for it in traffic.stale()} <= {"edge2"}
-    spread(stack)
 
 
 def test_killed_node_fails_alone_and_returns(stack: Swarm) -> None:
