@@ -30,6 +30,8 @@ local logged  -- the last message: each state is logged once, and not each secon
 -- pause before the next one doubles.
 local registered_at, pause_s, register_at = 0, 0, 0
 
+local is_renewing = false
+
 
 -- In init_by_lua.
 -- id: no two running edges share it; address: the host under which apps reach this edge, or empty (both: edge/start).
@@ -122,12 +124,16 @@ function _M.waits_for_postgres()
 end
 
 
--- Give the lease up for good, and return whether an app has deleted the row of this edge. From then on no writer waits
--- for this edge, so no worker may use the cache: the new epoch has no lease, as in a new registration.
+-- Give the lease up for good, and return whether an app has deleted the row of this edge; until then, call it again.
+-- From then on no writer waits for this edge, so no worker may use the cache: the new epoch has no lease, as in a new
+-- registration.
 function _M.resign()
     if not state:get("resigned") then
         state:set("resigned", true)
         lease.begin_epoch()
+    end
+    if is_renewing then
+        return false  -- a registration that is on its way would insert the row again
     end
     local epoch = state:get("registered")
     if epoch and not request("resign", epoch) then
@@ -190,7 +196,9 @@ local function run(premature)
         return
     end
     next_at = began + HANG_S * 1000  -- until this renewal has ended
+    is_renewing = true
     local ok, held = pcall(renew)
+    is_renewing = false
     if not ok then
         log_once("cannot renew the lease: " .. tostring(held))
     end
