@@ -123,7 +123,7 @@ class TestStandby:
         sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
         before, ended = set(stack.sql(sessions)), threading.Event()
         with open_database(dsn, timeout=5) as database:
-            relay = Relay(dsn, database, coherence.connect(database, settings(stack, dsn)), {})
+            relay = Relay(database, coherence.connect(database, settings(stack, dsn)), {})
 
             def listen() -> None:
                 try:

@@ -23,7 +23,7 @@ import structlog
 from velikiy.coherence.host import HOST
 from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.timing import EXCLUSION_S
-from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
+from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Statement
 from velikiy.settings import is_loopback
 
 log = structlog.get_logger()
@@ -116,13 +116,16 @@ class Caches:
         return Cache(*row) if row else MISSING
 
     def in_use(self) -> Server | None:
-        """Return the server that is in use as Redis; None while Redis is fenced.
+        """Return the server that is in use as Redis; None while Redis is fenced. The answer is a lease, so it has to
+        come from the leader.
 
         Raises:
             DatabaseUnavailable
         """
         with self.database.autocommit() as connection:
-            return self.redis(connection).server
+            server = self.redis(connection).server
+            connection.query(CONFIRM)
+            return server
 
     def announce(self, server: Server) -> None:
         """Tell all relays that a process reaches this server as its Redis. The row is fenced and excluded, so no other
@@ -205,6 +208,7 @@ class Caches:
                     which,
                 )
                 if done.rowcount == len(caches):
+                    connection.query(CONFIRM)
                     return
             time.sleep(0.02)
         with self.database.autocommit() as connection:

@@ -13,6 +13,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
 
 CONNECT_OPTIONS: dict[str, Any] = {
@@ -26,10 +27,15 @@ CONNECT_OPTIONS: dict[str, Any] = {
 """Settings of every connection that this project opens. They win over those in the DSN."""
 
 KEEP = """
-SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
+SELECT set_config(
+    'synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+    false
+)
 """
-"""An acknowledged write has to survive a crash, and so has a fence. Stronger values (remote_apply) stay as they are.
-The statement sets the value even if it is right already: a later reload of the server's settings does not change it."""
+"""An acknowledged write has to survive a crash and a failover, and so has a fence: `off`, `local` and `remote_write`
+are too weak, and `remote_apply` is stronger. The statement sets the value even if it is right already: a later reload
+of the server's settings does not change it."""
 
 IDLE_S = 9
 """Seconds that a transaction may be idle in addition to the time of a request: two fences of 3 s each, and 3 s of
@@ -87,6 +93,7 @@ class Database:
             timeout: Seconds for one request.
         """
         self.timeout = timeout
+        self._leader = Leader(dsn, CONNECT_OPTIONS, _configure)
         self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
         self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
@@ -104,7 +111,7 @@ class Database:
             "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
         ]
         return Pool(
-            dsn,
+            self._leader.conninfo,
             connection_class=Connection,
             kwargs={
                 **CONNECT_OPTIONS,
@@ -127,6 +134,14 @@ class Database:
             open=False,
             name=name,
         )
+
+    def conninfo(self) -> str:
+        """Return where the leader is, for a connection that is kept.
+
+        Raises:
+            psycopg.OperationalError: No host leads.
+        """
+        return self._leader.conninfo()
 
     def open(self) -> None:
         """Start connecting in the background. Call it after fork: threads and sockets do not survive a fork."""
@@ -170,15 +185,18 @@ class Database:
                 set_timeouts = Statement(SET_TIMEOUTS, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
                 connection.enqueue(Statement("BEGIN"), *([set_timeouts] if timeout_factor > 1 else []), *first)
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 connection.enqueue()  # statements that were not sent yet need no rollback
                 with suppress(psycopg.Error):  # a connection that cannot roll back is closed, here or by the pool
                     connection.rollback()
+                if not connection.closed and isinstance(error, Exception):
+                    connection.query(CONFIRM)  # a refusal shows what was read: an old leader may refuse wrongly
                 raise
             _commit(connection)
 
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
+        connection: Connection | None = None
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
@@ -192,7 +210,13 @@ class Database:
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error
         except UNAVAILABLE as error:
+            if connection is not None:
+                self._leader.doubt(connection, self._reconnect)
             raise DatabaseUnavailable(_cause(error)) from error
+
+    def _reconnect(self) -> None:
+        for pool in (self._reads, self._writes, self._reserved):
+            pool.drain()
 
     def _working(self, pool: Pool, deadline: float) -> Connection:
         """Return a connection that works, as far as that shows without a round trip, before the deadline.
@@ -238,7 +262,9 @@ def _idle(seconds: float) -> int:
 
 
 def _configure(connection: Connection) -> None:
+    """Raises: psycopg.Error. This server is an old leader, or its standby does not answer."""
     connection.execute(KEEP)
+    connection.query(CONFIRM)
 
 
 def _commit(connection: Connection) -> None:

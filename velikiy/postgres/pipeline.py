@@ -56,6 +56,10 @@ class Connection(psycopg.Connection):
         self._numbers = itertools.count()
         self._queued: Sequence[Statement] = ()
         self._queued_results: list[list[Row]] = []
+        self.exchanges = 0
+        """Exchanges so far. Each is a transaction of its own in autocommit mode."""
+        self._unreplicated = False
+        self.add_notice_handler(self._notice)
 
     @contextmanager
     def deadline_paused(self) -> Iterator[None]:
@@ -102,12 +106,23 @@ class Connection(psycopg.Connection):
 
     def _wait_until_deadline(self, gen: PQGen[RV], interval: float = 0.1) -> RV:
         deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
+        self.exchanges += 1
         try:
-            return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
+            result = super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
         except psycopg.OperationalError:
             if time.monotonic() >= deadline:
                 self.pgconn.finish()
             raise
+        if self._unreplicated:
+            self._unreplicated = False
+            raise psycopg.OperationalError("the wait for the synchronous standby was cancelled")
+        return result
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note that a commit was acknowledged although its wait for the standby was cancelled (pg_cancel_backend): a
+        failover would lose it."""
+        if notice.source_function == "SyncRepWaitForLSN":
+            self._unreplicated = True
 
     def _exchange(self, encoded: Sequence[tuple[str, Sequence[Any]]]) -> PQGen[list[list[Row]]]:
         libpq = self.pgconn

@@ -16,7 +16,7 @@ import structlog
 from velikiy import coherence
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.tables import trigger_advice, watched_tables
-from velikiy.postgres import CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
 from velikiy.settings import Settings
@@ -40,13 +40,12 @@ def connect(settings: Settings) -> "Relay":
     database = Database(settings.database_url, size=4, timeout=settings.database_timeout)
     gate = coherence.connect(database, settings)
     database.open()
-    return Relay(settings.database_url, database, gate, {name: it.invalidated_by for name, it in registry().items()})
+    return Relay(database, gate, {name: it.invalidated_by for name, it in registry().items()})
 
 
 class Relay:
-    def __init__(self, dsn: str, database: Database, gate: Gate, paths_of: dict[str, PathsOf]) -> None:
+    def __init__(self, database: Database, gate: Gate, paths_of: dict[str, PathsOf]) -> None:
         """`paths_of`: for each table with triggers, the paths that a write to the row with this id invalidates."""
-        self.dsn = dsn
         self.database = database
         self.gate = gate
         self.paths_of = paths_of
@@ -70,7 +69,7 @@ class Relay:
             psycopg.Error, DatabaseUnavailable
         """
         with Connection.connect(
-            self.dsn, **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
+            self.database.conninfo(), **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
         ) as connection:
             received: list[str] = []
             connection.add_notify_handler(lambda notification: received.append(notification.payload))
@@ -88,7 +87,9 @@ class Relay:
                     heartbeat.touch()
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
                 select.select([connection.fileno()], [], [], max(0.0, pause))
-                connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
+                # Within a second, or the connection is lost (Connection.wait). Nobody writes to an old leader any more,
+                # so this waits for its standby.
+                connection.execute(CONFIRM.text)
                 # The clock decides, however many notifications arrive. The comparison comes before their processing,
                 # because it may receive further notifications, which `select` then does not report.
                 if time.monotonic() >= compare_at:
