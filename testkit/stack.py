@@ -26,6 +26,7 @@ EDGE_SECRET = "of-all-stacks-under-test"
 
 PERSONAL_SETTINGS = (
     "DATABASE_URL",
+    "DATABASE_DIRECT_URL",
     "REDIS_URL",
     "PORT",
     "BIND",

@@ -14,6 +14,7 @@ def write(
     postgres: str,
     redis: str,
     database_url: str | None = None,
+    database_direct_url: str | None = None,
     redis_url: str | None = None,
     edge_secret: str | None = None,
     edge: Path | None = None,
@@ -26,6 +27,7 @@ def write(
         postgres: Host and port of the stack's own PostgreSQL.
         redis: Host and port of the stack's own Redis.
         database_url: The address of another PostgreSQL, which is used instead.
+        database_direct_url: DATABASE_DIRECT_URL, if it is set.
         redis_url: The address of another Redis, which is used instead.
         edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
         edge: A folder for the secrets of the edge: Redis' address and EDGE_SECRET, and not PostgreSQL's address.
@@ -39,6 +41,9 @@ def write(
     own_redis = f"redis://default:{redis_password}@{redis}/0"
     _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}", mode)
     _replace(folder / "database_url", database_url or f"postgresql://velikiy:{app_password}@{postgres}/velikiy", mode)
+    (folder / "database_direct_url").unlink(missing_ok=True)
+    if database_direct_url:
+        _replace(folder / "database_direct_url", database_direct_url, mode)
     _replace(folder / "redis_url", redis_url or own_redis, mode)
     if edge_secret:
         _replace(folder / "edge_secret", edge_secret, mode)

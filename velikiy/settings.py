@@ -227,8 +227,17 @@ class Settings(ServiceSettings):
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
 
+    database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    """The address of PostgreSQL itself, if `database_url` leads to PgBouncer in transaction mode. Only apps use the
+    pooler: notifications, migrations and commands need sessions of their own."""
+
     edge_secret: Annotated[str, AfterValidator(_edge_secret)]
     """Apps, relay and edges of one database sign their requests to each other with it."""
+
+    @property
+    def direct_url(self) -> str:
+        """The address for what needs a session of its own."""
+        return self.database_direct_url or self.database_url
 
     @property
     def listens_on(self) -> str:
@@ -260,6 +269,7 @@ class StackSettings(BaseSettings):
     apps: int = Field(2, ge=1, le=16)
     data: Path | None = None
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = None
     edge_secret: Annotated[str, AfterValidator(_edge_secret)] | None = None
 

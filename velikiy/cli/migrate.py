@@ -14,7 +14,7 @@ def migrate(wait: float) -> None:
     from velikiy.postgres import migrate as migration  # SQLAlchemy takes half a second to import
 
     try:
-        applied = migration.upgrade(load(Settings).database_url, wait=wait)
+        applied = migration.upgrade(load(Settings).direct_url, wait=wait)
     except migration.CannotMigrate as error:
         sys.exit(f"velikiy migrate: {error}")
     click.echo(f"applied: {', '.join(applied)}" if applied else "the tables are up to date")

@@ -9,12 +9,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
 from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
+
+log = structlog.get_logger()
 
 CONNECT_OPTIONS: dict[str, Any] = {
     # A standby answers reads with an older state: of several hosts only the primary is used.
@@ -86,30 +89,38 @@ class Database:
     """Reads and writes have separate pools, because writers wait for row locks and reads must not wait for writers.
     Leases and health checks have a third pool, because they must wait for neither."""
 
-    def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
+    def __init__(self, dsn: str, *, size: int, timeout: float, pooled: bool = False) -> None:
         """
         Args:
             size: Connections for reads, and as many for writes: one for each thread.
             timeout: Seconds for one request.
+            pooled: Whether the DSN leads to PgBouncer in transaction mode, whose sessions are set up there
+                (POOLED_SETTINGS).
         """
         self.timeout = timeout
-        self._leader = Leader(dsn, CONNECT_OPTIONS, _configure)
+        self._pooled = pooled
+        self._configure = _configure_pooled if pooled else _configure
+        self._leader = Leader(dsn, CONNECT_OPTIONS, self._configure)
         self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
         self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
 
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
-        options: list[str] = [
-            str(conninfo_to_dict(dsn).get("options") or ""),
-            "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
-            # Each statement needs a snapshot of its own: a lock is probed before the row is read.
-            r"-c default_transaction_isolation=read\ committed",
-            # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
-            # each such request would leave a backend behind, up to max_connections.
-            f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
-            f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
-            "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
-        ]
+        options: list[str] = (
+            []
+            if self._pooled
+            else [
+                str(conninfo_to_dict(dsn).get("options") or ""),
+                "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+                # Each statement needs a snapshot of its own: a lock is probed before the row is read.
+                r"-c default_transaction_isolation=read\ committed",
+                # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
+                # each such request would leave a backend behind, up to max_connections.
+                f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
+                f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
+                "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
+            ]
+        )
         return Pool(
             self._leader.conninfo,
             connection_class=Connection,
@@ -121,9 +132,9 @@ class Database:
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
-                "options": " ".join(options),
+                **({"options": " ".join(options)} if options else {}),
             },
-            configure=_configure,
+            configure=self._configure,
             min_size=1,
             max_size=size,
             timeout=self.timeout,
@@ -264,6 +275,33 @@ def _idle(seconds: float) -> int:
 def _configure(connection: Connection) -> None:
     """Raises: psycopg.Error. This server is an old leader, or its standby does not answer."""
     connection.execute(KEEP)
+    connection.query(CONFIRM)
+
+
+POOLED_SETTINGS = {
+    "velikiy.passes_gate": "on",
+    "TimeZone": "UTC",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+}
+"""The settings that PgBouncer has to give to each session (`connect_query`): in transaction mode a client has no session
+of its own that could be set up. The timeouts belong there, too, and are not required (docs/scaling-postgresql.md)."""
+
+LACKING = """
+SELECT name || '=' || value FROM unnest(%s::text[], %s::text[]) AS required (name, value)
+WHERE current_setting(name, true) IS DISTINCT FROM value
+    AND (name, current_setting(name, true)) IS DISTINCT FROM ('synchronous_commit', 'remote_apply')
+"""
+
+
+def _configure_pooled(connection: Connection) -> None:
+    """Raises: psycopg.Error. The same as for `_configure`, or the pooler does not set up its sessions."""
+    connection.prepares = False
+    lacking = connection.execute(LACKING, (list(POOLED_SETTINGS), list(POOLED_SETTINGS.values()))).fetchall()
+    if lacking:
+        settings = ", ".join(setting for (setting,) in lacking)
+        log.error("postgres.pooler_lacks_settings", settings=settings, advice="set them in connect_query of PgBouncer")
+        raise psycopg.OperationalError(f"the pooler's sessions lack {settings}")
     connection.query(CONFIRM)
 
 

@@ -50,6 +50,9 @@ class Connection(psycopg.Connection):
     """The deadline of the request that holds the connection, on the monotonic clock; None while the pool holds the
     connection."""
 
+    prepares = True
+    """Whether statements are prepared. A pooler may run each transaction in another session."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._statement_names: dict[str, bytes] = {}
@@ -130,7 +133,7 @@ class Connection(psycopg.Connection):
         new: dict[str, bytes] = {}
         for text, values in encoded:
             name = self._statement_names.get(text) or new.get(text)
-            if name is None and len(self._statement_names) + len(new) >= MAX_PREPARED:
+            if name is None and not (self.prepares and len(self._statement_names) + len(new) < MAX_PREPARED):
                 libpq.send_query_params(text.encode(), values)
                 continue
             if name is None:

@@ -37,7 +37,7 @@ RECONNECT_S = 0.2
 
 def connect(settings: Settings) -> "Relay":
     """Return the relay for the tables of all resources."""
-    database = Database(settings.database_url, size=4, timeout=settings.database_timeout)
+    database = Database(settings.direct_url, size=4, timeout=settings.database_timeout)
     gate = coherence.connect(database, settings)
     database.open()
     return Relay(database, gate, {name: it.invalidated_by for name, it in registry().items()})

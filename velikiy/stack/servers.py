@@ -125,9 +125,7 @@ def warn_of_few_connections(plan: Plan, settings: ServiceSettings) -> None:
     """Warn if PostgreSQL has not enough connections for the apps."""
     needed = plan.apps * settings.app_workers * (2 * settings.app_threads + 2) + 8  # the relay, a command, migrations
     try:
-        with psycopg.connect(
-            plan.secret("database_url"), **CONNECT_OPTIONS, application_name="velikiy up"
-        ) as connection:
+        with psycopg.connect(plan.direct_url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
             row = connection.execute(CONNECTION_LIMITS).fetchone()
     except psycopg.Error:  # the apps log the reason
         return

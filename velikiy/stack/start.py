@@ -58,7 +58,7 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
-        servers.check_postgres(wanted.database_url)
+        servers.check_postgres(wanted.database_direct_url or wanted.database_url)
     if wanted.redis_url:
         servers.check_redis(wanted.redis_url)
     obstacle = ""
@@ -148,7 +148,7 @@ def _refuse_older_code(running: Plan) -> None:
     from velikiy.postgres import migrate
 
     try:
-        migrate.check(running.secret("database_url"))
+        migrate.check(running.direct_url)
     except migrate.CannotMigrate as error:
         raise Refusal(f"{str(error)[0].upper()}{str(error)[1:]}. The stack still runs as before.") from None
 
@@ -173,7 +173,7 @@ def _replace_programs(
     with step("checking the new version"):
         rolling.check_new_version(plan, replacements)
     _create_files(plan, wanted)
-    rolling.replace(plan, replacements, lambda: _migrate(plan.secret("database_url")))
+    rolling.replace(plan, replacements, lambda: _migrate(plan.direct_url))
     with step("waiting until all edges may use their caches"):
         _wait_until_ready(plan, within=60)
     plan.fingerprint = fingerprint
@@ -184,13 +184,16 @@ def _replace_programs(
 def _is_unchanged(running: Plan, plan: Plan, wanted: StackSettings) -> bool:
     unchanged = (running.fingerprint, running.port, running.http_port) == (plan.fingerprint, plan.port, plan.http_port)
     return unchanged and all(
-        value is None or value == running.secret(name) for name, value in _given_secrets(wanted).items()
+        value is None or running.has_secret(name, value) for name, value in _given_secrets(wanted).items()
     )
+
+
+GIVEN_SECRETS = ("database_url", "database_direct_url", "redis_url", "edge_secret")
 
 
 def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
     """Return the secrets that the user has set, by the names of their files."""
-    return {name: getattr(wanted, name) for name in ("database_url", "redis_url", "edge_secret")}
+    return {name: getattr(wanted, name) for name in GIVEN_SECRETS}
 
 
 def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
@@ -215,6 +218,7 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
         postgres=f"127.0.0.1:{plan.postgres_port}",
         redis=f"127.0.0.1:{plan.redis_port}",
         database_url=wanted.database_url,
+        database_direct_url=wanted.database_direct_url,
         redis_url=wanted.redis_url,
         edge_secret=wanted.edge_secret,
         mode=0o400,
@@ -247,7 +251,7 @@ def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, superv
         if binaries:
             cluster.create_database(plan, within=60)
     with step("bringing the tables up to date"):
-        _migrate(plan.secret("database_url"))
+        _migrate(plan.direct_url)
     others = [program.name for program in wanted if program.name not in DATA_SERVERS]
     with step(f"starting {', '.join(others)}"):
         for name in others:
