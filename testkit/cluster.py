@@ -262,7 +262,7 @@ def _slot() -> tuple[int, IO[Any]]:
     """Take a number that no other cluster of this machine has, whichever checkout its test runs in. It is taken until
     the file is closed."""
     for slot in range(MAX_CLUSTERS):
-        lock = Path(f"/run/lock/velikiy-cluster-{slot}").open("a")
+        lock = Path(f"/run/lock/velikiy-cluster-{slot}").open("a")  # noqa: SIM115  # the caller closes it
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,6 +1,13 @@
 """PostgreSQL, the source of truth: pools with deadlines, statements that travel together, and migrations."""
 
-from velikiy.postgres.database import CONNECT_OPTIONS, Database, DatabaseUnavailable, Deadlock, forgets
+from velikiy.postgres.database import (
+    CONNECT_OPTIONS,
+    Database,
+    DatabaseUnavailable,
+    Deadlock,
+    forgets,
+    lacking_settings,
+)
 from velikiy.postgres.leader import CONFIRM, CONFIRMED, Leader
 from velikiy.postgres.pipeline import Connection, Row, Statement
 
@@ -16,4 +23,5 @@ __all__ = [
     "Row",
     "Statement",
     "forgets",
+    "lacking_settings",
 ]

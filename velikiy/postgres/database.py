@@ -154,6 +154,10 @@ class Database:
         """
         return self._leader.conninfo()
 
+    def believers(self) -> list[str]:
+        """Return the hosts that believe to be the leader."""
+        return self._leader.believers()
+
     def open(self) -> None:
         """Start connecting in the background. Call it after fork: threads and sockets do not survive a fork."""
         for pool in (self._reads, self._writes, self._reserved):
@@ -284,8 +288,9 @@ POOLED_SETTINGS = {
     "default_transaction_isolation": "read committed",
     "synchronous_commit": "on",
 }
-"""The settings that PgBouncer has to give to each session (`connect_query`): in transaction mode a client has no session
-of its own that could be set up. The timeouts belong there, too, and are not required (docs/scaling-postgresql.md)."""
+"""The settings that PgBouncer has to give to each session (`connect_query`): in transaction mode a client has no
+session of its own that could be set up. The timeouts belong there, too, and are not required
+(docs/scaling-postgresql.md)."""
 
 LACKING = """
 SELECT name || '=' || value FROM unnest(%s::text[], %s::text[]) AS required (name, value)
@@ -297,12 +302,16 @@ WHERE current_setting(name, true) IS DISTINCT FROM value
 def _configure_pooled(connection: Connection) -> None:
     """Raises: psycopg.Error. The same as for `_configure`, or the pooler does not set up its sessions."""
     connection.prepares = False
-    lacking = connection.execute(LACKING, (list(POOLED_SETTINGS), list(POOLED_SETTINGS.values()))).fetchall()
-    if lacking:
-        settings = ", ".join(setting for (setting,) in lacking)
+    if settings := lacking_settings(connection):
         log.error("postgres.pooler_lacks_settings", settings=settings, advice="set them in connect_query of PgBouncer")
-        raise psycopg.OperationalError(f"the pooler's sessions lack {settings}")
+        raise psycopg.OperationalError(f"the pooler's sessions lack {', '.join(settings)}")
     connection.query(CONFIRM)
+
+
+def lacking_settings(connection: psycopg.Connection) -> list[str]:
+    """Return the settings that the sessions of a pooler lack."""
+    lacking = connection.execute(LACKING, (list(POOLED_SETTINGS), list(POOLED_SETTINGS.values()))).fetchall()
+    return [setting for (setting,) in lacking]
 
 
 def _commit(connection: Connection) -> None:

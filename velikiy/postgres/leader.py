@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -83,6 +84,22 @@ class Leader:
                 if_moved()
 
         threading.Thread(target=look, daemon=True).start()
+
+    def believers(self) -> list[str]:
+        """Return the hosts that believe to be the leader. With more than one, each of them takes writes, unless
+        synchronous replication prevents it."""
+        found: list[str] = []
+
+        def ask(conninfo: str) -> None:
+            with suppress(psycopg.Error), psycopg.connect(conninfo, **self._options) as connection:
+                found.append(f"{connection.info.host}:{connection.info.port}")
+
+        threads = [threading.Thread(target=ask, args=(conninfo,), daemon=True) for conninfo in self._each]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sorted(found)
 
     def _search(self) -> str:
         found: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -55,12 +55,23 @@ class Relay:
     def run(self, heartbeat: Path | None = None) -> None:
         """Run for ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
         threading.Thread(target=Janitor(self.database, self.gate).run, daemon=True).start()
+        threading.Thread(target=self._warn_of_two_leaders, daemon=True).start()
         while True:
             try:
                 self.run_once(heartbeat)
             except (psycopg.Error, DatabaseUnavailable) as error:
                 log.warning("relay.disconnected", cause=type(error).__name__)
                 time.sleep(RECONNECT_S)
+
+    def _warn_of_two_leaders(self) -> None:
+        """Warn at the start. Later, an old leader is passed over while its standby acknowledges nothing."""
+        if len(hosts := self.database.believers()) > 1:
+            log.warning(
+                "postgres.two_leaders",
+                hosts=hosts,
+                advice="stop all but the leader that your failover manager names: without synchronous replication, each"
+                " takes writes that the others do not have (docs/scaling-postgresql.md)",
+            )
 
     def run_once(self, heartbeat: Path | None = None) -> None:
         """Listen on one connection until it is lost.

@@ -8,7 +8,7 @@ import psycopg
 import redis
 
 from velikiy.coherence.redis_connections import DROP, Connections, refusal
-from velikiy.postgres import CONNECT_OPTIONS
+from velikiy.postgres import CONNECT_OPTIONS, lacking_settings
 from velikiy.settings import ServiceSettings
 from velikiy.stack import Refusal
 from velikiy.stack.messages import report
@@ -59,6 +59,7 @@ PG_NEXT_STEPS = {
     "could not translate host name": "Correct the name of the host",
     "Connection refused": "Check the host, the port and that the server runs",
     "timeout expired": "Check the host, the port and firewalls",
+    "startup parameter": "It leads to PgBouncer: set DATABASE_DIRECT_URL, too (docs/scaling-postgresql.md)",
 }
 """The next step of the operator, by a part of the message of PostgreSQL or its client."""
 
@@ -69,7 +70,10 @@ def check_postgres(url: str) -> None:
         Refusal: The service cannot use this PostgreSQL.
     """
     try:
-        with psycopg.connect(url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
+        # The apps send options, too, which a pooler refuses.
+        with psycopg.connect(
+            url, **CONNECT_OPTIONS, application_name="velikiy up", options="-c timezone=UTC"
+        ) as connection:
             version = connection.info.server_version // 10_000
             row = connection.execute(MISSING_RIGHTS, (list(MIGRATED_TABLES),)).fetchone()
     except psycopg.Error as error:
@@ -84,6 +88,25 @@ def check_postgres(url: str) -> None:
         raise Refusal(
             f"The user of DATABASE_URL may not read and write these tables: {row[0]}. Make the user their "
             "owner (ALTER TABLE ... OWNER TO ...), or grant SELECT, INSERT, UPDATE and DELETE."
+        )
+
+
+def check_pooler(url: str) -> None:
+    """
+    Raises:
+        Refusal: The sessions of this PgBouncer are not set up for the service.
+    """
+    try:
+        with psycopg.connect(
+            url, **CONNECT_OPTIONS, application_name="velikiy up", prepare_threshold=None
+        ) as connection:
+            lacking = lacking_settings(connection)
+    except psycopg.Error as error:
+        raise Refusal(f"DATABASE_URL cannot be used: {' '.join(str(error).split())}. Check PgBouncer.") from None
+    if lacking:
+        raise Refusal(
+            f"The sessions of PgBouncer at DATABASE_URL lack {', '.join(lacking)}. Set them in its connect_query"
+            " (docs/scaling-postgresql.md)."
         )
 
 

@@ -59,6 +59,8 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
         servers.check_postgres(wanted.database_direct_url or wanted.database_url)
+        if wanted.database_direct_url:
+            servers.check_pooler(wanted.database_url)
     if wanted.redis_url:
         servers.check_redis(wanted.redis_url)
     obstacle = ""
