@@ -286,7 +286,7 @@ def _remove(slot: int) -> None:
 
 
 def _pids(namespaces: Sequence[str]) -> list[int]:
-    """Return the processes in these network namespaces, also those that have left their process group."""
+    """Return the processes in these network namespaces, whatever their process groups."""
     wanted = set()
     for name in namespaces:
         with suppress(FileNotFoundError):
@@ -300,7 +300,7 @@ def _pids(namespaces: Sequence[str]) -> list[int]:
 
 
 def sweep(slot: int, data: Path) -> None:
-    """Wait for the end of the process that started this one, and remove its hosts and their folders."""
+    """Wait for the end of the test, and remove its hosts and their folders."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.read()
