@@ -1,9 +1,9 @@
 """Which PostgreSQL leads? A server that was a leader may believe that it still is.
 
 A failover manager such as Patroni promotes a standby when it no longer hears from the leader. The old leader may live
-on, cut off or without its manager, and answer reads with rows that the new leader has changed since. What it cannot do
-is commit synchronously: that takes the acknowledgement of a synchronous standby, and a standby acknowledges nothing
-once it was promoted. So a synchronous commit proves, at the moment of the acknowledgement, that this server leads, and
+on, cut off or without its manager, and answer reads with rows that the new leader has changed since. But it cannot
+commit synchronously: that takes the acknowledgement of a synchronous standby, and a standby acknowledges nothing once
+it was promoted. So a synchronous commit proves, at the moment of the acknowledgement, that this server leads, and
 that everything committed here before, also a commit whose wait was interrupted, is on the standby.
 
 CONFIRM makes a transaction that writes nothing commit synchronously. A read counts only if it is confirmed.

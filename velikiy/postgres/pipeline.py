@@ -51,7 +51,7 @@ class Connection(psycopg.Connection):
     connection."""
 
     prepares = True
-    """Whether statements are prepared. A pooler may run each transaction in another session."""
+    """True if statements are prepared. A pooler may run each transaction in another session."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -98,8 +98,8 @@ class Relay:
                     heartbeat.touch()
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
                 select.select([connection.fileno()], [], [], max(0.0, pause))
-                # Within a second, or the connection is lost (Connection.wait). Nobody writes to an old leader any more,
-                # so this waits for its standby.
+                # Within a second, or the connection is lost (Connection.wait). An old leader would answer
+                # a SELECT, and notify of nothing.
                 connection.execute(CONFIRM.text)
                 # The clock decides, however many notifications arrive. The comparison comes before their processing,
                 # because it may receive further notifications, which `select` then does not report.
