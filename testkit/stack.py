@@ -28,6 +28,7 @@ EDGE_SECRET = "of-all-stacks-under-test"
 PERSONAL_SETTINGS = (
     "DATABASE_URL",
     "MIGRATION_DATABASE_URL",
+    "DATABASE_DIRECT_URL",
     "REDIS_URL",
     "PORT",
     "BIND",

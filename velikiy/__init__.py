@@ -29,7 +29,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     settings = settings or load(Settings)
     logs.configure(settings.log_level)
 
-    database = Database(settings.database_url, size=settings.app_threads, timeout=settings.database_timeout)
+    database = Database(
+        settings.database_url,
+        size=settings.app_threads,
+        timeout=settings.database_timeout,
+        pooled=settings.database_direct_url is not None,
+    )
     gate = connect(database, settings)
 
     app = Flask(__name__, static_folder=None)

@@ -12,7 +12,7 @@ or make it a replica, so that a program with the password cannot leave Redis."""
 
 
 SERVICES = {
-    "app": ("database_url", "redis_url", "edge_secret"),
+    "app": ("database_url", "database_direct_url", "redis_url", "edge_secret"),
     "migrate": ("migration_database_url",),
     "postgres": ("postgres_password", "owner_password", "app_password"),
     "redis": ("redis_password", "redis.conf"),
@@ -28,6 +28,7 @@ def write(
     redis: str,
     database_url: str | None = None,
     migration_database_url: str | None = None,
+    database_direct_url: str | None = None,
     redis_url: str | None = None,
     edge_secret: str | None = None,
 ) -> None:
@@ -39,6 +40,7 @@ def write(
         redis: Host and port of the stack's own Redis, or the absolute path of its Unix socket.
         database_url: The address of another PostgreSQL, which is used instead.
         migration_database_url: Its address with the role that owns the tables, if that is another role.
+        database_direct_url: DATABASE_DIRECT_URL, if it is set.
         redis_url: The address of another Redis, which is used instead.
         edge_secret: EDGE_SECRET, if other stacks share the database; else it is generated.
     """
@@ -50,13 +52,17 @@ def write(
     _replace(folder / "redis.conf", f"user default reset on >{redis_password} {REDIS_RIGHTS}")
     own_database = _own_database(postgres, "velikiy", app_password)
     owner_of_own_database = _own_database(postgres, "velikiy_owner", owner_password)
-    _replace(folder / "migration_database_url", migration_database_url or database_url or owner_of_own_database)
+    owner = migration_database_url or database_direct_url or database_url
+    _replace(folder / "migration_database_url", owner or owner_of_own_database)
     _replace(folder / "database_url", database_url or own_database)
     # With a user name, because redis-cli takes an address without one for a user with an empty name.
     own_redis = f"redis://default:{redis_password}@{redis}/0"
     if redis.startswith("/"):
         own_redis = f"unix://default:{redis_password}@{quote(redis)}?db=0"
     _replace(folder / "redis_url", redis_url or own_redis)
+    (folder / "database_direct_url").unlink(missing_ok=True)
+    if database_direct_url:
+        _replace(folder / "database_direct_url", database_direct_url)
     if edge_secret:
         _replace(folder / "edge_secret", edge_secret)
     _ensure_password(folder / "edge_secret")
@@ -86,7 +92,10 @@ def share(folder: Path, services: Path, names: Iterable[str], groups: Mapping[st
             os.chown(own, -1, group)
             own.chmod(0o750)
         for file in SERVICES[name]:
-            _replace(own / file, (folder / file).read_text().strip(), group)
+            if (folder / file).exists():
+                _replace(own / file, (folder / file).read_text().strip(), group)
+            else:
+                (own / file).unlink(missing_ok=True)
 
 
 def _ensure_password(file: Path) -> str:

@@ -249,8 +249,17 @@ class Settings(ServiceSettings):
     database_url: Annotated[str, AfterValidator(_postgres_dsn)]
     redis_url: Annotated[str, AfterValidator(_redis_url)]
 
+    database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    """The address of PostgreSQL itself, if `database_url` leads to PgBouncer in transaction mode. Only apps use the
+    pooler: notifications, migrations and commands need sessions of their own."""
+
     edge_secret: Annotated[str, AfterValidator(_edge_secret)]
     """Apps, relay and edges of one database sign their requests to each other with it."""
+
+    @property
+    def direct_url(self) -> str:
+        """The address for what needs a session of its own."""
+        return self.database_direct_url or self.database_url
 
     @property
     def listens_on(self) -> str:
@@ -292,20 +301,22 @@ class StackSettings(BaseSettings):
     migration_database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     """The database of `database_url`, with the role that owns the tables. None means that `database_url` names it."""
 
+    database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     redis_url: Annotated[str, AfterValidator(_redis_url)] | None = None
     edge_secret: Annotated[str, AfterValidator(_edge_secret)] | None = None
 
 
 class MigrationSettings(BaseSettings):
-    """The settings of `velikiy migrate`. The container that runs it has the second address only.
+    """The settings of `velikiy migrate`. The container that runs it has the last address only.
 
-    Both come from the same source: `DATABASE_URL` in the environment may name another database than the files of a
+    All come from the same source: `DATABASE_URL` in the environment may name another database than the files of a
     stack.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
+    database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     migration_database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
 
     @classmethod

@@ -27,11 +27,11 @@ from testkit.stack import EDGE_SECRET, Stack, folder, free_ports, wait_until
 from velikiy import coherence
 from velikiy.bulk import exporter, insert
 from velikiy.coherence import CachePath, Caches
-from velikiy.coherence.locks import locks, writer_in_flight
+from velikiy.coherence.locks import check, locks, writer_in_flight
 from velikiy.coherence.membership import Grant
 from velikiy.coherence.shards import Server, ShardMap
 from velikiy.http import health
-from velikiy.postgres import Connection, Database, DatabaseUnavailable, migrate
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement, migrate
 from velikiy.postgres import database as postgres
 from velikiy.relay.listener import Relay
 from velikiy.resources.base import registry
@@ -98,6 +98,19 @@ class TestStandby:
                 server.send_signal(signal.SIGINT)
                 server.wait(20)
 
+    def test_readiness_warns_of_a_standby_that_follows_asynchronously(self, stack: Stack, standby: int) -> None:
+        [warning] = requests.get(f"{stack.app}/readyz", timeout=5).json()["warnings"]
+        assert warning.startswith("1 standbys or other receivers follow PostgreSQL, none of them synchronously")
+
+    def test_relay_warns_of_two_hosts_that_take_writes(self, stack: Stack) -> None:
+        """The second host is the first by another name."""
+        port = conninfo_to_dict(stack.postgres)["port"]
+        dsn = make_conninfo(stack.postgres, host="127.0.0.1,localhost", port=f"{port},{port}")
+        with open_database(dsn) as database:
+            assert database.believers() == [f"127.0.0.1:{port}", f"localhost:{port}"]
+        with open_database(stack.postgres) as database:
+            assert database.believers() == [f"127.0.0.1:{port}"]
+
     @pytest.mark.parametrize("first", ["standby", "primary"])
     @pytest.mark.parametrize("target", ["", "any", "prefer-standby"])
     def test_reads_and_writes_pass_over_a_standby(self, stack: Stack, standby: int, first: str, target: str) -> None:
@@ -123,7 +136,7 @@ class TestStandby:
         sessions = "SELECT pid FROM pg_stat_activity WHERE application_name = 'velikiy relay'"
         before, ended = set(stack.sql(sessions)), threading.Event()
         with open_database(dsn, timeout=5) as database:
-            relay = Relay(dsn, database, coherence.connect(database, settings(stack, dsn)), {})
+            relay = Relay(database, coherence.connect(database, settings(stack, dsn)), {})
 
             def listen() -> None:
                 try:
@@ -156,6 +169,57 @@ def standby_and_primary(stack: Stack, standby: int, first: str) -> str:
     ports = [str(standby), str(conninfo_to_dict(stack.postgres)["port"])]
     ports = ports if first == "standby" else ports[::-1]
     return make_conninfo(stack.postgres, host="127.0.0.1,127.0.0.1", port=",".join(ports))
+
+
+class TestOldLeader:
+    """A leader whose synchronous standby was promoted, which acknowledges nothing any more."""
+
+    @pytest.fixture
+    def old_leader(self, stack: Stack) -> Iterator[Database]:
+        """The database of the stack, whose PostgreSQL loses its synchronous standby once the pools are open."""
+        with open_database(stack.postgres) as database:
+            query_each_pool(database, "SELECT 1")
+            as_superuser(stack, "ALTER SYSTEM SET synchronous_standby_names = 'promoted'", "SELECT pg_reload_conf()")
+            wait_until(lambda: stack.sql("SHOW synchronous_standby_names") == [("promoted",)])
+            yield database
+        as_superuser(stack, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
+        wait_until(lambda: requests.get(f"{stack.edge}/readyz", timeout=5).json().get("warnings") is None)
+
+    def test_old_leader_answers_nothing_that_it_reads(self, stack: Stack, old_leader: Database) -> None:
+        def read() -> None:
+            with old_leader.autocommit() as connection:
+                connection.enqueue(check(CachePath("/users/1", "users:1")))
+                connection.query(Statement("SELECT 1"))
+
+        def refuse() -> None:
+            with old_leader.transaction() as connection:
+                connection.execute("SELECT 1")
+                raise ValueError("a refusal, because of a row that was read")
+
+        for answer in (read, refuse, Caches(old_leader, threads=1).in_use):  # by the last, a process would use Redis
+            with pytest.raises(DatabaseUnavailable):
+                answer()
+
+    def test_pool_takes_no_connection_to_an_old_leader(self, stack: Stack, old_leader: Database) -> None:
+        with open_database(stack.postgres) as database, pytest.raises(DatabaseUnavailable):
+            query_each_pool(database, "SELECT 1")
+
+    def test_commit_whose_wait_for_the_standby_is_cancelled_is_not_acknowledged(
+        self, stack: Stack, old_leader: Database
+    ) -> None:
+        def write(database: Database) -> None:
+            with database.transaction(20) as connection:
+                connection.execute("UPDATE users SET name = name WHERE id = 1")
+
+        def cancel() -> None:
+            waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            wait_until(lambda: as_superuser(stack, f"{waiting} AND application_name = 'velikiy writes'"))
+
+        with ThreadPoolExecutor() as pool:
+            cancelled = pool.submit(cancel)
+            with pytest.raises(DatabaseUnavailable, match="OperationalError"):
+                write(old_leader)
+            cancelled.result()
 
 
 def is_reachable(dsn: str) -> bool:
@@ -193,7 +257,7 @@ class TestDurability:
 
     @pytest.mark.parametrize(
         ("configured", "effective"),
-        [(same, same) for same in ("on", "local", "remote_write", "remote_apply")] + [("off", "on")],
+        [(weak, "on") for weak in ("off", "local", "remote_write", "on")] + [("remote_apply", "remote_apply")],
     )
     def test_commit_waits_for_the_disk_whatever_the_setting_of_the_role(
         self, stack: Stack, set_on_role: Callable[[str], None], configured: str, effective: str
@@ -214,6 +278,14 @@ class TestDurability:
             set_on_server("synchronous_commit = off")
             wait_until(lambda: stack.sql("SHOW synchronous_commit") == [("off",)], within=5)
             assert connection.execute("SHOW synchronous_commit").fetchone() == ("on",)
+
+    def test_readiness_warns_of_commits_that_other_programs_do_not_wait_for(
+        self, stack: Stack, set_on_server: Callable[[str], None]
+    ) -> None:
+        set_on_server("synchronous_commit = off")
+        wait_until(lambda: "synchronous_commit=off" in str(readiness(stack)[1].get("warnings")))
+        set_on_server("synchronous_commit = on")
+        wait_until(lambda: "warnings" not in readiness(stack)[1])
 
     @pytest.mark.parametrize("setting", ["fsync", "full_page_writes"])
     def test_readiness_and_relay_warn_of_a_server_that_may_lose_acknowledged_writes(

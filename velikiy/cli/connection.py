@@ -25,13 +25,13 @@ def open_gate(*, exit_code: int = 1) -> Iterator[tuple[Settings, coherence.Gate]
     # An operator reads the messages of a command, so log events below the level "error" are left out.
     logs.configure("error")
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
-    database = Database(settings.database_url, size=2, timeout=TIMEOUT_S)
+    database = Database(settings.direct_url, size=2, timeout=TIMEOUT_S)
     gate = coherence.connect(database, settings)
     database.open()
     try:
         yield settings, gate
     except DatabaseUnavailable as error:
-        click.echo(f"{_command()}: {unavailable_sentence(error, settings.database_url)}", err=True)
+        click.echo(f"{_command()}: {unavailable_sentence(error, settings.direct_url)}", err=True)
         sys.exit(exit_code)
     except psycopg.Error as error:
         click.echo(f"{_command()}: {statement_sentence(error)}", err=True)

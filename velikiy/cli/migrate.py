@@ -20,12 +20,13 @@ def migrate(wait: float, app_role: str | None, only_awaits: bool) -> None:
     from velikiy.postgres import migrate as migration  # SQLAlchemy takes half a second to import
 
     settings = load(MigrationSettings)
-    owner = settings.migration_database_url or settings.database_url
+    direct = settings.database_direct_url or settings.database_url
+    owner = settings.migration_database_url or direct
     if owner is None:
         raise BadSetting("DATABASE_URL is not set. Set it in the environment, in .env or as a file in /run/secrets.")
     try:
         if only_awaits:
-            migration.await_migration(settings.database_url or owner, wait=wait)
+            migration.await_migration(direct or owner, wait=wait)
             return
         applied = migration.upgrade(owner, wait=wait, app_role=app_role or migration.role_of(settings.database_url))
     except migration.CannotMigrate as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 
 from velikiy.coherence.entry import CachePath
-from velikiy.postgres import Connection, Row, Statement
+from velikiy.postgres import CONFIRMED, Connection, Row, Statement
 
 MAX_PATH_LOCKS = 64
 """Locks of one write. Each lock takes one of some thousand entries in a table that all sessions share
@@ -43,9 +43,10 @@ def _each(count: int) -> str:
     return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${n})' for n in range(1, count + 1))}"
 
 
-CHECK = """
+CHECK = f"""
 SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE true END
-    OR CASE WHEN pg_try_advisory_lock_shared($2) THEN NOT pg_advisory_unlock_shared($2) ELSE true END
+    OR CASE WHEN pg_try_advisory_lock_shared($2) THEN NOT pg_advisory_unlock_shared($2) ELSE true END,
+    {CONFIRMED}
 """
 
 
@@ -54,13 +55,21 @@ def check(path: CachePath) -> Statement:
 
     The statement tries to take each lock, and releases it at once. Two readers that probe the lock of one path
     at the same moment may take each other for a writer; then a fill is omitted.
+
+    It also confirms the exchange that it is part of (velikiy/postgres/leader.py): the locks and rows of an old leader
+    mean nothing.
     """
     return Statement(CHECK, (lock_id(path), lock_id(EVERYTHING)))
 
 
 def is_written(checked: list[list[Row]]) -> bool:
     """Return whether the result of `check` shows a writer. A missing result counts as a writer."""
-    return checked != [[(b"f",)]]
+    return [row[:1] for rows in checked for row in rows] != [(b"f",)]
+
+
+def is_replicated(checked: list[list[Row]]) -> bool:
+    """Return whether PostgreSQL has synchronous standbys, so that each exchange has to be confirmed."""
+    return any(row[1] == b"t" for rows in checked for row in rows)
 
 
 def writer_in_flight(connection: Connection, path: CachePath) -> bool:

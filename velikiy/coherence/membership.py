@@ -23,7 +23,7 @@ import structlog
 from velikiy.coherence.host import HOST
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import EXCLUSION_S
-from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
+from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Statement
 from velikiy.settings import is_loopback
 
 log = structlog.get_logger()
@@ -122,13 +122,16 @@ class Caches:
         return Cache(*row) if row else MISSING
 
     def in_use(self) -> ShardMap | None:
-        """Return the servers that are in use as Redis; None while Redis is fenced.
+        """Return the servers that are in use as Redis; None while Redis is fenced. The answer is a lease, so it has to
+        come from the leader.
 
         Raises:
             DatabaseUnavailable
         """
         with self.database.autocommit() as connection:
-            return self.redis(connection).shards
+            shards = self.redis(connection).shards
+            connection.query(CONFIRM)
+            return shards
 
     def announce(self, shards: ShardMap) -> None:
         """Tell all relays that a process reaches these servers as its Redis. The row is fenced and excluded, so no
@@ -211,6 +214,7 @@ class Caches:
                     which,
                 )
                 if done.rowcount == len(caches):
+                    connection.query(CONFIRM)
                     return
             time.sleep(0.02)
         with self.database.autocommit() as connection:

@@ -28,13 +28,13 @@ from typing import Generic, NamedTuple, TypeVar
 from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
-from velikiy.coherence.locks import check, is_written, lock, locks
+from velikiy.coherence.locks import check, is_replicated, is_written, lock, locks
 from velikiy.coherence.membership import REDIS, Cache, Caches
 from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.shards import UNREGISTERED, ShardMap
 from velikiy.coherence.timing import now
-from velikiy.postgres import Connection, Database, Deadlock
+from velikiy.postgres import CONFIRM, Connection, Database, Deadlock
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -122,9 +122,11 @@ class Gate:
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
         with self.database.autocommit() as connection:
             # Each statement has its own snapshot: the lock is probed before the snapshot that counts.
-            checked = connection.enqueue(check(path))
+            checked, before = connection.enqueue(check(path)), connection.exchanges
             entry = load(connection)
             written = is_written(checked)
+            if connection.exchanges - before > 1 and is_replicated(checked):
+                connection.query(CONFIRM)  # `check` has confirmed the first exchange only
         if isinstance(found, FillLease):
             self.redis_tier.fill(path, variant, found, None if written else entry)
         if written:
@@ -170,6 +172,8 @@ class Gate:
             if invalidates is None or invalidates:
                 lock(connection, invalidates, already_locked=lock_first)
                 lease = self.drop(connection, invalidates, prefill[0] if prefill else None)
+            else:
+                connection.query(CONFIRM)  # a COMMIT of nothing would not wait for the standby
             # Last: a process that is stopped from here on holds the row lock, so no newer write can be acknowledged
             # until the process continues or PostgreSQL ends the transaction.
             _check_deadline(until)

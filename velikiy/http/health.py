@@ -26,7 +26,9 @@ SELECT
     NOT EXISTS (
         SELECT FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'velikiy relay'
     ),
-    ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u')
+    ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u'),
+    CASE WHEN current_setting('synchronous_standby_names') = '' THEN (SELECT count(*) FROM pg_stat_replication) END,
+    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit')
 """
 
 
@@ -103,11 +105,22 @@ def _check(
 
 def _hazards(connection: Connection, tables: list[str]) -> list[str]:
     """Return a warning of each state of PostgreSQL in which a write may be lost or not be seen."""
-    [(no_relay, unlogged)] = connection.execute(HAZARDS, (tables,)).fetchall()
+    [(no_relay, unlogged, asynchronous, commits)] = connection.execute(HAZARDS, (tables,)).fetchall()
     warnings = [
         f"PostgreSQL runs with {setting}: a crash may lose acknowledged writes, or all data."
         for setting in forgets(connection)
     ]
+    if asynchronous:
+        warnings.append(
+            f"{asynchronous} standbys or other receivers follow PostgreSQL, none of them synchronously: the promotion"
+            " of a standby would lose acknowledged writes that reads have shown. Use synchronous replication"
+            " (docs/scaling-postgresql.md)."
+        )
+    if commits in ("off", "local") or (commits == "remote_write" and asynchronous is None):
+        warnings.append(
+            f"PostgreSQL has synchronous_commit={commits} for programs that do not set it, as this service does: a"
+            " crash or a failover may lose what they have written. Set it to on."
+        )
     warnings += [f"The table {table} is UNLOGGED: a crash of PostgreSQL empties it." for table in unlogged]
     warnings += [
         f"{trigger_advice(table)}." for it in watched_tables(connection, tables) for table in it.without_triggers

@@ -9,11 +9,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
+
+log = structlog.get_logger()
 
 CONNECT_OPTIONS: dict[str, Any] = {
     # A standby answers reads with an older state: of several hosts only the primary is used.
@@ -26,10 +30,15 @@ CONNECT_OPTIONS: dict[str, Any] = {
 """Settings of every connection that this project opens. They win over those in the DSN."""
 
 KEEP = """
-SELECT set_config('synchronous_commit', coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
+SELECT set_config(
+    'synchronous_commit',
+    CASE current_setting('synchronous_commit') WHEN 'remote_apply' THEN 'remote_apply' ELSE 'on' END,
+    false
+)
 """
-"""An acknowledged write has to survive a crash, and so has a fence. Stronger values (remote_apply) stay as they are.
-The statement sets the value even if it is right already: a later reload of the server's settings does not change it."""
+"""An acknowledged write has to survive a crash and a failover, and so has a fence: `off`, `local` and `remote_write`
+are too weak, and `remote_apply` is stronger. The statement sets the value even if it is right already: a later reload
+of the server's settings does not change it."""
 
 IDLE_S = 9
 """Seconds that a transaction may be idle in addition to the time of a request: two fences of 3 s each, and 3 s of
@@ -80,31 +89,40 @@ class Database:
     """Reads and writes have separate pools, because writers wait for row locks and reads must not wait for writers.
     Leases and health checks have a third pool, because they must wait for neither."""
 
-    def __init__(self, dsn: str, *, size: int, timeout: float) -> None:
+    def __init__(self, dsn: str, *, size: int, timeout: float, pooled: bool = False) -> None:
         """
         Args:
             size: Connections for reads, and as many for writes: one for each thread.
             timeout: Seconds for one request.
+            pooled: Whether the DSN leads to PgBouncer in transaction mode, whose sessions are set up there
+                (POOLED_SETTINGS).
         """
         self.timeout = timeout
+        self._pooled = pooled
+        self._configure = _configure_pooled if pooled else _configure
+        self._leader = Leader(dsn, CONNECT_OPTIONS, self._configure)
         self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
         self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
 
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
-        options: list[str] = [
-            str(conninfo_to_dict(dsn).get("options") or ""),
-            "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
-            # Each statement needs a snapshot of its own: a lock is probed before the row is read.
-            r"-c default_transaction_isolation=read\ committed",
-            # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
-            # each such request would leave a backend behind, up to max_connections.
-            f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
-            f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
-            "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
-        ]
+        options: list[str] = (
+            []
+            if self._pooled
+            else [
+                str(conninfo_to_dict(dsn).get("options") or ""),
+                "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
+                # Each statement needs a snapshot of its own: a lock is probed before the row is read.
+                r"-c default_transaction_isolation=read\ committed",
+                # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
+                # each such request would leave a backend behind, up to max_connections.
+                f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
+                f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
+                "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
+            ]
+        )
         return Pool(
-            dsn,
+            self._leader.conninfo,
             connection_class=Connection,
             kwargs={
                 **CONNECT_OPTIONS,
@@ -114,9 +132,9 @@ class Database:
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
-                "options": " ".join(options),
+                **({"options": " ".join(options)} if options else {}),
             },
-            configure=_configure,
+            configure=self._configure,
             min_size=1,
             max_size=size,
             timeout=self.timeout,
@@ -127,6 +145,18 @@ class Database:
             open=False,
             name=name,
         )
+
+    def conninfo(self) -> str:
+        """Return where the leader is, for a connection that is kept.
+
+        Raises:
+            psycopg.OperationalError: No host leads.
+        """
+        return self._leader.conninfo()
+
+    def believers(self) -> list[str]:
+        """Return the hosts that believe to be the leader."""
+        return self._leader.believers()
 
     def open(self) -> None:
         """Start connecting in the background. Call it after fork: threads and sockets do not survive a fork."""
@@ -170,15 +200,18 @@ class Database:
                 set_timeouts = Statement(SET_TIMEOUTS, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
                 connection.enqueue(Statement("BEGIN"), *([set_timeouts] if timeout_factor > 1 else []), *first)
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 connection.enqueue()  # statements that were not sent yet need no rollback
                 with suppress(psycopg.Error):  # a connection that cannot roll back is closed, here or by the pool
                     connection.rollback()
+                if not connection.closed and isinstance(error, Exception):
+                    connection.query(CONFIRM)  # a refusal shows what was read: an old leader may refuse wrongly
                 raise
             _commit(connection)
 
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
+        connection: Connection | None = None
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
@@ -192,7 +225,13 @@ class Database:
         except psycopg.errors.DeadlockDetected as error:
             raise Deadlock(_cause(error)) from error
         except UNAVAILABLE as error:
+            if connection is not None:
+                self._leader.doubt(connection, self._reconnect)
             raise DatabaseUnavailable(_cause(error)) from error
+
+    def _reconnect(self) -> None:
+        for pool in (self._reads, self._writes, self._reserved):
+            pool.drain()
 
     def _working(self, pool: Pool, deadline: float) -> Connection:
         """Return a connection that works, as far as that shows without a round trip, before the deadline.
@@ -238,7 +277,41 @@ def _idle(seconds: float) -> int:
 
 
 def _configure(connection: Connection) -> None:
+    """Raises: psycopg.Error. This server is an old leader, or its standby does not answer."""
     connection.execute(KEEP)
+    connection.query(CONFIRM)
+
+
+POOLED_SETTINGS = {
+    "velikiy.passes_gate": "on",
+    "TimeZone": "UTC",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+}
+"""The settings that PgBouncer has to give to each session (`connect_query`): in transaction mode a client has no
+session of its own that could be set up. The timeouts belong there, too, and are not required
+(docs/scaling-postgresql.md)."""
+
+LACKING = """
+SELECT name || '=' || value FROM unnest(%s::text[], %s::text[]) AS required (name, value)
+WHERE current_setting(name, true) IS DISTINCT FROM value
+    AND (name, current_setting(name, true)) IS DISTINCT FROM ('synchronous_commit', 'remote_apply')
+"""
+
+
+def _configure_pooled(connection: Connection) -> None:
+    """Raises: psycopg.Error. The same as for `_configure`, or the pooler does not set up its sessions."""
+    connection.prepares = False
+    if settings := lacking_settings(connection):
+        log.error("postgres.pooler_lacks_settings", settings=settings, advice="set them in connect_query of PgBouncer")
+        raise psycopg.OperationalError(f"the pooler's sessions lack {', '.join(settings)}")
+    connection.query(CONFIRM)
+
+
+def lacking_settings(connection: psycopg.Connection) -> list[str]:
+    """Return the settings that the sessions of a pooler lack."""
+    lacking = connection.execute(LACKING, (list(POOLED_SETTINGS), list(POOLED_SETTINGS.values()))).fetchall()
+    return [setting for (setting,) in lacking]
 
 
 def _commit(connection: Connection) -> None:

@@ -50,12 +50,19 @@ class Connection(psycopg.Connection):
     """The deadline of the request that holds the connection, on the monotonic clock; None while the pool holds the
     connection."""
 
+    prepares = True
+    """True if statements are prepared. A pooler may run each transaction in another session."""
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._statement_names: dict[str, bytes] = {}
         self._numbers = itertools.count()
         self._queued: Sequence[Statement] = ()
         self._queued_results: list[list[Row]] = []
+        self.exchanges = 0
+        """Exchanges so far. Each is a transaction of its own in autocommit mode."""
+        self._unreplicated = False
+        self.add_notice_handler(self._notice)
 
     @contextmanager
     def deadline_paused(self) -> Iterator[None]:
@@ -102,12 +109,23 @@ class Connection(psycopg.Connection):
 
     def _wait_until_deadline(self, gen: PQGen[RV], interval: float = 0.1) -> RV:
         deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
+        self.exchanges += 1
         try:
-            return super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
+            result = super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
         except psycopg.OperationalError:
             if time.monotonic() >= deadline:
                 self.pgconn.finish()
             raise
+        if self._unreplicated:
+            self._unreplicated = False
+            raise psycopg.OperationalError("the wait for the synchronous standby was cancelled")
+        return result
+
+    def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Note that a commit was acknowledged although its wait for the standby was cancelled (pg_cancel_backend): a
+        failover would lose it."""
+        if notice.source_function == "SyncRepWaitForLSN":
+            self._unreplicated = True
 
     def _exchange(self, encoded: Sequence[tuple[str, Sequence[Any]]]) -> PQGen[list[list[Row]]]:
         libpq = self.pgconn
@@ -115,7 +133,7 @@ class Connection(psycopg.Connection):
         new: dict[str, bytes] = {}
         for text, values in encoded:
             name = self._statement_names.get(text) or new.get(text)
-            if name is None and len(self._statement_names) + len(new) >= MAX_PREPARED:
+            if name is None and not (self.prepares and len(self._statement_names) + len(new) < MAX_PREPARED):
                 libpq.send_query_params(text.encode(), values)
                 continue
             if name is None:

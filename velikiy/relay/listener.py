@@ -16,7 +16,7 @@ import structlog
 from velikiy import coherence
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.tables import trigger_advice, watched_tables
-from velikiy.postgres import CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
 from velikiy.settings import Settings
@@ -37,16 +37,15 @@ RECONNECT_S = 0.2
 
 def connect(settings: Settings) -> "Relay":
     """Return the relay for the tables of all resources."""
-    database = Database(settings.database_url, size=4, timeout=settings.database_timeout)
+    database = Database(settings.direct_url, size=4, timeout=settings.database_timeout)
     gate = coherence.connect(database, settings)
     database.open()
-    return Relay(settings.database_url, database, gate, {name: it.invalidated_by for name, it in registry().items()})
+    return Relay(database, gate, {name: it.invalidated_by for name, it in registry().items()})
 
 
 class Relay:
-    def __init__(self, dsn: str, database: Database, gate: Gate, paths_of: dict[str, PathsOf]) -> None:
+    def __init__(self, database: Database, gate: Gate, paths_of: dict[str, PathsOf]) -> None:
         """`paths_of`: for each table with triggers, the paths that a write to the row with this id invalidates."""
-        self.dsn = dsn
         self.database = database
         self.gate = gate
         self.paths_of = paths_of
@@ -56,12 +55,23 @@ class Relay:
     def run(self, heartbeat: Path | None = None) -> None:
         """Run for ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
         threading.Thread(target=Janitor(self.database, self.gate).run, daemon=True).start()
+        threading.Thread(target=self._warn_of_two_leaders, daemon=True).start()
         while True:
             try:
                 self.run_once(heartbeat)
             except (psycopg.Error, DatabaseUnavailable) as error:
                 log.warning("relay.disconnected", cause=type(error).__name__)
                 time.sleep(RECONNECT_S)
+
+    def _warn_of_two_leaders(self) -> None:
+        """Warn at the start. Later, an old leader is passed over while its standby acknowledges nothing."""
+        if len(hosts := self.database.believers()) > 1:
+            log.warning(
+                "postgres.two_leaders",
+                hosts=hosts,
+                advice="stop all but the leader that your failover manager names: without synchronous replication, each"
+                " takes writes that the others do not have (docs/scaling-postgresql.md)",
+            )
 
     def run_once(self, heartbeat: Path | None = None) -> None:
         """Listen on one connection until it is lost.
@@ -70,7 +80,7 @@ class Relay:
             psycopg.Error, DatabaseUnavailable
         """
         with Connection.connect(
-            self.dsn, **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
+            self.database.conninfo(), **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
         ) as connection:
             received: list[str] = []
             connection.add_notify_handler(lambda notification: received.append(notification.payload))
@@ -88,7 +98,9 @@ class Relay:
                     heartbeat.touch()
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
                 select.select([connection.fileno()], [], [], max(0.0, pause))
-                connection.execute("SELECT")  # within a second, or the connection is lost (Connection.wait)
+                # Within a second, or the connection is lost (Connection.wait). An old leader would answer
+                # a SELECT, and notify of nothing.
+                connection.execute(CONFIRM.text)
                 # The clock decides, however many notifications arrive. The comparison comes before their processing,
                 # because it may receive further notifications, which `select` then does not report.
                 if time.monotonic() >= compare_at:

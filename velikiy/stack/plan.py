@@ -86,6 +86,15 @@ class Plan:
     def secret(self, name: str) -> str:
         return (self.secrets_folder / name).read_text().strip()
 
+    def has_secret(self, name: str, value: str) -> bool:
+        return (self.secrets_folder / name).is_file() and self.secret(name) == value
+
+    @property
+    def direct_url(self) -> str:
+        """The address of PostgreSQL itself, without a pooler."""
+        direct = (self.secrets_folder / "database_direct_url").is_file()
+        return self.secret("database_direct_url" if direct else "database_url")
+
     @property
     def cluster(self) -> Path:
         return self.home / "postgres"

@@ -49,7 +49,7 @@ def obstacle(running: Plan, plan: Plan, wanted: list[Program], addresses: dict[s
         return "its address changes between http and https"
     # Two Redis at a time would be two caches, and each process would invalidate one of them.
     own = (running.own_postgres, running.own_redis) == (plan.own_postgres, plan.own_redis)
-    if not own or any(address and address != running.secret(name) for name, address in addresses.items()):
+    if not own or any(address and not running.has_secret(name, address) for name, address in addresses.items()):
         return "it uses another PostgreSQL, Redis or EDGE_SECRET"
     for program in wanted:
         if program.name in DATA_SERVERS and program.running_version(plan) != program.version():

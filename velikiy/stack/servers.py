@@ -10,7 +10,7 @@ import redis
 from velikiy.coherence.redis_connections import DROP, refusal
 from velikiy.coherence.redis_servers import NotReady, RedisServers
 from velikiy.coherence.shards import SLOTS, Server, ShardMap
-from velikiy.postgres import CONNECT_OPTIONS
+from velikiy.postgres import CONNECT_OPTIONS, lacking_settings
 from velikiy.postgres.rights import missing_rights
 from velikiy.settings import ServiceSettings
 from velikiy.stack import Refusal
@@ -55,6 +55,7 @@ PG_NEXT_STEPS = {
     "Connection refused": "Check the host, the port and that the server runs",
     "No such file or directory": "Check the host, the port and that the server runs",  # at a Unix socket
     "timeout expired": "Check the host, the port and firewalls",
+    "startup parameter": "It leads to PgBouncer: set DATABASE_DIRECT_URL, too (docs/scaling-postgresql.md)",
 }
 """The next step of the operator, by a part of the message of PostgreSQL or its client."""
 
@@ -90,7 +91,10 @@ def _inspect(name: str, url: str) -> tuple[int, object, list[str]]:
     from velikiy.resources.base import registry  # an import at the top would delay each command
 
     try:
-        with psycopg.connect(url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
+        # The apps send options, too, which a pooler refuses.
+        with psycopg.connect(
+            url, **CONNECT_OPTIONS, application_name="velikiy up", options="-c timezone=UTC"
+        ) as connection:
             version = connection.info.server_version // 10_000
             database = connection.execute(SAME_DATABASE).fetchone()
             return version, database, missing_rights(connection, list(registry()))
@@ -100,6 +104,25 @@ def _inspect(name: str, url: str) -> tuple[int, object, list[str]]:
         raise Refusal(
             f"{name} cannot be used: {message}. {next(steps, 'Check the address and that the server runs')}."
         ) from None
+
+
+def check_pooler(url: str) -> None:
+    """
+    Raises:
+        Refusal: The sessions of this PgBouncer are not set up for the service.
+    """
+    try:
+        with psycopg.connect(
+            url, **CONNECT_OPTIONS, application_name="velikiy up", prepare_threshold=None
+        ) as connection:
+            lacking = lacking_settings(connection)
+    except psycopg.Error as error:
+        raise Refusal(f"DATABASE_URL cannot be used: {' '.join(str(error).split())}. Check PgBouncer.") from None
+    if lacking:
+        raise Refusal(
+            f"The sessions of PgBouncer at DATABASE_URL lack {', '.join(lacking)}. Set them in its connect_query"
+            " (docs/scaling-postgresql.md)."
+        )
 
 
 def check_redis(url: str) -> None:
@@ -152,9 +175,7 @@ def warn_of_few_connections(plan: Plan, settings: ServiceSettings) -> None:
     """Warn if PostgreSQL has not enough connections for the apps."""
     needed = plan.apps * settings.app_workers * (2 * settings.app_threads + 2) + 8  # the relay, a command, migrations
     try:
-        with psycopg.connect(
-            plan.secret("database_url"), **CONNECT_OPTIONS, application_name="velikiy up"
-        ) as connection:
+        with psycopg.connect(plan.direct_url, **CONNECT_OPTIONS, application_name="velikiy up") as connection:
             row = connection.execute(CONNECTION_LIMITS).fetchone()
     except psycopg.Error:  # the apps log the reason
         return

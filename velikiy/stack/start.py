@@ -58,7 +58,9 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
-        servers.check_postgres(wanted.database_url, wanted.migration_database_url)
+        servers.check_postgres(wanted.database_direct_url or wanted.database_url, wanted.migration_database_url)
+        if wanted.database_direct_url:
+            servers.check_pooler(wanted.database_url)
     if wanted.redis_url:
         servers.check_redis(wanted.redis_url)
     obstacle = ""
@@ -148,7 +150,7 @@ def _refuse_older_code(running: Plan) -> None:
     from velikiy.postgres import migrate
 
     try:
-        migrate.check(running.secret("database_url"))
+        migrate.check(running.direct_url)
     except migrate.CannotMigrate as error:
         raise Refusal(f"{str(error)[0].upper()}{str(error)[1:]}. The stack still runs as before.") from None
 
@@ -185,12 +187,15 @@ def _replace_programs(
 def _is_unchanged(running: Plan, plan: Plan, wanted: StackSettings) -> bool:
     unchanged = (running.fingerprint, running.port, running.http_port) == (plan.fingerprint, plan.port, plan.http_port)
     secrets = {**_given_secrets(wanted), "migration_database_url": wanted.migration_database_url}
-    return unchanged and all(value is None or value == running.secret(name) for name, value in secrets.items())
+    return unchanged and all(value is None or running.has_secret(name, value) for name, value in secrets.items())
+
+
+GIVEN_SECRETS = ("database_url", "database_direct_url", "redis_url", "edge_secret")
 
 
 def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
     """Return the secrets that the user has set, by the names of their files."""
-    return {name: getattr(wanted, name) for name in ("database_url", "redis_url", "edge_secret")}
+    return {name: getattr(wanted, name) for name in GIVEN_SECRETS}
 
 
 def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
@@ -219,6 +224,7 @@ def _write_secrets(plan: Plan, wanted: StackSettings) -> None:
         postgres=str(plan.sockets),
         redis=str(plan.redis_socket),
         database_url=wanted.database_url,
+        database_direct_url=wanted.database_direct_url,
         redis_url=wanted.redis_url,
         edge_secret=wanted.edge_secret,
         migration_database_url=wanted.migration_database_url,
