@@ -112,7 +112,8 @@ class Node:
         if self._engine:
             self.kill()
         subprocess.run(["rm", "-rf", str(self._folder)], check=False)  # some 10,000 files, faster than from Python
-        for folder in Path("/sys/fs/cgroup").glob(f"*/{self.host.name}"):
+        folders = Path("/sys/fs/cgroup").glob(f"*/{self.host.name}/**/")
+        for folder in sorted(folders, reverse=True):  # the innermost first
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
