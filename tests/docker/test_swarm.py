@@ -36,7 +36,7 @@ START_LIMIT_S = 240.0
 """Seconds in which tasks start, also on a busy machine."""
 
 SECRETS = {
-    "postgres": ["app_password", "postgres_password"],
+    "postgres": ["app_password", "owner_password", "postgres_password"],
     "redis": ["redis.conf", "redis_password"],
     "app": ["database_url", "edge_secret", "redis_url"],
     "relay": ["database_url", "edge_secret", "redis_url"],
