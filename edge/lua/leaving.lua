@@ -5,8 +5,8 @@
 --    edges within the seconds that the file names. The cache is still in use: without it, the clients that are left
 --    would load the apps at once.
 -- 2. The edge gives its cache lease up, and an app deletes its row (renewal.lua:resign). Then the file is gone.
--- 3. With the file `stopping`, the edge refuses connections (listeners.lua), and accepts for a second those that wait.
---    Then the file is gone, and Nginx may be stopped.
+-- 3. With the file `stopping`, the edge refuses connections (listeners.lua), and accepts for a second the connections
+--    that wait already. Then the file is gone, and Nginx may be stopped.
 --
 -- A file needs no secret and no client: only the user of the edge may write there.
 

@@ -264,7 +264,7 @@ def shutdown_has_its_time(manifests: list[Manifest]) -> Iterator[str]:
     if command[0] != "/edge/leave" or leave_s < 5:
         yield "an edge does not leave before it is stopped"
     write_s = float(settings(manifests, "edge")["DATABASE_TIMEOUT"]) // 1 + 9
-    if pods["edge"]["spec"].get("terminationGracePeriodSeconds", 30) <= leave_s + 6 + write_s:
+    if pods["edge"]["spec"].get("terminationGracePeriodSeconds", 30) <= leave_s + 6 + 3 + write_s:
         yield "an edge is killed before its last write is answered"
 
 
