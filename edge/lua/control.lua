@@ -5,6 +5,7 @@ local closing = require "closing"
 local generations = require "generations"
 local lease = require "lease"
 local canonical = require("query").canonical
+local metrics = require "metrics"
 local renewal = require "renewal"
 local signature = require "signature"
 local store = require "store"
@@ -38,6 +39,7 @@ function _M.drop()
             generations.drop(path)
         end
     end
+    metrics.count("drops_total")
     return signature.respond(request, ngx.HTTP_NO_CONTENT, "")
 end
 

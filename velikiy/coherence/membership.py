@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence.host import HOST
 from velikiy.coherence.redis_connections import Server
 from velikiy.coherence.timing import EXCLUSION_S
@@ -52,6 +53,14 @@ class Cache(NamedTuple):
     def server(self) -> Server | None:
         """The Redis that may be used; None while Redis is fenced or not registered."""
         return Server.parse(self.address) if self.address and not self.fenced else None
+
+    @property
+    def kind(self) -> str:
+        return REDIS if self.name == REDIS else "edge"
+
+    @property
+    def state(self) -> str:
+        return "excluded" if self.excluded else "fenced" if self.fenced else "registered"
 
     @property
     def instance_id(self) -> str:
@@ -168,11 +177,14 @@ class Caches:
         if not caches:
             return
         with self.database.autocommit() as connection:
-            connection.execute(
+            fenced = connection.execute(
                 "UPDATE caches SET fenced_at = clock_timestamp() WHERE fenced_at IS NULL"
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 _which(caches),
             )
+        if fenced.rowcount:  # else another writer was faster
+            for cache in caches:
+                metrics.FENCES.labels(cache.kind).inc()
         log.warning("cache.fenced", caches=[cache.address or cache.name for cache in caches])
 
     def await_exclusion(self, caches: Sequence[Cache]) -> None:
@@ -188,9 +200,11 @@ class Caches:
         if not caches:
             return
         if not self._waiting.acquire(blocking=False):
+            metrics.REFUSED_WAITS.inc()
             raise DatabaseUnavailable("too many writes wait for a cache that does not answer")
         try:
-            self._await_exclusion(caches)
+            with metrics.EXCLUSION_WAIT.time():
+                self._await_exclusion(caches)
         finally:
             self._waiting.release()
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import redis
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.redis_connections import (
     DROP,
@@ -51,6 +52,13 @@ class Hit(NamedTuple):
     entry: Entry
     ttl: int
     """Seconds that Redis keeps it."""
+
+
+READ_RESULTS = {
+    Hit: metrics.REDIS_READS.labels("hit"),
+    FillLease: metrics.REDIS_READS.labels("miss"),
+    type(None): metrics.REDIS_READS.labels("not used"),
+}
 
 
 class NewFillLease:
@@ -110,6 +118,7 @@ class RedisTier:
         # A write waits longer, because going on without Redis costs it a fence.
         self._drop_connections = Connections(url, DROP_TIMEOUT_S, direct=direct)
         self._skip_until = 0.0
+        metrics.watch(lambda: metrics.BREAKER_OPEN.set(self.breaker_open))
         self._other: Server | None = None
         """The unregistered server that the log has named already."""
 
@@ -122,6 +131,11 @@ class RedisTier:
         Raises:
             DatabaseUnavailable: The cache lease has expired and PostgreSQL does not answer.
         """
+        found = self._read(path, variant, patience)
+        READ_RESULTS[type(found)].inc()
+        return found
+
+    def _read(self, path: CachePath, variant: str, patience: float) -> Hit | FillLease | None:
         if self.breaker_open:
             return None
         lease = NewFillLease()
@@ -251,6 +265,18 @@ class RedisTier:
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
+    def usage(self) -> dict[str, Any]:
+        """Return what Redis reports of its memory (INFO), for people.
+
+        Raises:
+            DoesNotAnswer
+        """
+        try:
+            usage: dict[str, Any] = self._drop_connections.client.info("memory", "stats")
+        except AWAY as error:
+            raise DoesNotAnswer(error) from error
+        return usage
+
     @property
     def breaker_open(self) -> bool:
         return time.monotonic() < self._skip_until
@@ -276,6 +302,7 @@ class RedisTier:
             log.warning("redis.not_registered", address=found.address, advice=OTHER_ADVICE)
 
     def _failed(self, what: str, error: Exception) -> None:
+        metrics.REDIS_FAILURES.labels(what).inc()
         self._skip_until = time.monotonic() + self.BREAKER_S
         log.warning("redis.unavailable", during=what, cause=type(error).__name__)
 

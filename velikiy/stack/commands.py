@@ -170,7 +170,7 @@ def status(data: Path | None, as_json: bool) -> None:
 def _state(home: Path) -> dict[str, Any]:
     plan = Plan.load(home)
     state: dict[str, Any] = {"ready": False, "edges": [], "apps": [], "postgres": "", "redis": "", "data": str(home)}
-    state["processes"], state["warnings"] = [], []
+    state["processes"], state["warnings"], state["metrics"] = [], [], ""
     if plan is None:
         return state
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
@@ -181,6 +181,8 @@ def _state(home: Path) -> dict[str, Any]:
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
     ]
+    if any(process["name"] == "metrics" for process in state["processes"]):
+        state["metrics"] = f"http://127.0.0.1:{plan.metrics_port}/metrics"
     state["ready"] = bool(state["processes"]) and is_ready(plan)
     if state["ready"]:
         state["warnings"] = warnings(plan)
@@ -199,6 +201,8 @@ def _describe(state: dict[str, Any]) -> None:
         click.echo(f"  {display_url(url)}")
     for process in state["processes"]:
         click.echo(f"  {process['name']:<10} {process['state'].lower():<10} {process['pid'] or '-'}")
+    if state["metrics"]:
+        click.echo(f"  metrics at {state['metrics']}")
     click.echo(f"  data in {state['data']}")
 
 

@@ -175,6 +175,12 @@ def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int], 
     raise Refusal(f"{' '.join(obstacles)} Choose another port with --port.")
 
 
+def check_metrics_port(port: int | None, running: Plan | None) -> None:
+    """Raises: Refusal"""
+    if port and not (running and running.metrics_port == port) and not is_free("127.0.0.1", port):
+        raise Refusal(f"METRICS_PORT={port} is in use by another program. Choose another port.")
+
+
 def choose_http_port(wanted: int | None, plan: Plan, reusable: list[int]) -> int:
     """Return the port where the first edge redirects plain HTTP to TLS, or 0: the wanted port, else 80 beside 443.
 

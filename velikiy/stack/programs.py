@@ -102,6 +102,7 @@ def programs(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> li
     return [
         *([_postgres(plan, binaries)] if binaries else []),
         *([_redis(plan)] if plan.own_redis else []),
+        *([_metrics(plan)] if settings.metrics == "on" else []),
         _relay(plan, environment),
         *_apps(plan, settings, environment),
         *_edges(plan, settings),
@@ -143,6 +144,7 @@ def _python_environment(plan: Plan, settings: ServiceSettings) -> dict[str, str]
         "BIND": plan.bind,
         "REDIS_DIRECT": str(settings.redis_direct or plan.own_redis),
         "SECRETS_DIR": str(plan.secrets_folder),
+        **({"PROMETHEUS_MULTIPROC_DIR": str(plan.metrics_folder)} if settings.metrics == "on" else {}),
         **authentication(plan),
     }
 
@@ -153,6 +155,11 @@ def authentication(plan: Plan) -> dict[str, str]:
     A server of the user's own may authenticate in other ways.
     """
     return {"PGREQUIREAUTH": "scram-sha-256"} if plan.own_postgres else {}
+
+
+def _metrics(plan: Plan) -> Program:
+    command = [sys.executable, "-P", "-m", "velikiy.stack.scrape_target", str(plan.home), str(plan.metrics_port)]
+    return Program("metrics", command, {"PYTHONPATH": str(code_folder()), "PYTHONDONTWRITEBYTECODE": "1"})
 
 
 def _relay(plan: Plan, environment: dict[str, str]) -> Program:
@@ -198,6 +205,7 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "EDGE_WORKERS": str(settings.edge_workers),
                 "PATH_PREFIX": settings.path_prefix,
                 "TRUSTED_PROXIES": settings.trusted_proxies,
+                "METRICS": settings.metrics,
                 "RATE_REQUESTS": _or_default(settings.rate_requests),
                 "RATE_WINDOW": str(settings.rate_window),
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),

@@ -47,6 +47,7 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     previous = Plan.load(home)
     running = previous if previous and Supervisor(previous).pid() is not None else None
     plan = _make_plan(home, wanted, reload, settings, running)
+    preflight.check_metrics_port(wanted.metrics_port, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
     auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
     if running and _is_unchanged(running, plan, wanted) and is_ready(running):
@@ -104,6 +105,7 @@ def _make_plan(
         reload=reload,
         own_postgres=wanted.database_url is None,
         own_redis=wanted.redis_url is None,
+        metrics_port=wanted.metrics_port or 0,
     )
     if running:
         plan.port = wanted.port or running.port
@@ -112,7 +114,7 @@ def _make_plan(
                 setattr(plan, name, getattr(running, name))
     plan.compatibility = COMPATIBILITY
     # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
-    parts = (plan.bind, plan.edges, plan.apps, settings, plan.own_postgres, plan.own_redis)
+    parts = (plan.bind, plan.edges, plan.apps, settings, plan.own_postgres, plan.own_redis, plan.metrics_port)
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
 
@@ -204,6 +206,7 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     servers = [
         "redis",
         "relay",
+        "metrics",
         *(f"app{n + 1}" for n in range(plan.apps)),
         *(f"edge{n + 1}" for n in range(plan.edges)),
     ]
