@@ -207,7 +207,7 @@ def serve() -> None:
         return
     host, _, port = listen.rpartition(":")
     target = CollectorRegistry()
-    target.register(Collector(_slots.folder))  # type: ignore[arg-type]
+    target.register(Collector(_slots.folder))
 
     def begin() -> None:
         while True:  # until a worker of this number that is about to end has closed its listener

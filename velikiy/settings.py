@@ -216,7 +216,7 @@ class ServiceSettings(BaseSettings):
     """Edges that may be registered at the same time. Each costs each write a request."""
 
     metrics: Literal["on", "off"] = "on"
-    """Whether all processes count for Prometheus (docs/monitoring.md)."""
+    """With "on", all processes count for Prometheus (docs/monitoring.md)."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -261,6 +261,9 @@ class StackSettings(BaseSettings):
     metrics_port: int | None = Field(None, ge=1, le=65_535)
     """The port on 127.0.0.1 where Prometheus reads the metrics of the whole stack. None means a free port, which
     `./run status` names."""
+
+    prometheus_port: int = Field(9090, ge=1, le=65_535)
+    """The port on 127.0.0.1 of the Prometheus that `--monitoring` starts."""
 
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)

@@ -13,7 +13,7 @@ from pathlib import Path
 from velikiy.stack import Refusal
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -54,6 +54,10 @@ class Plan:
     metrics_port: int = 0
     """Where Prometheus reads the metrics of the whole stack, 0 without metrics."""
 
+    monitoring: bool = False
+    """The stack has a Prometheus of its own."""
+
+    prometheus_port: int = 0
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""
 

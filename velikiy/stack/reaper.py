@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-PROGRAM_PREFIXES = ("nginx", "postgres", "redis-", "python")
+PROGRAM_PREFIXES = ("nginx", "postgres", "redis-", "python", "prometheus")
 """The beginnings of the names of the programs that a stack starts. A person's shell in a data folder is not among
 them."""
 

@@ -101,7 +101,7 @@ def main() -> None:
     if plan is None:
         logs.cannot_start(f"there is no stack in {home}")
     for collector in (metrics.Collector(plan.metrics_folder), Edges(home), Processes(home)):
-        target.register(collector)  # type: ignore[arg-type]
+        target.register(collector)
     _, thread = start_http_server(port, "127.0.0.1", target)
     thread.join()
 

@@ -32,7 +32,7 @@ from velikiy.stack.programs import authentication, copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
-def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) -> Plan | None:
+def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, monitoring: bool) -> Plan | None:
     """Start the stack. If it runs with other settings or other code, replace its programs while it serves, or restart
     it if that is impossible.
 
@@ -46,8 +46,11 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     settings = load(ServiceSettings, None)
     previous = Plan.load(home)
     running = previous if previous and Supervisor(previous).pid() is not None else None
-    plan = _make_plan(home, wanted, reload, settings, running)
-    preflight.check_metrics_port(wanted.metrics_port, running)
+    plan = _make_plan(home, wanted, reload, monitoring, settings, running)
+    if plan.monitoring and settings.metrics == "off":
+        raise Refusal("--monitoring needs metrics. Remove METRICS=off.")
+    preflight.check_inner_port("METRICS_PORT", wanted.metrics_port or 0, running)
+    preflight.check_inner_port("PROMETHEUS_PORT", plan.prometheus_port, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
     auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
     if running and _is_unchanged(running, plan, wanted) and is_ready(running):
@@ -93,7 +96,12 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
 
 
 def _make_plan(
-    home: Path, wanted: StackSettings, reload: bool, settings: ServiceSettings, running: Plan | None
+    home: Path,
+    wanted: StackSettings,
+    reload: bool,
+    monitoring: bool,
+    settings: ServiceSettings,
+    running: Plan | None,
 ) -> Plan:
     """Return the plan that the user wants. A running stack keeps each value that the user has not set."""
     plan = Plan(
@@ -112,9 +120,20 @@ def _make_plan(
         for name in ("bind", "edges", "apps"):
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(running, name))
+    plan.monitoring = monitoring or bool(running and running.monitoring)
+    plan.prometheus_port = wanted.prometheus_port if plan.monitoring else 0
     plan.compatibility = COMPATIBILITY
     # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
-    parts = (plan.bind, plan.edges, plan.apps, settings, plan.own_postgres, plan.own_redis, plan.metrics_port)
+    parts = (
+        plan.bind,
+        plan.edges,
+        plan.apps,
+        settings,
+        plan.own_postgres,
+        plan.own_redis,
+        plan.metrics_port,
+        plan.prometheus_port,
+    )
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
 
@@ -207,6 +226,7 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
         "redis",
         "relay",
         "metrics",
+        "prometheus",
         *(f"app{n + 1}" for n in range(plan.apps)),
         *(f"edge{n + 1}" for n in range(plan.edges)),
     ]
@@ -342,6 +362,8 @@ def _show_hints(plan: Plan) -> None:
     report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
     report(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
+    if plan.monitoring:
+        report(f"  alerts  http://127.0.0.1:{plan.prometheus_port}/alerts")
     report(f"  stop    ./run down{option}")
 
 
