@@ -8,7 +8,7 @@ from bench.rows.edges import edges, start
 from bench.rows.growth import growth, memory
 from bench.rows.mixed import latency, mix
 from bench.rows.paths import paths
-from bench.rows.reads import hit, miss, redis_hit
+from bench.rows.reads import hit, metrics, miss, redis_hit
 from bench.rows.writes import after_write, hot, put
 
 __all__ = ["PICTURES", "ROWS", "Bench"]
@@ -28,6 +28,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "after-write": after_write,
     "memory": memory,
     PICTURES: paths,
+    "metrics": metrics,
     "edges": edges,
     "up": start,
 }

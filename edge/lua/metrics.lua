@@ -32,8 +32,8 @@ local _M = {}
 
 local is_on = false
 
--- The counts of this worker since it last added to shared memory: a number by the key of a series. The hits are apart, by
--- path or by resource, because a string that is made for each hit would cost more than the addition.
+-- The counts of this worker since it last added to shared memory: a number by the key of a series. The hits are apart,
+-- by path or by resource, because a string that is made for each hit would cost more than the addition.
 local counted = {}
 local list_hits, count_hits, row_hits = {}, {}, {}
 
