@@ -52,7 +52,8 @@ def metrics(bench: Bench) -> Result:
         with pinned(peers, servers):
             samples = bench.alternate(*(edge_hits(peer) for peer in peers))
     return Result(
-        [compare_rates("metrics", "edge hits with / without", samples, "with metrics", "without metrics", 0.97)], samples
+        [compare_rates("metrics", "edge hits with / without", samples, "with metrics", "without metrics", 0.97)],
+        samples,
     )
 
 

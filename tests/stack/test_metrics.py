@@ -9,7 +9,7 @@ import pytest
 import requests
 
 from testkit.metrics import Scrape, scrape, target_of
-from testkit.stack import ROOT, Stack, children_of, folder, refused, run, status_of, wait_until
+from testkit.stack import ROOT, Stack, children_of, folder, free_ports, refused, run, status_of, wait_until
 from velikiy import metrics
 
 COUNTING = """
@@ -17,16 +17,17 @@ import sys
 from velikiy import metrics
 metrics.DROP_ROUNDS.inc(int(sys.argv[1]))
 metrics.RELAYS_LISTENING.set(1)
+metrics.serve()
 print("counted", flush=True)
 sys.stdin.read()
 """
 
 
-def start_counting(number: int, path: Path) -> "subprocess.Popen[str]":
+def start_counting(number: int, path: Path, **environment: str) -> "subprocess.Popen[str]":
     process = subprocess.Popen(
         [sys.executable, "-c", COUNTING, str(number)],
         cwd=ROOT,
-        env={**os.environ, metrics.FOLDER_VARIABLE: str(path)},
+        env={**os.environ, metrics.FOLDER_VARIABLE: str(path), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -128,6 +129,7 @@ def test_clients_do_not_reach_the_metrics(stack: Stack) -> None:
         assert status_of(f"{base}/metrics") == 404
         assert status_of(f"{base}/.metrics") == 404
     assert target_of(stack).startswith("http://127.0.0.1:")
+    assert stack.refresh()["metrics"] == target_of(stack)
 
 
 def test_port_of_the_target_that_is_in_use_is_refused(stack: Stack) -> None:
@@ -154,6 +156,16 @@ class TestFiles:
             assert totals(path) == (3, 1)
             second.communicate()
             assert totals(path) == (3, 0)
+
+    def test_container_serves_the_metrics_of_its_processes(self) -> None:
+        port = free_ports(1)
+        with folder() as path:
+            other = start_counting(2, path)
+            process = start_counting(1, path, METRICS_LISTEN=f"127.0.0.1:{port}")
+            wait_until(lambda: status_of(f"http://127.0.0.1:{port}/metrics"))
+            assert Scrape(f"http://127.0.0.1:{port}/metrics").value("velikiy_drop_rounds_total") == 3
+            process.communicate()
+            other.communicate()
 
     def test_process_without_memory_for_its_files_works_and_counts_for_itself(self) -> None:
         with folder() as path:
