@@ -48,7 +48,7 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, mo
     running = previous if previous and Supervisor(previous).pid() is not None else None
     plan = _make_plan(home, wanted, reload, monitoring, settings, running)
     if plan.monitoring and settings.metrics == "off":
-        raise Refusal("--monitoring needs metrics. Remove METRICS=off.")
+        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or stop the stack first.")
     preflight.check_inner_port("METRICS_PORT", wanted.metrics_port or 0, running)
     preflight.check_inner_port("PROMETHEUS_PORT", plan.prometheus_port, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
@@ -121,7 +121,9 @@ def _make_plan(
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(running, name))
     plan.monitoring = monitoring or bool(running and running.monitoring)
-    plan.prometheus_port = wanted.prometheus_port if plan.monitoring else 0
+    keeps_port = running and running.monitoring and "prometheus_port" not in wanted.model_fields_set
+    port = running.prometheus_port if running and keeps_port else wanted.prometheus_port
+    plan.prometheus_port = port if plan.monitoring else 0
     plan.compatibility = COMPATIBILITY
     # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
     parts = (
