@@ -237,6 +237,9 @@ class ServiceSettings(BaseSettings):
     max_edges: int = Field(64, ge=1, le=1024)
     """Edges that may be registered at the same time. Each costs each write a request."""
 
+    metrics: Literal["on", "off"] = "on"
+    """With "on", all processes count for Prometheus (docs/monitoring.md)."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
@@ -292,6 +295,13 @@ class StackSettings(BaseSettings):
     http_port: int | None = Field(None, ge=0, le=65_535)
     """The port where the first edge redirects plain HTTP to TLS. 0 opens none. None means 80 if `port` is 443 and port
     80 can be opened."""
+
+    metrics_port: int | None = Field(None, ge=1, le=65_535)
+    """The port on 127.0.0.1 where Prometheus reads the metrics of the whole stack. None means a free port, which
+    `./run status` names."""
+
+    prometheus_port: int = Field(9090, ge=1, le=65_535)
+    """The port on 127.0.0.1 of the Prometheus that `--monitoring` starts."""
 
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)

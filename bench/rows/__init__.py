@@ -9,7 +9,7 @@ from bench.rows.growth import growth, memory
 from bench.rows.guarded import crowd, keys
 from bench.rows.mixed import latency, mix
 from bench.rows.paths import paths
-from bench.rows.reads import hit, miss, redis_hit
+from bench.rows.reads import hit, metrics, miss, redis_hit
 from bench.rows.writes import after_write, hot, put
 
 __all__ = ["PICTURES", "ROWS", "Bench"]
@@ -31,6 +31,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "crowd": crowd,
     "memory": memory,
     PICTURES: paths,
+    "metrics": metrics,
     "edges": edges,
     "up": start,
 }

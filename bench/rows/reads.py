@@ -1,11 +1,17 @@
 """Reads from an edge, from Redis, and from PostgreSQL."""
 
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from bench import pgbench
 from bench.measure import Line, Ratio, Result, Subject, compare, compare_rates
+from bench.peers.running import Peer
 from bench.rows.base import ACTIVE_USERS, Bench, cycling, edge_hits, pinned, split_cores
 from bench.wrk import LoadResult
+from testkit.failpoints import has_cache_lease, running_edge
+from testkit.stack import ROOT, wait_until
 
 HIT_GROUPS = ("edge", "supervisor")
 """Groups of processes that work at an edge hit: the supervisor writes the edge's log."""
@@ -29,6 +35,24 @@ def hit(bench: Bench) -> Result:
             compare_rates("edge hit", "velikiy / return 200", samples, "velikiy", "return 200", 0.65),
             Line("edge hit", "velikiy / Varnish, per CPU second", cpu, 1.5),
         ],
+        samples,
+    )
+
+
+def metrics(bench: Bench) -> Result:
+    """Read one user again and again from an edge with metrics and from an edge without."""
+    app = urlsplit(bench.peers.stack.app).netloc
+    servers, _load = split_cores()
+    with ExitStack() as context:
+        peers = []
+        for name, setting in (("with metrics", "on"), ("without metrics", "off")):
+            url, data = context.enter_context(running_edge(app, ROOT / "edge", METRICS=setting))
+            wait_until(lambda url=url: has_cache_lease(url))  # type: ignore[misc]
+            peers.append(Peer(name, url, {"edge": [int((Path(data) / "nginx.pid").read_text())]}))
+        with pinned(peers, servers):
+            samples = bench.alternate(*(edge_hits(peer) for peer in peers))
+    return Result(
+        [compare_rates("metrics", "edge hits with / without", samples, "with metrics", "without metrics", 0.97)],
         samples,
     )
 

@@ -96,6 +96,16 @@ function _M.start()
 end
 
 
+-- Return how many peers may be chosen and how many are down, for the metrics.
+function _M.count()
+    local down = 0
+    for _, peer in ipairs(peers) do
+        down = down + (peer.down and 1 or 0)
+    end
+    return #peers - down, down
+end
+
+
 -- Return the next peer in turn. A peer that is down, or failed in this request, is chosen only if there is no other.
 function _M.choose(failed)
     local any

@@ -6,6 +6,7 @@ local generations = require "generations"
 local leaving = require "leaving"
 local lease = require "lease"
 local canonical = require("query").canonical
+local metrics = require "metrics"
 local renewal = require "renewal"
 local signature = require "signature"
 local store = require "store"
@@ -39,6 +40,7 @@ function _M.drop()
             generations.drop(path)
         end
     end
+    metrics.count("drops_total")
     return signature.respond(request, ngx.HTTP_NO_CONTENT, "")
 end
 

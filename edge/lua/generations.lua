@@ -4,6 +4,7 @@
 
 local ids = require "ids"
 local lease = require "lease"
+local metrics = require "metrics"
 local store = require "store"
 
 local generations = ngx.shared.generations
@@ -19,7 +20,10 @@ function _M.current(epoch, path)
         -- Never a default: an entry that was stored under it before would be found again. `add`, because another read
         -- may have added a generation meanwhile, which both have to use.
         local fresh = ids.fresh()
-        local added, err = generations:add(key, fresh)
+        local added, err, evicted = generations:add(key, fresh)
+        if evicted then
+            metrics.count('evictions_total{store="generations"}')
+        end
         if added then
             return fresh
         elseif err ~= "exists" then

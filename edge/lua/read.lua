@@ -3,6 +3,7 @@
 
 local generations = require "generations"
 local lease = require "lease"
+local metrics = require "metrics"
 local canonical = require("query").canonical
 local origin = require "origin"
 local redis = require "redis"
@@ -148,6 +149,7 @@ function _M.hit(epoch)
     if link ~= "" then
         var.link = store.prefixed_links(link, var.path_prefix)
     end
+    metrics.count_hit(path)
     return body
 end
 

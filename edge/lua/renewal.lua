@@ -6,6 +6,7 @@ local clock = require "clock"
 local ids = require "ids"
 local lease = require "lease"
 local constants = require "constants"
+local metrics = require "metrics"
 local signature = require "signature"
 
 local RETRY_S = 0.1             -- after a renewal that failed
@@ -160,6 +161,7 @@ local function renew()
             return false  -- the lease that was granted before expires by itself
         end
         log_once("this edge was fenced, because writers could not reach it: it empties its cache and registers again")
+        metrics.count("fences_total")
         state:delete("registered")
         local steady = now_ms() - registered_at > STEADY_S * 1000
         pause_s = steady and 0 or math.min(math.max(2 * pause_s, 1), MAX_PAUSE_S)

@@ -9,6 +9,8 @@
 -- Relies on: shared dictionaries, which evict the entry that was used longest ago.
 -- Remove when: proxy_cache can keep responses in memory.
 
+local metrics = require "metrics"
+
 local small = ngx.shared.small
 local large = ngx.shared.large
 local time = ngx.time
@@ -65,12 +67,16 @@ end
 
 -- Store an entry and return whether that succeeded. A new entry evicts the entry that was used longest ago.
 function _M.put(key, entry)
-    local dictionary, other = small, large
+    local dictionary, other, name = small, large, "small"
     if #entry > MAX_SMALL_BYTES then
-        dictionary, other = large, small
+        dictionary, other, name = large, small, "large"
     end
     other:delete(key)  -- an outdated entry of another size, which would be found instead
-    return (dictionary:set(key, entry, 0, time()))
+    local stored, _, evicted = dictionary:set(key, entry, 0, time())
+    if evicted then
+        metrics.count('evictions_total{store="' .. name .. '"}')
+    end
+    return stored
 end
 
 

@@ -178,6 +178,19 @@ def test_edge_reaches_the_app_and_redis_but_not_postgresql(stack: Stack) -> None
         assert not reaches(network["IPAddress"], 5432)
 
 
+@pytest.mark.parametrize(
+    ("address", "metric"),
+    [
+        ("app:9100", "velikiy_app_requests_total"),
+        ("relay:9100", "velikiy_relays_listening 1"),
+        ("edge:8081", "velikiy_edge_requests_total"),
+    ],
+)
+def test_prometheus_reads_the_metrics_of_each_container_inside(stack: Stack, address: str, metric: str) -> None:
+    read = f"import urllib.request as it; print(it.urlopen('http://{address}/metrics', timeout=5).read().decode())"
+    wait_until(lambda: metric in stack.execute("app", "python", "-c", read), f"{metric} at {address}")
+
+
 def test_passwords_are_only_in_their_volume(stack: Stack) -> None:
     for name, password in passwords(stack).items():
         assert len(password) >= 24, name

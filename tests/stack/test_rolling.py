@@ -113,7 +113,9 @@ def test_number_of_apps_and_edges_changes_under_load_without_a_failed_request(ro
             assert changed.returncode == 0, changed.stderr
             rolled.refresh()
             assert (len(rolled.apps), len(rolled.edges)) == (int(apps), int(edges))
-            assert len(rolled.pids()) == int(apps) + int(edges) + 3
+            assert (
+                len(rolled.pids()) == int(apps) + int(edges) + 4
+            )  # PostgreSQL, Redis, the relay and the scrape target
     assert load.failures == []
 
 

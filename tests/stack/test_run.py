@@ -65,7 +65,7 @@ class TestStarting:
         assert len(state["edges"]) == len(state["apps"]) == 2
         assert state["data"] == str(stack.data)
         names = [process["name"] for process in state["processes"]]
-        assert sorted(names) == ["app1", "app2", "edge1", "edge2", "postgres", "redis", "relay"]
+        assert sorted(names) == ["app1", "app2", "edge1", "edge2", "metrics", "postgres", "redis", "relay"]
         for process in state["processes"]:
             assert process["state"] == "RUNNING"
             assert Path(f"/proc/{process['pid']}").exists()
@@ -101,7 +101,7 @@ class TestStarting:
         database = stack.redis_database(5)
         try:
             with running(DATABASE_URL=address, REDIS_URL=database) as guest:
-                assert sorted(guest.pids()) == ["app1", "app2", "edge1", "relay"]
+                assert sorted(guest.pids()) == ["app1", "app2", "edge1", "metrics", "relay"]
                 assert requests.get(f"{guest.edge}/users/1", timeout=5).json()["name"] == "Alice"
                 assert guest.redis().exists("user:1")
                 assert guest.postgres == address

@@ -16,6 +16,7 @@ def relay(heartbeat: Path | None) -> None:
     """Invalidate the caches after SQL writes that bypass the app. Runs until it is stopped."""
     logs.configure_service("info")  # for the lines before the level is known
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # click would print "Aborted!"
+    from velikiy import metrics
     from velikiy.relay.listener import connect
 
     try:
@@ -23,6 +24,7 @@ def relay(heartbeat: Path | None) -> None:
     except BadSetting as bad:
         logs.cannot_start(bad)
     logs.configure_service(settings.log_level)
+    metrics.serve()
     try:
         connect(settings).run(heartbeat)
     except OSError as error:  # the heartbeat file

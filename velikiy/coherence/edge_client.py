@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence.entry import CachePath
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.signatures import HEADER, Signer
@@ -58,6 +59,7 @@ class EdgeTier:
         for drop in drops:
             if not drop.done:
                 log.warning("edge.unavailable", cache=drop.edge.name, address=drop.edge.address, cause=drop.cause)
+                metrics.UNACKNOWLEDGED.labels("edge", drop.cause).inc()
                 drop.close()
                 # Its other kept connections may lead to the same worker, which may be stopped.
                 self._close_idle(drop.edge.address)

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence.host import HOST
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import EXCLUSION_S
@@ -58,6 +59,14 @@ class Cache(NamedTuple):
         """The address, for people."""
         is_redis = self.name == REDIS and self.address
         return ShardMap.parse(self.address).address if is_redis else self.address or self.name
+
+    @property
+    def kind(self) -> str:
+        return REDIS if self.name == REDIS else "edge"
+
+    @property
+    def state(self) -> str:
+        return "excluded" if self.excluded else "fenced" if self.fenced else "registered"
 
     @property
     def instance_id(self) -> str:
@@ -177,11 +186,14 @@ class Caches:
         if not caches:
             return
         with self.database.autocommit() as connection:
-            connection.execute(
+            fenced = connection.execute(
                 "UPDATE caches SET fenced_at = clock_timestamp() WHERE fenced_at IS NULL"
                 " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
                 _which(caches),
             )
+        if fenced.rowcount:  # else another writer was faster
+            for cache in caches:
+                metrics.FENCES.labels(cache.kind).inc()
         log.warning("cache.fenced", caches=[cache.shown for cache in caches])
 
     def await_exclusion(self, caches: Sequence[Cache]) -> None:
@@ -197,9 +209,11 @@ class Caches:
         if not caches:
             return
         if not self._waiting.acquire(blocking=False):
+            metrics.REFUSED_WAITS.inc()
             raise DatabaseUnavailable("too many writes wait for a cache that does not answer")
         try:
-            self._await_exclusion(caches)
+            with metrics.EXCLUSION_WAIT.time():
+                self._await_exclusion(caches)
         finally:
             self._waiting.release()
 

@@ -25,6 +25,7 @@ from enum import Enum, auto
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+from velikiy import metrics
 from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
@@ -202,7 +203,8 @@ class Gate:
         Raises:
             DatabaseUnavailable
         """
-        dropped = self._group.submit(connection, Drop(paths, prefill), partial(self._drop_all, connection))
+        with metrics.DROP_DURATION.time():
+            dropped = self._group.submit(connection, Drop(paths, prefill), partial(self._drop_all, connection))
         if wait:
             self._await_exclusion(connection, dropped.fenced)
             if any(cache.name == REDIS for cache in dropped.fenced):
@@ -212,6 +214,7 @@ class Gate:
 
     def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
         """Drop for all of these writers; each holds its own locks. Each waits by itself for an exclusion."""
+        metrics.DROP_ROUNDS.inc()
         named = Counter(path for drop in drops for path in drop.paths or ())
         paths = None if any(drop.paths is None for drop in drops) else list(named)
         # If two of the writers drop one path, neither may prefill it. In two rounds the later drop would take the fill
@@ -239,7 +242,8 @@ class Gate:
             with connection.deadline_paused():
                 try:
                     return self.redis_tier.drop(paths, prefill, shards=shards), None
-                except DoesNotAnswer:
+                except DoesNotAnswer as error:
+                    metrics.UNACKNOWLEDGED.labels(REDIS, str(error)).inc()
                     break
                 except OtherServer as error:
                     self.adopt(error.found)
@@ -281,6 +285,7 @@ class Gate:
 def _check_deadline(until: float | None) -> None:
     """Raises: TooLate"""
     if until is not None and now() >= until:
+        metrics.LATE_WRITES.inc()
         raise TooLate
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import redis
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.redis_connections import DROP, FILL, MOVING, READ, Argument, OtherServer, refusal
 from velikiy.coherence.redis_lease import NOTHING, RedisLease
@@ -52,6 +53,13 @@ class Hit(NamedTuple):
     entry: Entry
     ttl: int
     """Seconds that Redis keeps it."""
+
+
+READ_RESULTS = {
+    Hit: metrics.REDIS_READS.labels("hit"),
+    FillLease: metrics.REDIS_READS.labels("miss"),
+    type(None): metrics.REDIS_READS.labels("not used"),
+}
 
 
 class NewFillLease:
@@ -113,6 +121,7 @@ class RedisTier:
         # A write waits longer, because going on without Redis costs it a fence.
         self._drop_servers = RedisServers(url, DROP_TIMEOUT_S, direct=direct)
         self._skip_until = 0.0
+        metrics.watch(lambda: metrics.BREAKER_OPEN.set(self.breaker_open))
         self._other = ""
         """The unregistered server that the log has named already."""
 
@@ -125,6 +134,11 @@ class RedisTier:
         Raises:
             DatabaseUnavailable: The cache lease has expired and PostgreSQL does not answer.
         """
+        found = self._read(path, variant, patience)
+        READ_RESULTS[type(found)].inc()
+        return found
+
+    def _read(self, path: CachePath, variant: str, patience: float) -> Hit | FillLease | None:
         if self.breaker_open:
             return None
         lease = NewFillLease()
@@ -292,6 +306,22 @@ class RedisTier:
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
+    def usage(self) -> dict[str, int]:
+        """Return what the servers report of their memory (INFO), added up.
+
+        Raises:
+            DoesNotAnswer
+        """
+        shards = self.registered() or self.identify()
+        total = {"used_memory": 0, "maxmemory": 0, "evicted_keys": 0}
+        try:
+            for server in shards.servers:
+                reported: Any = self._drop_servers.connections_to(server, shards).client.info("everything")
+                total = {name: so_far + int(reported.get(name, 0)) for name, so_far in total.items()}
+        except AWAY as error:
+            raise DoesNotAnswer(error) from error
+        return total
+
     @property
     def breaker_open(self) -> bool:
         return time.monotonic() < self._skip_until
@@ -319,6 +349,7 @@ class RedisTier:
             log.warning("redis.not_registered", address=found.address, advice=OTHER_ADVICE)
 
     def _failed(self, what: str, error: Exception) -> None:
+        metrics.REDIS_FAILURES.labels(what).inc()
         self._skip_until = time.monotonic() + self.BREAKER_S
         log.warning("redis.unavailable", during=what, cause=type(error).__name__)
 

@@ -3,11 +3,12 @@
 import re
 import secrets
 import time
+from functools import cache
 
 import structlog
 from flask import Flask, Response, g, request
 
-from velikiy import logs
+from velikiy import logs, metrics
 from velikiy.http import forwarded, requests
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import READ_METHODS, Browsers
@@ -79,6 +80,29 @@ def log(response: Response) -> Response:
     return response
 
 
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+
+
+def count(response: Response) -> Response:
+    """Count the request by its route. The number of paths has no limit, and neither has the number of methods."""
+    route = _route(request.url_rule.rule) if request.url_rule else "(other)"
+    method = request.method if request.method in METHODS else "(other)"
+    cache_status = response.headers.get("Cache-Status")
+    if cache_status:
+        tier = "redis" if cache_status.startswith("redis; hit") else "postgres"
+    else:
+        tier = "none" if method in READ_METHODS else "postgres"
+    metrics.APP_REQUESTS.labels(method, route, str(response.status_code)).inc()
+    metrics.APP_DURATION.labels(route, tier).observe(time.monotonic() - g.began)
+    return response
+
+
+@cache
+def _route(rule: str) -> str:
+    """Return the route as the API's document names it: /users/{id}."""
+    return re.sub("<id:[a-z_]+>", "{id}", re.sub("<(?:path:)?([a-z_]+)>", r"{\1}", rule))
+
+
 def audit(response: Response) -> Response:
     """Log which API key wrote what. The line has ids only: no value of a row, and no address."""
     key = g.get("api_key")
@@ -111,5 +135,5 @@ def install(app: Flask, browsers: Browsers, keys: Auth) -> None:
     ):
         app.before_request(step)
     # Flask calls the last one first.
-    for finish in reversed((browsers.share, complete, log, audit)):
+    for finish in reversed((browsers.share, complete, log, count, audit)):
         app.after_request(finish)

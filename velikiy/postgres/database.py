@@ -14,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
+from velikiy import metrics
 from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
 
@@ -162,6 +163,15 @@ class Database:
         """Start connecting in the background. Call it after fork: threads and sockets do not survive a fork."""
         for pool in (self._reads, self._writes, self._reserved):
             pool.open(wait=False)
+        metrics.watch(self._sample)
+
+    def _sample(self) -> None:
+        for pool in (self._reads, self._writes, self._reserved):
+            state = pool.get_stats()
+            idle = state.get("pool_available", 0)
+            metrics.POOL_CONNECTIONS.labels(pool.name, "idle").set(idle)
+            metrics.POOL_CONNECTIONS.labels(pool.name, "busy").set(state.get("pool_size", 0) - idle)
+            metrics.POOL_WAITING.labels(pool.name).set(state.get("requests_waiting", 0))
 
     def close(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):
@@ -223,8 +233,10 @@ class Database:
                 connection.enqueue()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
+            metrics.DEADLOCKS.inc()
             raise Deadlock(_cause(error)) from error
         except UNAVAILABLE as error:
+            metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
                 self._leader.doubt(connection, self._reconnect)
             raise DatabaseUnavailable(_cause(error)) from error

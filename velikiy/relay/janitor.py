@@ -1,10 +1,12 @@
 """The janitor readmits a fenced Redis, removes edges that are gone, and deletes expired idempotency keys."""
 
 import time
+from collections import Counter
 
 import psycopg
 import structlog
 
+from velikiy import metrics
 from velikiy.coherence import Gate
 from velikiy.coherence.membership import MISSING
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
@@ -41,6 +43,7 @@ class Janitor:
         self._settling_s = ROUND_S
 
         self._logged = ""
+        self._evictions = 0
 
     def run(self) -> None:
         """Run for ever."""
@@ -49,6 +52,7 @@ class Janitor:
         while True:
             time.sleep(ROUND_S)
             try:
+                self.report()
                 self.look_after_redis()
                 # During an outage of PostgreSQL no edge could renew its lease: edges get the time to do so.
                 if time.monotonic() - reachable_since > EDGE_EXPIRY_S:
@@ -62,6 +66,28 @@ class Janitor:
             except Exception:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
+
+    def report(self) -> None:
+        """Report the state that all processes share. `pg_notification_queue_usage` grows while no relay listens."""
+        with self.database.autocommit() as connection:
+            found = Counter((cache.kind, cache.state) for cache in self.gate.caches.all(connection))
+            [(queue,)] = connection.execute("SELECT pg_notification_queue_usage()").fetchall()
+        for kind in ("edge", "redis"):
+            for state in ("registered", "fenced", "excluded"):
+                metrics.CACHES.labels(kind, state).set(found[kind, state])
+        metrics.RELAY_QUEUE.set(queue)
+        try:
+            usage = self.gate.redis_tier.usage()
+        except DoesNotAnswer:
+            metrics.REDIS_UP.set(0)
+            return
+        metrics.REDIS_UP.set(1)
+        metrics.REDIS_MEMORY.set(usage.get("used_memory", 0))
+        metrics.REDIS_MAX_MEMORY.set(usage.get("maxmemory", 0))
+        evictions = int(usage.get("evicted_keys", 0))
+        # A Redis that was restarted counts from 0 again.
+        metrics.REDIS_EVICTIONS.inc(evictions - self._evictions if evictions >= self._evictions else evictions)
+        self._evictions = evictions
 
     def look_after_redis(self) -> None:
         """Register the servers that answer as Redis, and put a fenced Redis back into use.

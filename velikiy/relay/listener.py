@@ -13,7 +13,7 @@ from pathlib import Path
 import psycopg
 import structlog
 
-from velikiy import coherence
+from velikiy import coherence, metrics
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.tables import trigger_advice, watched_tables
 from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
@@ -60,6 +60,8 @@ class Relay:
             try:
                 self.run_once(heartbeat)
             except (psycopg.Error, DatabaseUnavailable) as error:
+                metrics.RELAYS_LISTENING.set(0)
+                metrics.RELAY_DISCONNECTIONS.inc()
                 log.warning("relay.disconnected", cause=type(error).__name__)
                 time.sleep(RECONNECT_S)
 
@@ -92,12 +94,15 @@ class Relay:
             tables = self._tables(connection)
             compare_at = time.monotonic() + IDENTITY_CHECK_S
             self._drop(None)
+            metrics.RELAYS_LISTENING.set(1)
             log.info("relay.listening")
             while True:
                 if heartbeat:
                     heartbeat.touch()
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
                 select.select([connection.fileno()], [], [], max(0.0, pause))
+                metrics.RELAY_ANSWERED_AT.set_to_current_time()
+                woken_at = time.monotonic()
                 # Within a second, or the connection is lost (Connection.wait). An old leader would answer
                 # a SELECT, and notify of nothing.
                 connection.execute(CONFIRM.text)
@@ -116,6 +121,8 @@ class Relay:
                     payloads = received.copy()
                     received.clear()
                     self._drop(self.paths(payloads))
+                    metrics.RELAY_NOTIFICATIONS.inc(len(payloads))
+                    metrics.RELAY_LAG.observe(time.monotonic() - woken_at)
 
     def _tables(self, connection: Connection) -> dict[str, str]:
         """Return the identity of each table, and warn once of a table whose triggers do not fire."""
@@ -124,6 +131,7 @@ class Relay:
         for table in sorted(without_triggers - self._without_triggers):
             log.warning("relay.cannot_hear", table=table, advice=trigger_advice(table))
         self._without_triggers = without_triggers
+        metrics.TABLES_WITHOUT_TRIGGERS.set(len(without_triggers))
         return {it.name: it.identity for it in tables}
 
     def paths(self, payloads: Sequence[str]) -> list[CachePath] | None:

@@ -115,6 +115,7 @@ class Worker(StoppingWorker):
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
         threading.Thread(target=self._serve_reserved, name="reserved", daemon=True).start()
+        _metrics().watch(self._sample)
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         while self.alive and self.is_parent_alive():
             self.notify()
@@ -122,6 +123,13 @@ class Worker(StoppingWorker):
             self.wait_for_and_dispatch_events(1.0)
             self._close_idle(time.monotonic())
         self._stop()
+
+    def _sample(self) -> None:
+        metrics, idle = _metrics(), len(self._waiting_threads)
+        metrics.APP_THREADS.labels("idle").set(idle)
+        metrics.APP_THREADS.labels("busy").set(self.cfg.threads - idle)
+        metrics.APP_QUEUED.labels("writes").set(self._writes.queued)
+        metrics.APP_QUEUED.labels("costly").set(self._costly.queued)
 
     def accept(self, listener: Any) -> None:
         try:
@@ -253,6 +261,13 @@ class Worker(StoppingWorker):
             self.notify()
             self.wait_for_and_dispatch_events(0.1)
             self._close_idle(time.monotonic() + (0 if has_time else self.cfg.keepalive - STOP_KEEPALIVE_LINGER))
+
+
+def _metrics() -> Any:
+    # An import inside the function: with --reload, the app has imported its modules again.
+    from velikiy import metrics
+
+    return metrics
 
 
 def _receive_beginning(connection: Any) -> bytes:

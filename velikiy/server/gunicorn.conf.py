@@ -96,6 +96,11 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
     a worker of the version before."""
+    from velikiy import metrics  # not at the top: the master counts nothing
+
+    metrics.APP_WORKER_STARTS.inc()
+    if worker.number == 0:
+        metrics.serve()
     gc.collect()
     gc.freeze()
     handover.end_predecessor(worker)

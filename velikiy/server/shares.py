@@ -41,6 +41,10 @@ class Share:
         self._queued: deque[tuple[Any, float]] = deque()
         self._lock = threading.Lock()
 
+    @property
+    def queued(self) -> int:
+        return len(self._queued)
+
     def enter(self, connection: Any) -> Admission:
         """Admit the connection, queue it until `leave` returns it, or refuse it."""
         with self._lock:

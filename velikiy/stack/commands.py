@@ -48,6 +48,7 @@ def run() -> None:
 @click.option("--apps", type=int, help="Number of app instances. Default: 2.")
 @click.option("--bind", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only).")
 @click.option("--tls-self-signed", is_flag=True, help="Serve https with a certificate that signs itself, to try TLS.")
+@click.option("--monitoring", is_flag=True, help="Also start Prometheus, with the alerts of deploy/prometheus.")
 @click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
 @data_option
 def up(
@@ -57,6 +58,7 @@ def up(
     apps: int | None,
     bind: str | None,
     tls_self_signed: bool,
+    monitoring: bool,
     reload: bool,
     data: Path | None,
 ) -> None:
@@ -79,7 +81,7 @@ def up(
         signal.signal(number, signal.default_int_handler)
     try:
         with _exclusive(home):
-            started = start(home, wanted, reload, tls_self_signed)
+            started = start(home, wanted, reload, tls_self_signed, monitoring)
     except KeyboardInterrupt:
         report("\ninterrupted; nothing is left running")
         sys.exit(130)
@@ -170,7 +172,7 @@ def status(data: Path | None, as_json: bool) -> None:
 def _state(home: Path) -> dict[str, Any]:
     plan = Plan.load(home)
     state: dict[str, Any] = {"ready": False, "edges": [], "apps": [], "postgres": "", "redis": "", "data": str(home)}
-    state["processes"], state["warnings"] = [], []
+    state["processes"], state["warnings"], state["metrics"] = [], [], ""
     if plan is None:
         return state
     state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
@@ -181,6 +183,10 @@ def _state(home: Path) -> dict[str, Any]:
         {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
         for process in Supervisor(plan).processes()
     ]
+    if any(process["name"] == "metrics" for process in state["processes"]):
+        state["metrics"] = f"http://127.0.0.1:{plan.metrics_port}/metrics"
+    if plan.monitoring:
+        state["prometheus"] = f"http://127.0.0.1:{plan.prometheus_port}"
     state["ready"] = bool(state["processes"]) and is_ready(plan)
     if state["ready"]:
         state["warnings"] = warnings(plan)
@@ -199,6 +205,10 @@ def _describe(state: dict[str, Any]) -> None:
         click.echo(f"  {display_url(url)}")
     for process in state["processes"]:
         click.echo(f"  {process['name']:<10} {process['state'].lower():<10} {process['pid'] or '-'}")
+    if state["metrics"]:
+        click.echo(f"  metrics at {state['metrics']}")
+    if "prometheus" in state:
+        click.echo(f"  alerts at {state['prometheus']}/alerts")
     click.echo(f"  data in {state['data']}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from velikiy.stack import Refusal
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -51,6 +51,13 @@ class Plan:
     control_ports: list[int] = field(default_factory=list)
     """The ports of the edges' control listeners, where writers reach them."""
 
+    metrics_port: int = 0
+    """Where Prometheus reads the metrics of the whole stack, 0 without metrics."""
+
+    monitoring: bool = False
+    """The stack has a Prometheus of its own."""
+
+    prometheus_port: int = 0
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""
 
@@ -78,6 +85,12 @@ class Plan:
     def heartbeat(self) -> Path:
         """The file that the relay touches while it listens."""
         return self.home / "relay" / "heartbeat"
+
+    @property
+    def metrics_folder(self) -> Path:
+        """The folder where the apps and the relay count. It is in memory: on a full disk, a process that counts in a
+        file would be killed."""
+        return Path("/dev/shm") / f"velikiy-{self.identity}"  # noqa: S108
 
     @property
     def secrets_folder(self) -> Path:
@@ -171,13 +184,14 @@ class Plan:
 
     def keep_ports(self, running: "Plan") -> None:
         """Keep the inner ports of the running stack, and choose ports for further apps and edges."""
+        self.metrics_port = self.metrics_port or running.metrics_port
         self.choose_ports(None)
         self.app_ports = [*running.app_ports, *self.app_ports[running.apps :]][: self.apps]
         self.control_ports = [*running.control_ports, *self.control_ports[running.edges :]][: self.edges]
 
     def choose_ports(self, previous: "Plan | None") -> None:
         """Choose the inner ports: the ports of the previous plan if they are free, else other free ports."""
-        preferred = [*previous.app_ports, *previous.control_ports] if previous else []
+        preferred = [previous.metrics_port, *previous.app_ports, *previous.control_ports] if previous else []
         taken: set[int] = set()
 
         def next_port() -> int:
@@ -188,6 +202,8 @@ class Plan:
                     return candidate
             raise OSError("no free port between 20000 and 30000")
 
+        free_port = next_port()
+        self.metrics_port = self.metrics_port or free_port
         self.app_ports = [next_port() for _ in range(self.apps)]
         self.control_ports = [next_port() for _ in range(self.edges)]
 

@@ -176,6 +176,17 @@ def choose_port(wanted: int | None, bind: str, edges: int, reusable: list[int], 
     raise Refusal(f"{' '.join(obstacles)} Choose another port with --port.")
 
 
+def check_inner_port(setting: str, port: int, running: Plan | None) -> None:
+    """Refuse a port on 127.0.0.1 that another program uses.
+
+    Raises:
+        Refusal
+    """
+    own = (running.metrics_port, running.prometheus_port) if running else ()
+    if port and port not in own and not is_free("127.0.0.1", port):
+        raise Refusal(f"{setting}={port} is in use by another program. Choose another port.")
+
+
 def choose_http_port(wanted: int | None, plan: Plan, reusable: list[int]) -> int:
     """Return the port where the first edge redirects plain HTTP to TLS, or 0: the wanted port, else 80 beside 443.
 

@@ -81,9 +81,11 @@ def base_environment() -> dict[str, str]:
 
 
 def copy_configurations(plan: Plan) -> None:
-    """Copy the configurations of PostgreSQL and Redis to where their path is the same in each version of the code."""
-    for source in ("deploy/postgres/postgresql.conf", "deploy/redis/redis.conf"):
-        _configuration(plan, Path(source).name).write_bytes((code_folder() / source).read_bytes())
+    """Copy the configurations of servers to where their path is the same in each version of the code."""
+    for source in ("postgres/postgresql.conf", "redis/redis.conf", "prometheus/native.yaml", "prometheus/rules.yaml"):
+        text = (code_folder() / "deploy" / source).read_text()
+        text = text.replace("${METRICS_PORT}", str(plan.metrics_port))
+        _configuration(plan, Path(source).name).write_text(text)
 
 
 def _configuration(plan: Plan, name: str) -> Path:
@@ -102,6 +104,8 @@ def programs(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> li
     return [
         *([_postgres(plan, binaries)] if binaries else []),
         *([_redis(plan)] if plan.own_redis else []),
+        *([_metrics(plan)] if settings.metrics == "on" else []),
+        *([_prometheus(plan)] if plan.monitoring else []),
         _relay(plan, environment),
         *_apps(plan, settings, environment),
         *_edges(plan, settings),
@@ -144,6 +148,7 @@ def _python_environment(plan: Plan, settings: ServiceSettings) -> dict[str, str]
         "BIND": plan.bind,
         "REDIS_DIRECT": str(settings.redis_direct or plan.own_redis),
         "SECRETS_DIR": str(plan.secrets_folder / "app"),
+        **({"PROMETHEUS_MULTIPROC_DIR": str(plan.metrics_folder)} if settings.metrics == "on" else {}),
         **authentication(plan),
     }
 
@@ -154,6 +159,23 @@ def authentication(plan: Plan) -> dict[str, str]:
     A server of the user's own may authenticate in other ways.
     """
     return {"PGREQUIREAUTH": "scram-sha-256"} if plan.own_postgres else {}
+
+
+def _metrics(plan: Plan) -> Program:
+    command = [sys.executable, "-P", "-m", "velikiy.stack.scrape_target", str(plan.home), str(plan.metrics_port)]
+    return Program("metrics", command, {"PYTHONPATH": str(code_folder()), "PYTHONDONTWRITEBYTECODE": "1"})
+
+
+def _prometheus(plan: Plan) -> Program:
+    return Program(
+        "prometheus",
+        [
+            *["prometheus", f"--config.file={_configuration(plan, 'native.yaml')}"],
+            *[f"--storage.tsdb.path={plan.home / 'prometheus' / 'data'}", "--storage.tsdb.retention.time=15d"],
+            *[f"--web.listen-address=127.0.0.1:{plan.prometheus_port}", "--log.format=json"],
+        ],
+        configuration=(_configuration(plan, "native.yaml"), _configuration(plan, "rules.yaml")),
+    )
 
 
 def _relay(plan: Plan, environment: dict[str, str]) -> Program:
@@ -205,6 +227,7 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "EDGE_WORKERS": str(settings.edge_workers),
                 "PATH_PREFIX": settings.path_prefix,
                 "TRUSTED_PROXIES": settings.trusted_proxies,
+                "METRICS": settings.metrics,
                 "RATE_REQUESTS": _or_default(settings.rate_requests),
                 "RATE_WINDOW": str(settings.rate_window),
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-PROGRAM_PREFIXES = ("nginx", "postgres", "redis-", "python")
+PROGRAM_PREFIXES = ("nginx", "postgres", "redis-", "python", "prometheus")
 """The beginnings of the names of the programs that a stack starts. A person's shell in a data folder is not among
 them."""
 
@@ -84,11 +84,15 @@ def main() -> None:
 
 
 def _pace_restarts(folder: Path) -> None:
-    """Wait until MIN_START_INTERVAL_S has passed since the last start."""
+    """Wait until MIN_START_INTERVAL_S has passed since the last start. Note the number of starts for the metrics
+    (velikiy/stack/scrape_target.py)."""
     last_start = folder.parent / "run" / f"{folder.name}.spawned"
     with contextlib.suppress(FileNotFoundError):
         elapsed = time.time() - last_start.stat().st_mtime
         time.sleep(min(MIN_START_INTERVAL_S, max(0.0, MIN_START_INTERVAL_S - elapsed)))
+    with contextlib.suppress(OSError, ValueError):  # a full disk; the file of an older version, which was empty
+        starts = int(last_start.read_text() or 0) if last_start.exists() else 0
+        last_start.write_text(f"{starts + 1}\n")
     last_start.touch()
 
 

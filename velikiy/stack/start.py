@@ -32,7 +32,7 @@ from velikiy.stack.programs import authentication, copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
 
 
-def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) -> Plan | None:
+def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, monitoring: bool) -> Plan | None:
     """Start the stack. If it runs with other settings or other code, replace its programs while it serves, or restart
     it if that is impossible.
 
@@ -46,7 +46,11 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
     settings = load(ServiceSettings, None)
     previous = Plan.load(home)
     running = previous if previous and Supervisor(previous).pid() is not None else None
-    plan = _make_plan(home, wanted, reload, settings, running)
+    plan = _make_plan(home, wanted, reload, monitoring, settings, running)
+    if plan.monitoring and settings.metrics == "off":
+        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or stop the stack first.")
+    preflight.check_inner_port("METRICS_PORT", wanted.metrics_port or 0, running)
+    preflight.check_inner_port("PROMETHEUS_PORT", plan.prometheus_port, running)
     _choose_certificate(plan, wanted, settings, running, self_signed)
     auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
     if running and _is_unchanged(running, plan, wanted) and is_ready(running):
@@ -94,7 +98,12 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool) ->
 
 
 def _make_plan(
-    home: Path, wanted: StackSettings, reload: bool, settings: ServiceSettings, running: Plan | None
+    home: Path,
+    wanted: StackSettings,
+    reload: bool,
+    monitoring: bool,
+    settings: ServiceSettings,
+    running: Plan | None,
 ) -> Plan:
     """Return the plan that the user wants. A running stack keeps each value that the user has not set."""
     plan = Plan(
@@ -106,15 +115,29 @@ def _make_plan(
         reload=reload,
         own_postgres=wanted.database_url is None,
         own_redis=wanted.redis_url is None,
+        metrics_port=wanted.metrics_port or 0,
     )
     if running:
         plan.port = wanted.port or running.port
         for name in ("bind", "edges", "apps"):
             if name not in wanted.model_fields_set:
                 setattr(plan, name, getattr(running, name))
+    plan.monitoring = monitoring or bool(running and running.monitoring)
+    keeps_port = running and running.monitoring and "prometheus_port" not in wanted.model_fields_set
+    port = running.prometheus_port if running and keeps_port else wanted.prometheus_port
+    plan.prometheus_port = port if plan.monitoring else 0
     plan.compatibility = COMPATIBILITY
     # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
-    parts = (plan.bind, plan.edges, plan.apps, settings, plan.own_postgres, plan.own_redis)
+    parts = (
+        plan.bind,
+        plan.edges,
+        plan.apps,
+        settings,
+        plan.own_postgres,
+        plan.own_redis,
+        plan.metrics_port,
+        plan.prometheus_port,
+    )
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
 
@@ -209,6 +232,8 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     servers = [
         "redis",
         "relay",
+        "metrics",
+        "prometheus",
         *(f"app{n + 1}" for n in range(plan.apps)),
         *(f"edge{n + 1}" for n in range(plan.edges)),
     ]
@@ -354,6 +379,8 @@ def _show_hints(plan: Plan) -> None:
     report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
     report(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
+    if plan.monitoring:
+        report(f"  alerts  http://127.0.0.1:{plan.prometheus_port}/alerts")
     report(f"  stop    ./run down{option}")
 
 

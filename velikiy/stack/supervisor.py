@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -144,6 +145,7 @@ class Supervisor:
         # A killed supervisord leaves its programs running.
         reaper.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
+        shutil.rmtree(self.plan.metrics_folder, ignore_errors=True)
 
     def _stop_all(self, names: list[str], deadline: float) -> None:
         for name in names:

@@ -1,0 +1,110 @@
+"""Serve the metrics of a whole stack at one address, for Prometheus: `python -m velikiy.stack.scrape_target HOME PORT`.
+
+The process adds up what the apps and the relay have counted (velikiy/metrics.py), reads the metrics of each edge from
+its control listener, and reports on the processes that supervisor starts. It listens on the loopback only.
+"""
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Metric, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.parser import text_string_to_metric_families
+
+from velikiy import logs, metrics
+from velikiy.stack import local_http
+from velikiy.stack.plan import Plan
+from velikiy.stack.rolling import children
+from velikiy.stack.supervisor import Supervisor
+
+EDGE_TIMEOUT_S = 1.0
+
+
+class Edges:
+    """The metrics of the edges, each with the label `edge`."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def collect(self) -> Iterator[Metric]:
+        plan = Plan.load(self.home)  # now: a running stack may get further edges
+        up = GaugeMetricFamily("velikiy_edge_up", "1 if the edge answers at its control listener.", labels=["edge"])
+        families: dict[str, Metric] = {}
+        for number, port in enumerate(plan.control_ports if plan else [], 1):
+            name = f"edge{number}"
+            try:
+                text = local_http.get(f"http://127.0.0.1:{port}/metrics", timeout=EDGE_TIMEOUT_S)
+            except local_http.UNANSWERED:
+                text = ""
+            up.add_metric([name], 1 if text else 0)
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    merged.add_sample(sample.name, {**sample.labels, "edge": name}, sample.value)
+        yield up
+        yield from families.values()
+
+
+class Processes:
+    """The processes of the stack as supervisor sees them."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+
+    def collect(self) -> Iterator[Metric]:
+        plan = Plan.load(self.home)
+        up = GaugeMetricFamily("velikiy_process_up", "1 if the process runs.", labels=["process"])
+        age = GaugeMetricFamily("velikiy_process_uptime_seconds", "Time since the last start.", labels=["process"])
+        memory = GaugeMetricFamily(
+            "velikiy_process_memory_bytes", "Memory of the process and its children (PSS).", labels=["process"]
+        )
+        starts = CounterMetricFamily("velikiy_process_starts", "Starts of the process.", labels=["process"])
+        for process in Supervisor(plan).processes() if plan else []:
+            name, pid = process["name"], process["pid"]
+            up.add_metric([name], 1 if pid else 0)
+            age.add_metric([name], time.time() - process["start"] if pid else 0)
+            memory.add_metric([name], sum(_pss(member) for member in _family(pid)) if pid else 0)
+            starts.add_metric([name], _starts(self.home, name))
+        yield from (up, age, memory, starts)
+
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    for child in children(pid):
+        yield from _family(child)
+
+
+def _pss(pid: int) -> int:
+    """Return the memory of a process, in which memory that others share counts in part."""
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    except (OSError, StopIteration):  # the process has ended
+        return 0
+
+
+def _starts(home: Path, name: str) -> int:
+    """Return how often the process was started (velikiy/stack/reaper.py)."""
+    try:
+        return int((home / "run" / f"{name}.spawned").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def main() -> None:
+    home, port = Path(sys.argv[1]), int(sys.argv[2])
+    logs.configure_service("info")
+    target = CollectorRegistry()
+    plan = Plan.load(home)
+    if plan is None:
+        logs.cannot_start(f"there is no stack in {home}")
+    for collector in (metrics.Collector(plan.metrics_folder), Edges(home), Processes(home)):
+        target.register(collector)
+    _, thread = start_http_server(port, "127.0.0.1", target)
+    thread.join()
+
+
+if __name__ == "__main__":
+    main()
