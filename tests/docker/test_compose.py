@@ -259,8 +259,9 @@ def test_settings_reach_the_containers_that_use_them(stack: Stack) -> None:
 
     # Redis has a container of its own here: a refused connection does not prove that Redis is down.
     assert "REDIS_DIRECT" not in services["app"]["environment"]
-    of_others = {"database_url", "redis_url", "edge_secret", "redis_direct", "tls_cert", "tls_key", "tls_hsts"}
-    for name in Settings.model_fields.keys() - of_others:  # the edges alone know TLS (compose.tls.yaml)
+    secret = {"database_url", "database_direct_url", "redis_url", "edge_secret"}
+    of_others = {"redis_direct", "tls_cert", "tls_key", "tls_hsts"}
+    for name in Settings.model_fields.keys() - secret - of_others:  # the edges alone know TLS (compose.tls.yaml)
         assert name.upper() in services["app"]["environment"]
 
     # A setting that is not set must not arrive as an empty value.
