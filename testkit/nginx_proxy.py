@@ -26,6 +26,7 @@ http {{
     }}
     server {{
         listen 127.0.0.1:{port};
+        keepalive_requests 100000;  # clients of the tests keep a connection for more than the 1,000 of the default
         {location}
     }}
 }}

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from testkit.stack import Stack, run
 
@@ -42,7 +43,7 @@ def only_line(completed: subprocess.CompletedProcess[str], arguments: tuple[str,
 def test_command_on_a_database_without_tables_advises_to_migrate(
     stack: Stack, people: Path, arguments: tuple[str, ...]
 ) -> None:
-    without_tables = re.sub("/velikiy$", "/template1", stack.postgres)
+    without_tables = make_conninfo(stack.postgres, dbname="template1")
     completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=without_tables)
     line = only_line(completed, arguments)
     assert "The database is not migrated: its tables are missing. Create them with velikiy migrate" in line
@@ -77,7 +78,7 @@ def test_migrate_with_a_wrong_password_fails_with_one_line(stack: Stack) -> None
 def test_migrate_await_waits_for_tables_and_makes_none(stack: Stack) -> None:
     await_migration = ("velikiy", "migrate", "--await", "--wait", "0")
     assert run(*await_migration, DATA=str(stack.data)).returncode == 0
-    without_tables = re.sub("/velikiy$", "/template1", stack.postgres)
+    without_tables = make_conninfo(stack.postgres, dbname="template1")
     completed = run(*await_migration, DATA=str(stack.data), DATABASE_URL=without_tables)
     assert completed.returncode == 1
     assert completed.stderr.startswith("velikiy migrate: no migration within 0 s: PostgreSQL refused: ")

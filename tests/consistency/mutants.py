@@ -96,7 +96,8 @@ SENT_TO_EDGE = after(EDGE_CLIENT, "        drop.send(until)")
 DROPPED_EVERYWHERE = after(
     PROTOCOL, "                lease = self.drop(connection, invalidates, prefill[0] if prefill else None)"
 )
-PROBED = after(PROTOCOL, "            checked = connection.enqueue(check(path))", f"connection.query(); {STALL}")
+PROBE = "checked, before = connection.enqueue(check(path)), connection.exchanges"
+PROBED = after(PROTOCOL, f"            {PROBE}", f"connection.query(); {STALL}")
 LOADED = after(PROTOCOL, "            entry = load(connection)")
 RENEWING = after(
     RENEWAL,
@@ -164,10 +165,14 @@ BUGS = (
         (
             PROBED,
             DROPPED_EVERYWHERE,
-            Replacement(PROTOCOL, "checked = connection.enqueue(check(path))", "loaded = load(connection)"),
+            Replacement(PROTOCOL, PROBE, "loaded, before, checked = load(connection), connection.exchanges, []"),
             Replacement(PROTOCOL, "entry = load(connection)", "entry = loaded"),
             Replacement(PROTOCOL, "written = is_written(checked)", "written = writer_in_flight(connection, path)"),
-            Replacement(PROTOCOL, "import check, is_written, lock, locks\n", "import lock, locks, writer_in_flight\n"),
+            Replacement(
+                PROTOCOL,
+                "import check, is_replicated, is_written, lock, locks\n",
+                "import is_replicated, lock, locks, writer_in_flight\n",
+            ),
         ),
     ),
     Mutant(

@@ -399,6 +399,7 @@ class TestForwardedHeaders:
         assert re.fullmatch(r"[0-9a-f]{16}-\d+-\d+", received.pop("x-request-id"))
         assert received.pop("host") == urlsplit(app.edge).netloc
         assert received.pop("write-deadline")
+        assert re.fullmatch("[0-9a-f]{32}", received.pop("client-digest"))
         assert received == {"content-length": "2", **{header.lower(): value for header, value in sent.items()}}
 
     def test_cached_read_is_forwarded_without_headers_of_the_client(self, app: FakeApp, name: str) -> None:

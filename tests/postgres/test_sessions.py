@@ -92,7 +92,7 @@ class TestStandby:
             )
             try:
                 wait_until(lambda: ("streaming",) in as_superuser(stack, "SELECT state FROM pg_stat_replication"))
-                wait_until(lambda: is_reachable(with_port(stack.postgres, port)))
+                wait_until(lambda: is_reachable(at_port(stack.postgres, port)))
                 yield port
             finally:
                 server.send_signal(signal.SIGINT)
@@ -104,12 +104,11 @@ class TestStandby:
 
     def test_relay_warns_of_two_hosts_that_take_writes(self, stack: Stack) -> None:
         """The second host is the first by another name."""
-        port = conninfo_to_dict(stack.postgres)["port"]
-        dsn = make_conninfo(stack.postgres, host="127.0.0.1,localhost", port=f"{port},{port}")
-        with open_database(dsn) as database:
-            assert database.believers() == [f"127.0.0.1:{port}", f"localhost:{port}"]
+        host = conninfo_to_dict(stack.postgres)["host"]
+        with open_database(make_conninfo(stack.postgres, host=f"{host},{host}/.")) as database:
+            assert database.believers() == [f"{host}/.:5432", f"{host}:5432"]
         with open_database(stack.postgres) as database:
-            assert database.believers() == [f"127.0.0.1:{port}"]
+            assert database.believers() == [f"{host}:5432"]
 
     @pytest.mark.parametrize("first", ["standby", "primary"])
     @pytest.mark.parametrize("target", ["", "any", "prefer-standby"])
@@ -124,7 +123,7 @@ class TestStandby:
     def test_migrations_pass_over_a_standby(self, stack: Stack, standby: int, first: str) -> None:
         name, dsn = create_database(stack)
         try:
-            wait_until(lambda: is_reachable(with_port(dsn, standby)), what="the standby has the new database")
+            wait_until(lambda: is_reachable(at_port(dsn, standby)), what="the standby has the new database")
             assert migrate.upgrade(make_conninfo(standby_and_primary(stack, standby, first), dbname=name), wait=5)
             assert fetch_rows(dsn, "SELECT count(*) FROM users") == [(3,)]
         finally:
@@ -152,7 +151,7 @@ class TestStandby:
             assert ended.wait(5)
 
     def test_standby_without_its_primary_counts_as_an_unavailable_database(self, stack: Stack, standby: int) -> None:
-        dsn = with_port(stack.postgres, standby)
+        dsn = at_port(stack.postgres, standby)
         with open_database(dsn) as database, running_app(coherence.connect(database, settings(stack, dsn))) as url:
             for method, path in (("GET", "/users/1"), ("GET", "/users?limit=3"), ("PUT", "/users/1")):
                 began = time.monotonic()
@@ -160,15 +159,15 @@ class TestStandby:
                 assert time.monotonic() - began < 2.5
 
 
-def with_port(dsn: str, port: int) -> str:
-    return make_conninfo(dsn, port=port)
+def at_port(dsn: str, port: int) -> str:
+    return make_conninfo(dsn, host="127.0.0.1", port=port)
 
 
 def standby_and_primary(stack: Stack, standby: int, first: str) -> str:
     """Return a DSN that lists both servers, beginning with the server that `first` names."""
-    ports = [str(standby), str(conninfo_to_dict(stack.postgres)["port"])]
-    ports = ports if first == "standby" else ports[::-1]
-    return make_conninfo(stack.postgres, host="127.0.0.1,127.0.0.1", port=",".join(ports))
+    servers = [("127.0.0.1", str(standby)), (str(conninfo_to_dict(stack.postgres)["host"]), "5432")]
+    hosts, ports = zip(*(servers if first == "standby" else servers[::-1]), strict=True)
+    return make_conninfo(stack.postgres, host=",".join(hosts), port=",".join(ports))
 
 
 class TestOldLeader:

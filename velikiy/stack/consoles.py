@@ -45,11 +45,11 @@ def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:
         server = ["-s", unquote(url.path), "-n", parse_qs(url.query).get("db", ["0"])[0]]
     else:
         server = ["-h", url.hostname or "localhost", "-p", str(url.port or 6379), "-n", url.path.strip("/") or "0"]
+        server += ["-c"]  # follows the redirections of a cluster
     server += ["--tls"] if url.scheme == "rediss" else []
     server += ["--user", unquote(url.username)] if url.username else []
     password = {"REDISCLI_AUTH": unquote(url.password)} if url.password else {}
-    # -c follows the redirections of a cluster.
-    os.execve(program, ["redis-cli", "-c", *server, *arguments], {**os.environ, **password})  # noqa: S606
+    os.execve(program, ["redis-cli", *server, *arguments], {**os.environ, **password})  # noqa: S606
 
 
 def _address_of_a_server(address: str) -> str:

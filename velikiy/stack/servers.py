@@ -6,6 +6,7 @@ service works without it. A Redis that answers and cannot be used is a mistake i
 
 import psycopg
 import redis
+from psycopg.conninfo import conninfo_to_dict
 
 from velikiy.coherence.redis_connections import DROP, refusal
 from velikiy.coherence.redis_servers import NotReady, RedisServers
@@ -92,9 +93,8 @@ def _inspect(name: str, url: str) -> tuple[int, object, list[str]]:
 
     try:
         # The apps send options, too, which a pooler refuses.
-        with psycopg.connect(
-            url, **CONNECT_OPTIONS, application_name="velikiy up", options="-c timezone=UTC"
-        ) as connection:
+        options = f"{conninfo_to_dict(url).get('options') or ''} -c timezone=UTC"
+        with psycopg.connect(url, **CONNECT_OPTIONS, application_name="velikiy up", options=options) as connection:
             version = connection.info.server_version // 10_000
             database = connection.execute(SAME_DATABASE).fetchone()
             return version, database, missing_rights(connection, list(registry()))
