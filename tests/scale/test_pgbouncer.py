@@ -1,6 +1,5 @@
 """Apps behind PgBouncer in transaction mode, which lends a session of PostgreSQL for one transaction."""
 
-import pwd
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,23 +47,23 @@ def pgbouncer(stack: Stack, connect_query: str = f"connect_query='{CONNECT_QUERY
         file.write_text(
             CONFIGURATION.format(
                 host=to["host"],
-                port=to["port"],
+                port=to.get("port", "5432"),
                 dbname=to["dbname"],
                 folder=path,
                 listen=listen,
                 connect_query=connect_query,
             )
         )
-        nobody = pwd.getpwnam("nobody")
+        owner = stack.data.stat()  # who alone may connect to the socket of PostgreSQL
         with subprocess.Popen(
             ["/usr/sbin/pgbouncer", str(file)],
-            user=nobody.pw_uid,
-            group=nobody.pw_gid,
+            user=owner.st_uid,
+            group=owner.st_gid,
             extra_groups=[],
             stdout=subprocess.DEVNULL,
             stderr=(path / "log").open("wb"),
         ) as process:
-            address = make_conninfo(stack.postgres, port=listen)
+            address = make_conninfo(stack.postgres, host="127.0.0.1", port=listen)
             try:
                 wait_until(lambda: answers(address), what="PgBouncer answers")
                 yield address
