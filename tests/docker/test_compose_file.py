@@ -68,7 +68,7 @@ def test_folders_of_the_host_are_files_of_the_checkout_and_read_only(service: st
     for volume in SERVICES[service].get("volumes", []):
         source, _, *mode = volume.split(":")
         if source in COMPOSE["volumes"]:
-            assert mode == ["ro"] or service == "secrets" or source == "data", volume
+            assert mode == ["ro"] or service == "secrets" or source in ("data", "prometheus"), volume
             continue
         assert (ROOT / source).is_file(), volume
         assert source.startswith("./"), volume
@@ -91,8 +91,10 @@ def test_each_volume_of_secrets_has_one_reader() -> None:
     }
 
 
-def test_only_the_edge_is_published() -> None:
-    assert {service for service, described in SERVICES.items() if "ports" in described} == {"edge"}
+def test_only_the_edge_is_published_beyond_this_machine() -> None:
+    published = {service for service, described in SERVICES.items() if "ports" in described}
+    assert published == {"edge", "prometheus"}
+    assert SERVICES["prometheus"]["ports"] == ["127.0.0.1:${PROMETHEUS_PORT:-9090}:9090"]
     [port] = SERVICES["edge"]["ports"]
     assert port.startswith("${BIND:-127.0.0.1}:")
     assert port.endswith(":8080")
@@ -109,7 +111,7 @@ def test_services_share_networks_of_their_own() -> None:
 @each_service
 def test_every_foreign_image_can_be_pinned_by_its_digest(service: str) -> None:
     image = SERVICES[service]["image"]
-    assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z]+:[^}]+\}|velikiy-(app|edge):\$\{IMAGE_TAG:-latest\}", image)
+    assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:[^}]+\}|velikiy-(app|edge):\$\{IMAGE_TAG:-latest\}", image)
     assert image.startswith("${") or next(iter(SERVICES[service]["build"]["args"])).endswith("_IMAGE")
 
 

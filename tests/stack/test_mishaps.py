@@ -24,6 +24,7 @@ from testkit.stack import (
     status_of,
     wait_until,
 )
+from velikiy.stack.plan import Plan
 from velikiy.stack.reaper import leftovers
 
 
@@ -149,6 +150,9 @@ def test_copy_of_a_data_folder_does_not_control_the_original_stack(stack: Stack)
         assert run("status", "--data", str(temporary)).returncode == 3
         assert run("down", "--data", str(temporary)).returncode == 0
         assert stack.healthy()
+        metrics = Plan.load(stack.data)
+        assert metrics
+        assert metrics.metrics_folder.is_dir()
 
 
 def test_stack_starts_in_a_folder_with_a_space_behind_a_link_under_a_strict_umask() -> None:

@@ -136,4 +136,4 @@ def test_unknown_commands_and_options_are_refused() -> None:
 
 def test_logs_of_an_unknown_name_are_refused_with_the_known_names(stack: Stack) -> None:
     message = refused("logs", "mysql", "--data", str(stack.data))
-    assert "app1, app2, edge1, edge2, postgres, redis" in message
+    assert "app1, app2, edge1, edge2, metrics, postgres, redis" in message

@@ -1,6 +1,7 @@
 """Describe one stack: its folder, its ports and its size."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -89,8 +90,9 @@ class Plan:
     @property
     def metrics_folder(self) -> Path:
         """The folder where the apps and the relay count. It is in memory: on a full disk, a process that counts in a
-        file would be killed."""
-        return Path("/dev/shm") / f"velikiy-{self.identity}"  # noqa: S108
+        file would be killed. A copy of the data folder has the same identity and another path."""
+        home = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
+        return Path("/dev/shm") / f"velikiy-{self.identity}-{home}"  # noqa: S108
 
     @property
     def secrets_folder(self) -> Path:
