@@ -210,14 +210,20 @@ class TestOldLeader:
             with database.transaction(20) as connection:
                 connection.execute("UPDATE users SET name = name WHERE id = 1")
 
-        def cancel() -> None:
+        ended = threading.Event()
+
+        def cancel() -> None:  # again and again: the apps of the stack also have sessions that wait
             waiting = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
-            wait_until(lambda: as_superuser(stack, f"{waiting} AND application_name = 'velikiy writes'"))
+            while not ended.wait(0.05):
+                as_superuser(stack, f"{waiting} AND application_name = 'velikiy writes'")
 
         with ThreadPoolExecutor() as pool:
             cancelled = pool.submit(cancel)
-            with pytest.raises(DatabaseUnavailable, match="OperationalError"):
-                write(old_leader)
+            try:
+                with pytest.raises(DatabaseUnavailable, match="OperationalError"):
+                    write(old_leader)
+            finally:
+                ended.set()
             cancelled.result()
 
 
