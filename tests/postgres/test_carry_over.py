@@ -10,6 +10,8 @@ from testkit.databases import create_database, drop_database, execute, fetch_row
 from testkit.stack import Stack
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 
+from .test_migrations import REVISIONS
+
 BEFORE_THE_BASELINE = Path(__file__).with_name("before_the_baseline.sql").read_text()
 
 
@@ -33,15 +35,7 @@ def test_a_database_of_the_last_development_version_gets_the_schema_of_a_new_dat
     databases: tuple[str, str],
 ) -> None:
     old, new = databases
-    revisions = [
-        "0001_baseline",
-        "0002_folded",
-        "0003_replicated",
-        "0004_import_counts",
-        "0005_keys",
-        "0006_statistics",
-    ]
-    assert upgrade(old, wait=5) == upgrade(new, wait=5) == revisions
+    assert upgrade(old, wait=5) == upgrade(new, wait=5) == REVISIONS
     assert schema(old) == schema(new)
     assert upgrade(old, wait=5) == []
 
