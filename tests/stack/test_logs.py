@@ -47,7 +47,7 @@ def test_every_log_line_of_apps_and_relay_is_json_also_after_kills_and_failed_st
         for name in ("app2", "relay"):
             os.kill(stack.pids()[name], signal.SIGINT)
         # Bad settings, and a file of the settings that is missing.
-        secret = stack.data / "secrets" / "database_url"
+        secret = stack.data / "secrets" / "app" / "database_url"
         address = secret.read_text()
         secret.unlink()
         for name in ("app1", "relay"):
@@ -95,6 +95,6 @@ def test_no_log_contains_personal_data(stack: Stack) -> None:
 
 def test_no_log_contains_a_password(stack: Stack) -> None:
     passwords = [file.read_text().strip() for file in stack.data.glob("secrets/*_password")]
-    assert len(passwords) == 3
+    assert len(passwords) == 4
     for log in (stack.data / "logs").iterdir():
         assert not [password for password in passwords if password in log.read_text()], log.name
