@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ def servers() -> Iterator[Servers]:
         authority.sign(path / "cert", path / "key")
         _switch_tls_on(stack, path)
         with redis_with_tls(path, authority) as redis:
-            postgres = make_conninfo(stack.postgres, sslmode="verify-full", sslrootcert=str(authority.cert))
+            postgres = make_conninfo(at_port(stack.postgres), sslmode="verify-full", sslrootcert=str(authority.cert))
             url = f"rediss://{redis}/0?ssl_ca_certs={authority.cert}"
             yield Servers(stack, postgres, url, authority.cert, Authority(other).cert)
 
@@ -70,7 +71,24 @@ def _switch_tls_on(stack: Stack, path: Path) -> None:
         connection.execute("ALTER SYSTEM SET ssl_cert_file = 'server.cert'")
         connection.execute("ALTER SYSTEM SET ssl_key_file = 'server.key'")
         connection.execute("ALTER SYSTEM SET ssl = on")
+    # TLS needs TCP: let the server listen on a port as well, as a server of one's own does.
+    script = stack.data / "run" / "postgres"
+    script.write_text(script.read_text().replace("listen_addresses=", "listen_addresses=127.0.0.1"))
+    killed = stack.pids()["postgres"]
+    os.kill(killed, signal.SIGINT)
+    wait_until(lambda: stack.pids().get("postgres", killed) != killed)
+    wait_until(stack.healthy, within=30)
+
+
+def _set_tls(stack: Stack, value: str) -> None:
+    with psycopg.connect(superuser_dsn(stack), autocommit=True) as connection:
+        connection.execute(f"ALTER SYSTEM SET ssl = {value}")
         connection.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: stack.sql("SHOW ssl") == [(value,)])
+
+
+def at_port(dsn: str) -> str:
+    return make_conninfo(dsn, host="127.0.0.1", port=5432)
 
 
 def refused_up(**environment: str) -> str:
@@ -80,7 +98,7 @@ def refused_up(**environment: str) -> str:
 
 def test_stack_uses_both_servers_over_tls_only(servers: Servers) -> None:
     name, postgres = create_database(servers.stack)
-    postgres = make_conninfo(postgres, sslmode="verify-full", sslrootcert=str(servers.trusted))
+    postgres = make_conninfo(at_port(postgres), sslmode="verify-full", sslrootcert=str(servers.trusted))
     with running(DATABASE_URL=postgres, REDIS_URL=servers.redis) as stack:
         assert stack.refresh()["warnings"] == []
         checks = subprocess.run([str(ROOT / "test_app.sh"), stack.edge], capture_output=True, text=True, check=False)
@@ -101,8 +119,12 @@ def test_postgres_whose_certificate_is_not_trusted_is_named(servers: Servers) ->
     assert "Correct sslmode, and check the certificates" in message
 
 
-def test_postgres_without_tls_is_named(servers: Servers, stack: Stack) -> None:
-    message = refused_up(DATABASE_URL=make_conninfo(stack.postgres, sslmode="require"))
+def test_postgres_without_tls_is_named(servers: Servers) -> None:
+    _set_tls(servers.stack, "off")
+    try:
+        message = refused_up(DATABASE_URL=make_conninfo(at_port(servers.stack.postgres), sslmode="require"))
+    finally:
+        _set_tls(servers.stack, "on")
     assert "server does not support SSL" in message
     assert "Correct sslmode, and check the certificates" in message
 
