@@ -21,9 +21,10 @@ from velikiy.coherence.signatures import HEADER, Signer
 
 pytestmark = pytest.mark.exclusive
 
-MIGRATION = """
+NEWEST = max(file.stem for file in (ROOT / "migrations" / "versions").glob("0*.py"))
+MIGRATION = f"""
 revision = "0099_newer"
-down_revision = "0006_statistics"
+down_revision = "{NEWEST}"
 
 
 def upgrade() -> None:
@@ -176,7 +177,7 @@ def test_version_that_starts_only_by_itself_is_replaced_by_the_version_before(ro
 
 def test_older_code_than_the_database_is_refused_before_anything_stops(rolled: Stack) -> None:
     with checkout() as newer:
-        (newer / "migrations" / "versions" / "0002_newer.py").write_text(MIGRATION)
+        (newer / "migrations" / "versions" / "0099_newer.py").write_text(MIGRATION)
         upgraded = up(newer, rolled)
         assert upgraded.returncode == 0, upgraded.stderr
     before = rolled.pids()
