@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
+import psutil
 import psycopg
 import redis
 import requests
@@ -198,6 +199,14 @@ class Stack:
 
     def healthy(self) -> bool:
         return all(status_of(f"{edge}/health") == 200 for edge in self.edges)
+
+
+def has_ended(process: psutil.Process) -> bool:
+    """Return whether the process has ended, also if its parent has not collected it."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def children_of(master: int) -> dict[int, str]:

@@ -15,7 +15,7 @@ from testkit.api import is_hit
 from testkit.failpoints import has_cache_lease, running_edge
 from testkit.inside import control_listener
 from testkit.outages import hanging
-from testkit.stack import ROOT, Stack, running, wait_until
+from testkit.stack import ROOT, Stack, has_ended, running, wait_until
 from testkit.tcp_proxy import ProxiedConnection, tcp_proxy
 
 
@@ -156,6 +156,6 @@ def test_container_of_an_edge_leaves_first_and_refuses_connections_before_it_end
         began = time.monotonic()
         assert requests.put(f"{stack.app}/users/{new_user['id']}", json={"name": "Left"}, timeout=10).ok
         assert time.monotonic() - began < 1  # no writer waits for this edge
-        wait_until(lambda: not container.is_running() or container.status() == psutil.STATUS_ZOMBIE)
+        wait_until(lambda: has_ended(container))
         with pytest.raises(requests.ConnectionError):
             requests.get(url, timeout=5)

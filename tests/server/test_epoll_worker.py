@@ -19,7 +19,7 @@ import psutil
 import pytest
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER
 
-from testkit.stack import ROOT, free_ports, wait_until
+from testkit.stack import ROOT, free_ports, has_ended, wait_until
 from velikiy.server.epoll_worker import COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S
 from velikiy.server.stopping import LEAVING_S
 
@@ -266,13 +266,6 @@ def test_stopping_worker_serves_what_waits_in_the_queue_of_its_listener(tmp_path
             assert connection.getresponse().read() == f"{number}".encode()
             connection.close()
         assert stopping.process.wait(timeout=20) == 0
-
-
-def has_ended(process: psutil.Process) -> bool:
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def pending_signals(pid: int) -> set[int]:
