@@ -15,7 +15,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # Imports inside the function: a part of this package, such as the launcher, must not import all of Flask.
     from flask import Flask
 
-    from velikiy import http, logs
+    from velikiy import http, logs, traces
     from velikiy.coherence import connect
     from velikiy.console import swagger
     from velikiy.http.auth import Auth
@@ -43,4 +43,5 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.install(app, registry())
     swagger.install(app)
     database.open()
+    traces.start(settings.traces_url)
     return app

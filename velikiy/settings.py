@@ -111,6 +111,13 @@ def _path_prefix(value: str) -> str:
     return value
 
 
+def _collector(value: str) -> str:
+    value = value.removesuffix("/").lower()
+    if value and not re.fullmatch(rf"http://(?:{HOST})(?::[1-9][0-9]{{0,4}})?", value):
+        raise ValueError("the address of a collector, such as http://127.0.0.1:4318")
+    return value
+
+
 def _networks(value: str) -> str:
     try:
         return ",".join(str(ip_network(network, strict=False)) for network in re.split("[, ]+", value) if network)
@@ -239,6 +246,12 @@ class ServiceSettings(BaseSettings):
 
     metrics: Literal["on", "off"] = "on"
     """With "on", all processes count for Prometheus (docs/monitoring.md)."""
+
+    traces_url: Annotated[str, AfterValidator(_collector)] = ""
+    """The collector that receives traces by OpenTelemetry's protocol over HTTP (docs/traces.md). Empty: no traces."""
+
+    traces_ratio: float = Field(0.01, ge=0, le=1)
+    """Share of the requests that the edges trace."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

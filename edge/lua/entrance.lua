@@ -6,7 +6,9 @@ local hosts = require "hosts"
 local keys = require "keys"
 local lease = require "lease"
 local limits = require "limits"
+local metrics = require "metrics"
 local read = require "read"
+local traces = require "traces"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in
 -- memory, and whether the request may have another key. It returns nothing, or the status of a refusal. It runs in
@@ -38,6 +40,9 @@ function _M.enter()
         var.refusal = ""
         return ""
     end
+    if traces.is_on then
+        traces.begin(var)
+    end
     local route = var.route
     local epoch, key
     if keys.are_known then
@@ -68,7 +73,19 @@ function _M.enter()
         return ""
     end
     local body = read.hit(epoch)
+    if traces.is_on and body ~= "" then
+        traces.add_hit(var)
+    end
     return body
+end
+
+
+-- In log_by_lua of every answer but hits, which must not pay for this phase: they end above.
+function _M.leave()
+    metrics.count_answer()
+    if traces.is_on then
+        traces.add_answer()
+    end
 end
 
 

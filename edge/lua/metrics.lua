@@ -20,6 +20,7 @@ local HELP = {
     request_duration_seconds = "Time of a request from its first byte to the last byte of the response.",
     drops_total = "Drops that the edge has acknowledged.",
     evictions_total = "Entries that were evicted to make room.",
+    lost_spans_total = "Spans of traces that the collector did not accept.",
     fences_total = "Times that the edge learned that it was fenced.",
     worker_starts_total = "Workers of the edge that have started.",
 }
@@ -109,7 +110,7 @@ end
 
 
 -- Return the route of an address: there are few routes, and any number of paths.
-local function route_of(var)
+function _M.route_of(var)
     local resource, rest = match(var.request_uri, "^/([a-z][a-z0-9_]*)([^?]*)")
     if resource and is_resource(resource) then
         if rest == "" or rest == "/count" or rest == "/batch" then
@@ -121,8 +122,17 @@ local function route_of(var)
 end
 
 
+-- Return the method of a request, of which there are few.
+function _M.method_of(var)
+    return METHODS[var.sent_method] or "(other)"
+end
+
+
 -- In log_by_lua: count a request that is not a hit, or a hit that edge/lua/read.lua:answer has sent.
 function _M.count_answer()
+    if not is_on then
+        return
+    end
     local var = ngx.var
     local cache, app = var.cache_result:lower(), (var.app_status or "") .. (var.upstream_status or "")
     local tier = "edge"
@@ -133,7 +143,7 @@ function _M.count_answer()
             tier = "app"
         end
     end
-    count_request(METHODS[var.sent_method] or "(other)", route_of(var), var.status, cache, tier,
+    count_request(_M.method_of(var), _M.route_of(var), var.status, cache, tier,
                   ngx.now() - ngx.req.start_time(), 1)
 end
 

@@ -6,6 +6,8 @@
 --
 -- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
 
+local traces = require "traces"
+
 local concat = table.concat
 
 local CONNECT_MS = 1000
@@ -73,7 +75,7 @@ end
 local function fetch_over_http1(uri, fill_lease)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
-                    "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", var.traceparent,
+                    "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", traces.for_apps(var),
                     "\r\nFill-Lease: ", fill_lease, "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
     local response = request(socket, concat(lines)) or { status = 502, header = {}, body = "" }
@@ -88,7 +90,7 @@ function _M.fetch(fill_lease)
         return fetch_over_http1(ngx.var.request_uri, fill_lease)
     end
     local upstream = {}
-    local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease }, ctx = upstream })
+    local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease, traced = ngx.var.traced }, ctx = upstream })
     return response, upstream.app, upstream.seconds
 end
 

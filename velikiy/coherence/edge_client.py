@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import structlog
 
-from velikiy import metrics
+from velikiy import metrics, traces
 from velikiy.coherence.entry import CachePath
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.signatures import HEADER, Signer
@@ -54,7 +54,8 @@ class EdgeTier:
         drops = sorted(
             (_Drop(edge, body, self._kept(edge), self.signer) for edge in edges), key=lambda drop: not drop.kept
         )
-        _drop_all(drops, until)
+        with traces.span("drop at the edges", lambda: {"velikiy.edges": len(drops)}):
+            _drop_all(drops, until)
         silent = []
         for drop in drops:
             if not drop.done:

@@ -20,6 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from velikiy import traces
 from velikiy.coherence.host import HOST, PROCESSES, process_has_ended, start_of_process
 from velikiy.coherence.shards import Server, ShardMap
 from velikiy.kernel_timeouts import Socket
@@ -143,7 +144,8 @@ class Connections:
         """
         connection = sent.connection
         try:
-            replies = _receive(connection, len(sent.commands), until)
+            with traces.span("Redis", sent.description):
+                replies = _receive(connection, len(sent.commands), until)
         except redis.exceptions.ConnectionError:
             if not sent.kept:
                 raise
@@ -295,6 +297,9 @@ class Sent(NamedTuple):
 
     commands: tuple[tuple[Argument, ...], ...]
     at: str | None
+
+    def description(self) -> dict[str, str]:
+        return {"db.system.name": "redis", "db.operation.name": " ".join(str(command[0]) for command in self.commands)}
 
     def abandon(self) -> None:
         self.connection.disconnect()

@@ -8,7 +8,7 @@ from functools import cache
 import structlog
 from flask import Flask, Response, g, request
 
-from velikiy import logs, metrics
+from velikiy import logs, metrics, traces
 from velikiy.http import forwarded, requests
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import READ_METHODS, Browsers
@@ -27,6 +27,7 @@ def begin() -> None:
     g.path_prefix = forwarded.path_prefix()
     structlog.contextvars.clear_contextvars()  # the previous request on this thread left its own
     structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    g.trace = traces.begin_request(request.environ.get("HTTP_TRACEPARENT"))
 
 
 def refuse_beyond_the_share() -> None:
@@ -84,7 +85,8 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 def count(response: Response) -> Response:
-    """Count the request by its route. The number of paths has no limit, and neither has the number of methods."""
+    """Count the request by its route, and end its trace. The number of paths has no limit, and neither has the number
+    of methods."""
     route = _route(request.url_rule.rule) if request.url_rule else "(other)"
     method = request.method if request.method in METHODS else "(other)"
     cache_status = response.headers.get("Cache-Status")
@@ -94,6 +96,8 @@ def count(response: Response) -> Response:
         tier = "none" if method in READ_METHODS else "postgres"
     metrics.APP_REQUESTS.labels(method, route, str(response.status_code)).inc()
     metrics.APP_DURATION.labels(route, tier).observe(time.monotonic() - g.began)
+    if g.trace:
+        g.trace.end(method, route, response.status_code, tier=tier, request_id=g.request_id)
     return response
 
 

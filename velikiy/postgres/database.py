@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
-from velikiy import metrics
+from velikiy import metrics, traces
 from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
 
@@ -331,7 +331,8 @@ def _commit(connection: Connection) -> None:
         # PostgreSQL answers ROLLBACK to this COMMIT, and no error: the write would be acknowledged and not done.
         connection.rollback()
         raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
-    connection.commit()
+    with traces.span("PostgreSQL", lambda: {"db.system.name": "postgresql", "db.query.text": "COMMIT"}):
+        connection.commit()
 
 
 def _is_readable(connection: Connection) -> bool:

@@ -19,6 +19,8 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
+from velikiy import traces
+
 RV = TypeVar("RV")
 
 MAX_PREPARED = 200
@@ -98,7 +100,8 @@ class Connection(psycopg.Connection):
             for text, values in (*self._queued, *statements)
         ]
         queued, self._queued = len(self._queued), ()
-        results = self._wait_until_deadline(self._exchange(encoded))
+        with traces.span("PostgreSQL", lambda: _described(encoded)):
+            results = self._wait_until_deadline(self._exchange(encoded))
         self._queued_results += results[:queued]
         return results[queued:]
 
@@ -159,6 +162,10 @@ class Connection(psycopg.Connection):
             columns = range(rows.nfields)
             results.append([tuple([rows.get_value(n, column) for column in columns]) for n in range(rows.ntuples)])
         return results
+
+
+def _described(encoded: Sequence[tuple[str, Sequence[Any]]]) -> dict[str, str]:
+    return {"db.system.name": "postgresql", "db.query.text": ";\n".join(text.strip() for text, _ in encoded)}
 
 
 def _checked(result: PGresult) -> PGresult:

@@ -228,6 +228,8 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "PATH_PREFIX": settings.path_prefix,
                 "TRUSTED_PROXIES": settings.trusted_proxies,
                 "METRICS": settings.metrics,
+                "TRACES_URL": settings.traces_url,
+                "TRACES_RATIO": f"{settings.traces_ratio:.9f}",
                 "RATE_REQUESTS": _or_default(settings.rate_requests),
                 "RATE_WINDOW": str(settings.rate_window),
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),
