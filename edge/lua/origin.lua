@@ -90,7 +90,8 @@ function _M.fetch(fill_lease)
         return fetch_over_http1(ngx.var.request_uri, fill_lease)
     end
     local upstream = {}
-    local response = ngx.location.capture("/.app", { vars = { fill_lease = fill_lease, traced = ngx.var.traced }, ctx = upstream })
+    local vars = { fill_lease = fill_lease, traced = ngx.var.traced }
+    local response = ngx.location.capture("/.app", { vars = vars, ctx = upstream })
     return response, upstream.app, upstream.seconds
 end
 
