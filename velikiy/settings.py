@@ -1,19 +1,23 @@
 """Define every setting of the service with its type. A setting is read once, and a bad value is refused by name.
 
-The first source that has a value wins: the environment, `.env` in the working directory, files in the secrets folder
-(`database_url`, `migration_database_url`, `redis_url`, `edge_secret`; /run/secrets in containers). An empty value
-counts as not set. `.env.example` documents each setting with its unit, default and effect; a test keeps it in step with
-this module.
+The first source that has a value wins: the environment, `.env` in the working directory (under `./run`: in the
+checkout), files in the secrets folder (`database_url`, `migration_database_url`, `redis_url`, `edge_secret`;
+/run/secrets in containers). An empty value counts as not set. `.env.example` documents each setting with its unit,
+default and effect; a test keeps it in step with this module.
 """
 
 import os
 import re
+import shlex
+from io import StringIO
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from dotenv import dotenv_values
+from dotenv.parser import parse_stream
+from pydantic import AfterValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
@@ -157,11 +161,35 @@ def _edge_secret(value: str) -> str:
     return value
 
 
-class ServiceSettings(BaseSettings):
-    """The settings of the services without the addresses of servers. The name of an environment variable is the name of
-    the field in capitals."""
+class TypedByPeople(BaseSettings):
+    """Settings as people write them: words in any case, with blanks around them. The name of an environment variable is
+    the name of the field in capitals."""
 
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_ignore_empty=True,
+        env_file_encoding="utf-8-sig",  # without the byte order mark of Windows
+        extra="ignore",
+        frozen=True,
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_case_and_blanks(cls, value: Any, information: ValidationInfo) -> Any:
+        if not isinstance(value, str):
+            return value
+        field = cls.model_fields[information.field_name or ""]
+        return value.strip().lower() if _words(field.annotation) else value.strip()
+
+
+def _words(annotation: Any) -> tuple[str, ...]:
+    """Return the words that a setting of this type may be, or nothing if it is of another type."""
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    return next((words for part in get_args(annotation) if (words := _words(part))), ())
+
+
+class ServiceSettings(TypedByPeople):
+    """The settings of the services without the addresses of servers."""
 
     allowed_hosts: Annotated[str, AfterValidator(_hosts)] = ""
     """Names that clients may send in `Host`, besides localhost and the addresses that the service listens on. While the
@@ -296,13 +324,17 @@ class Settings(ServiceSettings):
         return self.idempotency_quota
 
 
-class StackSettings(BaseSettings):
+class FolderSettings(TypedByPeople):
+    """The setting of every command of `./run`. A bad value of another setting keeps no command from its stack."""
+
+    data: Path | None = None
+
+
+class StackSettings(FolderSettings):
     """The further settings of `./run up`. Its options of the same names win over them.
 
     If `database_url` or `redis_url` is set, the stack uses that server and starts none of its own.
     """
-
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     port: int | None = Field(None, ge=1, le=65_535)
     http_port: int | None = Field(None, ge=0, le=65_535)
@@ -319,7 +351,6 @@ class StackSettings(BaseSettings):
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)
     apps: int = Field(2, ge=1, le=16)
-    data: Path | None = None
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     migration_database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     """The database of `database_url`, with the role that owns the tables. None means that `database_url` names it."""
@@ -329,14 +360,12 @@ class StackSettings(BaseSettings):
     edge_secret: Annotated[str, AfterValidator(_edge_secret)] | None = None
 
 
-class MigrationSettings(BaseSettings):
+class MigrationSettings(TypedByPeople):
     """The settings of `velikiy migrate`. The container that runs it has the last address only.
 
     All come from the same source: `DATABASE_URL` in the environment may name another database than the files of a
     stack.
     """
-
-    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
 
     database_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
     database_direct_url: Annotated[str, AfterValidator(_postgres_dsn)] | None = None
@@ -352,8 +381,10 @@ class MigrationSettings(BaseSettings):
 
 S = TypeVar("S", bound=BaseSettings)
 
+ENV_FILE = Path(".env")
 
-def load(kind: type[S] = Settings, env_file: Path | None = Path(".env"), **given: Any) -> S:  # type: ignore[assignment]
+
+def load(kind: type[S] = Settings, env_file: Path | None = ENV_FILE, **given: Any) -> S:  # type: ignore[assignment]
     """Return the settings of this kind.
 
     Args:
@@ -364,6 +395,11 @@ def load(kind: type[S] = Settings, env_file: Path | None = Path(".env"), **given
     Raises:
         BadSetting: At least one value is bad, or a file with settings cannot be read. The text has a sentence for each.
     """
+    if env_file == ENV_FILE and "VELIKIY_CACHE" in os.environ:
+        # `./run` has read the file of the checkout. The working folder of its user may belong to another project.
+        env_file = None
+    if env_file:
+        read_env_file(env_file)  # refuses what the library passes over
     secrets = Path(os.environ.get("SECRETS_DIR") or SECRETS)
     try:
         return kind(_env_file=env_file, _secrets_dir=secrets if secrets.is_dir() else None, **given)
@@ -371,18 +407,45 @@ def load(kind: type[S] = Settings, env_file: Path | None = Path(".env"), **given
         raise BadSetting("\n".join(_sentence(kind, problem) for problem in error.errors())) from None
     except (SettingsError, OSError, UnicodeDecodeError) as error:
         cause = error.__cause__ if isinstance(error, SettingsError) else error
-        if sentence := unreadable(cause):
-            raise BadSetting(sentence) from None
+        if isinstance(cause, OSError) and cause.filename is not None:
+            raise BadSetting(_unreadable(Path(cause.filename), cause)) from None
+        if isinstance(cause, UnicodeDecodeError):  # the library does not name the file
+            raise BadSetting(f"A file in {secrets} is not UTF-8. Save it as UTF-8.") from None
         raise
 
 
-def unreadable(error: BaseException | None) -> str:
-    """Return a sentence about a file with settings that cannot be read, or "" if the error has another cause."""
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} cannot be read: {error.strerror}. Correct its permissions, or run as its owner."
-    if isinstance(error, UnicodeDecodeError):  # the libraries that read the files do not name the file
-        return "A file with settings is not UTF-8. Save .env and the files of the secrets folder as UTF-8."
-    return ""
+def read_env_file(file: Path) -> dict[str, str]:
+    """Return the variables in a `.env` file, or none if there is no such file.
+
+    Raises:
+        BadSetting: The file cannot be read, or a line in it is no setting.
+    """
+    try:
+        if not file.exists():
+            return {}
+        content = file.read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise BadSetting(_unreadable(file, error)) from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise BadSetting(
+            f"{file} is not UTF-8, in line {line}. Save it as UTF-8; if it is in windows-1251: "
+            f"iconv -f windows-1251 -t UTF-8 -o {shlex.quote(f'{file}.new')} {shlex.quote(str(file))}"
+        ) from None
+    bindings = list(parse_stream(StringIO(text)))
+    if wrong := next((binding.original.line for binding in bindings if binding.error), 0):
+        raise BadSetting(f"{file} has a line that is no setting: line {wrong}. Write NAME=value, or # and a comment.")
+    values = {name: value or "" for name, value in dotenv_values(stream=StringIO(text)).items()}
+    if damaged := next((name for name, value in values.items() if "\0" in name + value or not name), None):
+        raise BadSetting(f"{file} has a value with a NUL character: {damaged!r}. Remove the character.")
+    return values
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    if isinstance(error, IsADirectoryError):
+        return f"{file} is a folder. Put a file in its place, or remove it."
+    return f"{file} cannot be read: {error.strerror}. Correct its permissions, or run as its owner."
 
 
 def _sentence(kind: type[BaseSettings], problem: Any) -> str:
@@ -401,6 +464,8 @@ def _allowed(kind: type[BaseSettings], field: str, problem: Any) -> str:
         return str(problem["ctx"]["error"])
     if problem["type"] == "literal_error":
         return f"one of {problem['ctx']['expected']}"
+    if problem["type"].startswith("bool"):
+        return "true or false (or yes, no, on, off, 1, 0)"
     information = kind.model_fields[field]
     bounds = {type(rule).__name__: rule for rule in information.metadata}
     number = "a number" if information.annotation is float else "a whole number"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from testkit.stack import Stack, run
+from testkit.stack import ROOT, Stack, run
 
 COMMANDS_WITH_DATABASE = [
     ("cache", "show", "/users/1"),
@@ -46,14 +46,16 @@ def test_command_on_a_database_without_tables_advises_to_migrate(
     without_tables = make_conninfo(stack.postgres, dbname="template1")
     completed = run_with_file(arguments, people, DATA=str(stack.data), DATABASE_URL=without_tables)
     line = only_line(completed, arguments)
-    assert "The database is not migrated: its tables are missing. Create them with velikiy migrate" in line
+    migrate = f"{ROOT}/run velikiy --data {stack.data} migrate"  # can be pasted
+    assert f"The database is not migrated: its tables are missing. Create them with {migrate}, and check" in line
 
 
 def test_commands_without_rights_on_the_tables_advise_to_grant_them(own_stack: Stack, people: Path) -> None:
     own_stack.sql("REVOKE ALL ON users, caches, imports FROM velikiy")
     for arguments in COMMANDS_WITH_DATABASE:
         line = only_line(run_with_file(arguments, people, DATA=str(own_stack.data)), arguments)
-        assert "The database denies the service access to its tables. Run velikiy migrate as their owner" in line
+        migrate = f"{ROOT}/run velikiy --data {own_stack.data} migrate"
+        assert f"The database denies the service access to its tables. Run {migrate} as their owner" in line
 
 
 @pytest.mark.parametrize("arguments", COMMANDS_WITH_DATABASE, ids=" ".join)

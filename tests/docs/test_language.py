@@ -109,11 +109,6 @@ def helps(command: click.Command, name: str) -> Iterator[Text]:
             yield from helps(sub, f"{name} {sub.name}")
 
 
-def usage() -> str:
-    [text] = re.findall(r"cat <<'END'\n(.*?)\nEND\n", (ROOT / "run").read_text(), re.DOTALL)
-    return "\n\n".join(re.split(r"\n| {2,}", str(text)))
-
-
 def comments(file: str) -> str:
     lines = (ROOT / file).read_text().splitlines()
     return "\n".join(line.lstrip("# ") if line.startswith("#") else "" for line in lines)
@@ -147,10 +142,6 @@ def test_problems_read_as_plain_english() -> None:
 
 def test_the_openapi_document_reads_as_plain_english() -> None:
     check(descriptions(document(registry())))
-
-
-def test_the_usage_of_run_reads_as_plain_english() -> None:
-    check(iter([("./run --help", usage())]))
 
 
 @pytest.mark.parametrize(("command", "name"), [(run, "./run"), (velikiy, "velikiy")])

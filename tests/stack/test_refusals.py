@@ -126,14 +126,6 @@ def test_unsupported_system_is_refused_with_a_hint_to_docker(release: str, is_su
     assert ("docker compose up" in completed.stderr) is not is_supported
 
 
-def test_unknown_commands_and_options_are_refused() -> None:
-    assert run("fly").returncode == 1
-    assert "there is no command 'fly'" in run("fly").stderr
-    assert run("up", "--fast").returncode == 2
-    assert run("up", "--port", "many").returncode == 2
-    assert run("--help").returncode == 0
-
-
 def test_logs_of_an_unknown_name_are_refused_with_the_known_names(stack: Stack) -> None:
     message = refused("logs", "mysql", "--data", str(stack.data))
     assert "app1, app2, edge1, edge2, metrics, postgres, redis" in message

@@ -96,8 +96,11 @@ def test_missing_secret_is_refused_by_name(name: str) -> None:
 def test_env_file_that_is_not_utf8_is_refused_in_one_sentence(tmp_path: Path) -> None:
     file = tmp_path / ".env"
     file.write_bytes("BIND=Zürich".encode("latin-1"))
-    with pytest.raises(BadSetting, match=r"not UTF-8\. Save \.env"):
+    with pytest.raises(
+        BadSetting, match=rf"{file} is not UTF-8, in line 1\. Save it as UTF-8; .*: iconv -f"
+    ) as refused:
         load(StackSettings, file)
+    assert "\n" not in str(refused.value)
 
 
 def test_bad_setting_stops_the_start_before_the_data_folder_is_created() -> None:

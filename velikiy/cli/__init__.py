@@ -4,9 +4,10 @@ import sys
 
 import click
 
+from velikiy import command_line
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
-from velikiy.cli.errors import os_sentence, setting_sentence
+from velikiy.cli.errors import os_sentence, program, setting_sentence
 from velikiy.cli.keys import keys
 from velikiy.cli.migrate import migrate
 from velikiy.cli.relay import relay
@@ -16,7 +17,7 @@ from velikiy.resources.base import registry
 from velikiy.settings import BadSetting
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=command_line.CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
 def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
@@ -30,10 +31,12 @@ for resource in registry().values():
     velikiy.add_command(resource_commands(resource))
 
 
-def main() -> None:
-    try:
-        velikiy(prog_name="velikiy")
-    except BadSetting as bad:
-        sys.exit(f"velikiy: {setting_sentence(bad)}")
-    except OSError as error:
-        sys.exit(f"velikiy: {os_sentence(error)}")
+def main() -> int:
+    """Run the command that was typed, and return the exit code."""
+    return command_line.main(velikiy, program(), "velikiy", sys.argv[1:], _sentence)
+
+
+def _sentence(error: Exception) -> str | None:
+    if isinstance(error, BadSetting):
+        return setting_sentence(error)
+    return os_sentence(error) if isinstance(error, OSError) else None

@@ -6,10 +6,11 @@ import click
 
 from velikiy import coherence
 from velikiy.cli.connection import open_gate
+from velikiy.command_line import CommandGroup
 from velikiy.resources.base import path_of
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def cache() -> None:
     """Inspect or purge the caches."""
 

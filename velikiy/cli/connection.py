@@ -9,7 +9,7 @@ import click
 import psycopg
 
 from velikiy import coherence, logs
-from velikiy.cli.errors import statement_sentence, unavailable_sentence
+from velikiy.cli.errors import program, statement_sentence, unavailable_sentence
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.settings import Settings, load
 
@@ -42,4 +42,4 @@ def open_gate(*, exit_code: int = 1) -> Iterator[tuple[Settings, coherence.Gate]
 
 def _command() -> str:
     """Return the words of the running command: "velikiy cache show"."""
-    return click.get_current_context().command_path
+    return "velikiy" + click.get_current_context().command_path.removeprefix(program())

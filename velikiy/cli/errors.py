@@ -1,6 +1,7 @@
 """Errors as sentences for the operator: the failure, its cause, and the next step."""
 
 import errno
+import os
 
 import psycopg
 
@@ -9,12 +10,18 @@ from velikiy.resources.problems import SQLSTATES
 from velikiy.settings import BadSetting
 
 NEXT_STEPS = {
-    "42P01": "Create them with velikiy migrate, and check that DATABASE_URL names the right database",
-    "42703": "Bring them up to date with velikiy migrate, and check that DATABASE_URL names the right database",
-    "42501": "Run velikiy migrate as their owner (MIGRATION_DATABASE_URL), which grants the rights",
+    "42P01": "Create them with {velikiy} migrate, and check that DATABASE_URL names the right database",
+    "42703": "Bring them up to date with {velikiy} migrate, and check that DATABASE_URL names the right database",
+    "42501": "Run {velikiy} migrate as their owner (MIGRATION_DATABASE_URL), which grants the rights",
     "25006": "Let DATABASE_URL name the primary server",
 }
 """The next step of the operator, by SQLSTATE."""
+
+
+def program() -> str:
+    """Return the words that start `velikiy`, as they can be pasted. `./run velikiy` adds the folder of the stack."""
+    return os.environ.get("VELIKIY_COMMAND") or "velikiy"
+
 
 SENTENCES = {
     "42P01": "The database is not migrated: its tables are missing",
@@ -38,7 +45,7 @@ def statement_sentence(error: psycopg.Error) -> str:
     state = error.sqlstate or "no SQLSTATE"
     _, detail = SQLSTATES.get(state, ("", f"PostgreSQL refused the statement ({state})"))
     sentence = SENTENCES.get(state, detail.rstrip("."))
-    return f"{sentence}. {NEXT_STEPS[state]}" if state in NEXT_STEPS else f"{sentence}."
+    return f"{sentence}. {NEXT_STEPS[state].format(velikiy=program())}" if state in NEXT_STEPS else f"{sentence}."
 
 
 def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
@@ -51,7 +58,7 @@ def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
         return f"PostgreSQL refuses the connection: {refusal}. Check DATABASE_URL and the state of the server"
     else:
         failure = f"PostgreSQL does not answer ({error})"
-    return f"{failure}. Check with ./run status that the stack runs"
+    return f"{failure}. Check with {os.environ.get('VELIKIY_RUN', './run')} status that the stack runs"
 
 
 def _connection_refusal(dsn: str) -> str | None:
@@ -69,11 +76,14 @@ def _connection_refusal(dsn: str) -> str | None:
 
 def setting_sentence(error: BadSetting) -> str:
     """Return a sentence about a setting that is missing or wrong."""
-    return f"{error}\nStart a stack with ./run up, or select its folder with ./run velikiy --data DIR."
+    run = os.environ.get("VELIKIY_RUN", "./run")
+    return f"{error}\nStart a stack with {run} up, or select its folder with {run} velikiy --data DIR."
 
 
 def os_sentence(error: OSError) -> str:
     """Return a sentence about a file, folder or stream that cannot be used."""
+    if error.errno == errno.EBADF:
+        return "stdout is closed"
     path = f"{error.filename}: " if error.filename else ""
     advice = f". {FILE_NEXT_STEPS[error.errno]}" if error.errno in FILE_NEXT_STEPS else ""
     return f"{path}{error.strerror or error}{advice}"

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from velikiy.cli.connection import open_gate
+from velikiy.cli.errors import program
+from velikiy.command_line import CommandGroup
 from velikiy.keys import store
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -63,7 +65,7 @@ expires_option: Callable[..., Any] = click.option(
 )
 
 
-@click.group()
+@click.group(cls=CommandGroup)
 def keys() -> None:
     """Manage the API keys of clients."""
 
@@ -80,8 +82,8 @@ def create(name: str, scope: str, expires: datetime | None, as_json: bool) -> No
             created = store.create(gate, name, scope, expires)
         except store.NameTaken:
             sys.exit(
-                f"velikiy keys create: a key named {name} exists. Choose another name, replace it with velikiy keys"
-                f" rotate {name}, or revoke it first"
+                f"velikiy keys create: a key named {name} exists. Choose another name, revoke it, or replace it with"
+                f" {program()} keys rotate {name}"
             )
     _print_created(created, as_json)
 
@@ -97,7 +99,7 @@ def list_keys(with_revoked: bool, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     if not rows:
-        click.echo("there are no keys; create one with velikiy keys create NAME --scope read", err=True)
+        click.echo(f"there are no keys; create one with {program()} keys create NAME --scope read", err=True)
         return
     table = [tuple(name.upper() for name in COLUMNS), *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in table) for column in range(len(COLUMNS))]
@@ -114,7 +116,7 @@ def revoke(key: str, as_json: bool) -> None:
         try:
             revoked = store.revoke(gate, key)
         except store.NoSuchKey:
-            sys.exit(f"velikiy keys revoke: no valid key has the name or id {key}. See velikiy keys list")
+            sys.exit(f"velikiy keys revoke: no valid key has the name or id {key}. See {program()} keys list")
     click.echo(json.dumps({"revoked": revoked}) if as_json else f"revoked {key}")
 
 
@@ -134,7 +136,7 @@ def rotate(name: str, overlap: timedelta, expires: datetime | None, as_json: boo
         try:
             created = store.rotate(gate, name, overlap, expires)
         except store.NoSuchKey:
-            sys.exit(f"velikiy keys rotate: no valid key has the name {name}. See velikiy keys list")
+            sys.exit(f"velikiy keys rotate: no valid key has the name {name}. See {program()} keys list")
     _print_created(created, as_json)
 
 

@@ -22,6 +22,7 @@ from velikiy.bulk.seeder import seed_with
 from velikiy.bulk.signals import raise_on_signals
 from velikiy.cli.connection import open_gate
 from velikiy.cli.errors import os_sentence, setting_sentence
+from velikiy.command_line import CommandGroup
 from velikiy.resources.base import READ_ONLY, Resource
 from velikiy.settings import BadSetting
 
@@ -38,7 +39,7 @@ def resource_commands(resource: Resource) -> click.Group:
         "--format", "file_format", type=click.Choice(["csv", "ndjson"]), help="Default: from the name of FILE."
     )
 
-    @click.group(resource.name, help=f"Import, export and seed {resource.name}.")
+    @click.group(resource.name, cls=CommandGroup, help=f"Import, export and seed {resource.name}.")
     def group() -> None:
         pass
 

@@ -1,4 +1,4 @@
-"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy, psql, redis."""
+"""Define the commands of `./run`. Help, completion and docs/command-line.md are made from these definitions."""
 
 import contextlib
 import errno
@@ -6,21 +6,24 @@ import fcntl
 import itertools
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-from dotenv import dotenv_values
+from click.shell_completion import CompletionItem
 
-from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
-from velikiy.stack import Refusal, consoles, log_files, preflight, privileges
+from velikiy import command_line
+from velikiy.command_line import CommandGroup, python_command
+from velikiy.settings import BadSetting, FolderSettings, ServiceSettings, StackSettings, auth_mode, load, read_env_file
+from velikiy.stack import Refusal, completion, consoles, development, log_files, preflight, privileges
 from velikiy.stack.code_copy import CHECKOUT
-from velikiy.stack.messages import report, step
+from velikiy.stack.messages import as_owner_of, command, program, report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
 from velikiy.stack.programs import authentication
 from velikiy.stack.start import display_url, is_ready, start, warnings
@@ -29,24 +32,96 @@ from velikiy.stack.supervisor import Supervisor
 NOT_RUNNING = 3
 """The exit code of `status` for a stopped stack, as in the Linux Standard Base."""
 
-data_option = click.option("--data", type=click.Path(path_type=Path), help="Folder of the stack.")
+
+class DataFolder(click.Path):
+    """The type of `--data`."""
+
+    def __init__(self) -> None:
+        super().__init__(file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        # An unset variable of a script must not select the working folder.
+        return Path(value) if str(value).strip() else self.fail("the folder has no name", param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-def run() -> None:
-    """Run Velikiy Flask without Docker."""
+data_option = click.option("--data", metavar="DIR", type=DataFolder(), help="Folder of the stack.")
+
+
+def place_data(arguments: Sequence[str]) -> list[str]:
+    """Put `--data` directly behind the command, where each command expects it: it may be written anywhere.
+
+    The last folder wins. Arguments after `--` belong to another program.
+    """
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    words, rest = iter(arguments[:end]), arguments[end:]
+    option, others = list[str](), list[str]()
+    for word in words:
+        if word == "--data":
+            option = [word, *itertools.islice(words, 1)]
+        elif word.startswith("--data="):
+            option = [word]
+        else:
+            others.append(word)
+    return [*others[:1], *option, *others[1:], *rest]
+
+
+def processes(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of the stack's processes, to complete an argument."""
+    try:
+        plan = Plan.load(_home(context.params.get("data")))
+        return [name for name in _process_names(plan) if name.startswith(incomplete)] if plan else []
+    except (Refusal, BadSetting, OSError):
+        return []
+
+
+def _process_names(plan: Plan) -> list[str]:
+    return [file.stem for file in log_files.files(plan.logs)]
+
+
+def _number(setting: str) -> click.IntRange:
+    """Return the type of an option with the range of the setting of this name."""
+    bounds = {type(rule).__name__: rule for rule in StackSettings.model_fields[setting].metadata}
+    return click.IntRange(bounds["Ge"].ge, bounds["Le"].le)
+
+
+class Commands(CommandGroup):
+    """The commands in the order of their definition, and those for development apart."""
+
+    def sections(self) -> dict[str, list[str]]:
+        for_development = [command.name or "" for command in development.COMMANDS]
+        others = [name for name in self.commands if name not in for_development]
+        return {"Commands": others, "Development": for_development}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for names in self.sections().values() for name in names]
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+    epilog="Settings: .env.example. Exit codes, completion for bash and all options: docs/command-line.md.",
+)
+@click.option("--data", metavar="DIR", type=DataFolder(), help="Folder of the stack, before or after the command.")
+def run(data: Path | None) -> None:
+    """Velikiy Flask: a users service with caches in Redis and in Nginx.
+
+    "./run COMMAND --help" describes a command. The first "./run up" installs the packages that are missing.
+    """
 
 
 @run.command()
 @click.option("--detach", "-d", is_flag=True, help="Return when the stack is ready, instead of showing the logs.")
 @click.option(
     "--port",
-    type=int,
+    metavar="N",
+    type=_number("port"),
     help="Port of the first edge; the other edges use the next ports. Default: 80 if possible, else 8080.",
 )
-@click.option("--edges", type=int, help="Number of Nginx edges. Default: 1.")
-@click.option("--apps", type=int, help="Number of app instances. Default: 2.")
-@click.option("--bind", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only).")
+@click.option("--edges", metavar="N", type=_number("edges"), help="Number of Nginx edges. Default: 1.")
+@click.option("--apps", metavar="N", type=_number("apps"), help="Number of app instances. Default: 2.")
+@click.option(
+    "--bind", metavar="ADDRESS", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only)."
+)
 @click.option("--tls-self-signed", is_flag=True, help="Serve https with a certificate that signs itself, to try TLS.")
 @click.option("--monitoring", is_flag=True, help="Also start Prometheus, with the alerts of deploy/prometheus.")
 @click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
@@ -62,7 +137,10 @@ def up(
     reload: bool,
     data: Path | None,
 ) -> None:
-    """Start the stack and print its addresses."""
+    """Start the stack, print its addresses and show the logs. Ctrl-C stops the stack.
+
+    Missing packages are installed first. A stack that runs already gets the new code and settings.
+    """
     given = {"port": port, "edges": edges, "apps": apps, "bind": bind}
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
@@ -77,17 +155,22 @@ def up(
         privileges.reexec_unprivileged(home, live=reload)
 
     # Each signal raises KeyboardInterrupt, so that an interrupted start stops the programs that it has started.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or by & in a script
+            signal.signal(number, _interrupt)
     try:
         with _exclusive(home):
             started = start(home, wanted, reload, tls_self_signed, monitoring)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         report("\ninterrupted; nothing is left running")
-        sys.exit(130)
+        sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     if detach or not started:
         return
     _stay_with(started)
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _stay_with(plan: Plan) -> None:
@@ -119,17 +202,22 @@ def down(data: Path | None, wipe: bool) -> None:
     """Stop the stack and keep its data."""
     home = _home(data)
     if not privileges.is_reexecuted():
-        if not (home / "stack.json").exists():
+        if not any((home / name).exists() for name in ("stack.json", "run")):
             report(f"There is no stack in {home}.")
             return
         privileges.reexec_unprivileged(home, wait=wipe)
-    plan = Plan.load(home)
-    if plan is None:
-        return
     with _exclusive(home), step("stopping"):
-        Supervisor(plan).stop()
+        Supervisor(_plan_to_stop(home)).stop()
     if wipe:
         _wipe(home)
+
+
+def _plan_to_stop(home: Path) -> Plan:
+    """Return the plan of the stack. Its processes can be found without one, so a damaged plan is no obstacle."""
+    with contextlib.suppress(Refusal):
+        if plan := Plan.load(home):
+            return plan
+    return Plan.of_a_folder(home)
 
 
 def _wipe(home: Path) -> None:
@@ -195,10 +283,12 @@ def _state(home: Path) -> dict[str, Any]:
 
 def _describe(state: dict[str, Any]) -> None:
     if not state["processes"]:
-        click.echo(f"not running (data: {state['data']}); start it with ./run up")
+        home = Path(state["data"])
+        click.echo(f"not running (data: {home}); start it with {command('up', home=home)}")
         return
     ready = "ready, with warnings" if state["warnings"] else "ready"
-    click.echo(ready if state["ready"] else "not ready; see ./run logs for the reason")
+    reason = f"not ready; see {command('logs', home=Path(state['data']))} for the reason"
+    click.echo(ready if state["ready"] else reason)
     for warning in state["warnings"]:
         click.echo(f"  warning    {warning}")
     for url in state["edges"]:
@@ -213,10 +303,16 @@ def _describe(state: dict[str, Any]) -> None:
 
 
 @run.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=processes)
 @click.option("--follow", "-f", is_flag=True, help="Keep printing new lines.")
 @click.option(
-    "--lines", "-n", type=click.IntRange(min=0), default=50, show_default=True, help="Number of lines from each log."
+    "--lines",
+    "-n",
+    metavar="N",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Number of lines from each log.",
 )
 @data_option
 def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
@@ -227,11 +323,11 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
     plan = Plan.load(home)
     found = log_files.files(plan.logs, name) if plan else []
     if plan is None or not found:
-        names = ", ".join(file.stem for file in log_files.files(plan.logs)) if plan else ""
+        names = ", ".join(_process_names(plan)) if plan else ""
         raise Refusal(
             f"There is no log of '{name}'. Choose from: {names}."
             if names
-            else "There are no logs yet. Start the stack with ./run up."
+            else f"There are no logs yet. Start the stack with {command('up', home=home)}"
         )
     for file in found:
         for line in log_files.last_lines(file, lines):
@@ -241,35 +337,89 @@ def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
             log_files.follow(plan.logs, name, lambda: False)
 
 
-@run.command(
-    context_settings={"ignore_unknown_options": True, "help_option_names": [], "allow_interspersed_args": False},
-    add_help_option=False,
-)
+PASS_ON: dict[str, Any] = {
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+    "allow_interspersed_args": False,
+}
+"""The settings of a command whose arguments belong to another program. `--data` stands in front of them."""
+
+
+class VelikiyCommand(click.Command):
+    """Completes what `velikiy` would complete."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        from velikiy import cli  # an import at the top would delay each command
+
+        return completion.complete(cli.velikiy, list(ctx.params["arguments"]), incomplete)
+
+
+@run.command(cls=VelikiyCommand, context_settings=PASS_ON, add_help_option=False)
 @data_option
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.argument(
+    "arguments",
+    nargs=-1,
+    type=click.UNPROCESSED,
+    shell_complete=lambda context, _, incomplete: context.command.shell_complete(context, incomplete),
+)
 def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
-    """Run the project's commands with the settings of the stack in the data folder."""
-    plan = Plan.load(_home(data))
+    """Run the project's commands with the settings of the stack: cache, keys, users, ..."""
+    home = _home(data)
+    plan = Plan.load(home)
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.secrets_folder))
         os.environ.update(authentication(plan))
-    os.execv(sys.executable, [sys.executable, "-P", "-m", "velikiy", *arguments])  # noqa: S606
+    option = "" if home == privileges.default_home() else f" --data {shlex.quote(str(home))}"
+    os.environ["VELIKIY_COMMAND"] = f"{program()} velikiy{option}"  # for messages that contain a command
+    python = python_command("velikiy", *arguments)
+    os.execvp(python[0], python)  # noqa: S606
 
 
-@run.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@run.command(context_settings=PASS_ON)
 @data_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def psql(data: Path | None, arguments: tuple[str, ...]) -> None:
-    """Open psql in the database of the stack, as the role that owns the tables. ARGUMENTS go to psql."""
+    """Open psql in the database of the stack.
+
+    It connects as the role that owns the tables. ARGUMENTS go to psql, stdin and the exit code are those of psql. The
+    help of psql: ./run psql -- --help.
+    """
     consoles.psql(_address(data, "migration_database_url"), arguments)
 
 
-@run.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@run.command(context_settings=PASS_ON)
 @data_option
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def redis(data: Path | None, arguments: tuple[str, ...]) -> None:
-    """Open redis-cli at the Redis of the stack. ARGUMENTS go to redis-cli."""
+    """Open redis-cli at the Redis of the stack.
+
+    ARGUMENTS go to redis-cli, stdin and the exit code are those of redis-cli. The help of redis-cli:
+    ./run redis -- --help.
+    """
     consoles.redis_cli(_address(data, "redis_url"), arguments)
+
+
+@run.command("completion")
+@click.argument("shell", type=click.Choice(["bash"]))
+def completion_(shell: str) -> None:
+    """Print the completion of ./run for bash.
+
+    Load it with "source <(./run completion bash)", or write it to
+    ~/.local/share/bash-completion/completions/run.
+    """
+    click.echo(completion.script(str(CHECKOUT / "run")), nl=False)
+
+
+@run.command(hidden=True, context_settings=PASS_ON)
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def complete(words: tuple[str, ...]) -> None:
+    """Print what may follow the WORDS, for the completion."""
+    for line in completion.completions(run, list(words)):
+        click.echo(line)
+
+
+for command_for_development in development.COMMANDS:
+    run.add_command(command_for_development)
 
 
 # ---- helpers ----
@@ -279,7 +429,7 @@ def _address(data: Path | None, name: str) -> str:
     home = _home(data)
     plan = Plan.load(home)
     if plan is None:
-        raise Refusal(f"There is no stack in {home}. Start it with ./run up.")
+        raise Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
     return plan.secret(name)
 
 
@@ -289,10 +439,15 @@ def _home(data: Path | None) -> Path:
     Raises:
         Refusal: Another user can change its content.
     """
-    chosen = data or load(StackSettings, None).data
-    home = chosen.expanduser().resolve() if chosen else privileges.default_home()
-    if not privileges.is_reexecuted():
-        preflight.check_owner(home)
+    if privileges.is_reexecuted():
+        return Path(os.environ["VELIKIY_HOME"])
+    chosen = data or load(FolderSettings, None).data
+    try:
+        home = chosen.expanduser().resolve() if chosen else privileges.default_home()
+        str(home).encode()
+    except (RuntimeError, UnicodeEncodeError):  # ~ of an unknown user, a loop of links
+        raise Refusal(f"{chosen} is not the path of a folder. Choose a folder with --data.") from None
+    preflight.check_owner(home)
     return home
 
 
@@ -309,46 +464,39 @@ def _exclusive(home: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """Run the command that was typed, and return the exit status of `./run`."""
+    """Run the command that was typed, and return the exit code of `./run`."""
     socket.setdefaulttimeout(10)  # a supervisord that hangs must not block the launcher
     try:
         _prepare_environment()
-        run(prog_name="./run", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (Refusal, BadSetting) as error:
+    except BadSetting as error:
         report(f"./run: {error}")
         return 1
-    except OSError as error:
-        advice = _advice(error)
-        if advice is None:
-            raise
-        report(f"./run: {advice}")
-        return 1
-    except (KeyboardInterrupt, click.Abort):
-        return 130
-    return 0
+    return command_line.main(run, program(), "./run", place_data(sys.argv[1:]), _sentence)
+
+
+def _sentence(error: Exception) -> str | None:
+    if isinstance(error, Refusal | BadSetting):
+        return str(error)
+    return _advice(error) if isinstance(error, OSError) else None
 
 
 def _prepare_environment() -> None:
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]  # a person's settings for psql must not reach the stack's servers
     if not privileges.is_reexecuted():  # the account of the second execution may not be able to read .env
-        try:
-            values = dotenv_values(CHECKOUT / ".env")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadSetting(unreadable(error)) from None
-        for name, value in values.items():
-            os.environ.setdefault(name, value or "")
+        for name, value in read_env_file(CHECKOUT / ".env").items():
+            os.environ.setdefault(name, value)
 
 
 def _advice(error: OSError) -> str | None:
     """Return a sentence about an error that its reader can repair, or None for other errors."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error.filename}). Free some space and start again; the data is untouched."
-    if isinstance(error, PermissionError):
-        return f"{error.filename} belongs to another user. Run ./run as that user, or choose another --data."
+        place = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{place}. Free some space and start again; the data is untouched."
+    if error.errno == errno.EBADF:
+        return "stdout is closed."
+    if isinstance(error, PermissionError) and error.filename:
+        return f"{error.filename} is closed to this user. {as_owner_of(error.filename)}, or choose another --data."
     if error.errno == errno.EROFS:
         return f"{error.filename} is on a disk that can only be read. Choose another folder with --data."
     return f"{error.filename}: {error.strerror}. Choose another folder with --data." if error.filename else None

@@ -1,11 +1,12 @@
 """Show the services' log files as one stream."""
 
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
+
+from velikiy.command_line import has_colours
 
 
 class Follower:
@@ -64,7 +65,7 @@ def last_lines(file: Path, count: int) -> list[str]:
 def show(file: Path, line: str) -> None:
     """Print the line after the name of its process, which is coloured on a terminal."""
     name = f"{file.stem:<10}"
-    if sys.stdout.isatty():
+    if has_colours():
         name = f"\033[36m{name}\033[0m"
     print(f"{name} {line}", flush=True)
 

@@ -7,11 +7,15 @@ import os
 import random
 import re
 import secrets
+import shlex
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from velikiy.stack import Refusal
+from velikiy.stack.messages import command
 
 DATA_FOLDER_ENTRIES = re.compile(
     r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
@@ -91,8 +95,16 @@ class Plan:
     def metrics_folder(self) -> Path:
         """The folder where the apps and the relay count. It is in memory: on a full disk, a process that counts in a
         file would be killed. A copy of the data folder has the same identity and another path."""
-        home = hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
-        return Path("/dev/shm") / f"velikiy-{self.identity}-{home}"  # noqa: S108
+        return Path("/dev/shm") / f"velikiy-{self.identity}-{self._digest_of_home}"  # noqa: S108
+
+    @property
+    def metrics_folders(self) -> list[Path]:
+        """All such folders of this data folder: also one of an identity that is lost."""
+        return list(Path("/dev/shm").glob(f"velikiy-*-{self._digest_of_home}"))  # noqa: S108
+
+    @property
+    def _digest_of_home(self) -> str:
+        return hashlib.sha256(str(self.home).encode()).hexdigest()[:16]
 
     @property
     def secrets_folder(self) -> Path:
@@ -174,13 +186,27 @@ class Plan:
             # A newer version may have saved more.
             known = {name: value for name, value in saved.items() if name in cls.__dataclass_fields__}
             # The location of the file decides which folder it describes: a copy must not act for the original.
-            return cls(**{**known, "data": str(data)})
+            plan = TypeAdapter(cls).validate_python({**known, "data": str(data)})
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError, IsADirectoryError):
+            plan = None
+        if plan is None or not plan._is_possible():
             raise Refusal(
-                f"{file} cannot be read: its content is damaged. Delete it and start again; the data stays."
-            ) from None
+                f"{file} cannot be read: its content is damaged. Stop the stack if it runs, delete this file and start"
+                f" again; the data stays: {command('down', home=data)} && rm -r {shlex.quote(str(file))}"
+            )
+        return plan
+
+    def _is_possible(self) -> bool:
+        ports = (self.port, self.http_port, self.metrics_port, self.prometheus_port)
+        numbers = (*ports, *self.app_ports, *self.control_ports)
+        return all(0 <= number <= 65_535 for number in numbers) and min(self.edges, self.apps) > 0
+
+    @classmethod
+    def of_a_folder(cls, data: Path) -> "Plan":
+        """Return a plan that is enough to stop what runs in the folder, if its own plan is lost."""
+        return cls(str(data), "", 0, 0, 0, reload=False, own_postgres=True, own_redis=True)
 
     # ---- ports ----
 

@@ -3,13 +3,14 @@
 import os
 import pwd
 import resource
+import shlex
 import shutil
 import socket
 import stat
 from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
-from velikiy.stack.messages import report
+from velikiy.stack.messages import as_owner_of, report
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan, bracketed, is_free
 
 MIN_FREE_NEW_MB = 400
@@ -67,9 +68,10 @@ def check_owner(data: Path) -> None:
         except FileNotFoundError:
             continue
         if found.st_uid not in trusted:
+            advice = f"{as_owner_of(str(path))}, or choose" if path == data else "Choose"
             raise Refusal(
                 f"{path} belongs to another user ({_name(found.st_uid)}), who could replace what the stack reads there."
-                " Choose another folder with --data."
+                f" {advice} another folder with --data."
             )
         if path in data.parents:
             # In a folder with the sticky bit, such as /tmp, users replace only their own files.
@@ -78,8 +80,8 @@ def check_owner(data: Path) -> None:
             is_open = bool(found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)) and (path != data or bool(entries))
         if stat.S_ISDIR(found.st_mode) and is_open:
             raise Refusal(
-                f"Other users may write in {path}. Check its content, take the right away (chmod go-w {path}) and start"
-                " again, or choose another folder with --data."
+                f"Other users may write in {path}. Check its content, take the right away"
+                f" (chmod go-w {shlex.quote(str(path))}) and start again, or choose another folder with --data."
             )
 
 

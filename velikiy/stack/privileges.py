@@ -9,11 +9,13 @@ the services could lay a trap, such as a symbolic link.
 import contextlib
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from velikiy.command_line import python_command
 from velikiy.stack import Refusal, code_copy
 from velikiy.stack.code_copy import CHECKOUT
 
@@ -60,13 +62,20 @@ def reexec_unprivileged(home: Path, *, live: bool = False, wait: bool = False) -
             f"--reload runs the code from the checkout, but the user {SERVICE_USER} may not enter {CHECKOUT}. "
             "Clone the project into another folder, for example /srv."
         )
-    command = [sys.executable, "-P", "-m", "velikiy.stack", *sys.argv[1:], "--data", str(home)]
+    command = python_command("velikiy.stack", *sys.argv[1:])
     if is_root():
         command = [*_as_service_account(keep_low_ports=_may_open_low_ports()), *command]
-    added = {"PYTHONPATH": code, "VELIKIY_CODE": code, "VELIKIY_DEFAULT_HOME": default_home(), "HOME": home}
+    added = {
+        "PYTHONPATH": code,
+        "VELIKIY_CODE": code,
+        "VELIKIY_HOME": home,
+        "VELIKIY_DEFAULT_HOME": default_home(),
+        "HOME": home,
+    }
     environment = {**os.environ, **{name: str(value) for name, value in added.items()}}
     os.chdir("/")  # the current folder may be closed to the services' account
     if wait:
+        signal.signal(signal.SIGINT, lambda *_: None)  # the command has received it, too, and ends in order
         status = subprocess.run(command, env=environment, check=False).returncode
         with contextlib.suppress(OSError):
             home.rmdir()

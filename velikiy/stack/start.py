@@ -22,11 +22,10 @@ from velikiy.stack import (
     local_http,
     log_files,
     preflight,
-    privileges,
     rolling,
     servers,
 )
-from velikiy.stack.messages import report, step
+from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
 from velikiy.stack.programs import authentication, copy_configurations, programs
 from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
@@ -374,14 +373,13 @@ def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> Non
 
 
 def _show_hints(plan: Plan) -> None:
-    option = "" if plan.home == privileges.default_home() else f" --data {shlex.quote(plan.data)}"
     trust = f"--cacert {shlex.quote(plan.tls_cert)} " if plan.tls_cert == str(plan.own_certificate) else ""
     report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
-    report(f"  logs    ./run logs -f{option}    (files in {plan.logs})")
+    report(f"  logs    {command('logs', '-f', home=plan.home)}    (files in {plan.logs})")
     if plan.monitoring:
         report(f"  alerts  http://127.0.0.1:{plan.prometheus_port}/alerts")
-    report(f"  stop    ./run down{option}")
+    report(f"  stop    {command('down', home=plan.home)}")
 
 
 def display_url(url: str) -> str:
