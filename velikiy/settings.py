@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 SECRETS = Path("/run/secrets")
@@ -144,6 +144,10 @@ def auth_mode(auth: str | None, listens_on: str) -> str:
     return auth or "off"
 
 
+def _in_lower_case(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
 def _edge_secret(value: str) -> str:
     if not re.fullmatch("[!-~]{16,}", value):
         raise ValueError("at least 16 characters of ASCII without spaces, such as the output of openssl rand -hex 24")
@@ -240,7 +244,8 @@ class ServiceSettings(BaseSettings):
     metrics: Literal["on", "off"] = "on"
     """With "on", all processes count for Prometheus (docs/monitoring.md)."""
 
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_in_lower_case)] = "info"
+    """The lowest level that all parts of the stack log."""
 
 
 class Settings(ServiceSettings):
@@ -302,6 +307,12 @@ class StackSettings(BaseSettings):
 
     prometheus_port: int = Field(9090, ge=1, le=65_535)
     """The port on 127.0.0.1 of the Prometheus that `--monitoring` starts."""
+
+    log_file_size: int = Field(10, ge=1, le=100_000)
+    """Megabytes after which a new file of a log is begun."""
+
+    log_files: int = Field(4, ge=1, le=1_000)
+    """Files that are kept of each log, with the one that is being written."""
 
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)

@@ -108,6 +108,7 @@ def replace(plan: Plan, wanted: list[Program], migrate: Callable[[], None]) -> N
         if program.name not in existing or program not in changed:
             program.write_script(plan)  # also of an unchanged program: its reaper may be newer
     supervisor.add(wanted)
+    supervisor.send("postgres", "HUP")  # another level of its log; Redis takes it when it is started again
     for program in changed:
         if program.name in existing:
             with step(f"replacing {program.name}"):
