@@ -9,6 +9,7 @@
 local balancer = require "balancer"
 local certificate = require "certificate"
 local lease = require "lease"
+local routes = require "routes"
 
 local FLUSH_INTERVAL_S = 1
 local BUCKETS_S = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5 }  -- as in velikiy/metrics.py
@@ -92,37 +93,11 @@ local function count_request(method, route, code, cache, tier, seconds, number)
 end
 
 
-local known, known_text = {}, nil
-
-
--- Return whether the app has such a resource. An app names them with each cache lease (velikiy/http/edge_leases.py).
-local function is_resource(name)
-    local text = state:get("resources")
-    if text ~= known_text then
-        known, known_text = {}, text
-        for resource in (text or ""):gmatch("([^: ]+):[^ ]*") do
-            known[resource] = true
-        end
-    end
-    return known[name]
-end
-
-
--- Return the route of an address: there are few routes, and any number of paths.
-local function route_of(var)
-    local resource, rest = match(var.request_uri, "^/([a-z][a-z0-9_]*)([^?]*)")
-    if resource and is_resource(resource) then
-        if rest == "" or rest == "/count" or rest == "/batch" then
-            return "/" .. resource .. rest
-        end
-        return match(rest, "^/%d+$") and "/" .. resource .. "/{id}" or "(other)"
-    end
-    return var.own_path
-end
-
-
 -- In log_by_lua: count a request that is not a hit, or a hit that edge/lua/read.lua:answer has sent.
 function _M.count_answer()
+    if not is_on then
+        return
+    end
     local var = ngx.var
     local cache, app = var.cache_result:lower(), (var.app_status or "") .. (var.upstream_status or "")
     local tier = "edge"
@@ -133,7 +108,7 @@ function _M.count_answer()
             tier = "app"
         end
     end
-    count_request(METHODS[var.sent_method] or "(other)", route_of(var), var.status, cache, tier,
+    count_request(METHODS[var.sent_method] or "(other)", routes.route_of(var), var.status, cache, tier,
                   ngx.now() - ngx.req.start_time(), 1)
 end
 

@@ -89,6 +89,25 @@ def test_lines_of_all_processes_have_the_same_fields_and_are_in_the_order_of_tim
     assert [line["time"] for line in lines] == sorted(line["time"] for line in lines)
 
 
+def test_request_is_found_in_the_logs_of_edge_app_and_postgres(stack: Stack) -> None:
+    body = {"name": NAME, "email": EMAIL}
+    created = requests.post(f"{stack.edge}/users", json=body, timeout=5)
+    try:
+        refused = requests.post(f"{stack.edge}/users", json=body, headers={"X-Request-Id": "order-77"}, timeout=5)
+        assert refused.status_code == 409
+    finally:
+        requests.delete(stack.edge + created.headers["Location"], timeout=5)
+    request_id = refused.headers["X-Request-Id"]
+    processes = {"postgres", "app", "edge"}
+    # An edge writes its lines each second.
+    wait_until(lambda: {line["process"].rstrip("12") for line in shown(stack, "--request", request_id)} == processes)
+    by_process = {line["process"].rstrip("12"): line for line in shown(stack, "--request", "order-77")}
+    assert by_process["edge"]["message"].startswith("POST /users 409")
+    assert by_process["app"]["request_id"] == request_id
+    assert by_process["postgres"]["message"].startswith("duplicate key value violates unique constraint")
+    assert by_process["postgres"]["pid"] == by_process["app"]["postgres_pid"]
+
+
 def test_restart_of_a_killed_process_is_in_the_log_of_its_name(stack: Stack) -> None:
     killed = stack.pids()["relay"]
     os.kill(killed, signal.SIGKILL)
