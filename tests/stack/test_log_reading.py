@@ -213,6 +213,19 @@ def test_new_lines_are_followed_through_several_rotations_at_once(tmp_path: Path
     assert log.new() == []
 
 
+def test_foreground_shows_the_lines_since_the_start_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "app1.log").write_text(at(1, event="of the run before") + at(61, event="started"))
+    rounds = iter([False, True])
+
+    def is_over() -> bool:
+        with (tmp_path / "app1.log").open("a") as file:
+            file.write(at(62, event="new"))
+        return next(rounds)
+
+    log_view.follow_from(tmp_path, log_view.moment("2026-07-01T10:01:00Z"), is_over)
+    assert [line.split()[3] for line in capsys.readouterr().out.splitlines()] == ["started", "new"]
+
+
 # ---- supervisor's side ----
 
 

@@ -123,6 +123,28 @@ def test_logs_refuse_a_wrong_moment_with_an_example(stack: Stack) -> None:
     assert "10m" in completed.stderr
 
 
+def test_logs_of_containers_are_read_from_the_standard_input() -> None:
+    lines = (
+        'app-1       | {"time":"2026-07-01T10:00:00Z","event":"cache.fenced","level":"warning"}\n'
+        "redis-1     | 1:M 01 Jul 2026 10:00:00.500 # Server initialized\n"
+        "postgres-1  | 2026-07-01T10:00:00.800Z 2026-07-01 10:00:00.750 UTC [12] LOG:  checkpoint starting: time\n"
+    )
+    completed = subprocess.run(
+        [f"{ROOT}/run", "logs", "-", "--level", "warning", "--json"],
+        env=clean_environment(),
+        input=lines,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    found = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert [(line["process"], line["message"]) for line in found] == [
+        ("app-1", "cache.fenced"),
+        ("redis-1", "Server initialized"),
+    ]
+
+
 def test_output_of_logs_may_be_cut_off(stack: Stack) -> None:
     command = f"{ROOT}/run logs -n 5000 --data {stack.data} | head -1; exit ${{PIPESTATUS[0]}}"
     completed = subprocess.run(

@@ -259,7 +259,14 @@ def logs(
     data: Path | None,
 ) -> None:
     """Show the logs of all processes, or of the processes whose names start with NAME (edge, app1, postgres, ...),
-    merged by time. Rotated files are searched too."""
+    merged by time. Rotated files are searched too.
+
+    With "-" as NAME, show lines of the standard input, such as those of `docker compose logs`.
+    """
+    if name == "-":
+        with _until_the_reader_leaves():
+            log_view.show_stream(sys.stdin.buffer, log_view.Choice("", level.lower(), since, request), as_json)
+        return
     home = _home(data)
     if not privileges.is_reexecuted():
         privileges.reexec_unprivileged(home)

@@ -59,7 +59,7 @@ class Entry:
     process: str
     message: str
     fields: dict[str, Any]
-    """What else the line says."""
+    """The further fields of the line."""
 
     size: int = 0
     """Bytes of the line."""

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from velikiy.stack.log_files import ProcessLog, merge, names, open_logs
-from velikiy.stack.log_lines import LEVELS, Entry, iso
+from velikiy.stack.log_files import MAX_LINE, ProcessLog, merge, names, open_logs
+from velikiy.stack.log_lines import LEVELS, Entry, iso, parse
 
 POLL_S = 0.2
 
@@ -110,6 +110,23 @@ def show(folder: Path, choice: Choice, *, last: int | None, as_json: bool, follo
     sys.stdout.flush()
     if follow:
         _follow(folder, logs, choice, write, lambda: False)
+
+
+def show_stream(stream: BinaryIO, choice: Choice, as_json: bool) -> None:
+    """Print the chosen entries of lines in the order in which they come, each after the name of its container."""
+    write, moment = _writer(as_json), None
+    for line in iter(lambda: stream.readline(MAX_LINE), b""):
+        process, text = PREFIX.fullmatch(line.rstrip(b"\r\n")).groups()  # type: ignore[union-attr]  # it matches all
+        entry = parse((process or b"").decode(), text)
+        moment = entry.time = moment if entry.time is None else entry.time
+        choice.note_session(entry)
+        if text and entry in choice:
+            write(entry)
+            sys.stdout.flush()
+
+
+PREFIX = re.compile(rb"(?:([\w.-]+) +\| )?(?:\d{4}-\d\d-\d\dT[\d:.]+Z )?(.*)", re.DOTALL)
+"""`docker compose logs` begins each line with the name of the container, and with --timestamps with the time."""
 
 
 def follow_from(folder: Path, since: float, is_over: Callable[[], bool]) -> None:

@@ -46,8 +46,9 @@ class JsonFile(loggers.RotatingFileHandler):  # type: ignore[misc]  # supervisor
             self._write(record.level, self._as_json(text[:end]))
         else:
             level, message = loggers.LOG_LEVELS_BY_NUM[record.level], record.asdict()["message"]
-            entry = log_lines.supervisor_entry(time.time(), level, message)
-            self._write(record.level, entry.json().encode() + b"\n")
+            if not message.startswith("success: "):  # which follows "spawned" and adds nothing
+                entry = log_lines.supervisor_entry(time.time(), level, message)
+                self._write(record.level, entry.json().encode() + b"\n")
 
     def end(self) -> None:
         """Write a last line without an end. The program has ended."""
@@ -59,8 +60,8 @@ class JsonFile(loggers.RotatingFileHandler):  # type: ignore[misc]  # supervisor
             super().emit(loggers.LogRecord(level, lines))
 
     def doRollover(self) -> None:  # noqa: N802
-        """Begin a new file if this one is full, as LOG_FILE_SIZE and LOG_FILES say now: supervisor itself would learn
-        of a change only when it is started again."""
+        """Begin a new file if the current file is full. LOG_FILE_SIZE and LOG_FILES are read again: supervisor itself
+        would follow a change only when it is started again."""
         if time.monotonic() >= self.next_look:
             self.next_look = time.monotonic() + LOOK_INTERVAL_S
             with contextlib.suppress(OSError, ValueError):
