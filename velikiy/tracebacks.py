@@ -25,9 +25,11 @@ CAUSE = "\nThe above exception was the direct cause of the following exception:\
 CONTEXT = "\nDuring handling of the above exception, another exception occurred:\n\n"
 
 
-def render(exc_info: tuple[Any, BaseException, TracebackType | None]) -> str:
+def render(exc_info: tuple[Any, BaseException | None, TracebackType | None]) -> str:
     """Return the traceback of the exception and of its causes."""
-    _, error, trace = exc_info
+    kind, error, trace = exc_info
+    if error is None:  # logged outside of an `except`, or an exception without a value (sys.unraisablehook)
+        return kind.__name__ if kind else ""
     return "".join(_parts(error, trace, MAX_CHAIN)).rstrip("\n")
 
 

@@ -126,7 +126,7 @@ def test_logs_refuse_a_wrong_moment_with_an_example(stack: Stack) -> None:
 def test_logs_of_containers_are_read_from_the_standard_input() -> None:
     lines = (
         'app-1       | {"time":"2026-07-01T10:00:00Z","event":"cache.fenced","level":"warning"}\n'
-        "redis-1     | 1:M 01 Jul 2026 10:00:00.500 # Server initialized\n"
+        "redis-1     | 1:M 01 Jul 2026 10:00:00.500 # Memory is low\n"
         "postgres-1  | 2026-07-01T10:00:00.800Z 2026-07-01 10:00:00.750 UTC [12] LOG:  checkpoint starting: time\n"
     )
     completed = subprocess.run(
@@ -141,7 +141,7 @@ def test_logs_of_containers_are_read_from_the_standard_input() -> None:
     found = [json.loads(line) for line in completed.stdout.splitlines()]
     assert [(line["process"], line["message"]) for line in found] == [
         ("app-1", "cache.fenced"),
-        ("redis-1", "Server initialized"),
+        ("redis-1", "Memory is low"),
     ]
 
 

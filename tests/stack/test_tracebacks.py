@@ -18,7 +18,7 @@ def rendered(raises: Callable[[], object]) -> str:
     try:
         raises()
     except Exception:
-        return tracebacks.render(sys.exc_info())  # type: ignore[arg-type]
+        return tracebacks.render(sys.exc_info())
     raise AssertionError("nothing was raised")
 
 

@@ -44,6 +44,13 @@ SUPERVISOR = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+) (.*)",
 PROGRAM = re.compile(r"\b(postgres|redis|metrics|prometheus|relay|app\d+|edge\d+)\b")
 """The program that a message of supervisor is about: "exited: app1 (exit status 0; expected)"."""
 
+ROUTINE = re.compile(
+    r"oO0OoO0OoO0Oo|Redis version=|Configuration loaded|Server initialized|User requested shutdown"
+    r"|Received SIG(TERM|INT) |Redis is now ready to exit|the database system is (starting up|shutting down)"
+    r"|terminating connection due to administrator"
+)
+"""Messages of a start or a stop, to which Redis and PostgreSQL give higher levels."""
+
 TERMINATED = re.compile(r"was terminated by signal|was not properly shut down|exited with exit code")
 """PostgreSQL reports crashes with the level LOG."""
 
@@ -161,7 +168,8 @@ def _parsed_text(process: str, text: str) -> Entry | None:
         pid, day, month, year, clock, mark, message = match.groups()
         number = MONTHS.index(month) + 1 if month in MONTHS else 0
         moment = _moment(f"{year}-{number:02}-{day}T{clock}")
-        return Entry(moment, REDIS_LEVELS[mark], process, message, {"pid": int(pid)})
+        level = "info" if ROUTINE.match(message) else REDIS_LEVELS[mark]
+        return Entry(moment, level, process, message, {"pid": int(pid)})
     if match := SUPERVISOR.fullmatch(text):
         clock, level, message = match.groups()
         return supervisor_entry(_local_moment(clock), level, message)
@@ -175,6 +183,8 @@ def _postgres(process: str, day: str, clock: str, pid: str, session: str | None,
     level = "debug" if severity.startswith("DEBUG") else POSTGRES_LEVELS.get(severity, "error")
     if severity == "LOG" and TERMINATED.search(message):
         level = "error"
+    if ROUTINE.match(message):
+        level = "info"
     fields: dict[str, Any] = {"severity": severity, "pid": int(pid)}
     if session:
         fields["session"] = session

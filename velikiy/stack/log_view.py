@@ -12,7 +12,7 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from velikiy.stack.log_files import MAX_LINE, ProcessLog, merge, names, open_logs
+from velikiy.stack.log_files import MAX_LINE, LineFilter, ProcessLog, merge, names, open_logs
 from velikiy.stack.log_lines import LEVELS, Entry, iso, parse
 
 POLL_S = 0.2
@@ -78,10 +78,20 @@ class Choice:
         spans = self.sessions.get(fields.get("pid", 0), []) if "severity" in fields else []
         return any(start <= (entry.time or 0) <= end for start, end in spans)
 
+    def line_filter(self, with_id: bool) -> LineFilter:
+        """Return what tells lines that cannot be chosen, by their bytes. Programs write JSON without spaces.
+
+        Args:
+            with_id: A chosen line contains the id of the request.
+        """
+        id_of_request = self.request.encode() if with_id else b""
+        too_low = [f'"level":"{level}"'.encode() for level in LEVELS[: LEVELS.index(self.level)]]
+        return lambda line: id_of_request in line and not any(level in line for level in too_low)
+
     def find_sessions(self, logs: list[ProcessLog]) -> None:
         """Find the sessions of the request. Apps log them with the request, after PostgreSQL has logged its errors."""
         for log in logs:
-            for entry in log.forwards(self.since, containing=b'"postgres_pid"'):
+            for entry in log.forwards(self.since, lambda line: b'"postgres_pid"' in line):
                 self.note_session(entry)
 
     def note_session(self, entry: Entry) -> None:
@@ -143,18 +153,18 @@ def latest(folder: Path, count: int) -> list[str]:
     """Return the last lines of each log together, in the order of their times."""
     logs = open_logs(folder)
     found = [entry for log in logs for entry in islice(log.backwards(), count)]
-    return [_for_people(entry, colours=False) for entry in merge([iter(sorted(found, key=lambda it: it.time or 0))])]
+    return [for_people(entry) for entry in merge([iter(sorted(found, key=lambda it: it.time or 0))])]
 
 
 def _present(logs: list[ProcessLog], choice: Choice, last: int | None) -> Iterator[Entry]:
     if last is not None:
-        since, merged = choice.since, merge((log.backwards() for log in logs), backwards=True)
+        since, merged = choice.since, merge((log.backwards(choice.line_filter(False)) for log in logs), True)
         late_enough = takewhile(lambda entry: since is None or (entry.time or since) >= since, merged)
         found = (entry for entry in late_enough if entry in choice)
         return reversed(list(islice(found, last)))
     # PostgreSQL's lines of a request do not contain its id.
-    needles = {log: choice.request.encode() if log.process.startswith(("app", "edge")) else b"" for log in logs}
-    streams = (log.forwards(choice.since, needles[log]) for log in logs)
+    with_id = [log for log in logs if not (choice.sessions and log.process == "postgres")]
+    streams = (log.forwards(choice.since, choice.line_filter(log in with_id)) for log in logs)
     return (entry for entry in merge(streams) if entry in choice)
 
 
@@ -184,10 +194,12 @@ def _writer(as_json: bool) -> Callable[[Entry], None]:
     if as_json:
         return lambda entry: print(entry.json())
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return lambda entry: print(_for_people(entry, colours=colours))
+    return lambda entry: print(for_people(entry, colours=colours))
 
 
-def _for_people(entry: Entry, *, colours: bool) -> str:
+def for_people(entry: Entry, *, colours: bool = False) -> str:
+    """Return the entry as a line, with further lines for a traceback."""
+
     def coloured(text: str, colour: str) -> str:
         return f"\033[{colour}m{text}\033[0m" if colours and colour else text
 

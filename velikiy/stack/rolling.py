@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from velikiy.stack import Refusal, local_http
+from velikiy.stack import Refusal, local_http, log_lines, log_view
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import Program, base_environment, script
@@ -216,8 +216,8 @@ def _run(program: Program, arguments: list[str], folder: Path, **environment: st
 
 def _refuse(program: Program, output: str) -> NoReturn:
     report("")
-    for line in output.strip().splitlines()[-15:]:
-        report(line)
+    for entry in list(log_lines.entries(program.name, output.encode().splitlines()))[-15:]:
+        report(log_view.for_people(entry))
     raise Refusal(
         f"{program.name} cannot start with the new version; the reason is above. The stack still runs as before."
     )
