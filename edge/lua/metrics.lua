@@ -26,7 +26,6 @@ local HELP = {
 }
 
 local shared = ngx.shared.metrics
-local state = ngx.shared.state
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 
 local _M = {}
