@@ -36,6 +36,10 @@ FORMS = {
         b"12:M 01 Jul 2026 10:00:00.500 # Server initialized",
         ("2026-07-01T10:00:00.500Z", "info", "Server initialized"),
     ),
+    "redis2": (
+        b"12:signal-handler (1782900000) Received SIGTERM scheduling shutdown...",
+        ("2026-07-01T10:00:00.000Z", "info", "Received SIGTERM scheduling shutdown..."),
+    ),
     "postgres": (
         b"2026-07-01 10:00:00.750 UTC [12] velikiy writes ERROR:  division by zero",
         ("2026-07-01T10:00:00.750Z", "error", "division by zero"),

@@ -1,5 +1,7 @@
 """Exceptions in the log: the message and a readable traceback, without personal data."""
 
+import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from testkit.stack import Stack
+from testkit.stack import ROOT, Stack
 from velikiy import tracebacks
 
 EMPTY: dict[str, str] = {}
@@ -79,3 +81,13 @@ def test_error_of_postgres_names_the_constraint_and_not_the_row(stack: Stack) ->
     text = rendered(duplicate)
     assert text.endswith('UniqueViolation: duplicate key value violates unique constraint "t_email_key"')
     assert EMAIL not in text
+
+
+def test_uncaught_exception_of_a_service_is_one_line_with_its_traceback() -> None:
+    code = "import sys; from velikiy import logs; logs.configure_service('info'); {}[sys.argv[1]]"
+    ended = subprocess.run([sys.executable, "-c", code, EMAIL], cwd=ROOT, capture_output=True, text=True, check=False)
+    line = json.loads(ended.stdout)
+    assert (line["event"], line["level"]) == ("uncaught", "critical")
+    assert line["exception"].startswith("Traceback (most recent call last):\n")
+    assert line["exception"].endswith("KeyError: '…'")
+    assert ended.stderr == ""

@@ -37,6 +37,7 @@ POSTGRES = re.compile(
     re.DOTALL,
 )
 REDIS = re.compile(r"(\d+):[XCSM] (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d:\d\d:\d\d\.\d+) ([.*#-]) (.*)", re.DOTALL)
+REDIS_SIGNAL = re.compile(r"(\d+):signal-handler \((\d+)\) (.*)", re.DOTALL)
 NGINX = re.compile(r"(\d{4})/(\d\d)/(\d\d) (\d\d:\d\d:\d\d) \[([a-z]+)\] (\d+)#\d+: (.*)", re.DOTALL)
 NGINX_AT_START = re.compile(r"nginx: \[([a-z]+)\] (.*)", re.DOTALL)
 SUPERVISOR = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}) ([A-Z]+) (.*)", re.DOTALL)
@@ -51,7 +52,7 @@ ROUTINE = re.compile(
 )
 """Messages of a start or a stop, to which Redis and PostgreSQL give higher levels."""
 
-TERMINATED = re.compile(r"was terminated by signal|was not properly shut down|exited with exit code")
+TERMINATED = re.compile(r"was terminated by signal|was not properly shut down")
 """PostgreSQL reports crashes with the level LOG."""
 
 
@@ -170,6 +171,9 @@ def _parsed_text(process: str, text: str) -> Entry | None:
         moment = _moment(f"{year}-{number:02}-{day}T{clock}")
         level = "info" if ROUTINE.match(message) else REDIS_LEVELS[mark]
         return Entry(moment, level, process, message, {"pid": int(pid)})
+    if match := REDIS_SIGNAL.fullmatch(text):
+        pid, seconds, message = match.groups()
+        return Entry(float(seconds), "info", process, message, {"pid": int(pid)})
     if match := SUPERVISOR.fullmatch(text):
         clock, level, message = match.groups()
         return supervisor_entry(_local_moment(clock), level, message)
@@ -196,7 +200,7 @@ def supervisor_entry(moment: float | None, level: str, message: str) -> Entry:
     known = KNOWN_LEVELS.get(level.lower(), "info")
     if "without any HTTP authentication" in message:  # a socket that no other user may enter
         known = "info"
-    if known == "info" and ("not expected" in message or "terminated by SIG" in message):
+    if known == "info" and ("not expected" in message or "terminated by SIGKILL" in message):
         known = "warning"
     program = PROGRAM.search(message)
     return Entry(moment, known, "supervisor", message, {"program": program[1]} if program else {})
