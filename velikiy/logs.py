@@ -14,6 +14,8 @@ from typing import Any, NoReturn
 import orjson
 import structlog
 
+from velikiy import tracebacks
+
 _stamp = structlog.processors.TimeStamper(fmt="iso", utc=True, key="time")
 
 EVENT_PROCESSORS: list[Any] = [structlog.contextvars.merge_contextvars, structlog.processors.add_log_level, _stamp]
@@ -23,19 +25,8 @@ def _dumps(event: Any, **_: Any) -> str:
     return orjson.dumps(event, default=str).decode()
 
 
-def _without_messages(_: Any, __: str, event: Any) -> Any:
-    for exception in event.get("exception", ()):
-        exception.pop("exc_value", None)
-        exception.pop("exc_notes", None)
-    return event
-
-
-# Tracebacks as data, without messages and the values of local variables: both quote names and e-mails.
 RENDER_PROCESSORS: list[Any] = [
-    structlog.processors.ExceptionRenderer(
-        structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
-    ),
-    _without_messages,
+    structlog.processors.ExceptionRenderer(tracebacks.render),
     structlog.processors.JSONRenderer(serializer=_dumps),
 ]
 

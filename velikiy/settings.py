@@ -282,6 +282,7 @@ class ServiceSettings(TypedByPeople):
     """Share of the requests that the edges trace."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The lowest level that all parts of the stack log."""
 
 
 class Settings(ServiceSettings):
@@ -347,6 +348,12 @@ class StackSettings(FolderSettings):
 
     prometheus_port: int = Field(9090, ge=1, le=65_535)
     """The port on 127.0.0.1 of the Prometheus that `--monitoring` starts."""
+
+    log_file_size: int = Field(10, ge=1, le=100_000)
+    """Megabytes after which a new file of a log is begun."""
+
+    log_files: int = Field(4, ge=1, le=1_000)
+    """Files that are kept of each log, with the one that is being written."""
 
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)

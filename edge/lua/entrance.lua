@@ -8,6 +8,7 @@ local lease = require "lease"
 local limits = require "limits"
 local metrics = require "metrics"
 local read = require "read"
+local routes = require "routes"
 local traces = require "traces"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in
@@ -82,6 +83,7 @@ end
 
 -- In log_by_lua of every answer but hits, which must not pay for this phase: they end above.
 function _M.leave()
+    routes.note_path()
     metrics.count_answer()
     if traces.is_on then
         traces.add_answer()

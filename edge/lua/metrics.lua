@@ -9,6 +9,7 @@
 local balancer = require "balancer"
 local certificate = require "certificate"
 local lease = require "lease"
+local routes = require "routes"
 
 local FLUSH_INTERVAL_S = 1
 local BUCKETS_S = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5 }  -- as in velikiy/metrics.py
@@ -26,7 +27,6 @@ local HELP = {
 }
 
 local shared = ngx.shared.metrics
-local state = ngx.shared.state
 local byte, find, match, sub = string.byte, string.find, string.match, string.sub
 
 local _M = {}
@@ -93,35 +93,6 @@ local function count_request(method, route, code, cache, tier, seconds, number)
 end
 
 
-local known, known_text = {}, nil
-
-
--- Return whether the app has such a resource. An app names them with each cache lease (velikiy/http/edge_leases.py).
-local function is_resource(name)
-    local text = state:get("resources")
-    if text ~= known_text then
-        known, known_text = {}, text
-        for resource in (text or ""):gmatch("([^: ]+):[^ ]*") do
-            known[resource] = true
-        end
-    end
-    return known[name]
-end
-
-
--- Return the route of an address: there are few routes, and any number of paths.
-function _M.route_of(var)
-    local resource, rest = match(var.request_uri, "^/([a-z][a-z0-9_]*)([^?]*)")
-    if resource and is_resource(resource) then
-        if rest == "" or rest == "/count" or rest == "/batch" then
-            return "/" .. resource .. rest
-        end
-        return match(rest, "^/%d+$") and "/" .. resource .. "/{id}" or "(other)"
-    end
-    return var.own_path
-end
-
-
 -- Return the method of a request, of which there are few.
 function _M.method_of(var)
     return METHODS[var.sent_method] or "(other)"
@@ -143,7 +114,7 @@ function _M.count_answer()
             tier = "app"
         end
     end
-    count_request(_M.method_of(var), _M.route_of(var), var.status, cache, tier,
+    count_request(_M.method_of(var), routes.route_of(var), var.status, cache, tier,
                   ngx.now() - ngx.req.start_time(), 1)
 end
 

@@ -12,6 +12,7 @@
 local ids = require "ids"
 local metrics = require "metrics"
 local resolver = require "resolver"
+local routes = require "routes"
 
 local INTERVAL_S = 1  -- between two reports
 local MAX_WAITING = 512  -- spans of one worker; further ones are lost
@@ -114,14 +115,14 @@ end
 
 -- In entrance.lua, where a hit ends for Lua. Nginx sends it at once, so the span ends here.
 function _M.add_hit(var)
-    add(var, "GET", metrics.route_of(var), "200", "HIT")
+    add(var, "GET", routes.route_of(var), "200", "HIT")
 end
 
 
 -- In log_by_lua: any other answer.
 function _M.add_answer()
     local var = ngx.var
-    add(var, metrics.method_of(var), metrics.route_of(var), var.status, var.cache_result)
+    add(var, metrics.method_of(var), routes.route_of(var), var.status, var.cache_result)
 end
 
 

@@ -269,6 +269,12 @@ def test_settings_reach_the_containers_that_use_them(stack: Stack) -> None:
     assert not [entry for entry in environment if entry.startswith(("EDGE_TTL=", "LOG_LEVEL="))]
 
 
+def test_level_reaches_postgres_and_redis(stack: Stack) -> None:
+    services = resolved(stack, {"LOG_LEVEL": "WARNING"})["services"]
+    assert "log_min_messages=WARNING" in services["postgres"]["command"]
+    assert services["redis"]["environment"] == {"LOG_LEVEL": "WARNING"}
+
+
 def test_write_is_seen_by_the_next_read_with_compose(stack: Stack) -> None:
     user = stack.wait_until_it_works()
     for name in ("Глеб", "Зоя", "Инна"):

@@ -667,6 +667,13 @@ def missing(request: Request) -> Response:
     return storable(request, 404, body)
 
 
+@pytest.fixture(scope="module")
+def users() -> Iterator[FakeApp]:
+    """An app that names the resource users with each cache lease."""
+    with fake_app("2400 - users:user", LOG_LEVEL="WARNING") as app:
+        yield app
+
+
 class TestAccessLog:
     def paths(self, app: FakeApp, *responses: requests.Response) -> list[str]:
         ids = [response.headers["X-Request-Id"] for response in responses]
@@ -692,3 +699,32 @@ class TestAccessLog:
         app.respond = lambda request: plain(request, status)
         lines = ("GET /anna", "HEAD /anna/7", "PUT /anna", "POST /anna/batch", "GET /docs/anna", "GET /anna@b.c")
         assert set(self.paths(app, *(send_raw(app, line) for line in lines))) == {"(other)"}
+
+    @pytest.mark.parametrize("status", [500, 502, 503])
+    def test_log_contains_the_path_of_a_resource_whatever_the_status_is(self, users: FakeApp, status: int) -> None:
+        app = users
+        app.respond = lambda request: plain(request, status)
+        lines = ("GET /users/7", "GET /users?q=a", "GET /users?unknown=a", "PUT /users/7", "POST /users/batch")
+        found = self.paths(app, *(send_raw(app, line) for line in lines))
+        assert found == ["/users/7", "/users", "/users", "/users/7", "/users/batch"]
+        mistyped = ("GET /users/anna", "GET /usersanna", "PUT /users/7/anna", "DELETE /users/anna?a=b")
+        assert set(self.paths(app, *(send_raw(app, line) for line in mistyped))) == {"(other)"}
+
+    def test_line_has_a_level_and_the_time_to_the_millisecond(self, app: FakeApp, name: str) -> None:
+        responses = [get(app, f"/{name}/7"), get(app, f"/{name}/7")]
+        app.respond = lambda request: plain(request, 503)
+        responses += [get(app, f"/{name}/8"), send_raw(app, f"PUT /{name}/8")]
+        self.paths(app, *responses)
+        ids = [response.headers["X-Request-Id"] for response in responses]
+        read = [json.loads(line) for line in app.log().splitlines() if line.startswith("{")]
+        lines = {line["request_id"]: line for line in read}
+        assert [lines[request_id]["level"] for request_id in ids] == ["info", "info", "error", "error"]
+        for request_id in ids:
+            assert re.fullmatch(r"\d{10}\.\d{3}", f"{lines[request_id]['msec']:.3f}")
+
+    def test_only_failed_requests_are_logged_at_higher_levels(self, users: FakeApp) -> None:
+        users.respond = tagged
+        silent = [get(users, "/users/7"), get(users, "/users/7"), send_raw(users, "PUT /users/7")]
+        users.respond = lambda request: plain(request, 503)
+        assert self.paths(users, get(users, "/users/8"), send_raw(users, "PUT /users/8")) == ["/users/8", "/users/8"]
+        assert not [response for response in silent if response.headers["X-Request-Id"] in users.log()]

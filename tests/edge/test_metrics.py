@@ -40,6 +40,7 @@ def test_requests_are_counted_by_route_status_cache_and_tier() -> None:
         get(app, "/users/50")
         get(app, "/nobody/here@example.com")
         requests.post(f"{app.edge}/users", json={}, timeout=5)
+        requests.post(f"{app.edge}/users/batch", json={}, timeout=5)
         requests.get(f"{app.edge}/users/7", headers={"Host": "stranger.example"}, timeout=5)
 
         def expected() -> bool:
@@ -53,6 +54,7 @@ def test_requests_are_counted_by_route_status_cache_and_tier() -> None:
                 and now.value(REQUESTS, route="/users/{id}", code="421", tier="edge") == 1
                 and now.value(REQUESTS, route="(other)", code="404") == 1
                 and now.value(REQUESTS, route="/users", method="POST", code="201", tier="app") == 1
+                and now.value(REQUESTS, route="/users/batch", method="POST", code="201", tier="app") == 1
                 and now.value(DURATION + "_count", route="/users/{id}", tier="edge") == 4
                 and now.value(DURATION + "_count") == now.value(REQUESTS)
                 and now.value(DURATION + "_bucket", le="+Inf") == now.value(DURATION + "_count")

@@ -123,8 +123,10 @@ def test_number_of_apps_and_edges_changes_under_load_without_a_failed_request(ro
 def test_changed_setting_replaces_the_programs_that_read_it_and_no_other(rolled: Stack) -> None:
     before = rolled.pids()
     workers = set(children_of(before["app1"]))
-    changed = up(ROOT, rolled, EDGE_WORKERS="3")
+    changed = up(ROOT, rolled, EDGE_WORKERS="3", LOG_LEVEL="Debug")
     assert changed.returncode == 0, changed.stderr
+    with psycopg.connect(rolled.postgres) as connection:
+        assert connection.execute("SHOW log_min_messages").fetchone() == ("debug1",)
     assert "replacing edge1" in changed.stderr
     assert rolled.pids() == before | {"relay": rolled.pids()["relay"]}
     assert len(children_of(before["edge1"])) == 3 + 1  # one accepts no clients

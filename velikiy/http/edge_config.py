@@ -186,6 +186,7 @@ def _error_pages_and_batches() -> list[str]:
         "",
         "# Many rows in one body. A body that does not fit into memory waits in a file.",
         f'location ~ "^/{NAME}/batch$" {{',
+        '    include "${EDGE_DATA}/conf/counted.conf";',
         f"    client_max_body_size {MAX_BATCH_BYTES};",
         '    include "${EDGE_DATA}/conf/limits_of_requests.conf";',
         f"    limit_conn batches {MAX_BATCHES};  # bodies that are in files: the folder may have 64 MB",

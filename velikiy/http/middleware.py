@@ -13,6 +13,7 @@ from velikiy.http import forwarded, requests
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import READ_METHODS, Browsers
 from velikiy.http.requests import MERGE_PATCH
+from velikiy.postgres.pipeline import POSTGRES_PID
 from velikiy.resources.problems import RETRY_LATER, Problem
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
@@ -69,13 +70,15 @@ def complete(response: Response) -> Response:
 
 def log(response: Response) -> Response:
     """Log the request with its route instead of its path: a mistyped path may contain an e-mail address."""
+    session = structlog.contextvars.get_contextvars().get(POSTGRES_PID)
     logs.request(
-        "debug" if request.path.startswith(QUIET) else "info",
+        "debug" if request.path.startswith(QUIET) else "error" if response.status_code >= 500 else "info",
         method=request.method,
         route=request.url_rule.rule if request.url_rule else None,
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),
         request_id=g.request_id,
+        **({POSTGRES_PID: session} if session else {}),
         **forwarded.client_ids(),
     )
     return response

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+import structlog
 from psycopg import generators
 from psycopg.abc import PQGen
 from psycopg.adapt import PyFormat, Transformer
@@ -20,6 +21,9 @@ from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
 from velikiy import traces
+
+POSTGRES_PID = "postgres_pid"
+"""The field of a log line that names the session of PostgreSQL in which a statement of the request failed."""
 
 RV = TypeVar("RV")
 
@@ -115,14 +119,21 @@ class Connection(psycopg.Connection):
         self.exchanges += 1
         try:
             result = super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
-        except psycopg.OperationalError:
-            if time.monotonic() >= deadline:
+        except psycopg.Error as error:
+            self._note_session()
+            if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
                 self.pgconn.finish()
             raise
         if self._unreplicated:
             self._unreplicated = False
             raise psycopg.OperationalError("the wait for the synchronous standby was cancelled")
         return result
+
+    def _note_session(self) -> None:
+        """Let the log lines of the request name this session: PostgreSQL names it in its line about the error, and does
+        not know the request."""
+        if "request_id" in structlog.contextvars.get_contextvars():
+            structlog.contextvars.bind_contextvars(**{POSTGRES_PID: self.pgconn.backend_pid})
 
     def _notice(self, notice: psycopg.errors.Diagnostic) -> None:
         """Note that a commit was acknowledged although its wait for the standby was cancelled (pg_cancel_backend): a

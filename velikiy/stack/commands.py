@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,17 @@ from click.shell_completion import CompletionItem
 from velikiy import command_line
 from velikiy.command_line import CommandGroup, python_command
 from velikiy.settings import BadSetting, FolderSettings, ServiceSettings, StackSettings, auth_mode, load, read_env_file
-from velikiy.stack import Refusal, completion, consoles, development, log_files, preflight, privileges
+from velikiy.stack import (
+    Refusal,
+    completion,
+    consoles,
+    development,
+    log_files,
+    log_lines,
+    log_view,
+    preflight,
+    privileges,
+)
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import as_owner_of, command, program, report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
@@ -75,7 +86,7 @@ def processes(context: click.Context, _: click.Parameter, incomplete: str) -> li
 
 
 def _process_names(plan: Plan) -> list[str]:
-    return [file.stem for file in log_files.files(plan.logs)]
+    return [name.replace(log_files.SUPERVISOR, "supervisor") for name in log_files.names(plan.logs)]
 
 
 def _number(setting: str) -> click.IntRange:
@@ -158,6 +169,7 @@ def up(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or by & in a script
             signal.signal(number, _interrupt)
+    began = time.time()
     try:
         with _exclusive(home):
             started = start(home, wanted, reload, tls_self_signed, monitoring)
@@ -166,26 +178,26 @@ def up(
         sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     if detach or not started:
         return
-    _stay_with(started)
+    _stay_with(started, began)
 
 
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _stay_with(plan: Plan) -> None:
-    """Show the logs until Ctrl-C here, or until `./run down` elsewhere."""
+def _stay_with(plan: Plan, began: float) -> None:
+    """Show the lines of the logs since the start, until Ctrl-C here, or until `./run down` elsewhere."""
     supervisor = Supervisor(plan)
     started_pid = supervisor.pid()
     rounds = itertools.count(1)
 
     def is_over() -> bool:
-        # The logs are read ten times a second; every three seconds is enough for supervisord.
-        return next(rounds) % 30 == 0 and supervisor.pid() != started_pid
+        # The logs are read five times a second; every three seconds is enough for supervisord.
+        return next(rounds) % 15 == 0 and supervisor.pid() != started_pid
 
     report("Ctrl-C stops the stack. Logs:")
     try:
-        log_files.follow(plan.logs, None, is_over, from_start=True)
+        log_view.follow_from(plan.logs, began, is_over)
         report("\nthe stack was stopped by another command")
     except (KeyboardInterrupt, BrokenPipeError):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
@@ -302,39 +314,87 @@ def _describe(state: dict[str, Any]) -> None:
     click.echo(f"  data in {state['data']}")
 
 
+class Moment(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument here
+    """`10m` for ten minutes ago, or a moment in ISO 8601."""
+
+    name = "when"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return value if isinstance(value, float) else log_view.moment(str(value))
+        except (ValueError, OverflowError):
+            self.fail(f"'{value}' is neither a span such as 30s, 10m, 2h or 1d nor a moment such as {EXAMPLE_MOMENT}.")
+
+
+EXAMPLE_MOMENT = "2026-07-01T14:30:00Z"
+
+
 @run.command()
-@click.argument("name", required=False, shell_complete=processes)
+@click.argument("name", required=False, default="", shell_complete=processes)
 @click.option("--follow", "-f", is_flag=True, help="Keep printing new lines.")
 @click.option(
     "--lines",
     "-n",
     metavar="N",
     type=click.IntRange(min=0),
-    default=50,
-    show_default=True,
-    help="Number of lines from each log.",
+    help="Number of lines, the latest. Default: 50, or all with --since or --request.",
 )
+@click.option(
+    "--level",
+    type=click.Choice(log_lines.LEVELS, case_sensitive=False),
+    default="debug",
+    help="Show only lines of this level and above.",
+)
+@click.option("--since", type=Moment(), help=f"Show only lines since then: 30s, 10m, 2h, 1d, or {EXAMPLE_MOMENT}.")
+@click.option("--request", metavar="ID", default="", help="Show only lines about the request with this X-Request-Id.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, for programs.")
 @data_option
-def logs(name: str | None, follow: bool, lines: int, data: Path | None) -> None:
-    """Show the logs of all processes, or of the processes whose names start with NAME (edge, app1, postgres, ...)."""
+def logs(
+    name: str,
+    follow: bool,
+    lines: int | None,
+    level: str,
+    since: float | None,
+    request: str,
+    as_json: bool,
+    data: Path | None,
+) -> None:
+    """Show the logs of all processes, or of the processes whose names start with NAME (edge, app1, postgres, ...),
+    merged by time. Rotated files are searched too.
+
+    With "-" as NAME, show lines of the standard input, such as those of `docker compose logs`.
+    """
+    if name == "-":
+        with _until_the_reader_leaves():
+            log_view.show_stream(sys.stdin.buffer, log_view.Choice("", level.lower(), since, request), as_json)
+        return
     home = _home(data)
     if not privileges.is_reexecuted():
         privileges.reexec_unprivileged(home)
     plan = Plan.load(home)
-    found = log_files.files(plan.logs, name) if plan else []
-    if plan is None or not found:
-        names = ", ".join(_process_names(plan)) if plan else ""
+    names = _process_names(plan) if plan else []
+    if plan is None or not any(known.startswith(name) for known in names):
         raise Refusal(
-            f"There is no log of '{name}'. Choose from: {names}."
+            f"There is no log of '{name}'. Choose from: {', '.join(names)}."
             if names
             else f"There are no logs yet. Start the stack with {command('up', home=home)}"
         )
-    for file in found:
-        for line in log_files.last_lines(file, lines):
-            log_files.show(file, line)
-    if follow:
-        with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-            log_files.follow(plan.logs, name, lambda: False)
+    if lines is None and since is None and not request:
+        lines = 50
+    choice = log_view.Choice(name, level.lower(), since, request)
+    with _until_the_reader_leaves():
+        log_view.show(plan.logs, choice, last=lines, as_json=as_json, follow=follow)
+
+
+@contextlib.contextmanager
+def _until_the_reader_leaves() -> Iterator[None]:
+    """End quietly if the reader of the output ends (`| head`), or at Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout again when it ends
 
 
 PASS_ON: dict[str, Any] = {

@@ -63,6 +63,10 @@ class Plan:
     """The stack has a Prometheus of its own."""
 
     prometheus_port: int = 0
+    log_file_size: int = 10
+    log_files: int = 4
+    log_level: str = "info"
+
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""
 

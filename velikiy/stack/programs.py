@@ -80,11 +80,25 @@ def base_environment() -> dict[str, str]:
     return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **passed_on}
 
 
+POSTGRES_LEVELS = {"debug": "debug1", "info": "info", "warning": "warning", "error": "error"}
+REDIS_LEVELS = {"debug": "verbose", "info": "notice", "warning": "warning", "error": "warning"}
+"""Redis' own "debug" reports each half second how full it is."""
+
+
 def copy_configurations(plan: Plan) -> None:
-    """Copy the configurations of servers to where their path is the same in each version of the code."""
+    """Copy the configurations of servers to where their path is the same in each version of the code.
+
+    The level and the rotation of the logs have files of their own, which are no part of `Program.configuration`: a
+    change of them restarts no server.
+    """
+    _configuration(plan, "postgresql.level.conf").write_text(f"log_min_messages = {POSTGRES_LEVELS[plan.log_level]}\n")
+    _configuration(plan, "redis.level.conf").write_text(f"loglevel {REDIS_LEVELS[plan.log_level]}\n")
+    _configuration(plan, "log_rotation").write_text(f"{plan.log_file_size} {plan.log_files}\n")
     for source in ("postgres/postgresql.conf", "redis/redis.conf", "prometheus/native.yaml", "prometheus/rules.yaml"):
         text = (code_folder() / "deploy" / source).read_text()
         text = text.replace("${METRICS_PORT}", str(plan.metrics_port))
+        if source.endswith("postgresql.conf"):
+            text += "\ninclude 'postgresql.level.conf'\n"
         _configuration(plan, Path(source).name).write_text(text)
 
 
@@ -133,7 +147,9 @@ def _redis(plan: Plan) -> Program:
             *["redis-server", str(_configuration(plan, "redis.conf")), "--port", "0"],
             *["--unixsocket", str(plan.redis_socket), "--unixsocketperm", "700"],
             *["--dir", str(plan.home / "redis"), "--include", str(plan.secrets_folder / "redis.conf")],
+            *["--include", str(_configuration(plan, "redis.level.conf"))],
         ],
+        {"TZ": "UTC"},  # Redis logs local times
         configuration=(_configuration(plan, "redis.conf"), plan.secrets_folder / "redis.conf"),
     )
 
@@ -230,6 +246,8 @@ def _edges(plan: Plan, settings: ServiceSettings) -> Iterator[Program]:
                 "METRICS": settings.metrics,
                 "TRACES_URL": settings.traces_url,
                 "TRACES_RATIO": f"{settings.traces_ratio:.9f}",
+                "LOG_LEVEL": settings.log_level,
+                "TZ": "UTC",  # Nginx logs local times
                 "RATE_REQUESTS": _or_default(settings.rate_requests),
                 "RATE_WINDOW": str(settings.rate_window),
                 "RATE_CONNECTIONS": _or_default(settings.rate_connections),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from velikiy.stack import Refusal, local_http
+from velikiy.stack import Refusal, local_http, log_lines, log_view
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import Program, base_environment, script
@@ -108,6 +108,7 @@ def replace(plan: Plan, wanted: list[Program], migrate: Callable[[], None]) -> N
         if program.name not in existing or program not in changed:
             program.write_script(plan)  # also of an unchanged program: its reaper may be newer
     supervisor.add(wanted)
+    supervisor.send("postgres", "HUP")  # another level of its log; Redis takes it when it is started again
     for program in changed:
         if program.name in existing:
             with step(f"replacing {program.name}"):
@@ -215,8 +216,8 @@ def _run(program: Program, arguments: list[str], folder: Path, **environment: st
 
 def _refuse(program: Program, output: str) -> NoReturn:
     report("")
-    for line in output.strip().splitlines()[-15:]:
-        report(line)
+    for entry in list(log_lines.entries(program.name, output.encode().splitlines()))[-15:]:
+        report(log_view.for_people(entry))
     raise Refusal(
         f"{program.name} cannot start with the new version; the reason is above. The stack still runs as before."
     )

@@ -20,7 +20,7 @@ from velikiy.stack import (
     cluster,
     code_copy,
     local_http,
-    log_files,
+    log_view,
     preflight,
     rolling,
     servers,
@@ -115,6 +115,9 @@ def _make_plan(
         own_postgres=wanted.database_url is None,
         own_redis=wanted.redis_url is None,
         metrics_port=wanted.metrics_port or 0,
+        log_file_size=wanted.log_file_size,
+        log_files=wanted.log_files,
+        log_level=settings.log_level,
     )
     if running:
         plan.port = wanted.port or running.port
@@ -136,6 +139,8 @@ def _make_plan(
         plan.own_redis,
         plan.metrics_port,
         plan.prometheus_port,
+        plan.log_file_size,
+        plan.log_files,
     )
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
@@ -308,9 +313,8 @@ def _wait_until_ready(plan: Plan, *, within: float) -> None:
     deadline = time.monotonic() + within
     while not is_ready(plan, fully=True):
         if time.monotonic() > deadline:
-            for file in log_files.files(plan.logs):
-                for line in log_files.last_lines(file, 5):
-                    report(f"{file.stem:<10} {line}")
+            for line in log_view.latest(plan.logs, 5):
+                report(line)
             raise Refusal(
                 f"The stack is not healthy after {within:g} s. The last lines of each log are above; "
                 f"the full logs are in {plan.logs}."

@@ -15,6 +15,7 @@ from xmlrpc.client import Fault, ServerProxy
 from supervisor.xmlrpc import SupervisorTransport
 
 from velikiy.stack import Refusal, privileges, reaper
+from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import FIRST_UNPRIVILEGED_PORT, Program, base_environment, script
 
@@ -68,11 +69,11 @@ class Supervisor:
         for program in programs:
             program.write_script(self.plan)
         self._configure(programs)
-        command = [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(self.configuration)]
+        command = [sys.executable, "-P", "-m", "velikiy.stack.supervisord", "-n", "-c", str(self.configuration)]
         process = subprocess.Popen(
             command if self.needs_low_ports else privileges.WITHOUT_LOW_PORTS + command,
             cwd=self.plan.home,
-            env=base_environment(),
+            env={**base_environment(), "PYTHONPATH": str(code_folder())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # No pipe to this launcher, which will have ended: on a full disk supervisord writes to stderr, and a broken
@@ -171,8 +172,7 @@ def _configuration(plan: Plan, programs: list[Program]) -> str:
     sections = [
         "[supervisord]",
         f"logfile={_value(home / 'logs' / 'supervisord.log')}",
-        "logfile_maxbytes=10MB",
-        "logfile_backups=1",
+        "logfile_maxbytes=10MB",  # run/log_rotation decides (velikiy/stack/supervisord.py)
         f"pidfile={_value(home / 'run' / 'supervisord.pid')}",
         f"childlogdir={_value(home / 'logs')}",
         "[unix_http_server]",
@@ -199,7 +199,6 @@ def _section(plan: Plan, program: Program) -> list[str]:
         "redirect_stderr=true",
         f"stdout_logfile={_value(plan.logs / (program.name + '.log'))}",
         "stdout_logfile_maxbytes=10MB",
-        "stdout_logfile_backups=3",
     ]
 
 
