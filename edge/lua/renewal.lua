@@ -117,6 +117,12 @@ local function grant(epoch, requested_at, granted)
 end
 
 
+-- Return the status with which an app refused to register this edge last, for people; nil if it did not.
+function _M.refusal()
+    return state:get("refusal")
+end
+
+
 -- Return whether the lease is lost for a reason that this edge shares with all others: the edge is still registered,
 -- and an app answers that cannot renew the lease, because PostgreSQL is away.
 function _M.waits_for_postgres()
@@ -174,6 +180,7 @@ local function renew()
     epoch = lease.begin_epoch()
     local requested_at = now_ms()
     local granted, status = request("register", epoch)
+    state:set("refusal", status)
     if granted then
         state:set("registered", epoch)
         registered_at = requested_at

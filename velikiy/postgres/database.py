@@ -98,6 +98,7 @@ class Database:
             pooled: Whether the DSN leads to PgBouncer in transaction mode, whose sessions are set up there
                 (POOLED_SETTINGS).
         """
+        self.dsn = dsn
         self.timeout = timeout
         self._pooled = pooled
         self._configure = _configure_pooled if pooled else _configure

@@ -50,7 +50,6 @@ class Janitor:
         reachable_since = time.monotonic()
         cleaned_up_at = 0.0
         while True:
-            time.sleep(ROUND_S)
             try:
                 self.report()
                 self.look_after_redis()
@@ -66,6 +65,7 @@ class Janitor:
             except Exception:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
+            time.sleep(ROUND_S)  # after the first round: a stack that has started uses Redis at once
 
     def report(self) -> None:
         """Report the state that all processes share. `pg_notification_queue_usage` grows while no relay listens."""

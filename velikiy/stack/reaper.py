@@ -25,6 +25,11 @@ them."""
 MIN_START_INTERVAL_S = 1.0
 """Seconds between two starts. A server that cannot start is tried for ever, and this keeps the CPU free."""
 
+KEPT_MOMENTS = 10
+
+CRASH_LOOP_S, CRASH_LOOP_STARTS = 20.0, 3
+"""So many starts within these seconds mean that a program ends again and again. An upgrade starts it once or twice."""
+
 STDOUT_PIPE_BYTES = 256 * 1024
 """Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
 one, and a busy edge prints 30 MB/s. After a program has ended, supervisor reads no more than this."""
@@ -84,16 +89,39 @@ def main() -> None:
 
 
 def _pace_restarts(folder: Path) -> None:
-    """Wait until MIN_START_INTERVAL_S has passed since the last start. Note the number of starts for the metrics
-    (velikiy/stack/scrape_target.py)."""
-    last_start = folder.parent / "run" / f"{folder.name}.spawned"
+    """Wait until MIN_START_INTERVAL_S has passed since the last start. Note the number of starts, and the moments of
+    the last ones, for the metrics and for findings (velikiy/findings/processes.py). Log a program that ends again and
+    again."""
+    noted = folder.parent / "run" / f"{folder.name}.spawned"
     with contextlib.suppress(FileNotFoundError):
-        elapsed = time.time() - last_start.stat().st_mtime
+        elapsed = time.time() - noted.stat().st_mtime
         time.sleep(min(MIN_START_INTERVAL_S, max(0.0, MIN_START_INTERVAL_S - elapsed)))
-    with contextlib.suppress(OSError, ValueError):  # a full disk; the file of an older version, which was empty
-        starts = int(last_start.read_text() or 0) if last_start.exists() else 0
-        last_start.write_text(f"{starts + 1}\n")
-    last_start.touch()
+    count, moments = starts(noted)
+    moments = [*moments[1 - KEPT_MOMENTS :], time.time()]
+    with contextlib.suppress(OSError):  # a full disk
+        noted.write_text("".join(f"{it}\n" for it in (count + 1, *moments)))
+    noted.touch()
+    recent = [it for it in moments if it > time.time() - CRASH_LOOP_S]
+    if len(recent) >= CRASH_LOOP_STARTS:
+        _log("error", "process.crash_loop", process=folder.name, starts=len(recent), within_s=CRASH_LOOP_S)
+
+
+def starts(noted: Path) -> tuple[int, list[float]]:
+    """Return how often a program was started, and the moments (Unix time) of the last starts."""
+    try:
+        count, *moments = noted.read_text().split()
+        return int(count), [float(it) for it in moments]
+    except (OSError, ValueError):  # the first start, or a file that a full disk has cut off
+        return 0, []
+
+
+def _log(level: str, event: str, **members: object) -> None:
+    """Log in the form of the other lines, which programs read."""
+    print(json.dumps({"event": event, "level": level, "time": _now(), **members}), flush=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _remove_stale_files(folder: Path) -> None:
@@ -107,7 +135,6 @@ def _remove_stale_files(folder: Path) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # in the form of the other lines of the log, which programs read
-        line = {"event": "cannot_start", "level": "critical", "reason": str(error), "command": sys.argv[1:2]}
-        print(json.dumps(line), flush=True)
+    except OSError as error:
+        _log("critical", "cannot_start", reason=str(error), command=sys.argv[1:2])
         sys.exit(1)

@@ -145,6 +145,8 @@ class Supervisor:
         # A killed supervisord leaves its programs running.
         reaper.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
+        for noted in (self.plan.home / "run").glob("*.spawned"):  # restarts count from the start of the stack
+            noted.unlink(missing_ok=True)
         shutil.rmtree(self.plan.metrics_folder, ignore_errors=True)
 
     def _stop_all(self, names: list[str], deadline: float) -> None:

@@ -1,0 +1,216 @@
+"""`./run status` names what is wrong, since when, and what to do. Each test breaks one part of one shared stack."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+import pytest
+import requests
+from psycopg.conninfo import make_conninfo
+from redis import Redis
+
+from testkit.databases import redis_server
+from testkit.outages import hanging
+from testkit.stack import ROOT, Stack, run, running, wait_until
+from velikiy.coherence import CachePath, RedisTier
+from velikiy.coherence.locks import lock_id
+from velikiy.findings import Finding, caches, configuration, merged
+from velikiy.findings.postgres import why_away
+from velikiy.stack.status import Status, look
+from velikiy.stack.status_report import text
+
+SOON_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def breakable() -> Iterator[Stack]:
+    with running(EDGE_TTL="7") as stack:
+        yield stack
+
+
+@pytest.fixture(autouse=True)
+def _whole_again(request: pytest.FixtureRequest) -> Iterator[None]:
+    yield
+    if "breakable" in request.fixturenames:
+        stack = request.getfixturevalue("breakable")
+        wait_until(lambda: status(stack).ready, what="everything works again")
+
+
+def status(stack: Stack) -> Status:
+    return look(stack.supervisor.plan)
+
+
+def finding(stack: Stack, name: str) -> Finding | None:
+    return next((it for it in status(stack).findings if it.name == name), None)
+
+
+def await_finding(stack: Stack, name: str, *, within: float = SOON_S) -> Finding:
+    found = wait_until(lambda: finding(stack, name), within=within, what=f"status names {name}")
+    assert found is not None
+    return found
+
+
+def readiness(url: str) -> list[str]:
+    state = requests.get(f"{url}/readyz", timeout=5).json()
+    return [it["name"] for it in state.get("findings", [])]
+
+
+@contextmanager
+def stopped(stack: Stack, name: str) -> Iterator[None]:
+    stack.supervisor.rpc.stopProcess(name)
+    try:
+        yield
+    finally:
+        stack.supervisor.rpc.startProcess(name)
+
+
+class TestWhatIsWrong:
+    def test_whole_stack_is_ready_and_shows_its_parts(self, breakable: Stack) -> None:
+        completed = run("status", "--data", str(breakable.data))
+        assert completed.returncode == 0, completed.stdout
+        assert completed.stdout.startswith("ready\n")
+        for part in ("restarts", "cache redis: registered", "cache edge1: registered, lease", "setting EDGE_TTL=7"):
+            assert part in completed.stdout
+
+    def test_program_that_ends_again_and_again_is_named_with_its_restarts(self, breakable: Stack) -> None:
+        script = breakable.data / "run" / "app1"
+        good = script.read_text()
+        script.write_text(good.replace("-m gunicorn", "-m no_such_module"))
+        try:
+            breakable.supervisor.rpc.signalProcess("app1", "KILL")
+            found = await_finding(breakable, "process.crash_loop", within=SOON_S + 1)
+            assert found.what.startswith("app1 ends again and again")
+            assert "./run logs app1" in found.advice
+            assert found.since is not None
+            assert time.time() - found.since < 10
+            state = json.loads(run("status", "--json", "--data", str(breakable.data)).stdout)
+            assert (state["ready"], state["serves"]) == (False, True)
+            [process] = [it for it in state["processes"] if it["name"] == "app1"]
+            assert process["restarts"] >= 2
+            wait_until(lambda: '"event": "process.crash_loop"' in breakable.log("app1"), within=SOON_S)
+        finally:
+            script.write_text(good)
+            # The finding ends when the starts are old. The next tests need not wait for that.
+            wait_until(lambda: finding(breakable, "process.silent") is None, within=10)
+            (breakable.data / "run" / "app1.spawned").write_text("1\n")
+
+    def test_stopped_relay_is_named_and_so_is_a_fenced_redis(self, breakable: Stack) -> None:
+        with stopped(breakable, "relay"):
+            await_finding(breakable, "relay.away")
+            await_finding(breakable, "process.down")
+            assert "relay.away" in readiness(breakable.edge)
+            breakable.sql("UPDATE caches SET fenced_at = clock_timestamp(), excluded = true WHERE name = 'redis'")
+            found = await_finding(breakable, "redis.fenced")
+            assert found.since is not None
+            assert abs(found.since - time.time()) < 10
+            assert requests.get(f"{breakable.edge}/readyz", timeout=5).json()["status"] == "degraded"
+            completed = run("status", "--data", str(breakable.data))
+            assert completed.returncode == 1
+            assert completed.stdout.startswith("something is wrong, and requests are answered\n")
+            assert "WRONG    Redis is out of use" in completed.stdout
+            breakable.sql("DELETE FROM caches WHERE name = 'redis'")
+            await_finding(breakable, "redis.row_missing")
+            assert "redis.row_missing" in readiness(breakable.edge)
+
+    def test_edge_without_a_lease_is_named_with_the_moment_of_the_loss(self, breakable: Stack) -> None:
+        breakable.sql(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''refused''; END'"
+        )
+        breakable.sql(
+            "CREATE TRIGGER refuse BEFORE UPDATE OR INSERT ON caches FOR EACH ROW WHEN (NEW.kind = 'edge')"
+            " EXECUTE FUNCTION refuse()"
+        )
+        try:
+            found = await_finding(breakable, "edge.no_lease", within=2.4 + SOON_S)
+            assert found.where == "edge1"
+            assert found.since is not None
+            assert time.time() - found.since < 10
+            assert "edge.no_lease" in readiness(breakable.edge)
+        finally:
+            breakable.sql("DROP FUNCTION refuse CASCADE")
+
+    def test_foreign_lock_of_a_path_is_named_with_its_session(self, breakable: Stack) -> None:
+        with psycopg.connect(breakable.postgres, application_name="a person's psql") as foreign:
+            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(CachePath("/users", "")),))
+            found = await_finding(breakable, "locks.foreign")
+            assert "/users" in found.what
+            assert "a person's psql" in found.what
+            assert f"pg_terminate_backend({foreign.info.backend_pid})" in found.advice
+            assert "locks.foreign" in readiness(breakable.edge)
+            foreign.execute("SELECT pg_advisory_unlock_all(), pg_advisory_lock(7)")  # a number of another program
+            wait_until(lambda: status(breakable).ready, within=SOON_S)
+
+    def test_session_that_locks_a_table_is_named(self, breakable: Stack) -> None:
+        with psycopg.connect(breakable.postgres, application_name="a long ALTER") as foreign:
+            foreign.execute("LOCK TABLE users")
+            found = await_finding(breakable, "locks.blocking")
+            assert "a long ALTER" in found.what
+            assert "has locked the table users" in found.what
+
+    @pytest.mark.parametrize(
+        ("server", "name"), [("postgres", "postgres.silent"), ("redis", "redis.unusable"), ("app1", "process.silent")]
+    )
+    def test_status_answers_within_two_seconds_while_a_server_hangs(
+        self, breakable: Stack, server: str, name: str
+    ) -> None:
+        with hanging(breakable, server):
+            began = time.monotonic()
+            found = status(breakable)
+            assert time.monotonic() - began < 2
+            assert name in [it.name for it in found.findings]
+            assert not found.ready
+            assert text(found)
+
+
+def test_redis_whose_user_may_not_empty_it_is_named_with_the_missing_command() -> None:
+    with redis_server() as port, Redis(port=port) as admin:
+        admin.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "+@all", "-flushdb")
+        tier = RedisTier(f"redis://weak:secret@127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
+        assert tier.lacking_rights() == ["FLUSHDB"]
+        row = caches.Row("redis", "", "1", time.time(), True, 0.0, 0.0)
+        [found] = caches.redis(tier, caches.Table(row, [], []))
+        assert (found.name, found.wrong) == ("redis.refused", True)
+        assert "may not run FLUSHDB" in found.what
+        assert "+flushdb" in found.advice
+        admin.execute_command("ACL", "SETUSER", "weak", "+flushdb")
+        assert tier.lacking_rights() == []
+
+
+def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable: Stack) -> None:
+    read_only = make_conninfo(breakable.postgres, options="-c default_transaction_read_only=on")
+    assert why_away(read_only).name == "postgres.standby"
+    found = why_away(make_conninfo(breakable.postgres, dbname="no_such_database"))
+    assert found.name == "postgres.refuses"
+    assert 'database "no_such_database" does not exist' in found.what
+
+
+def test_findings_are_shown_once_and_consequences_of_a_missing_postgresql_not_at_all() -> None:
+    down = Finding("postgres.silent", "It is silent.", "Look.")
+    warning = Finding("disk.low", "It is full.", "Clean.", wrong=False)
+    assert merged([warning, caches.no_lease(), down, down]) == [down, warning]
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("EDGE_TLL", "Did you mean EDGE_TTL?"), ("REDIS_TIME_OUT", "Did you mean REDIS_TIMEOUT?"), ("FOO", "Remove it.")],
+)
+def test_unknown_name_in_env_is_reported_with_a_suggestion(name: str, advice: str) -> None:
+    [found] = configuration.unknown_names([name, "EDGE_TTL", "COMPOSE_PROJECT_NAME", "TZ"])
+    assert name in found.what
+    assert found.advice.startswith(advice)
+
+
+def test_operations_md_explains_every_finding() -> None:
+    names = set(
+        re.findall(
+            r'"((?:process|supervisor|edge|postgres|redis|relay|locks|clock|disk|memory|limits|settings)'
+            r'\.[a-z_]+)"',
+            "".join(file.read_text() for file in (ROOT / "velikiy/findings").glob("*.py")),
+        )
+    )
+    assert len(names) > 30
+    explained = set(re.findall(r"`([a-z]+\.[a-z_]+)`", (ROOT / "docs/operations.md").read_text()))
+    assert names <= explained
