@@ -2,9 +2,13 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,9 +18,9 @@ from redis import Redis
 
 from testkit.databases import redis_server
 from testkit.outages import hanging
-from testkit.stack import ROOT, Stack, run, running, wait_until
+from testkit.stack import ROOT, Stack, clean_environment, folder, run, running, wait_until
 from velikiy.coherence import CachePath, RedisTier
-from velikiy.coherence.locks import lock_id
+from velikiy.coherence.locks import EVERYTHING, lock_id
 from velikiy.findings import Finding, caches, configuration, merged
 from velikiy.findings.postgres import why_away
 from velikiy.stack.status import Status, look
@@ -89,7 +93,7 @@ class TestWhatIsWrong:
             state = json.loads(run("status", "--json", "--data", str(breakable.data)).stdout)
             assert (state["ready"], state["serves"]) == (False, True)
             [process] = [it for it in state["processes"] if it["name"] == "app1"]
-            assert process["restarts"] >= 2
+            assert process["restarts"] >= 3
             wait_until(lambda: '"event": "process.crash_loop"' in breakable.log("app1"), within=SOON_S)
         finally:
             script.write_text(good)
@@ -165,6 +169,57 @@ class TestWhatIsWrong:
             assert text(found)
 
 
+class TestDoctor:
+    def doctor(self, stack: Stack, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "velikiy", "doctor"],
+            cwd=cwd,
+            env=clean_environment(
+                **{"PYTHONPATH": str(ROOT), "SECRETS_DIR": str(stack.data / "secrets"), **environment}
+            ),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def test_doctor_finds_nothing_wrong_with_a_whole_stack(self, breakable: Stack, tmp_path: Path) -> None:
+        (tmp_path / ".env").write_text("EDGE_TLL=3\n")
+        examined = self.doctor(breakable, tmp_path)
+        assert examined.returncode == 0, examined.stdout + examined.stderr
+        assert "EDGE_TLL in .env is no setting, so it has no effect.\n  Did you mean EDGE_TTL?" in examined.stdout
+        assert examined.stdout.endswith("no problems, 1 warning\n")
+
+    def test_doctor_names_locks_other_stacks_and_open_secrets_with_commands_to_paste(
+        self, breakable: Stack, tmp_path: Path
+    ) -> None:
+        with (
+            folder() as opened,
+            psycopg.connect(breakable.postgres, application_name="velikiy relay", autocommit=True),
+            psycopg.connect(breakable.postgres) as foreign,
+        ):
+            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(EVERYTHING),))
+            pid = foreign.info.backend_pid
+            secrets = shutil.copytree(breakable.data / "secrets", opened / "secrets")
+            shutil.copy(breakable.data / "stack.json", opened)
+            secrets.chmod(0o755)
+            (secrets / "edge_secret").chmod(0o644)
+            examined = self.doctor(breakable, tmp_path, SECRETS_DIR=str(secrets))
+        assert examined.returncode == 1, examined.stdout + examined.stderr
+        assert "which stands for a write to every path" in examined.stdout
+        assert f'./run psql -c "SELECT pg_terminate_backend({pid})"' in examined.stdout
+        assert "2 relays" in examined.stdout
+        assert f"chmod go-rwx {secrets}/edge_secret" in examined.stdout
+
+    def test_doctor_examines_the_machine_also_with_settings_that_are_refused(
+        self, breakable: Stack, tmp_path: Path
+    ) -> None:
+        examined = self.doctor(breakable, tmp_path, REDIS_TTL="soon")
+        assert examined.returncode == 1
+        assert "REDIS_TTL='soon' is not allowed" in examined.stdout
+        assert "ok       limits" in examined.stdout
+
+
 def test_redis_whose_user_may_not_empty_it_is_named_with_the_missing_command() -> None:
     with redis_server() as port, Redis(port=port) as admin:
         admin.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "+@all", "-flushdb")
@@ -206,7 +261,7 @@ def test_unknown_name_in_env_is_reported_with_a_suggestion(name: str, advice: st
 def test_operations_md_explains_every_finding() -> None:
     names = set(
         re.findall(
-            r'"((?:process|supervisor|edge|postgres|redis|relay|locks|clock|disk|memory|limits|settings)'
+            r'"((?:process|supervisor|edge|postgres|redis|relay|locks|clock|disk|memory|limits|settings|secrets|stack)'
             r'\.[a-z_]+)"',
             "".join(file.read_text() for file in (ROOT / "velikiy/findings").glob("*.py")),
         )

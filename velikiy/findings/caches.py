@@ -185,6 +185,26 @@ def edges(caches: Table) -> list[Finding]:
     return found
 
 
+def no_edges() -> Finding:
+    return Finding(
+        "edge.none",
+        "No edge is registered: no response is cached at an edge.",
+        "Start one (./run up --detach), and run ./run logs edge if one runs.",
+    )
+
+
+def foreign_stack(edges: list[str], relays: int) -> Finding:
+    parts = [f"edges at {', '.join(edges)}"] if edges else []
+    parts += [f"{relays} relays"] if relays > 1 else []
+    return Finding(
+        "stack.foreign",
+        f"Another stack uses the same database: it has {' and '.join(parts)} beside this stack. Each of its edges costs"
+        " each write a request.",
+        "That is right if you started it for this database, with the same REDIS_URL and EDGE_SECRET. Else stop it.",
+        wrong=False,
+    )
+
+
 REFUSED_LEASES = {
     "424": (
         "An app cannot reach its control listener.",

@@ -1,6 +1,7 @@
 """Findings about names and values of settings."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -74,4 +75,16 @@ def unapplied(name: str, wanted: str, running: str | None) -> Finding:
         f"{name}={wanted} is set, but the stack runs with {name}={running or '(the default)'}.",
         "Run ./run up --detach, which applies it.",
         wrong=False,
+    )
+
+
+def refused(sentence: str) -> Finding:
+    return Finding("settings.refused", sentence, "docs/configuration.md has all settings.")
+
+
+def open_secret(file: Path) -> Finding:
+    return Finding(
+        "secrets.open",
+        f"Other users of this machine can read or replace {file}.",
+        f"Close it: chmod go-rwx {shlex.quote(str(file))}",
     )

@@ -314,6 +314,81 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     return found
 
 
+def relays(connection: Connection) -> int:
+    """Return how many relays listen to this database."""
+    [(count,)] = connection.execute(
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name = 'velikiy relay'"
+    ).fetchall()
+    return int(count)
+
+
+CONNECTIONS = """
+SELECT count(*), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+FROM pg_stat_activity WHERE backend_type = 'client backend'
+"""
+
+
+def connections(connection: Connection) -> list[Finding]:
+    """Return whether nearly all connections are in use."""
+    [(used, allowed)] = connection.execute(CONNECTIONS).fetchall()
+    if used < 0.9 * allowed:
+        return []
+    return [
+        Finding(
+            "postgres.connections",
+            f"{used} of {allowed} connections to PostgreSQL are in use. Without a free one, requests get 503.",
+            "Raise max_connections, or lower APPS, APP_WORKERS or APP_THREADS.",
+            wrong=False,
+        )
+    ]
+
+
+def locale(connection: Connection) -> list[Finding]:
+    """Return whether the database compares texts in another way than the API promises."""
+    encoding = connection.info.parameter_status("server_encoding")
+    [(folds,)] = connection.execute("SELECT lower('ГЛЕБ') = 'глеб'").fetchall()
+    if encoding == "UTF8" and folds:
+        return []
+    return [
+        Finding(
+            "postgres.locale",
+            f"The database has the encoding {encoding} and a locale that "
+            + ("knows all letters." if folds else "knows only ASCII letters: 'ГЛЕБ' and 'глеб' are different names."),
+            "Create it with ENCODING 'UTF8' LC_CTYPE 'C.UTF-8' TEMPLATE template0, and restore a backup into it.",
+        )
+    ]
+
+
+def migration_missing(state: str, newest: str) -> Finding:
+    return Finding(
+        "postgres.revision",
+        f"The database has the revision {state}, and this code needs {newest}.",
+        "Run ./run up --detach, or ./run velikiy migrate as the owner of the tables.",
+    )
+
+
+def migration_unknown(sentence: str) -> Finding:
+    return Finding("postgres.revision", f"{sentence[0].upper()}{sentence[1:]}.", "Start that version of the code.")
+
+
+def pooler_lacks(settings: list[str]) -> Finding:
+    return Finding(
+        "postgres.pooler",
+        f"The sessions of PgBouncer at DATABASE_URL lack {', '.join(settings)}.",
+        "Set them in its connect_query (docs/scaling-postgresql.md).",
+    )
+
+
+def two_leaders(hosts: list[str]) -> Finding:
+    return Finding(
+        "postgres.two_leaders",
+        f"Two servers of DATABASE_URL take writes: {', '.join(hosts)}. Without synchronous replication, each has writes"
+        " that the other lacks.",
+        "Stop all but the leader that your failover manager names (docs/scaling-postgresql.md).",
+    )
+
+
 def _session(pid: int, user: str | None, program: str, address: str | None) -> str:
     origin = f" from {address}" if address else ""
     return f"The session {pid} of PostgreSQL (role {user}, {program or 'a program without a name'}{origin})"

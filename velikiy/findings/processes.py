@@ -21,8 +21,8 @@ class Process(NamedTuple):
     restarts: int
     """Since the stack was started."""
 
-    recent_starts: list[float]
-    """The moments of the starts that are so near that the program ends again and again, or none."""
+    recent_restarts: list[float]
+    """The moments of the restarts that are so near that the program ends again and again, or none."""
 
     @property
     def runs(self) -> bool:
@@ -31,15 +31,15 @@ class Process(NamedTuple):
 
 def process(it: Process) -> list[Finding]:
     """Return whether this process does not run, or ends again and again."""
-    if it.recent_starts:
-        seconds = max(1, round(time.time() - it.recent_starts[0]))
+    if it.recent_restarts:
+        seconds = max(1, round(time.time() - it.recent_restarts[0]))
         return [
             Finding(
                 "process.crash_loop",
-                f"{it.name} ends again and again: it was started {len(it.recent_starts)} times in {seconds} s, and"
-                f" {it.restarts} times since the start of the stack.",
+                f"{it.name} ends again and again: it was started again {len(it.recent_restarts)} times in {seconds} s,"
+                f" and {it.restarts} times since the start of the stack.",
                 f"Run ./run logs {it.name} -n 200: the lines before each start say why.",
-                since=it.recent_starts[0],
+                since=it.recent_restarts[0],
             )
         ]
     if not it.runs:

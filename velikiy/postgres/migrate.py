@@ -100,6 +100,19 @@ def check(dsn: str) -> None:
         )
 
 
+def state(dsn: str) -> tuple[str, str]:
+    """Return the revision of the database, and the newest of this code.
+
+    Raises:
+        CannotMigrate: A newer version of the code has migrated the database.
+    """
+    check(dsn)
+    try:
+        return _revision(dsn) or "(none)", _revisions()[0]
+    except psycopg.Error:
+        return "(none)", _revisions()[0]
+
+
 def await_migration(dsn: str, *, wait: float) -> None:
     """Wait until another process has applied every migration of this code. A newer database is fine.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 from dotenv import dotenv_values
 
+from velikiy.findings import configuration
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
 from velikiy.stack import Refusal, consoles, log_files, preflight, privileges, reaper
 from velikiy.stack.code_copy import CHECKOUT
@@ -71,6 +72,8 @@ def up(
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
     if not privileges.is_reexecuted():
+        for found in configuration.unknown_in(CHECKOUT / ".env"):
+            report(f"warning: {found.sentence}")
         services = load(ServiceSettings, None)  # refuse a bad value before anything is created
         auth_mode(services.auth, wanted.bind)
         preflight.check_data_folder(home)

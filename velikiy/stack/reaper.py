@@ -27,8 +27,8 @@ MIN_START_INTERVAL_S = 1.0
 
 KEPT_MOMENTS = 10
 
-CRASH_LOOP_S, CRASH_LOOP_STARTS = 20.0, 3
-"""So many starts within these seconds mean that a program ends again and again. An upgrade starts it once or twice."""
+CRASH_LOOP_S, CRASH_LOOP_RESTARTS = 20.0, 3
+"""So many restarts within these seconds mean that a program ends again and again. An upgrade restarts it once."""
 
 STDOUT_PIPE_BYTES = 256 * 1024
 """Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
@@ -101,9 +101,8 @@ def _pace_restarts(folder: Path) -> None:
     with contextlib.suppress(OSError):  # a full disk
         noted.write_text("".join(f"{it}\n" for it in (count + 1, *moments)))
     noted.touch()
-    recent = [it for it in moments if it > time.time() - CRASH_LOOP_S]
-    if len(recent) >= CRASH_LOOP_STARTS:
-        _log("error", "process.crash_loop", process=folder.name, starts=len(recent), within_s=CRASH_LOOP_S)
+    if recent := crash_loop(count + 1, moments):
+        _log("error", "process.crash_loop", process=folder.name, restarts=len(recent), within_s=CRASH_LOOP_S)
 
 
 def starts(noted: Path) -> tuple[int, list[float]]:
@@ -113,6 +112,13 @@ def starts(noted: Path) -> tuple[int, list[float]]:
         return int(count), [float(it) for it in moments]
     except (OSError, ValueError):  # the first start, or a file that a full disk has cut off
         return 0, []
+
+
+def crash_loop(count: int, moments: list[float]) -> list[float]:
+    """Return the moments of the restarts that are so many within a short time that the program ends again and again;
+    else none. The start of the stack is no restart."""
+    recent = [it for it in moments[1 if count == len(moments) else 0 :] if it > time.time() - CRASH_LOOP_S]
+    return recent if len(recent) >= CRASH_LOOP_RESTARTS else []
 
 
 def _log(level: str, event: str, **members: object) -> None:

@@ -71,7 +71,7 @@ def look(plan: Plan) -> Status:
             status.findings.append(processes.hangs(name, LOOK_S))
     status.serves = bool(found) and all(found.get(f"edge{n}") for n in range(1, plan.edges + 1))
     status.findings += _more_findings(status)
-    down = {it.name for it in status.processes if not it.runs or it.recent_starts}
+    down = {it.name for it in status.processes if not it.runs or it.recent_restarts}
     status.findings = [
         it for it in merged(status.findings) if not (it.name in ("process.silent", "edge.silent") and it.where in down)
     ]
@@ -100,7 +100,6 @@ def _together(parts: dict[str, Callable[[], None]]) -> set[str]:
 def _look_at_processes(status: Status, supervisor: Supervisor) -> None:
     for it in supervisor.processes():
         count, moments = reaper.starts(status.plan.home / "run" / f"{it['name']}.spawned")
-        recent = [moment for moment in moments if moment > time.time() - reaper.CRASH_LOOP_S]
         status.processes.append(
             Process(
                 it["name"],
@@ -109,7 +108,7 @@ def _look_at_processes(status: Status, supervisor: Supervisor) -> None:
                 float(it["start"]),
                 float(it["stop"]),
                 max(0, count - 1),
-                recent if len(recent) >= reaper.CRASH_LOOP_STARTS else [],
+                reaper.crash_loop(count, moments),
             )
         )
     for process in status.processes:
