@@ -161,6 +161,7 @@ local function renew()
         local granted, status = request("renew", epoch)
         if granted then
             grant(epoch, requested_at, granted)
+            logged = nil
             return true
         end
         if status ~= 409 then
@@ -210,6 +211,9 @@ local function run(premature)
     is_renewing = false
     if not ok then
         log_once("cannot renew the lease: " .. tostring(held))
+    end
+    if not held and lease.lost_at() and lease.left_ms() == 0 and logged == nil then
+        log_once("this edge has lost its cache lease, because no app renews it: every read goes to an app")
     end
     next_at = ok and held and began + constants.RENEWAL_S * 1000 or now_ms() + RETRY_S * 1000
 end

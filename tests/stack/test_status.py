@@ -1,8 +1,10 @@
 """`./run status` names what is wrong, since when, and what to do. Each test breaks one part of one shared stack."""
 
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from redis import Redis
 
 from testkit.databases import redis_server
 from testkit.outages import hanging
-from testkit.stack import ROOT, Stack, clean_environment, folder, run, running, wait_until
+from testkit.stack import ROOT, Stack, children_of, clean_environment, folder, run, running, wait_until
 from velikiy.coherence import CachePath, RedisTier
 from velikiy.coherence.locks import EVERYTHING, lock_id
 from velikiy.findings import Finding, caches, configuration, merged
@@ -101,10 +103,22 @@ class TestWhatIsWrong:
             wait_until(lambda: finding(breakable, "process.silent") is None, within=10)
             (breakable.data / "run" / "app1.spawned").write_text("1\n")
 
+    def test_workers_that_end_again_and_again_are_named_while_their_master_goes_on(self, breakable: Stack) -> None:
+        master = breakable.pids()["app1"]
+        for _ in range(3):
+            workers = children_of(master)
+            worker = next(iter(workers))
+            os.kill(worker, signal.SIGKILL)
+            wait_until(lambda worker=worker: worker not in children_of(master))  # type: ignore[misc]
+        found = await_finding(breakable, "process.workers_end")
+        assert "Workers of app1 end again and again" in found.what
+        (breakable.data / "run" / "app1.workers.spawned").unlink()
+
     def test_stopped_relay_is_named_and_so_is_a_fenced_redis(self, breakable: Stack) -> None:
         with stopped(breakable, "relay"):
             await_finding(breakable, "relay.away")
             await_finding(breakable, "process.down")
+            wait_until(lambda: '"relay.away"' in breakable.log("app1"), within=SOON_S, what="the log of an app says so")
             assert "relay.away" in readiness(breakable.edge)
             breakable.sql("UPDATE caches SET fenced_at = clock_timestamp(), excluded = true WHERE name = 'redis'")
             found = await_finding(breakable, "redis.fenced")
@@ -144,6 +158,7 @@ class TestWhatIsWrong:
             assert "a person's psql" in found.what
             assert f"pg_terminate_backend({foreign.info.backend_pid})" in found.advice
             assert "locks.foreign" in readiness(breakable.edge)
+            wait_until(lambda: '"locks.foreign"' in breakable.log("relay"), within=SOON_S, what="the log says so")
             foreign.execute("SELECT pg_advisory_unlock_all(), pg_advisory_lock(7)")  # a number of another program
             wait_until(lambda: status(breakable).ready, within=SOON_S)
 

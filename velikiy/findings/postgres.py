@@ -23,15 +23,14 @@ RELAY_SILENT_S = 3.0
 
 CLOCK_DIFFERENCE_S = 2.0
 
-# A role sees the sessions of its own name in full, so the relay's only if it connects as the same user.
+# A role sees the sessions of its own name in full, so the state of the relay only if it connects as the same user.
+RELAYS = """
+SELECT count(*), extract(epoch FROM clock_timestamp() - max(state_change)) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'velikiy relay'
+"""
+
 HAZARDS = """
-WITH relays AS (
-    SELECT state_change FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'velikiy relay'
-)
 SELECT
-    (SELECT count(*) FROM relays),
-    (SELECT extract(epoch FROM clock_timestamp() - max(state_change)) FROM relays),
     ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u'),
     CASE WHEN current_setting('synchronous_standby_names') = '' THEN (SELECT count(*) FROM pg_stat_replication) END,
     (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'),
@@ -191,9 +190,7 @@ class Diagnosis:
 def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     """Return the states of PostgreSQL in which a write may be lost, not be seen, or wait."""
     before = time.time()
-    [(relays, silence, unlogged, asynchronous, commits, their_time)] = connection.execute(
-        HAZARDS, ([*tables],)
-    ).fetchall()
+    [(unlogged, asynchronous, commits, their_time)] = connection.execute(HAZARDS, ([*tables],)).fetchall()
     found = [
         Finding(
             "postgres.forgets",
@@ -241,17 +238,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 "Run velikiy migrate as the owner of the tables (MIGRATION_DATABASE_URL), which grants them.",
             )
         )
-    if not relays:
-        found.append(
-            Finding(
-                "relay.away",
-                "No relay listens to this database: changes by SQL from outside are not seen until the TTL ends, and"
-                " Redis does not come back into use after an outage.",
-                "Run ./run logs relay, which says why it ended. Without a stack start ./run velikiy relay.",
-            )
-        )
-    elif silence is not None and silence > RELAY_SILENT_S:
-        found.append(relay_silent(before - float(silence)))
+    found += relay(connection)
     if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
         seconds = abs(float(their_time) - before)
         found.append(
@@ -264,6 +251,23 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
             )
         )
     return found
+
+
+def relay(connection: Connection) -> list[Finding]:
+    """Return whether no relay listens, or none answers."""
+    [(count, silence)] = connection.execute(RELAYS).fetchall()
+    if not count:
+        return [
+            Finding(
+                "relay.away",
+                "No relay listens to this database: changes by SQL from outside are not seen until the TTL ends, and"
+                " Redis does not come back into use after an outage.",
+                "Run ./run logs relay, which says why it ended. Without a stack start ./run velikiy relay.",
+            )
+        ]
+    if silence is not None and silence > RELAY_SILENT_S:
+        return [relay_silent(time.time() - float(silence))]
+    return []
 
 
 def without_triggers(table: str) -> Finding:
@@ -316,10 +320,7 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
 
 def relays(connection: Connection) -> int:
     """Return how many relays listen to this database."""
-    [(count,)] = connection.execute(
-        "SELECT count(*) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND application_name = 'velikiy relay'"
-    ).fetchall()
+    [(count, _)] = connection.execute(RELAYS).fetchall()
     return int(count)
 
 

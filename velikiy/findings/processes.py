@@ -24,6 +24,9 @@ class Process(NamedTuple):
     recent_restarts: list[float]
     """The moments of the restarts that are so near that the program ends again and again, or none."""
 
+    worker_ends: list[float]
+    """The moments at which workers ended, if they end again and again while their master goes on."""
+
     @property
     def runs(self) -> bool:
         return bool(self.pid)
@@ -50,6 +53,17 @@ def process(it: Process) -> list[Finding]:
                 f"{it.name} does not run: {'it was stopped' if stopped else 'it has ended and was not started again'}.",
                 f"Run ./run up --detach, which starts it. ./run logs {it.name} shows its last lines.",
                 since=it.stopped_at or None,
+            )
+        ]
+    if it.worker_ends:
+        return [
+            Finding(
+                "process.workers_end",
+                f"Workers of {it.name} end again and again: {len(it.worker_ends)} within"
+                f" {max(1, round(time.time() - it.worker_ends[0]))} s, each with its requests in progress.",
+                f"Run ./run logs {it.name} -n 200: the line before each start names the signal. dmesg | grep -i kill"
+                " says whether the kernel has ended it for lack of memory.",
+                since=it.worker_ends[0],
             )
         ]
     return []

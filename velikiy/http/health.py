@@ -21,6 +21,7 @@ DIAGNOSIS_S = 0.3
 
 def install(app: Flask, resources: dict[str, Resource], database: Database, redis_tier: RedisTier) -> None:
     tables = list(resources)
+    app.extensions["velikiy.database"] = database  # for velikiy/server/watch.py
 
     @app.get("/livez")
     def livez() -> Response:

@@ -109,6 +109,7 @@ def _look_at_processes(status: Status, supervisor: Supervisor) -> None:
                 float(it["stop"]),
                 max(0, count - 1),
                 reaper.crash_loop(count, moments),
+                reaper.crash_loop(0, reaper.starts(status.plan.home / "run" / f"{it['name']}.workers.spawned")[1]),
             )
         )
     for process in status.processes:
