@@ -85,8 +85,8 @@ function _M.ready()
 end
 
 
--- The edge's own account for /readyz, which an app turns into sentences (velikiy/findings/caches.py:edge). `refused` is the
--- status with which an app refuses a lease, `lost` the moment at which the last lease ended.
+-- The edge's own account for /readyz, which an app turns into sentences (velikiy/findings/caches.py:edge). `refused` is
+-- the status with which an app refuses a lease, `lost` the moment at which the last lease ended.
 function _M.account()
     local held = lease.held()
     local parts = { leaving.has_begun() and "leaving" or held and "held" or "none" }

@@ -176,7 +176,7 @@ def test_health_checks_wait_for_no_lock_on_the_table(fragile: Stack) -> None:
             "the tables are missing or may not be read",
             "postgres.not_migrated",
         ),
-        ("", "does not answer", "postgres.refuses"),
+        ("", "does not answer", "postgres.silent"),
     ],
 )
 def test_readiness_reports_the_reason_why_postgresql_is_not_ready(

@@ -24,7 +24,8 @@ from testkit.stack import ROOT, Stack, children_of, clean_environment, folder, r
 from velikiy.coherence import CachePath, RedisTier
 from velikiy.coherence.locks import EVERYTHING, lock_id
 from velikiy.findings import Finding, caches, configuration, merged
-from velikiy.findings.postgres import why_away
+from velikiy.findings.postgres import hazards, why_away
+from velikiy.postgres import Connection
 from velikiy.stack.status import Status, look
 from velikiy.stack.status_report import text
 
@@ -75,10 +76,16 @@ def stopped(stack: Stack, name: str) -> Iterator[None]:
 
 class TestWhatIsWrong:
     def test_whole_stack_is_ready_and_shows_its_parts(self, breakable: Stack) -> None:
+        wait_until(lambda: status(breakable).ready)
         completed = run("status", "--data", str(breakable.data))
         assert completed.returncode == 0, completed.stdout
         assert completed.stdout.startswith("ready\n")
-        for part in ("restarts", "cache redis: registered", "cache edge1: registered, lease", "setting EDGE_TTL=7"):
+        for part in (
+            "restarts",
+            "cache redis: registered",
+            "cache edge1: registered, lease",
+            "setting EDGE_TTL=7 (default 5)",
+        ):
             assert part in completed.stdout
 
     def test_program_that_ends_again_and_again_is_named_with_its_restarts(self, breakable: Stack) -> None:
@@ -221,7 +228,7 @@ class TestDoctor:
             (secrets / "edge_secret").chmod(0o644)
             examined = self.doctor(breakable, tmp_path, SECRETS_DIR=str(secrets))
         assert examined.returncode == 1, examined.stdout + examined.stderr
-        assert "which stands for a write to every path" in examined.stdout
+        assert "which stands for a write to every path: no read is cached." in examined.stdout
         assert f'./run psql -c "SELECT pg_terminate_backend({pid})"' in examined.stdout
         assert "2 relays" in examined.stdout
         assert f"chmod go-rwx {secrets}/edge_secret" in examined.stdout
@@ -255,6 +262,15 @@ def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable:
     found = why_away(make_conninfo(breakable.postgres, dbname="no_such_database"))
     assert found.name == "postgres.refuses"
     assert 'database "no_such_database" does not exist' in found.what
+
+
+def test_clock_that_differs_from_that_of_postgresql_is_named(breakable: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    ahead = time.time() + 60
+    monkeypatch.setattr("velikiy.findings.postgres.time.time", lambda: ahead)
+    with Connection.connect(breakable.postgres, autocommit=True) as connection:
+        found = [it.name for it in hazards(connection, ["users"])]
+    monkeypatch.undo()
+    assert "clock.differs" in found
 
 
 def test_findings_are_shown_once_and_consequences_of_a_missing_postgresql_not_at_all() -> None:

@@ -12,13 +12,13 @@ from velikiy.coherence import CachePath
 from velikiy.coherence.locks import EVERYTHING, lock_id
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings import Finding
-from velikiy.postgres import CONNECT_OPTIONS, Connection, forgets
+from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, Connection, forgets
 from velikiy.postgres.rights import missing_rights
 
 # The catalog answers at once. A query of the table would wait while another session has locked it.
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
 
-RELAY_SILENT_S = 3.0
+RELAY_SILENT_S = 2.5
 """A relay sends a statement twice a second."""
 
 CLOCK_DIFFERENCE_S = 2.0
@@ -98,6 +98,9 @@ NEXT_STEPS = {
 }
 """The next step of the operator, by a part of the message of PostgreSQL or its client."""
 
+UNREACHED = ("Connection refused", "No such file or directory", "timeout expired")
+"""The messages of a client that has reached no server."""
+
 DEFAULT_STEP = "Check the address and that the server runs"
 
 
@@ -150,7 +153,7 @@ def why_away(dsn: str) -> Finding:
         message = " ".join(str(error).split())
     _, refused, reason = message.rpartition("FATAL:")
     known = next((part for part in NEXT_STEPS if part.lower() in message.lower()), "")
-    if refused or known:
+    if refused or (known and known not in UNREACHED):
         text = (reason or message).strip().rstrip(".")
         return Finding(
             "postgres.refuses", f"PostgreSQL refuses the connection: {text}.", f"{next_step(message)} (DATABASE_URL)."
@@ -279,29 +282,34 @@ def without_triggers(table: str) -> Finding:
     )
 
 
-def relay_silent(since: float) -> Finding:
+def relay_silent(since: float, pid: int = 0) -> Finding:
     return Finding(
         "relay.silent",
         "The relay hangs: it has not answered for seconds, so changes by SQL from outside are not seen.",
-        "Kill it; supervisor starts it again. ./run status shows its process id.",
+        f"Kill it: kill -9 {pid or 'PID'} - supervisor starts it again. ./run status shows its process id.",
         since=since,
     )
 
 
 def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     """Return the sessions that keep others waiting, and the sessions that hold locks of this service."""
-    names = {lock_id(EVERYTHING): "every path"}
-    names.update({lock_id(CachePath(f"/{table}", "")): f"/{table}" for table in tables})
+    held_for = {
+        MIGRATION_LOCK: "for a migration: no other migration begins.",
+        lock_id(EVERYTHING): "for a write to every path: no read is cached.",
+        **{
+            lock_id(CachePath(f"/{table}", "")): f"for a write to /{table}: reads of it are not cached."
+            for table in tables
+        },
+    }
     found = []
     for pid, user, program, address, since, number, own in connection.execute(
         FOREIGN_LOCKS, {"own": OWN, "old": OLD_LOCK_S}
     ).fetchall():
-        held = names.get(number, "a path")
+        meaning = held_for.get(number, "for a write to a path: reads of it are not cached.")
         found.append(
             Finding(
                 "locks.stuck" if own else "locks.foreign",
-                f"{_session(pid, user, program, address)} holds the advisory lock {number}, which stands for a write to"
-                f" {held}: reads of it are not cached.",
+                f"{_session(pid, user, program, address)} holds the advisory lock {number}, which stands {meaning}",
                 _terminate(pid),
                 since=since and float(since),
             )

@@ -69,12 +69,20 @@ def process(it: Process) -> list[Finding]:
     return []
 
 
-def hangs(name: str, timeout_s: float) -> Finding:
+def hangs(name: str, timeout_s: float, pid: int) -> Finding:
     return Finding(
         "process.silent",
         f"{name} does not answer within {timeout_s:g} s: it starts, hangs, or is overloaded.",
-        f"Run ./run logs {name}. A process that hangs is ended with kill -9 PID, and supervisor starts it again.",
+        f"Run ./run logs {name}. If it hangs, end it: kill -9 {pid or 'PID'} - supervisor starts it again.",
         where=name,
+    )
+
+
+def silent_supervisor(timeout_s: float) -> Finding:
+    return Finding(
+        "supervisor.silent",
+        f"supervisord does not answer within {timeout_s:g} s, so the state of the processes is not known.",
+        "If it hangs, run ./run down, then ./run up --detach.",
     )
 
 

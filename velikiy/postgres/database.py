@@ -57,6 +57,9 @@ UNAVAILABLE = (
     psycopg.errors.IdleInTransactionSessionTimeout,  # the connection is lost, though psycopg has another class for it
 )
 
+MIGRATION_LOCK = 0x76656C696B6979
+"""The advisory lock of a migration ("velikiy" in ASCII). Other processes wait for it and find nothing left to do."""
+
 RESERVED_CONNECTIONS = 2
 """Connections for leases and health checks, which must not wait for requests."""
 

@@ -27,8 +27,9 @@ MIN_START_INTERVAL_S = 1.0
 
 KEPT_MOMENTS = 10
 
-CRASH_LOOP_S, CRASH_LOOP_RESTARTS = 20.0, 3
-"""So many restarts within these seconds mean that a program ends again and again. An upgrade restarts it once."""
+CRASH_LOOP_S, CRASH_LOOP_RESTARTS, CRASH_LOOP_OVER_S = 60.0, 3, 15.0
+"""So many restarts within these seconds mean that a program ends again and again, until it has run for the last number
+of seconds. An upgrade restarts it once."""
 
 STDOUT_PIPE_BYTES = 256 * 1024
 """Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
@@ -117,8 +118,10 @@ def starts(noted: Path) -> tuple[int, list[float]]:
 def crash_loop(count: int, moments: list[float]) -> list[float]:
     """Return the moments of the restarts that are so many within a short time that the program ends again and again;
     else none. The start of the stack is no restart."""
-    recent = [it for it in moments[1 if count == len(moments) else 0 :] if it > time.time() - CRASH_LOOP_S]
-    return recent if len(recent) >= CRASH_LOOP_RESTARTS else []
+    now = time.time()
+    recent = [it for it in moments[1 if count == len(moments) else 0 :] if it > now - CRASH_LOOP_S]
+    goes_on = len(recent) >= CRASH_LOOP_RESTARTS and recent[-1] > now - CRASH_LOOP_OVER_S
+    return recent if goes_on else []
 
 
 def _log(level: str, event: str, **members: object) -> None:

@@ -3,7 +3,7 @@
 import shlex
 
 from velikiy.findings import Finding, configuration
-from velikiy.settings import ServiceSettings, load
+from velikiy.settings import ServiceSettings, StackSettings, load
 from velikiy.stack import consoles
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import script
@@ -14,16 +14,26 @@ OF_THE_LAUNCHER = ("APP_FIRST_CPU", "REDIS_DIRECT", "BIND")
 
 def running_settings(plan: Plan) -> dict[str, str]:
     """Return the settings that the apps run with: the variables in the script of the first app."""
-    try:
-        words = shlex.split(script(plan, "app1").read_text().splitlines()[2])
-    except (OSError, IndexError, ValueError):
-        return {}
+    words = _words(plan)
     names = {name.upper() for name in ServiceSettings.model_fields}
     return {
         name: value
         for name, equals, value in (word.partition("=") for word in words)
         if equals and name in names and name not in OF_THE_LAUNCHER
     }
+
+
+def _words(plan: Plan) -> list[str]:
+    """Return the words of the command of the first app."""
+    try:
+        return shlex.split(script(plan, "app1").read_text().splitlines()[2])
+    except (OSError, IndexError, ValueError):
+        return []
+
+
+def code(plan: Plan) -> str:
+    """Return the folder of the code that runs."""
+    return next((word.partition("=")[2] for word in _words(plan) if word.startswith("PYTHONPATH=")), "")
 
 
 def changed_settings(plan: Plan) -> dict[str, str]:
@@ -39,6 +49,12 @@ def changed_settings(plan: Plan) -> dict[str, str]:
         if not is_own:
             changed[name.upper()] = consoles.masked(plan.secret(name))
     return dict(sorted(changed.items()))
+
+
+def default(name: str) -> str:
+    """Return the default of a setting, for people."""
+    field = ServiceSettings.model_fields.get(name.lower()) or StackSettings.model_fields[name.lower()]
+    return "not set" if field.default is None else str(field.default)
 
 
 def unapplied(plan: Plan) -> list[Finding]:

@@ -8,19 +8,23 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import structlog
+
+from velikiy.coherence import RedisTier
+from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.findings import Finding, caches, machine, merged, postgres, processes
 from velikiy.findings.processes import Process
 from velikiy.stack import local_http, reaper, running_settings
 from velikiy.stack.plan import Plan
 from velikiy.stack.supervisor import Supervisor
 
-LOOK_S = 1.4
+log = structlog.get_logger()
 
-RELAY_SILENT_S = 3.0
-"""The relay touches its heartbeat twice a second."""
+LOOK_S = 1.4
 
 
 @dataclass
@@ -33,6 +37,9 @@ class Status:
     findings: list[Finding] = field(default_factory=list)
     serves: bool = False
     """True if each edge answers, and PostgreSQL through it."""
+
+    silent: list[str] = field(default_factory=list)
+    """The apps and edges that do not answer."""
 
     leases: dict[str, float] = field(default_factory=dict)
     """The seconds that are left of the lease of each edge."""
@@ -52,10 +59,11 @@ def look(plan: Plan) -> Status:
     status = Status(plan)
     supervisor = Supervisor(plan)
     found: dict[str, bool] = {}
+    table_is_known = threading.Event()
     parts: dict[str, Callable[[], None]] = {
         "supervisor": lambda: _look_at_processes(status, supervisor),
-        "postgres": lambda: _look_at_postgres(status),
-        "redis": lambda: _look_at_redis(status),
+        "postgres": lambda: _look_at_postgres(status, table_is_known),
+        "redis": lambda: _look_at_redis(status, table_is_known),
         **{f"app{n}": lambda n=n: _look_at_app(status, n) for n in range(1, plan.apps + 1)},  # type: ignore[misc]
         **{
             f"edge{n}": lambda n=n, url=url: _look_at_edge(status, n, url, found)  # type: ignore[misc]
@@ -67,8 +75,12 @@ def look(plan: Plan) -> Status:
     for name in silent:
         if name == "postgres":
             status.findings.append(postgres.silent(last_heartbeat(plan)))
+        elif name == "supervisor":
+            status.findings.append(processes.silent_supervisor(LOOK_S))
+        elif name == "redis" and not status.redis:
+            status.findings.append(caches.redis_unusable(DoesNotAnswer(TimeoutError())))
         elif name != "redis":
-            status.findings.append(processes.hangs(name, LOOK_S))
+            status.silent.append(name)
     status.serves = bool(found) and all(found.get(f"edge{n}") for n in range(1, plan.edges + 1))
     status.findings += _more_findings(status)
     down = {it.name for it in status.processes if not it.runs or it.recent_restarts}
@@ -84,9 +96,13 @@ def _together(parts: dict[str, Callable[[], None]]) -> set[str]:
     left = threading.Semaphore(0)
 
     def call(name: str, function: Callable[[], None]) -> None:
-        function()
-        ended.add(name)
-        left.release()
+        try:
+            function()
+            ended.add(name)
+        except Exception:  # a part that cannot be looked at counts as silent; status itself must not fail
+            log.debug("status.cannot_look", part=name, exc_info=True)
+        finally:
+            left.release()
 
     for name, function in parts.items():
         threading.Thread(target=call, args=(name, function), daemon=True).start()
@@ -117,7 +133,7 @@ def _look_at_processes(status: Status, supervisor: Supervisor) -> None:
     status.findings += [finding for process in status.processes for finding in processes.process(process)]
 
 
-def _look_at_postgres(status: Status) -> None:
+def _look_at_postgres(status: Status, table_is_known: threading.Event) -> None:
     import psycopg
 
     from velikiy.postgres import CONNECT_OPTIONS, Connection
@@ -137,14 +153,16 @@ def _look_at_postgres(status: Status) -> None:
                 status.findings.append(postgres.unreadable())
                 return
             status.findings += [*postgres.hazards(connection, tables), *postgres.sessions(connection, tables)]
-            status.table = caches.table(connection)
+            with suppress(psycopg.ProgrammingError):  # it is missing, or may not be read: the hazards name that
+                status.table = caches.table(connection)
     except psycopg.Error:
         away = postgres.why_away(dsn)
         since = last_heartbeat(status.plan) if away.name == "postgres.silent" else None
         status.findings.append(away._replace(since=since))
-        return
-    status.findings += caches.redis(_tier(status.plan), status.table)
-    status.findings += _edges_of_the_table(status)
+    finally:
+        table_is_known.set()
+    if status.table:
+        status.findings += _edges_of_the_table(status)
 
 
 def _edges_of_the_table(status: Status) -> list[Finding]:
@@ -158,9 +176,7 @@ def _edges_of_the_table(status: Status) -> list[Finding]:
     ]
 
 
-def _look_at_redis(status: Status) -> None:
-    from velikiy.coherence.redis_tier import DoesNotAnswer
-
+def _look_at_redis(status: Status, table_is_known: threading.Event) -> None:
     tier = _tier(status.plan)
     try:
         usage = tier.usage()
@@ -172,11 +188,12 @@ def _look_at_redis(status: Status) -> None:
         }
     except DoesNotAnswer as error:
         status.findings.append(caches.redis_unusable(error))
+        return
+    if table_is_known.wait(LOOK_S) and status.table:
+        status.findings += caches.redis(tier, status.table)
 
 
-def _tier(plan: Plan) -> Any:
-    from velikiy.coherence import RedisTier
-
+def _tier(plan: Plan) -> RedisTier:
     return RedisTier(plan.secret("redis_url"), lambda: None, ttl=60, timeout=LOOK_S / 3)
 
 
@@ -186,7 +203,7 @@ def _look_at_app(status: Status, number: int) -> None:
         text = local_http.get_at(status.plan.app_socket(number), "/readyz", timeout=LOOK_S)
         state = json.loads(text)
     except local_http.UNANSWERED:
-        status.findings.append(processes.hangs(name, LOOK_S))
+        status.silent.append(name)
         return
     status.findings += _findings(state)
 
@@ -201,7 +218,7 @@ def _look_at_edge(status: Status, number: int, url: str, found: dict[str, bool])
         status.findings.append(processes.stranger(name, url))
         return
     except local_http.UNANSWERED:
-        status.findings.append(processes.hangs(name, LOOK_S))
+        status.silent.append(name)
         return
     if identity != status.plan.identity:
         status.findings.append(processes.stranger(name, url))
@@ -226,12 +243,15 @@ def _findings(state: dict[str, Any], edge: str = "") -> list[Finding]:
 
 def _more_findings(status: Status) -> list[Finding]:
     found = [*machine.disk(status.plan.home), *machine.memory(), *running_settings.unapplied(status.plan)]
-    if not status.processes and reaper.leftovers(status.plan.home):
+    pids = {it.name: it.pid for it in status.processes}
+    found += [processes.hangs(name, LOOK_S, pids.get(name, 0)) for name in status.silent]
+    is_silent = any(it.name == "supervisor.silent" for it in status.findings)
+    if not status.processes and not is_silent and reaper.leftovers(status.plan.home):
         found.append(processes.stopped_supervisor())
     beat = last_heartbeat(status.plan)
     relay = next((it for it in status.processes if it.name == "relay"), None)
-    if relay and relay.runs and status.table and beat and time.time() - beat > RELAY_SILENT_S:
-        found.append(postgres.relay_silent(beat))
+    if relay and relay.runs and status.table and beat and time.time() - beat > postgres.RELAY_SILENT_S:
+        found.append(postgres.relay_silent(beat, relay.pid))
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 import platform
+import re
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,11 @@ from velikiy.stack.start import display_url
 from velikiy.stack.status import Status, last_heartbeat
 
 ERROR_LEVELS = ("error", "critical", "alert", "emerg", "fatal", "panic")
+SERVER_ERROR = re.compile(
+    r"(\d{4}[-/]\d\d[-/]\d\d[ T]\d\d:\d\d:\d\d).{0,60}?\[?(ERROR|FATAL|PANIC|emerg|alert|crit)\]?:? +(.*)"
+)
+"""A line of PostgreSQL or Nginx about an error."""
+
 TAIL_BYTES = 64 * 1024
 SHOWN_ERRORS = 5
 
@@ -130,7 +137,7 @@ def text(status: Status) -> list[str]:
     lines.append(f"  memory: {_megabytes(available)} of {_megabytes(total)} available")
     lines.append(f"  disk: {_megabytes(machine.free_bytes(plan.home))} free")
     changed = running_settings.changed_settings(plan)
-    lines += [f"  setting {name}={value}" for name, value in changed.items()]
+    lines += [f"  setting {name}={value} (default {running_settings.default(name)})" for name, value in changed.items()]
     for error in last_errors(plan):
         lines.append(f"  error {error['time']} {error['process']}: {error['event']} {error['text']}".rstrip())
     if any(it.name == "metrics" for it in status.processes):
@@ -163,6 +170,9 @@ def last_errors(plan: Plan) -> list[dict[str, str]]:
                 members = json.loads(line)
                 level, moment = str(members.get("level", "")).lower(), str(members.get("time", ""))
             except (ValueError, AttributeError):
+                if match := SERVER_ERROR.match(line):
+                    moment, level, message = match.groups()
+                    found.append({"time": moment, "process": file.stem, "event": level, "text": message[:200]})
                 continue
             if level in ERROR_LEVELS:
                 text = next((str(members[it]) for it in ("reason", "text", "message", "cause") if it in members), "")
@@ -179,8 +189,16 @@ def _tail(file: Path) -> list[str]:
 
 
 def versions(status: Status) -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"code": running_settings.code(status.plan), "python": platform.python_version(), "nginx": _nginx()}
     for name, facts in (("postgres", status.postgres), ("redis", status.redis)):
         if "version" in facts:
             found[name] = str(facts["version"])
     return found
+
+
+def _nginx() -> str:
+    try:
+        shown = subprocess.run(["nginx", "-v"], capture_output=True, text=True, timeout=1, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return "of unknown version"
+    return shown.strip().rpartition("/")[2]
