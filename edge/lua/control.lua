@@ -1,12 +1,14 @@
 -- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it, and a request
 -- counts only if it is signed (signature.lua).
 
+local certificate = require "certificate"
 local closing = require "closing"
 local generations = require "generations"
 local leaving = require "leaving"
 local lease = require "lease"
 local canonical = require("query").canonical
 local metrics = require "metrics"
+local redis = require "redis"
 local renewal = require "renewal"
 local signature = require "signature"
 local store = require "store"
@@ -80,6 +82,28 @@ function _M.ready()
         or not lease.held() and not renewal.waits_for_postgres() and "no cache lease"
     ngx.status = reason and ngx.HTTP_SERVICE_UNAVAILABLE or ngx.HTTP_OK
     return ngx.print(reason or lease.held() and "ready" or "ready, without PostgreSQL")
+end
+
+
+-- The edge's own account for /readyz, which an app turns into sentences (velikiy/findings/caches.py:edge). `refused` is
+-- the status with which an app refuses a lease, `lost` the moment at which the last lease ended.
+function _M.account()
+    local held = lease.held()
+    local parts = { leaving.has_begun() and "leaving" or held and "held" or "none" }
+    if not held then
+        local lost_at = lease.lost_at()
+        parts[#parts + 1] = lost_at and "lost=" .. lost_at
+        local status = renewal.refusal()
+        parts[#parts + 1] = status and "refused=" .. status
+    end
+    if redis.reaches_another then
+        parts[#parts + 1] = "redis=another"
+    end
+    local days = certificate.last_days()
+    if days then
+        parts[#parts + 1] = "certificate=" .. days
+    end
+    return table.concat(parts, "; ")
 end
 
 

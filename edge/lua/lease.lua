@@ -68,6 +68,13 @@ function _M.grant(epoch, requested_at, lease)
     local valid_until = requested_at + lease.milliseconds
     state:set(epoch .. " redis", lease.redis and valid_until .. " " .. lease.redis or nil)
     state:set(epoch, valid_until)
+    state:set("lost_at", ngx.now() + lease.milliseconds / 1000)
+end
+
+
+-- Return the moment (Unix time) at which the last lease ended, for people; nil if there was none.
+function _M.lost_at()
+    return state:get("lost_at")
 end
 
 

@@ -117,6 +117,12 @@ local function grant(epoch, requested_at, granted)
 end
 
 
+-- Return the status with which an app refused to register this edge last, for people; nil if it did not.
+function _M.refusal()
+    return state:get("refusal")
+end
+
+
 -- Return whether the lease is lost for a reason that this edge shares with all others: the edge is still registered,
 -- and an app answers that cannot renew the lease, because PostgreSQL is away.
 function _M.waits_for_postgres()
@@ -155,6 +161,7 @@ local function renew()
         local granted, status = request("renew", epoch)
         if granted then
             grant(epoch, requested_at, granted)
+            logged = nil
             return true
         end
         if status ~= 409 then
@@ -174,6 +181,7 @@ local function renew()
     epoch = lease.begin_epoch()
     local requested_at = now_ms()
     local granted, status = request("register", epoch)
+    state:set("refusal", status)
     if granted then
         state:set("registered", epoch)
         registered_at = requested_at
@@ -203,6 +211,9 @@ local function run(premature)
     is_renewing = false
     if not ok then
         log_once("cannot renew the lease: " .. tostring(held))
+    end
+    if not held and lease.lost_at() and lease.left_ms() == 0 and logged == nil then
+        log_once("this edge has lost its cache lease, because no app renews it: every read goes to an app")
     end
     next_at = ok and held and began + constants.RENEWAL_S * 1000 or now_ms() + RETRY_S * 1000
 end

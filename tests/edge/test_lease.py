@@ -125,7 +125,7 @@ def test_readyz_ignores_the_edge_lease_header_of_a_client(stack: Stack) -> None:
     assert body["checks"]["edge"] == "ok"
 
 
-def test_status_shows_the_warnings_of_each_edge() -> None:
+def test_status_names_the_edge_without_a_lease() -> None:
     # The second edge never gets a lease, because PostgreSQL refuses to write its row.
     with running("--edges", "2") as stack:
         stack.sql(
@@ -138,9 +138,9 @@ def test_status_shows_the_warnings_of_each_edge() -> None:
         )
         wait_until(lambda: not has_cache_lease(stack.edges[1]), within=10)
         state = stack.refresh()
-        assert state["ready"]
-        assert len(state["warnings"]) == 1
-        assert state["warnings"][0].startswith(f"{stack.edges[1]}: This edge has no cache lease")
+        assert (state["ready"], state["serves"]) == (False, True)
+        [found] = [it for it in state["findings"] if it["name"] == "edge.no_lease"]
+        assert found["where"] == "edge2"
         status = run("status", "--data", str(stack.data))
-        assert status.returncode == 0
-        assert status.stdout.startswith("ready, with warnings\n")
+        assert status.returncode == 1
+        assert "edge2: This edge has no cache lease" in status.stdout

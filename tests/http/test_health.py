@@ -15,7 +15,7 @@ from testkit.api import check_problem, is_hit
 from testkit.databases import create_database, drop_database, execute
 from testkit.outages import hanging, readiness, refusing
 from testkit.stack import Stack, free_ports, running, status_of, wait_until
-from velikiy.coherence import Caches, RedisTier
+from velikiy.coherence import RedisTier
 from velikiy.http import health
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
@@ -168,14 +168,20 @@ def test_health_checks_wait_for_no_lock_on_the_table(fragile: Stack) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "check"),
+    ("damage", "check", "finding"),
     [
-        ("DROP TABLE users", "the tables are missing or may not be read"),
-        ("REVOKE ALL ON users FROM velikiy_owner", "the tables are missing or may not be read"),
-        ("", "does not answer"),
+        ("DROP TABLE users", "the tables are missing or may not be read", "postgres.not_migrated"),
+        (
+            "REVOKE ALL ON users FROM velikiy_owner",
+            "the tables are missing or may not be read",
+            "postgres.not_migrated",
+        ),
+        ("", "does not answer", "postgres.silent"),
     ],
 )
-def test_readiness_reports_the_reason_why_postgresql_is_not_ready(fragile: Stack, damage: str, check: str) -> None:
+def test_readiness_reports_the_reason_why_postgresql_is_not_ready(
+    fragile: Stack, damage: str, check: str, finding: str
+) -> None:
     name, dsn = create_database(fragile)
     try:
         execute(dsn, f"CREATE TABLE users (id int); {damage}")
@@ -184,10 +190,12 @@ def test_readiness_reports_the_reason_why_postgresql_is_not_ready(fragile: Stack
             database.open()
             app = Flask("in this process")
             redis_tier = RedisTier(fragile.redis_url, lambda: None, ttl=60, timeout=1)
-            health.install(app, registry(), database, Caches(database, threads=1), redis_tier)
+            health.install(app, registry(), database, redis_tier)
             response = app.test_client().get("/readyz")
-            checks = {"postgres": check, "redis": "ok"}
-            assert (response.status_code, response.json) == (503, {"status": "not ready", "checks": checks})
+            assert response.json is not None
+            assert (response.status_code, response.json["status"]) == (503, "not ready")
+            assert response.json["checks"] == {"postgres": check, "redis": "ok"}
+            assert [it["name"] for it in response.json["findings"]] == [finding]
             assert app.test_client().get("/health").status_code == 503
     finally:
         drop_database(fragile, name)

@@ -460,7 +460,7 @@ class TestExhaustedPool:
         with open_database(stack.postgres) as database, ExitStack() as held:
             gate = coherence.connect(database, settings(stack, stack.postgres))
             app = Flask("in this process")
-            health.install(app, registry(), database, gate.caches, gate.redis_tier)
+            health.install(app, registry(), database, gate.redis_tier)
             for take in (database.autocommit, database.transaction):
                 for _ in range(2):
                     held.enter_context(take()).extend_deadline(60)

@@ -189,5 +189,5 @@ def test_older_code_than_the_database_is_refused_before_anything_stops(rolled: S
         assert "This code is older than the database, which has the revision 0099_newer" in refused.stderr
     assert rolled.pids() == before
     assert rolled.healthy()
-    assert run("status", "--data", str(rolled.data)).returncode == 0
+    wait_until(lambda: run("status", "--data", str(rolled.data)).returncode == 0, within=10)
     rolled.sql("UPDATE velikiy_version SET version_num = '0001_baseline'")

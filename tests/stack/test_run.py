@@ -58,8 +58,10 @@ class TestStarting:
             assert "only.here" not in requests.get(f"{stack.app}/users", timeout=5).text
 
     def test_status_describes_a_running_stack_as_json(self, stack: Stack) -> None:
-        completed = run("status", "--json", "--data", str(stack.data))
-        assert completed.returncode == 0
+        completed = wait_until(
+            lambda: (it := run("status", "--json", "--data", str(stack.data))).returncode == 0 and it, within=10
+        )
+        assert isinstance(completed, subprocess.CompletedProcess)
         state = json.loads(completed.stdout)
         assert state["ready"] is True
         assert len(state["edges"]) == len(state["apps"]) == 2
@@ -343,7 +345,7 @@ def test_proxy_for_downloads_does_not_stand_between_the_launcher_and_its_stack()
     nowhere = "http://127.0.0.1:1"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"), nowhere)
     with running(**proxies) as stack:  # type: ignore[arg-type]
-        assert run("status", "--data", str(stack.data), **proxies).returncode == 0
+        wait_until(lambda: run("status", "--data", str(stack.data), **proxies).returncode == 0, within=10)
         passed = subprocess.run(
             [ROOT / "test_app.sh", stack.edge], env=clean_environment(**proxies), capture_output=True, check=False
         )

@@ -7,6 +7,7 @@ import click
 from velikiy import command_line
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
+from velikiy.cli.doctor import doctor
 from velikiy.cli.errors import os_sentence, program, setting_sentence
 from velikiy.cli.keys import keys
 from velikiy.cli.migrate import migrate
@@ -22,7 +23,7 @@ def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
 
-for command in (migrate, relay, cache, capacity, keys, secrets):
+for command in (migrate, relay, cache, capacity, doctor, keys, secrets):
     velikiy.add_command(command)
 
 for resource in registry().values():

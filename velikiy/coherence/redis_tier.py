@@ -37,6 +37,15 @@ REDIRECTED = (
 )
 """A node of a cluster does not hold the key, or not at this moment: the registered map is no longer true."""
 
+LACKING_RIGHTS = """
+local lacking = {}
+for _, command in ipairs(ARGV) do
+    if redis.acl_check_cmd and not redis.acl_check_cmd(command) then lacking[#lacking + 1] = command end
+end
+return lacking
+"""
+"""Finds out what Redis' user may run, without running it."""
+
 OTHER_DATA = "OTHERDATA"
 """The error of read.lua."""
 
@@ -280,6 +289,25 @@ class RedisTier:
         except AWAY as error:
             raise DoesNotAnswer(error) from error
 
+    def lacking_rights(self) -> list[str]:
+        """Return the commands that empty and identify Redis and that its user may not run, for people.
+
+        Redis is in use until a fence without them, and stays out of use afterwards."""
+        try:
+            shards = self.identify()
+            lacking = {
+                command.decode()
+                for server in shards.servers
+                for command in self._drop_servers.connections_to(server, shards).exchange(
+                    ("EVAL", LACKING_RIGHTS, 0, "FLUSHDB", "INFO", "EVALSHA")
+                )[0]
+            }
+        except redis.exceptions.NoPermissionError:
+            return ["EVAL"]
+        except (DoesNotAnswer, OtherServer, redis.exceptions.RedisError, OSError):
+            return []
+        return sorted(lacking)
+
     def is_surely_gone(self, registered: ShardMap, found: ShardMap) -> bool:
         """Return whether this server has ended, because another run of Redis was found at its only place."""
         return self._has_ended(registered, found.servers[0])
@@ -321,6 +349,19 @@ class RedisTier:
         except AWAY as error:
             raise DoesNotAnswer(error) from error
         return total
+
+    def version(self) -> str:
+        """Return the version of Redis, for people.
+
+        Raises:
+            DoesNotAnswer
+        """
+        shards = self.identify()
+        try:
+            facts = self._drop_servers.connections_to(shards.servers[0], shards).facts()
+        except AWAY as error:
+            raise DoesNotAnswer(error) from error
+        return str(facts.members.get("redis_version", "of unknown version"))
 
     @property
     def breaker_open(self) -> bool:

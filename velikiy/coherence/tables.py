@@ -50,10 +50,3 @@ class WatchedTable(NamedTuple):
 def watched_tables(connection: Connection, names: Sequence[str]) -> list[WatchedTable]:
     rows = connection.execute(TABLES, (list(names),)).fetchall()
     return [WatchedTable(name, identity, tables or []) for name, identity, tables in rows]
-
-
-def trigger_advice(table: str) -> str:
-    return (
-        f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once. Run CALL"
-        f" add_triggers('{table}') in psql; until then, the relay empties both caches each second"
-    )

@@ -35,4 +35,4 @@ def install(
     routes.install(app, resources, gate, idempotency_keys)
     auth.install(app, keys)
     edge_leases.install(app, resources, gate.caches, gate.edge_tier)
-    health.install(app, resources, gate.database, gate.caches, gate.redis_tier)
+    health.install(app, resources, gate.database, gate.redis_tier)

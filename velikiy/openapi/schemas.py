@@ -107,8 +107,21 @@ CHECKS_SCHEMA = {
         "redis": {"type": "string", "enum": [OK, NO_ANSWER, NOT_USED]},
     },
 }
-READINESS_SCHEMA = _health_result("ready", "not ready", checks=CHECKS_SCHEMA)
+FINDING_SCHEMA = {
+    "type": "object",
+    "required": ["name", "what", "advice", "wrong"],
+    "properties": {
+        "name": {"type": "string", "description": "The part and its state, such as redis.fenced."},
+        "what": {"type": "string"},
+        "advice": {"type": "string", "description": "The next step of the operator."},
+        "wrong": {"type": "boolean", "description": "False for a warning."},
+        "since": {"type": "number", "description": "Seconds of Unix time."},
+        "where": {"type": "string"},
+    },
+}
+READINESS_SCHEMA = _health_result("ready", "degraded", "not ready", checks=CHECKS_SCHEMA)
 READINESS_SCHEMA["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}
+READINESS_SCHEMA["properties"]["findings"] = {"type": "array", "items": FINDING_SCHEMA}
 
 SCHEMAS: dict[str, Any] = {
     "Problem": PROBLEM_SCHEMA,

@@ -2,6 +2,7 @@
 
 from velikiy.postgres.database import (
     CONNECT_OPTIONS,
+    MIGRATION_LOCK,
     Database,
     DatabaseUnavailable,
     Deadlock,
@@ -15,6 +16,7 @@ __all__ = [
     "CONFIRM",
     "CONFIRMED",
     "CONNECT_OPTIONS",
+    "MIGRATION_LOCK",
     "Connection",
     "Database",
     "DatabaseUnavailable",

@@ -57,6 +57,9 @@ UNAVAILABLE = (
     psycopg.errors.IdleInTransactionSessionTimeout,  # the connection is lost, though psycopg has another class for it
 )
 
+MIGRATION_LOCK = 0x76656C696B6979
+"""The advisory lock of a migration ("velikiy" in ASCII). Other processes wait for it and find nothing left to do."""
+
 RESERVED_CONNECTIONS = 2
 """Connections for leases and health checks, which must not wait for requests."""
 
@@ -98,6 +101,7 @@ class Database:
             pooled: Whether the DSN leads to PgBouncer in transaction mode, whose sessions are set up there
                 (POOLED_SETTINGS).
         """
+        self.dsn = dsn
         self.timeout = timeout
         self._pooled = pooled
         self._configure = _configure_pooled if pooled else _configure

@@ -13,12 +13,9 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import create_engine, exc, pool, text
 
-from velikiy.postgres import CONNECT_OPTIONS
+from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
-
-LOCK = 0x76656C696B6979
-"""The advisory lock of a migration ("velikiy" in ASCII). Other processes wait for it and find nothing left to do."""
 
 IDLE_S = 10
 """Seconds that the migration may pause between two statements; it needs milliseconds. Then PostgreSQL ends the
@@ -56,7 +53,7 @@ def upgrade(dsn: str, *, wait: float, app_role: str | None = None) -> list[str]:
     try:
         with engine.begin() as transaction:
             transaction.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'")
-            transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({LOCK})")
+            transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
             config = Config(attributes={"connection": transaction})
             config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
             options = {"version_table": VERSION_TABLE}
@@ -98,6 +95,19 @@ def check(dsn: str) -> None:
             f"this code is older than the database, which has the revision {revision}: use the version of the code"
             " that migrated it, or a newer version"
         )
+
+
+def state(dsn: str) -> tuple[str, str]:
+    """Return the revision of the database, and the newest of this code.
+
+    Raises:
+        CannotMigrate: A newer version of the code has migrated the database.
+    """
+    check(dsn)
+    try:
+        return _revision(dsn) or "(none)", _revisions()[0]
+    except psycopg.Error:
+        return "(none)", _revisions()[0]
 
 
 def await_migration(dsn: str, *, wait: float) -> None:

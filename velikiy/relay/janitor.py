@@ -11,8 +11,12 @@ from velikiy.coherence import Gate
 from velikiy.coherence.membership import MISSING
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.coherence.shards import UNREGISTERED
+from velikiy.findings.announcer import Announcer
+from velikiy.findings.caches import edges, redis, table
+from velikiy.findings.postgres import Diagnosis, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import idempotency
+from velikiy.resources.base import registry
 
 log = structlog.get_logger()
 
@@ -43,6 +47,7 @@ class Janitor:
         self._settling_s = ROUND_S
 
         self._logged = ""
+        self._announcer, self._diagnosis = Announcer(), Diagnosis(database.dsn)
         self._evictions = 0
 
     def run(self) -> None:
@@ -50,10 +55,10 @@ class Janitor:
         reachable_since = time.monotonic()
         cleaned_up_at = 0.0
         while True:
-            time.sleep(ROUND_S)
             try:
                 self.report()
                 self.look_after_redis()
+                self.announce()
                 # During an outage of PostgreSQL no edge could renew its lease: edges get the time to do so.
                 if time.monotonic() - reachable_since > EDGE_EXPIRY_S:
                     self.remove_expired_edges()
@@ -63,9 +68,19 @@ class Janitor:
                     cleaned_up_at = 0.0 if more else time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
+                self._announcer.report([self._diagnosis.finding(within=0)])
             except Exception:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
+            time.sleep(ROUND_S)  # after the first round: a stack that has started uses Redis at once
+
+    def announce(self) -> None:
+        """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
+        tables = [*registry()]
+        with self.database.autocommit() as connection:
+            found = [*hazards(connection, tables), *sessions(connection, tables)]
+            known = table(connection)
+        self._announcer.report([*found, *redis(self.gate.redis_tier, known), *edges(known)])
 
     def report(self) -> None:
         """Report the state that all processes share. `pg_notification_queue_usage` grows while no relay listens."""

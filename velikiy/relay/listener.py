@@ -15,7 +15,8 @@ import structlog
 
 from velikiy import coherence, metrics
 from velikiy.coherence import CachePath, Gate
-from velikiy.coherence.tables import trigger_advice, watched_tables
+from velikiy.coherence.tables import watched_tables
+from velikiy.findings.postgres import without_triggers as finding_without_triggers
 from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
 from velikiy.resources.base import registry
@@ -129,7 +130,7 @@ class Relay:
         tables = watched_tables(connection, list(self.paths_of))
         without_triggers = {table for it in tables for table in it.without_triggers}
         for table in sorted(without_triggers - self._without_triggers):
-            log.warning("relay.cannot_hear", table=table, advice=trigger_advice(table))
+            log.warning("relay.cannot_hear", table=table, advice=finding_without_triggers(table).sentence)
         self._without_triggers = without_triggers
         metrics.TABLES_WITHOUT_TRIGGERS.set(len(without_triggers))
         return {it.name: it.identity for it in tables}

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from velikiy import logs
-from velikiy.server import abandoned_writes, cpu_pinning, handover
+from velikiy.server import abandoned_writes, cpu_pinning, handover, worker_ends
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
@@ -80,8 +80,13 @@ logger_class = "velikiy.server.logger.Logger"
 loglevel = settings.log_level
 logconfig_dict = logs.dict_config(settings.log_level)
 
-on_starting = handover.install
+child_exit = worker_ends.note
 pre_fork = cpu_pinning.assign_number
+
+
+def on_starting(server: Any) -> None:
+    worker_ends.forget()
+    handover.install(server)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -97,10 +102,12 @@ def post_worker_init(worker: Any) -> None:
     """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
     a worker of the version before."""
     from velikiy import metrics  # not at the top: the master counts nothing
+    from velikiy.server import watch
 
     metrics.APP_WORKER_STARTS.inc()
     if worker.number == 0:
         metrics.serve()
+    watch.begin(worker)
     gc.collect()
     gc.freeze()
     handover.end_predecessor(worker)

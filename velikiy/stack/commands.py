@@ -21,6 +21,7 @@ from click.shell_completion import CompletionItem
 
 from velikiy import command_line
 from velikiy.command_line import CommandGroup, python_command
+from velikiy.findings import configuration
 from velikiy.settings import BadSetting, FolderSettings, ServiceSettings, StackSettings, auth_mode, load, read_env_file
 from velikiy.stack import (
     Refusal,
@@ -32,16 +33,21 @@ from velikiy.stack import (
     log_view,
     preflight,
     privileges,
+    reaper,
 )
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import as_owner_of, command, program, report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
 from velikiy.stack.programs import authentication
-from velikiy.stack.start import display_url, is_ready, start, warnings
+from velikiy.stack.start import start
 from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3
 """The exit code of `status` for a stopped stack, as in the Linux Standard Base."""
+
+SOMETHING_IS_WRONG = 1
+
+WATCH_S = 2.0
 
 
 class DataFolder(click.Path):
@@ -156,6 +162,8 @@ def up(
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
     if not privileges.is_reexecuted():
+        for found in configuration.unknown_in(CHECKOUT / ".env"):
+            report(f"warning: {found.sentence}")
         services = load(ServiceSettings, None)  # refuse a bad value before anything is created
         auth_mode(services.auth, wanted.bind)
         preflight.check_data_folder(home)
@@ -256,62 +264,38 @@ def _delete(path: Path) -> None:
 @run.command()
 @data_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
-def status(data: Path | None, as_json: bool) -> None:
-    """Show the processes of the stack and its addresses. Exits with 0 if the stack is ready, else with 3."""
+@click.option("--watch", is_flag=True, help="Show the state again every two seconds, until Ctrl-C.")
+def status(data: Path | None, as_json: bool, watch: bool) -> None:
+    """Show the state of the stack, and what to do about whatever is wrong. Exits with 0 if it is ready, with 1 if
+    something is wrong, and with 3 if it does not run."""
     home = _home(data)
     if not privileges.is_reexecuted():
         privileges.reexec_unprivileged(home)
-    state = _state(home)
-    if as_json:
-        click.echo(json.dumps(state, indent=2))
-    else:
-        _describe(state)
-    sys.exit(0 if state["ready"] else NOT_RUNNING)
+    code = _show_status(home, as_json, clear=False)
+    while watch:
+        time.sleep(WATCH_S)
+        code = _show_status(home, as_json, clear=not as_json and sys.stdout.isatty())
+    sys.exit(code)
 
 
-def _state(home: Path) -> dict[str, Any]:
+def _show_status(home: Path, as_json: bool, *, clear: bool) -> int:
+    """Print the state, and return the exit code."""
+    from velikiy.stack import status_report  # an import at the top would delay each command
+    from velikiy.stack.status import look
+
     plan = Plan.load(home)
-    state: dict[str, Any] = {"ready": False, "edges": [], "apps": [], "postgres": "", "redis": "", "data": str(home)}
-    state["processes"], state["warnings"], state["metrics"] = [], [], ""
-    if plan is None:
-        return state
-    state["edges"], state["apps"] = plan.edge_urls, plan.app_urls
-    for name, file in (("postgres", "database_url"), ("redis", "redis_url")):
-        with contextlib.suppress(FileNotFoundError):
-            state[name] = consoles.masked(plan.secret(file))
-    state["processes"] = [
-        {"name": process["name"], "pid": process["pid"], "state": process["statename"]}
-        for process in Supervisor(plan).processes()
-    ]
-    if any(process["name"] == "metrics" for process in state["processes"]):
-        state["metrics"] = f"http://127.0.0.1:{plan.metrics_port}/metrics"
-    if plan.monitoring:
-        state["prometheus"] = f"http://127.0.0.1:{plan.prometheus_port}"
-    state["ready"] = bool(state["processes"]) and is_ready(plan)
-    if state["ready"]:
-        state["warnings"] = warnings(plan)
-    return state
-
-
-def _describe(state: dict[str, Any]) -> None:
-    if not state["processes"]:
-        home = Path(state["data"])
-        click.echo(f"not running (data: {home}); start it with {command('up', home=home)}")
-        return
-    ready = "ready, with warnings" if state["warnings"] else "ready"
-    reason = f"not ready; see {command('logs', home=Path(state['data']))} for the reason"
-    click.echo(ready if state["ready"] else reason)
-    for warning in state["warnings"]:
-        click.echo(f"  warning    {warning}")
-    for url in state["edges"]:
-        click.echo(f"  {display_url(url)}")
-    for process in state["processes"]:
-        click.echo(f"  {process['name']:<10} {process['state'].lower():<10} {process['pid'] or '-'}")
-    if state["metrics"]:
-        click.echo(f"  metrics at {state['metrics']}")
-    if "prometheus" in state:
-        click.echo(f"  alerts at {state['prometheus']}/alerts")
-    click.echo(f"  data in {state['data']}")
+    found = look(plan) if plan and reaper.leftovers(home) else None
+    if as_json:
+        state = status_report.as_json(found) if found else status_report.stopped(home)
+        output = json.dumps(state, indent=None if clear else 2)
+    elif found:
+        output = "\n".join(status_report.text(found))
+    else:
+        output = f"not running (data: {home}); start it with {command('up', home=home)}"
+    click.echo(f"\033[H\033[2J{output}" if clear else output)
+    if not found:
+        return NOT_RUNNING
+    return 0 if found.ready else SOMETHING_IS_WRONG
 
 
 class Moment(click.ParamType):  # type: ignore[type-arg]  # older versions of click have no argument here

@@ -5,6 +5,7 @@ import ssl
 import urllib.request
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
 from velikiy.coherence.signatures import HEADER, Signer
@@ -46,17 +47,45 @@ def get_signed(url: str, secret: str, *, timeout: float = 3) -> str:
     return body
 
 
+def get_any(url: str, *, timeout: float = 3) -> str:
+    """Return the body of the response, whatever its status is.
+
+    Raises:
+        UNANSWERED
+    """
+    try:
+        return get(url, timeout=timeout)
+    except HTTPError as error:
+        return str(error.read().decode())
+
+
+def get_at(path: Path, target: str, *, timeout: float = 3) -> str:
+    """Return the body of the response of the server at this Unix socket, whatever its status is.
+
+    Raises:
+        UNANSWERED
+    """
+    return _exchange(path, target, timeout)[1]
+
+
 def answers_at(path: Path, target: str, *, timeout: float = 3) -> bool:
     """Return whether the server at this Unix socket answers with a success."""
+    try:
+        return _exchange(path, target, timeout)[0] == 200
+    except UNANSWERED:
+        return False
+
+
+def _exchange(path: Path, target: str, timeout: float) -> tuple[int, str]:
+    """Raises: UNANSWERED"""
     connection = HTTPConnection("localhost", timeout=timeout)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(timeout)
     try:
         connection.sock.connect(str(path))
         connection.request("GET", target)
-        return connection.getresponse().status == 200
-    except UNANSWERED:
-        return False
+        response = connection.getresponse()
+        return response.status, response.read().decode()
     finally:
         connection.close()
 

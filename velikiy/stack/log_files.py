@@ -132,24 +132,32 @@ class ProcessLog:
         part.stream.seek(low)
         return low + len(part.stream.readline(MAX_LINE)) if low else 0
 
-    def backwards(self, may_matter: LineFilter = every_line) -> Iterator[Entry]:
-        """Return the entries in the opposite order of their times."""
-        return _in_order(_with_times(self._entries_backwards(may_matter)), direction=-1)
+    def backwards(self, may_matter: LineFilter = every_line, at_most: float = math.inf) -> Iterator[Entry]:
+        """Return the entries in the opposite order of their times.
 
-    def _entries_backwards(self, may_matter: LineFilter) -> Iterator[Entry]:
+        Args:
+            may_matter: As for `forwards`.
+            at_most: Bytes to read, in whole blocks.
+        """
+        return _in_order(_with_times(self._entries_backwards(may_matter, at_most)), direction=-1)
+
+    def _entries_backwards(self, may_matter: LineFilter, at_most: float) -> Iterator[Entry]:
         lines: list[bytes] = []
-        for line in filter(may_matter, self._lines_backwards()):
+        for line in filter(may_matter, self._lines_backwards(at_most)):
             lines.append(line)
             if not line.startswith(b"\t"):
                 yield from entries(self.process, reversed(lines))
                 lines = []
         yield from entries(self.process, reversed(lines))
 
-    def _lines_backwards(self) -> Iterator[bytes]:
-        rest = b""
+    def _lines_backwards(self, at_most: float) -> Iterator[bytes]:
+        rest, unread = b"", at_most
         for part in reversed(self._parts):
             position = part.end
             while position > 0:
+                if unread <= 0:
+                    return
+                unread -= BLOCK
                 start = max(0, position - BLOCK)
                 part.stream.seek(start)
                 first, *lines = (part.stream.read(position - start) + rest).split(b"\n")

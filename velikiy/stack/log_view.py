@@ -26,6 +26,8 @@ PROCESS_COLOUR, FAINT = "36", "2"
 IN_THE_SENTENCE = {"event", "method", "path", "route", "status", "cache", "seconds", "milliseconds", "text"}
 """The fields that the message of a request already contains."""
 
+SEARCHED_BYTES = 1024 * 1024
+
 WINDOW_S = 1.0
 """PostgreSQL and an app take the time of their lines a moment before they write them."""
 
@@ -154,6 +156,14 @@ def latest(folder: Path, count: int) -> list[str]:
     logs = open_logs(folder)
     found = [entry for log in logs for entry in islice(log.backwards(), count)]
     return [for_people(entry) for entry in merge([iter(sorted(found, key=lambda it: it.time or 0))])]
+
+
+def latest_errors(folder: Path, count: int) -> list[Entry]:
+    """Return the last entries of the level error and above. The search ends after some thousand lines of each log."""
+    choice = Choice(level="error")
+    filtered = choice.line_filter(False)
+    merged = merge((log.backwards(filtered, SEARCHED_BYTES) for log in open_logs(folder)), True)
+    return list(islice((entry for entry in merged if entry in choice), count))[::-1]
 
 
 def _present(logs: list[ProcessLog], choice: Choice, last: int | None) -> Iterator[Entry]:

@@ -9,6 +9,7 @@ import socket
 import stat
 from pathlib import Path
 
+from velikiy.findings import machine
 from velikiy.stack import Refusal, privileges
 from velikiy.stack.messages import as_owner_of, report
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan, bracketed, is_free
@@ -111,9 +112,6 @@ def check_free_space(data: Path) -> None:
 MIN_OPEN_FILES = 1024
 """Below this limit supervisor does not start."""
 
-ENOUGH_OPEN_FILES = 8704
-"""The limits that an edge and an app set for themselves (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
-
 
 def check_open_files() -> None:
     """Check that the services may open enough files and connections. Each service raises its limit by itself as far as
@@ -123,12 +121,14 @@ def check_open_files() -> None:
         Refusal: The hard limit is too low to start.
     """
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if limit == resource.RLIM_INFINITY or limit >= ENOUGH_OPEN_FILES:
+    if limit == resource.RLIM_INFINITY or limit >= machine.ENOUGH_OPEN_FILES:
         return
-    advice = f"Raise it: ulimit -Hn {ENOUGH_OPEN_FILES} as root, or nofile in /etc/security/limits.conf."
+    found = machine.few_open_files(limit)
     if limit < MIN_OPEN_FILES:
-        raise Refusal(f"The limit of open files is {limit}, but {MIN_OPEN_FILES} are needed (ulimit -n). {advice}")
-    report(f"warning: the limit of open files is {limit} (ulimit -n), so the service takes fewer connections. {advice}")
+        raise Refusal(
+            f"The limit of open files is {limit}, but {MIN_OPEN_FILES} are needed (ulimit -n). {found.advice}"
+        )
+    report(f"warning: {found.what[0].lower()}{found.what[1:]} {found.advice}")
 
 
 def check_address(bind: str) -> None:

@@ -25,6 +25,12 @@ them."""
 MIN_START_INTERVAL_S = 1.0
 """Seconds between two starts. A server that cannot start is tried for ever, and this keeps the CPU free."""
 
+KEPT_MOMENTS = 10
+
+CRASH_LOOP_S, CRASH_LOOP_RESTARTS, CRASH_LOOP_OVER_S = 60.0, 3, 15.0
+"""So many restarts within these seconds mean that a program ends again and again, until it has run for the last number
+of seconds. An upgrade restarts it once."""
+
 STDOUT_PIPE_BYTES = 256 * 1024
 """Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
 one, and a busy edge prints 30 MB/s. After a program has ended, supervisor reads no more than this."""
@@ -84,16 +90,47 @@ def main() -> None:
 
 
 def _pace_restarts(folder: Path) -> None:
-    """Wait until MIN_START_INTERVAL_S has passed since the last start. Note the number of starts for the metrics
-    (velikiy/stack/scrape_target.py)."""
-    last_start = folder.parent / "run" / f"{folder.name}.spawned"
+    """Wait until MIN_START_INTERVAL_S has passed since the last start. Note the number of starts, and the moments of
+    the last ones, for the metrics and for findings (velikiy/findings/processes.py). Log a program that ends again and
+    again."""
+    noted = folder.parent / "run" / f"{folder.name}.spawned"
     with contextlib.suppress(FileNotFoundError):
-        elapsed = time.time() - last_start.stat().st_mtime
+        elapsed = time.time() - noted.stat().st_mtime
         time.sleep(min(MIN_START_INTERVAL_S, max(0.0, MIN_START_INTERVAL_S - elapsed)))
-    with contextlib.suppress(OSError, ValueError):  # a full disk; the file of an older version, which was empty
-        starts = int(last_start.read_text() or 0) if last_start.exists() else 0
-        last_start.write_text(f"{starts + 1}\n")
-    last_start.touch()
+    count, moments = starts(noted)
+    moments = [*moments[1 - KEPT_MOMENTS :], time.time()]
+    with contextlib.suppress(OSError):  # a full disk
+        noted.write_text("".join(f"{it}\n" for it in (count + 1, *moments)))
+    noted.touch()
+    if recent := crash_loop(count + 1, moments):
+        _log("error", "process.crash_loop", process=folder.name, restarts=len(recent), within_s=CRASH_LOOP_S)
+
+
+def starts(noted: Path) -> tuple[int, list[float]]:
+    """Return how often a program was started, and the moments (Unix time) of the last starts."""
+    try:
+        count, *moments = noted.read_text().split()
+        return int(count), [float(it) for it in moments]
+    except (OSError, ValueError):  # the first start, or a file that a full disk has cut off
+        return 0, []
+
+
+def crash_loop(count: int, moments: list[float]) -> list[float]:
+    """Return the moments of the restarts that are so many within a short time that the program ends again and again;
+    else none. The start of the stack is no restart."""
+    now = time.time()
+    recent = [it for it in moments[1 if count == len(moments) else 0 :] if it > now - CRASH_LOOP_S]
+    goes_on = len(recent) >= CRASH_LOOP_RESTARTS and recent[-1] > now - CRASH_LOOP_OVER_S
+    return recent if goes_on else []
+
+
+def _log(level: str, event: str, **members: object) -> None:
+    """Log in the form of the other lines, which programs read."""
+    print(json.dumps({"event": event, "level": level, "time": _now(), **members}), flush=True)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _remove_stale_files(folder: Path) -> None:
@@ -107,7 +144,6 @@ def _remove_stale_files(folder: Path) -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # in the form of the other lines of the log, which programs read
-        line = {"event": "cannot_start", "level": "critical", "reason": str(error), "command": sys.argv[1:2]}
-        print(json.dumps(line), flush=True)
+    except OSError as error:
+        _log("critical", "cannot_start", reason=str(error), command=sys.argv[1:2])
         sys.exit(1)

@@ -14,9 +14,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.parser import text_string_to_metric_families
 
 from velikiy import logs, metrics
-from velikiy.stack import local_http
+from velikiy.findings import machine
+from velikiy.stack import local_http, reaper
 from velikiy.stack.plan import Plan
-from velikiy.stack.rolling import children
 from velikiy.stack.supervisor import Supervisor
 
 EDGE_TIMEOUT_S = 1.0
@@ -65,32 +65,9 @@ class Processes:
             name, pid = process["name"], process["pid"]
             up.add_metric([name], 1 if pid else 0)
             age.add_metric([name], time.time() - process["start"] if pid else 0)
-            memory.add_metric([name], sum(_pss(member) for member in _family(pid)) if pid else 0)
-            starts.add_metric([name], _starts(self.home, name))
+            memory.add_metric([name], machine.memory_of(pid) if pid else 0)
+            starts.add_metric([name], reaper.starts(self.home / "run" / f"{name}.spawned")[0])
         yield from (up, age, memory, starts)
-
-
-def _family(pid: int) -> Iterator[int]:
-    yield pid
-    for child in children(pid):
-        yield from _family(child)
-
-
-def _pss(pid: int) -> int:
-    """Return the memory of a process, in which memory that others share counts in part."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-    except (OSError, StopIteration):  # the process has ended
-        return 0
-
-
-def _starts(home: Path, name: str) -> int:
-    """Return how often the process was started (velikiy/stack/reaper.py)."""
-    try:
-        return int((home / "run" / f"{name}.spawned").read_text())
-    except (OSError, ValueError):
-        return 0
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from psycopg.conninfo import conninfo_to_dict
 from velikiy.coherence.redis_connections import DROP, refusal
 from velikiy.coherence.redis_servers import NotReady, RedisServers
 from velikiy.coherence.shards import SLOTS, Server, ShardMap
+from velikiy.findings.postgres import next_step
 from velikiy.postgres import CONNECT_OPTIONS, lacking_settings
 from velikiy.postgres.rights import missing_rights
 from velikiy.settings import ServiceSettings
@@ -39,26 +40,6 @@ SELECT name, value FROM (
 ) limits (name, value)
 WHERE value >= 0 ORDER BY value LIMIT 1
 """
-
-PG_NEXT_STEPS = {
-    "password authentication failed": "Correct the user and the password",
-    "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
-    "does not exist": "Create it, or correct the name",
-    "no pg_hba.conf entry": "Allow this user, database and machine in pg_hba.conf, or use TLS",
-    "read-only": "Let it name the primary server: this one is a standby or accepts no writes",
-    "too many": "Close connections, or raise max_connections or the CONNECTION LIMIT of the role",
-    "connection slots": "Close connections, or raise max_connections",
-    "permission denied for database": "GRANT CONNECT on the database to the user",
-    "not permitted to log in": "ALTER ROLE ... LOGIN",
-    "starting up": "Wait until the server has started",
-    "SSL": "Correct sslmode, and check the certificates",
-    "could not translate host name": "Correct the name of the host",
-    "Connection refused": "Check the host, the port and that the server runs",
-    "No such file or directory": "Check the host, the port and that the server runs",  # at a Unix socket
-    "timeout expired": "Check the host, the port and firewalls",
-    "startup parameter": "It leads to PgBouncer: set DATABASE_DIRECT_URL, too (docs/scaling-postgresql.md)",
-}
-"""The next step of the operator, by a part of the message of PostgreSQL or its client."""
 
 
 def check_postgres(url: str, migration_url: str | None) -> None:
@@ -100,10 +81,7 @@ def _inspect(name: str, url: str) -> tuple[int, object, list[str]]:
             return version, database, missing_rights(connection, list(registry()))
     except psycopg.Error as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        steps = (step for part, step in PG_NEXT_STEPS.items() if part.lower() in message.lower())
-        raise Refusal(
-            f"{name} cannot be used: {message}. {next(steps, 'Check the address and that the server runs')}."
-        ) from None
+        raise Refusal(f"{name} cannot be used: {message}. {next_step(message)}.") from None
 
 
 def check_pooler(url: str) -> None:

@@ -146,6 +146,8 @@ class Supervisor:
         # A killed supervisord leaves its programs running.
         reaper.reap(self.plan.home, grace=10)
         self.socket.unlink(missing_ok=True)
+        for noted in (self.plan.home / "run").glob("*.spawned"):  # restarts count from the start of the stack
+            noted.unlink(missing_ok=True)
         for folder in self.plan.metrics_folders:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,0 +1,30 @@
+"""The log says what is wrong when it begins, and when it is over."""
+
+import re
+from collections.abc import Iterable
+
+import structlog
+
+from velikiy.findings import Finding
+
+log = structlog.get_logger()
+
+
+class Announcer:
+    """Logs each finding once. A finding counts after two looks: a fence or a lock may last for a moment."""
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], Finding] = {}
+        self._announced: dict[tuple[str, str], Finding] = {}
+
+    def report(self, findings: Iterable[Finding]) -> None:
+        """Log the findings that have begun, and the announced findings that are over."""
+        # Numbers in a sentence, such as seconds, may change from look to look.
+        now = {(it.name, re.sub(r"\d+", "", it.what)): it for it in findings}
+        for key in now.keys() & self._seen.keys() - self._announced.keys():
+            self._announced[key] = it = now[key]
+            write = log.error if it.wrong else log.warning
+            write("finding", name=it.name, what=it.what, advice=it.advice)
+        for key in self._announced.keys() - now.keys():
+            log.info("finding.over", name=self._announced.pop(key).name)
+        self._seen = now

@@ -1,0 +1,265 @@
+"""Findings about the caches: Redis, the edges, and the right to use them."""
+
+from datetime import datetime
+from typing import NamedTuple
+
+from velikiy.coherence import RedisTier
+from velikiy.coherence.membership import REDIS, RIVAL_S
+from velikiy.coherence.redis_tier import DoesNotAnswer
+from velikiy.coherence.shards import ShardMap
+from velikiy.coherence.timing import LEASE_S
+from velikiy.findings import Finding
+from velikiy.postgres import Connection
+
+ROWS = """
+SELECT
+    name, address, epoch, extract(epoch FROM fenced_at), excluded,
+    extract(epoch FROM renewed_at), extract(epoch FROM clock_timestamp() - renewed_at), kind
+FROM caches ORDER BY address
+"""
+
+REDIS_COSTS = "reads that miss at the edge go to PostgreSQL."
+
+
+class Row(NamedTuple):
+    """A row of the table `caches`, for people."""
+
+    name: str
+    address: str
+    epoch: str
+    fenced_at: float | None
+    excluded: bool
+    renewed_at: float
+    silent_s: float
+
+    @property
+    def state(self) -> str:
+        return "excluded" if self.excluded else "fenced" if self.fenced_at else "registered"
+
+    @property
+    def shards(self) -> ShardMap | None:
+        return ShardMap.parse(self.address) if self.address else None
+
+
+class Table(NamedTuple):
+    """The table `caches`."""
+
+    redis: Row | None
+    edges: list[Row]
+    announced: list[ShardMap]
+    """The servers that processes reach as Redis and that are not registered."""
+
+
+def table(connection: Connection) -> Table:
+    redis, found, announced = None, [], []
+    for name, address, epoch, fenced, excluded, renewed, silent, kind in connection.execute(ROWS).fetchall():
+        row = Row(name, address, epoch, fenced and float(fenced), excluded, float(renewed), float(silent))
+        if name == REDIS:
+            redis = row
+        elif kind == "edge":
+            found.append(row)
+        elif row.silent_s < RIVAL_S:
+            announced.append(ShardMap.parse(address))
+    return Table(redis, found, announced)
+
+
+def redis(tier: RedisTier, caches: Table) -> list[Finding]:
+    """Return why Redis is not in use, or what will keep it out of use after an outage."""
+    row = caches.redis
+    since = row.fenced_at if row else None
+    try:
+        ours = tier.identify()
+    except DoesNotAnswer as error:
+        return [redis_unusable(error, since)]
+    if row is None:
+        return [
+            Finding(
+                "redis.row_missing",
+                f"The row of Redis is missing in the table `caches`, so no process uses Redis: {REDIS_COSTS}",
+                "The relay inserts it and readmits Redis within seconds, if it runs. Do not delete rows of that table.",
+            )
+        ]
+    rivals = [it.address for it in caches.announced if not it.overlaps(ours)]
+    if rivals:
+        return [
+            Finding(
+                "redis.contested",
+                "Processes on this database reach different servers as Redis"
+                f" ({', '.join([ours.address, *rivals])}), so none of them uses Redis: {REDIS_COSTS}",
+                "Give all the same REDIS_URL.",
+                since=since,
+            )
+        ]
+    lacking = tier.lacking_rights()
+    if lacking:
+        return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
+    if row.fenced_at:
+        return [
+            Finding(
+                "redis.fenced",
+                f"Redis is out of use, because a write could not invalidate it: {REDIS_COSTS}",
+                "The relay empties it and puts it back into use within seconds. If that lasts longer, see that the"
+                " relay runs: ./run logs relay says why Redis stays out of use.",
+                since=since,
+            )
+        ]
+    return _another_server(row.shards, ours)
+
+
+def redis_unusable(error: DoesNotAnswer, since: float | None = None) -> Finding:
+    return Finding(
+        "redis.unusable",
+        f"Redis {error}: {REDIS_COSTS}",
+        "Check REDIS_URL, its user and its password, and ./run logs redis.",
+        since=since,
+    )
+
+
+def _refused(lacking: list[str], *, out_of_use: bool, since: float | None) -> Finding:
+    commands = " ".join(f"+{command.lower()}" for command in lacking)
+    return Finding(
+        "redis.refused",
+        f"The user of REDIS_URL may not run {', '.join(lacking)}, with which the service empties and identifies Redis:"
+        + (f" Redis is not in use, and {REDIS_COSTS}" if out_of_use else " Redis stays out of use after an outage."),
+        f"Grant it as an administrator of Redis: ACL SETUSER NAME {commands}",
+        wrong=out_of_use,
+        since=since,
+    )
+
+
+def _another_server(registered: ShardMap | None, ours: ShardMap) -> list[Finding]:
+    if registered is None:
+        return [
+            Finding(
+                "redis.unregistered",
+                f"No server is registered as Redis yet: {REDIS_COSTS}",
+                "The relay registers it within a second, if it runs (./run logs relay).",
+            )
+        ]
+    if registered.id == ours.id:
+        return []
+    if registered.overlaps(ours):
+        return [
+            Finding(
+                "redis.cluster_changed",
+                f"The servers of the Redis cluster have changed, so Redis is not in use: {REDIS_COSTS}",
+                "The relay empties them and puts Redis back into use once the cluster has settled, within seconds.",
+            )
+        ]
+    return [
+        Finding(
+            "redis.another",
+            f"This process reaches another Redis ({ours.address}) than the one that is registered"
+            f" ({registered.address}), and does not use it.",
+            "If Redis was restarted, that ends within seconds. Otherwise give all processes on this database the same"
+            " REDIS_URL.",
+        )
+    ]
+
+
+def edges(caches: Table) -> list[Finding]:
+    """Return the edges that writers wait for, or that use no cache."""
+    found = []
+    for row in caches.edges:
+        if row.fenced_at:
+            found.append(
+                Finding(
+                    "edge.fenced",
+                    f"The edge at {row.address} is fenced: it did not acknowledge an invalidation, so it may not use"
+                    " its cache.",
+                    "Check that it runs and that apps reach that address. It registers again by itself; the relay"
+                    " removes it if it is gone.",
+                    since=row.fenced_at,
+                )
+            )
+        elif row.silent_s > LEASE_S:
+            found.append(
+                Finding(
+                    "edge.silent",
+                    f"The edge at {row.address} has not renewed its cache lease: it hangs, or it is gone. Until it is"
+                    " removed, writes wait for it.",
+                    "If it is gone, the relay removes it after 10 s. If it hangs, kill it; supervisor starts it again.",
+                    since=row.renewed_at,
+                )
+            )
+    return found
+
+
+def no_edges() -> Finding:
+    return Finding(
+        "edge.none",
+        "No edge is registered: no response is cached at an edge.",
+        "Start one (./run up --detach), and run ./run logs edge if one runs.",
+    )
+
+
+def foreign_stack(edges: list[str], relays: int) -> Finding:
+    parts = [f"edges at {', '.join(edges)}"] if edges else []
+    parts += [f"{relays} relays"] if relays > 1 else []
+    return Finding(
+        "stack.foreign",
+        f"Another stack uses the same database: it has {' and '.join(parts)} beside this stack. Each of its edges costs"
+        " each write a request.",
+        "That is right if you started it for this database, with the same REDIS_URL and EDGE_SECRET. Else stop it.",
+        wrong=False,
+    )
+
+
+REFUSED_LEASES = {
+    "424": (
+        "An app cannot reach its control listener.",
+        "Check EDGE_CONTROL and EDGE_ADDRESS, and firewalls between app and edge.",
+    ),
+    "403": ("MAX_EDGES edges are registered already.", "Stop edges that are not needed, or raise MAX_EDGES."),
+}
+"""Why an app grants an edge no lease, by the status of its response (velikiy/http/edge_leases.py)."""
+
+
+def edge(state: str) -> tuple[str, list[Finding]]:
+    """Return the check and the findings of an edge from its own account, the header `Edge-Lease`:
+    `held; redis=another; certificate=5`."""
+    held, *others = state.split("; ")
+    members = dict(other.split("=", 1) for other in others)
+    found = []
+    if held == "leaving":
+        found.append(Finding("edge.leaving", "This edge is about to stop.", "Send requests to another edge."))
+    elif held != "held":
+        found.append(no_lease(members.get("refused", ""), members.get("lost")))
+    if "redis" in members:
+        found.append(
+            Finding(
+                "edge.another_redis",
+                "This edge reaches another Redis than the apps, so it uses none.",
+                "Give it the same REDIS_URL.",
+            )
+        )
+    if days := members.get("certificate"):
+        found.append(_certificate(int(days)))
+    return {"held": "ok", "leaving": "leaving"}.get(held, "no lease"), found
+
+
+def no_lease(status: str = "", lost_at: str | None = None) -> Finding:
+    reason, advice = REFUSED_LEASES.get(
+        status, ("", "Run ./run logs edge: an edge gets its lease from PostgreSQL through an app.")
+    )
+    return Finding(
+        "edge.no_lease",
+        f"This edge has no cache lease, so it does not use its cache: every read goes to an app. {reason}".rstrip(),
+        advice,
+        since=float(lost_at) if lost_at else None,
+    )
+
+
+def _certificate(days: int) -> Finding:
+    state = f"expires in {days} days" if days > 1 else "expires within two days" if days >= 0 else "has expired"
+    return Finding(
+        "edge.certificate",
+        f"The certificate of this edge {state}.",
+        "Replace the files of TLS_CERT and TLS_KEY: no restart is needed.",
+        wrong=days < 0,
+    )
+
+
+def at(seconds: float) -> str:
+    """Return a moment for people, in their time zone."""
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")

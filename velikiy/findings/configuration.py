@@ -1,0 +1,90 @@
+"""Findings about names and values of settings."""
+
+import difflib
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from velikiy.findings import Finding
+from velikiy.settings import MigrationSettings, Settings, StackSettings
+
+DOCKER_NAMES = (
+    "IMAGE_TAG",
+    "POSTGRES_IMAGE",
+    "REDIS_IMAGE",
+    "PROMETHEUS_IMAGE",
+    "PYTHON_IMAGE",
+    "DEBIAN_IMAGE",
+    "TLS_FOLDER",
+    "HTTPS_PORT",
+)
+"""The further names that compose.yaml reads."""
+
+OTHERS = ("COMPOSE_", "DOCKER_", "BUILDKIT_", "PG", "OTEL_")
+"""The beginnings of names that other programs read from the same file or environment."""
+
+OTHER_NAMES = (
+    "TZ",
+    "TMPDIR",
+    "LANG",
+    "SECRETS_DIR",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "ALL_PROXY",
+    "PATH",
+    "HOME",
+)
+
+
+def known_names() -> set[str]:
+    fields = {name.upper() for kind in (Settings, StackSettings, MigrationSettings) for name in kind.model_fields}
+    return fields | {*DOCKER_NAMES}
+
+
+def unknown_names(names: Iterable[str], source: str = ".env") -> list[Finding]:
+    """Return the names that no part of the service reads. Names are compared without their case: pydantic reads them
+    so, and libc and Docker do not."""
+    known = known_names()
+    found = []
+    for name in names:
+        if name.upper() in known or name.upper() in OTHER_NAMES or name.upper().startswith(OTHERS):
+            continue
+        near = difflib.get_close_matches(name.upper().replace("-", "_"), sorted(known), n=1, cutoff=0.7)
+        advice = f"Did you mean {near[0]}?" if near else "Remove it. .env.example has all names."
+        found.append(
+            Finding("settings.unknown", f"{name} in {source} is no setting, so it has no effect.", advice, wrong=False)
+        )
+    return found
+
+
+def unknown_in(file: Path) -> list[Finding]:
+    """Return the unknown names in a file of settings; none if the file cannot be read, which is reported elsewhere."""
+    try:
+        with file.open(encoding="utf-8", errors="replace") as stream:
+            return unknown_names(dotenv_values(stream=stream, interpolate=False), file.name)
+    except OSError:
+        return []
+
+
+def unapplied(name: str, wanted: str, running: str | None) -> Finding:
+    return Finding(
+        "settings.unapplied",
+        f"{name}={wanted} is set, but the stack runs with {name}={running or '(the default)'}.",
+        "Run ./run up --detach, which applies it.",
+        wrong=False,
+    )
+
+
+def refused(sentence: str) -> Finding:
+    return Finding("settings.refused", sentence, "docs/configuration.md has all settings.")
+
+
+def open_secret(file: Path) -> Finding:
+    return Finding(
+        "secrets.open",
+        f"Other users of this machine can read or replace {file}.",
+        f"Close it: chmod go-rwx {shlex.quote(str(file))}",
+    )

@@ -1,0 +1,413 @@
+"""Findings about PostgreSQL: whether it serves, states in which writes may be lost, and sessions that block others."""
+
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from velikiy.coherence import CachePath
+from velikiy.coherence.locks import EVERYTHING, lock_id
+from velikiy.coherence.tables import watched_tables
+from velikiy.findings import Finding
+from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, Connection, forgets
+from velikiy.postgres.rights import missing_rights
+
+# The catalog answers at once. A query of the table would wait while another session has locked it.
+READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
+
+RELAY_SILENT_S = 2.5
+"""A relay sends a statement twice a second."""
+
+CLOCK_DIFFERENCE_S = 2.0
+
+# A role sees the sessions of its own name in full, so the state of the relay only if it connects as the same user.
+RELAYS = """
+SELECT count(*), extract(epoch FROM clock_timestamp() - max(state_change)) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'velikiy relay'
+"""
+
+HAZARDS = """
+SELECT
+    ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u'),
+    CASE WHEN current_setting('synchronous_standby_names') = '' THEN (SELECT count(*) FROM pg_stat_replication) END,
+    (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'),
+    extract(epoch FROM clock_timestamp())
+"""
+
+OLD_LOCK_S = 15.0
+"""No write of this service takes longer, so a lock that a session of it holds for longer belongs to a process that
+hangs."""
+
+OWN = "velikiy %"
+"""The application names of this service's sessions."""
+
+FOREIGN_LOCKS = """
+SELECT
+    session.pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)),
+    (classid::bigint << 32) | objid::bigint, application_name LIKE %(own)s
+FROM pg_locks JOIN pg_stat_activity session USING (pid)
+WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
+    AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND objsubid = 1 AND classid <> 0
+    AND (application_name NOT LIKE %(own)s OR xact_start < clock_timestamp() - make_interval(secs => %(old)s))
+ORDER BY pid
+"""
+"""The advisory locks that this service takes for locks of its writers. Its numbers have 64 bits: locks with two
+numbers, or with a small one, belong to other programs and disturb no read."""
+
+BLOCKERS = """
+SELECT
+    session.pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)),
+    string_agg(DISTINCT what, ', ')
+FROM (
+    SELECT unnest(pg_blocking_pids(pid)) AS pid, 'lets other sessions wait' AS what
+    FROM pg_locks WHERE NOT granted AND waitstart < clock_timestamp() - interval '0.3 s'
+    UNION ALL
+    SELECT pid, 'has locked the table ' || relation::regclass
+    FROM pg_locks
+    WHERE granted AND relation = ANY (ARRAY(SELECT to_regclass(name)::oid FROM unnest(%(tables)s::text[]) name))
+        AND mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+) blockers
+JOIN pg_stat_activity session USING (pid)
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND (xact_start IS NULL OR xact_start < clock_timestamp() - interval '1 s')
+GROUP BY 1, 2, 3, 4, 5
+ORDER BY 1
+"""
+
+NEXT_STEPS = {
+    "password authentication failed": "Correct the user and the password",
+    "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
+    "does not exist": "Create it, or correct the name",
+    "no pg_hba.conf entry": "Allow this user, database and machine in pg_hba.conf, or use TLS",
+    "read-only": "Let it name the primary server: this one is a standby or accepts no writes",
+    "too many": "Close connections, or raise max_connections or the CONNECTION LIMIT of the role",
+    "connection slots": "Close connections, or raise max_connections",
+    "permission denied for database": "GRANT CONNECT on the database to the user",
+    "not permitted to log in": "ALTER ROLE ... LOGIN",
+    "starting up": "Wait until the server has started",
+    "SSL": "Correct sslmode, and check the certificates",
+    "could not translate host name": "Correct the name of the host",
+    "Connection refused": "Check the host, the port and that the server runs",
+    "No such file or directory": "Check the host, the port and that the server runs",  # at a Unix socket
+    "timeout expired": "Check the host, the port and firewalls",
+    "startup parameter": "It leads to PgBouncer: set DATABASE_DIRECT_URL, too (docs/scaling-postgresql.md)",
+}
+"""The next step of the operator, by a part of the message of PostgreSQL or its client."""
+
+UNREACHED = ("Connection refused", "No such file or directory", "timeout expired")
+"""The messages of a client that has reached no server."""
+
+DEFAULT_STEP = "Check the address and that the server runs"
+
+
+def next_step(message: str) -> str:
+    return next((step for part, step in NEXT_STEPS.items() if part.lower() in message.lower()), DEFAULT_STEP)
+
+
+def is_readable(connection: psycopg.Connection) -> bool:
+    """Return whether the tables exist and this role may read them."""
+    [(readable,)] = connection.execute(READABLE).fetchall()
+    return bool(readable)
+
+
+def unreadable() -> Finding:
+    return Finding(
+        "postgres.not_migrated",
+        "The tables are missing in PostgreSQL, or the role of DATABASE_URL may not read them.",
+        "Run ./run velikiy migrate, and check that DATABASE_URL names the right database.",
+    )
+
+
+def silent(since: float | None = None) -> Finding:
+    return Finding(
+        "postgres.silent",
+        "PostgreSQL does not answer: requests that the caches cannot answer get 503.",
+        "Run ./run logs postgres, and check that its server and the network work.",
+        since=since,
+    )
+
+
+def why_away(dsn: str) -> Finding:
+    """Return why PostgreSQL does not serve. Takes 2 s for each host of the address at most."""
+    message = ""
+    try:
+        with Connection.connect(
+            dsn, **{**CONNECT_OPTIONS, "target_session_attrs": "any"}, application_name="velikiy doctor"
+        ) as connection:
+            [(standby, read_only)] = connection.execute(
+                "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only') = 'on'"
+            ).fetchall()
+        if standby or read_only:
+            return Finding(
+                "postgres.standby",
+                "DATABASE_URL leads to a standby, which accepts no writes."
+                if standby
+                else "DATABASE_URL leads to a PostgreSQL that accepts no writes (default_transaction_read_only).",
+                "Let DATABASE_URL name the primary, or all hosts (docs/scaling-postgresql.md).",
+            )
+    except psycopg.Error as error:
+        message = " ".join(str(error).split())
+    _, refused, reason = message.rpartition("FATAL:")
+    known = next((part for part in NEXT_STEPS if part.lower() in message.lower()), "")
+    if refused or (known and known not in UNREACHED):
+        text = (reason or message).strip().rstrip(".")
+        return Finding(
+            "postgres.refuses", f"PostgreSQL refuses the connection: {text}.", f"{next_step(message)} (DATABASE_URL)."
+        )
+    return silent()
+
+
+class Diagnosis:
+    """Finds out in the background why PostgreSQL is away. Health checks have one thread, which must not wait for it."""
+
+    KEPT_S = 3.0
+
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._running = threading.Lock()
+        self._found, self._found_at = silent(), -self.KEPT_S
+        self._ended = threading.Event()
+
+    def finding(self, *, within: float) -> Finding:
+        if time.monotonic() - self._found_at > self.KEPT_S and self._running.acquire(blocking=False):
+            self._found = silent()
+            self._ended.clear()
+            threading.Thread(target=self._find, name="diagnosis", daemon=True).start()
+        self._ended.wait(within)
+        return self._found
+
+    def _find(self) -> None:
+        try:
+            with suppress(Exception):  # "does not answer" stays true
+                self._found = why_away(self.dsn)
+            self._found_at = time.monotonic()
+        finally:
+            self._running.release()
+            self._ended.set()
+
+
+def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
+    """Return the states of PostgreSQL in which a write may be lost, not be seen, or wait."""
+    before = time.time()
+    [(unlogged, asynchronous, commits, their_time)] = connection.execute(HAZARDS, ([*tables],)).fetchall()
+    found = [
+        Finding(
+            "postgres.forgets",
+            f"PostgreSQL runs with {setting}: a crash may lose acknowledged writes, or all data.",
+            "Switch it on in postgresql.conf, and restart PostgreSQL.",
+            wrong=False,
+        )
+        for setting in forgets(connection)
+    ]
+    if asynchronous:
+        found.append(
+            Finding(
+                "postgres.asynchronous",
+                f"{asynchronous} standbys or other receivers follow PostgreSQL, none of them synchronously: the"
+                " promotion of a standby would lose acknowledged writes that reads have shown.",
+                "Use synchronous replication (docs/scaling-postgresql.md).",
+                wrong=False,
+            )
+        )
+    if commits in ("off", "local") or (commits == "remote_write" and asynchronous is None):
+        found.append(
+            Finding(
+                "postgres.synchronous_commit",
+                f"PostgreSQL has synchronous_commit={commits} for programs that do not set it, as this service does: a"
+                " crash or a failover may lose what they have written.",
+                "Set it to on.",
+                wrong=False,
+            )
+        )
+    found += [
+        Finding(
+            "postgres.unlogged",
+            f"The table {table} is UNLOGGED: a crash of PostgreSQL empties it.",
+            f"Run in psql: ALTER TABLE {table} SET LOGGED;",
+            wrong=False,
+        )
+        for table in unlogged
+    ]
+    found += [without_triggers(table) for it in watched_tables(connection, tables) for table in it.without_triggers]
+    if missing := missing_rights(connection, tables):
+        found.append(
+            Finding(
+                "postgres.rights",
+                f"The role {connection.info.user} lacks rights on tables: {', '.join(missing)}.",
+                "Run velikiy migrate as the owner of the tables (MIGRATION_DATABASE_URL), which grants them.",
+            )
+        )
+    found += relay(connection)
+    if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
+        seconds = abs(float(their_time) - before)
+        found.append(
+            Finding(
+                "clock.differs",
+                f"The clock of this machine differs from that of PostgreSQL by {seconds:.0f} s. No read is wrong for"
+                " it, but times in logs and rows do not fit each other.",
+                "Synchronize both clocks: timedatectl set-ntp true.",
+                wrong=False,
+            )
+        )
+    return found
+
+
+def relay(connection: Connection) -> list[Finding]:
+    """Return whether no relay listens, or none answers."""
+    [(count, silence)] = connection.execute(RELAYS).fetchall()
+    if not count:
+        return [
+            Finding(
+                "relay.away",
+                "No relay listens to this database: changes by SQL from outside are not seen until the TTL ends, and"
+                " Redis does not come back into use after an outage.",
+                "Run ./run logs relay, which says why it ended. Without a stack start ./run velikiy relay.",
+            )
+        ]
+    if silence is not None and silence > RELAY_SILENT_S:
+        return [relay_silent(time.time() - float(silence))]
+    return []
+
+
+def without_triggers(table: str) -> Finding:
+    return Finding(
+        "postgres.triggers",
+        f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once, and the relay empties"
+        " both caches each second.",
+        f"Run CALL add_triggers('{table}') in psql.",
+    )
+
+
+def relay_silent(since: float, pid: int = 0) -> Finding:
+    return Finding(
+        "relay.silent",
+        "The relay hangs: it has not answered for seconds, so changes by SQL from outside are not seen.",
+        f"Kill it: kill -9 {pid or 'PID'} - supervisor starts it again. ./run status shows its process id.",
+        since=since,
+    )
+
+
+def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
+    """Return the sessions that keep others waiting, and the sessions that hold locks of this service."""
+    held_for = {
+        MIGRATION_LOCK: "for a migration: no other migration begins.",
+        lock_id(EVERYTHING): "for a write to every path: no read is cached.",
+        **{
+            lock_id(CachePath(f"/{table}", "")): f"for a write to /{table}: reads of it are not cached."
+            for table in tables
+        },
+    }
+    found = []
+    for pid, user, program, address, since, number, own in connection.execute(
+        FOREIGN_LOCKS, {"own": OWN, "old": OLD_LOCK_S}
+    ).fetchall():
+        meaning = held_for.get(number, "for a write to a path: reads of it are not cached.")
+        found.append(
+            Finding(
+                "locks.stuck" if own else "locks.foreign",
+                f"{_session(pid, user, program, address)} holds the advisory lock {number}, which stands {meaning}",
+                _terminate(pid),
+                since=since and float(since),
+            )
+        )
+    for pid, user, program, address, since, what in connection.execute(BLOCKERS, {"tables": [*tables]}).fetchall():
+        found.append(
+            Finding(
+                "locks.blocking",
+                f"{_session(pid, user, program, address)} {what}: requests may be answered 503.",
+                _terminate(pid),
+                since=since and float(since),
+            )
+        )
+    return found
+
+
+def relays(connection: Connection) -> int:
+    """Return how many relays listen to this database."""
+    [(count, _)] = connection.execute(RELAYS).fetchall()
+    return int(count)
+
+
+CONNECTIONS = """
+SELECT count(*), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+FROM pg_stat_activity WHERE backend_type = 'client backend'
+"""
+
+
+def connections(connection: Connection) -> list[Finding]:
+    """Return whether nearly all connections are in use."""
+    [(used, allowed)] = connection.execute(CONNECTIONS).fetchall()
+    if used < 0.9 * allowed:
+        return []
+    return [
+        Finding(
+            "postgres.connections",
+            f"{used} of {allowed} connections to PostgreSQL are in use. Without a free one, requests get 503.",
+            "Raise max_connections, or lower APPS, APP_WORKERS or APP_THREADS.",
+            wrong=False,
+        )
+    ]
+
+
+def locale(connection: Connection) -> list[Finding]:
+    """Return whether the database compares texts in another way than the API promises."""
+    encoding = connection.info.parameter_status("server_encoding")
+    [(folds,)] = connection.execute("SELECT lower('ГЛЕБ') = 'глеб'").fetchall()
+    if encoding == "UTF8" and folds:
+        return []
+    return [
+        Finding(
+            "postgres.locale",
+            f"The database has the encoding {encoding} and a locale that "
+            + ("knows all letters." if folds else "knows only ASCII letters: 'ГЛЕБ' and 'глеб' are different names."),
+            "Create it with ENCODING 'UTF8' LC_CTYPE 'C.UTF-8' TEMPLATE template0, and restore a backup into it.",
+        )
+    ]
+
+
+def migration_missing(state: str, newest: str) -> Finding:
+    return Finding(
+        "postgres.revision",
+        f"The database has the revision {state}, and this code needs {newest}.",
+        "Run ./run up --detach, or ./run velikiy migrate as the owner of the tables.",
+    )
+
+
+def migration_unknown(sentence: str) -> Finding:
+    return Finding("postgres.revision", f"{sentence[0].upper()}{sentence[1:]}.", "Start that version of the code.")
+
+
+def pooler_lacks(settings: list[str]) -> Finding:
+    return Finding(
+        "postgres.pooler",
+        f"The sessions of PgBouncer at DATABASE_URL lack {', '.join(settings)}.",
+        "Set them in its connect_query (docs/scaling-postgresql.md).",
+    )
+
+
+def two_leaders(hosts: list[str]) -> Finding:
+    return Finding(
+        "postgres.two_leaders",
+        f"Two servers of DATABASE_URL take writes: {', '.join(hosts)}. Without synchronous replication, each has writes"
+        " that the other lacks.",
+        "Stop all but the leader that your failover manager names (docs/scaling-postgresql.md).",
+    )
+
+
+def _session(pid: int, user: str | None, program: str, address: str | None) -> str:
+    origin = f" from {address}" if address else ""
+    return f"The session {pid} of PostgreSQL (role {user}, {program or 'a program without a name'}{origin})"
+
+
+def _terminate(pid: int) -> str:
+    return f'End its transaction there, or end it: ./run psql -c "SELECT pg_terminate_backend({pid})"'
+
+
+def with_short_wait(dsn: str) -> str:
+    """Return the address with a limit for each statement, for a look that must end soon."""
+    options = str(conninfo_to_dict(dsn).get("options") or "")
+    return make_conninfo(dsn, options=f"{options} -c statement_timeout=1000".strip())
