@@ -1,5 +1,6 @@
 """Requests to the servers of the stack. They pass no proxy, even if http_proxy names one."""
 
+import contextlib
 import socket
 import ssl
 import urllib.request
@@ -48,17 +49,41 @@ def get_signed(url: str, secret: str, *, timeout: float = 3) -> str:
 
 def answers_at(path: Path, target: str, *, timeout: float = 3) -> bool:
     """Return whether the server at this Unix socket answers with a success."""
+    return status_at(path, target, timeout=timeout) == 200
+
+
+def status_at(path: Path, target: str, *, timeout: float = 3) -> int:
+    """Return the status of the response of the server at this Unix socket, or 0 if it does not answer."""
     connection = HTTPConnection("localhost", timeout=timeout)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(timeout)
     try:
         connection.sock.connect(str(path))
         connection.request("GET", target)
-        return connection.getresponse().status == 200
+        return connection.getresponse().status
     except UNANSWERED:
-        return False
+        return 0
     finally:
         connection.close()
+
+
+def accepts(path: Path) -> bool:
+    """Return whether a server listens at this Unix socket."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def responds(url: str) -> bool:
+    """Return whether the server answers with a success."""
+    try:
+        get(url)
+    except UNANSWERED:
+        return False
+    return True
 
 
 def answers(url: str, secret: str) -> bool:

@@ -10,11 +10,12 @@ import secrets
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from velikiy.stack import Refusal
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|versions|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -64,6 +65,13 @@ class Plan:
 
     compatibility: int = 0
     """COMPATIBILITY of the code that runs."""
+
+    revision: str = ""
+    """The newest migration of the code that runs."""
+
+    options: dict[str, dict[str, Any]] | None = None
+    """The options of `./run up` that later commands keep (velikiy/stack/options.py). None in a stack of an earlier
+    release."""
 
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
     """The name that this stack's edges return. A foreign edge, which may have taken the port first, has another."""
