@@ -1,5 +1,6 @@
 """Migrations while others use the tables: they give up locks, can be repeated, and name the code that works after them."""
 
+import re
 import shutil
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from testkit.databases import create_database, drop_database, execute, fetch_rows
-from testkit.stack import Stack, wait_until
+from testkit.stack import ROOT, Stack, wait_until
 from velikiy.cli import velikiy as cli
 from velikiy.postgres import migrate
 from velikiy.postgres.migrate import CannotMigrate, pending, upgrade
@@ -32,11 +33,17 @@ def dsn(stack: Stack) -> Iterator[str]:
 
 
 @pytest.fixture
-def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Add a migration to the code."""
+def code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder with the migrations of the code, for tests that add some."""
     folder = tmp_path / "migrations"
-    shutil.copytree(migrate.MIGRATIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CODE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(migrate, "MIGRATIONS", folder)
+    return folder
+
+
+@pytest.fixture
+def add(code: Path) -> Callable[..., None]:
+    """Add a migration to the code."""
 
     def add(revision: str, body: str, *attributes: str, after: str = NEWEST) -> None:
         lines = [
@@ -48,7 +55,7 @@ def add(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             "def upgrade():",
             f"    {body}",
         ]
-        (folder / "versions" / f"{revision}.py").write_text("\n".join(lines) + "\n")
+        (code / "versions" / f"{revision}.py").write_text("\n".join(lines) + "\n")
 
     return add
 
@@ -223,3 +230,33 @@ def test_check_lists_pending_migrations_and_changes_nothing(dsn: str, add: Calla
     assert code == 4
     assert "0099_contract: stop apps that are older than 0099_contract first." in output
     assert fetch_rows(dsn, "SELECT version_num FROM velikiy_version") == [(NEWEST,)]
+
+
+def test_example_of_the_guide_expands_fills_and_contracts_while_others_read(dsn: str, code: Path) -> None:
+    page = (ROOT / "docs" / "upgrading.md").read_text()
+    files = re.findall(r"`migrations/(versions/(\w+)\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL)
+    assert [revision for _, revision, _ in files] == ["0009_phone", "0010_phone_filled", "0011_phone_required"]
+    assert NEWEST in files[0][2]  # it follows the newest migration of the code
+    execute(
+        dsn,
+        "INSERT INTO users (name, email) SELECT 'N', i || '@example.com' FROM generate_series(1, 2500) i",
+    )
+    older_code = "INSERT INTO users (name, email) VALUES ('Old', 'old@example.com') RETURNING id"
+    with slowest_read(dsn) as slowest:
+        for file, revision, text in files:
+            (code / file).write_text(text)
+            [found] = pending(dsn, running=NEWEST)
+            assert (found.revision, found.is_safe) == (revision, revision != "0011_phone_required")
+            assert upgrade(dsn, wait=5) == [revision]
+            if found.is_safe:
+                fetch_rows(dsn, older_code)
+                execute(dsn, "DELETE FROM users WHERE name = 'Old'")
+    assert slowest[0] < 0.8
+    assert fetch_rows(dsn, "SELECT count(*) FROM users WHERE phone = ''") == [(2503,)]
+    assert fetch_rows(dsn, "SELECT oldest_code FROM velikiy_version") == [("0009_phone",)]
+    with pytest.raises(psycopg.errors.CheckViolation):
+        fetch_rows(dsn, older_code)
+    with pytest.raises(
+        CannotMigrate, match="has the revision 0011_phone_required and works with code since 0009_phone"
+    ):
+        migrate.check(dsn, CODE)

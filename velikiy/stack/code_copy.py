@@ -73,9 +73,8 @@ def _refuse_mistakes(copy: Path) -> None:
             compile(file.read_bytes(), file, "exec")
         except (SyntaxError, ValueError) as error:
             line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
-            raise Refusal(
-                f"The code cannot run: {error.args[0]} in {CHECKOUT / file.relative_to(copy)}{line}. Nothing was changed."
-            ) from None
+            place = f"{CHECKOUT / file.relative_to(copy)}{line}"
+            raise Refusal(f"The code cannot run: {error.args[0]} in {place}. Nothing was changed.") from None
 
 
 def _digest() -> str:
