@@ -112,9 +112,14 @@ APPEND = ""
 FAILURES = {
     "syntax": Failure("velikiy/http/routes.py", APPEND, "\ndef broken(:\n", "The code cannot run: "),
     "import": Failure("velikiy/http/routes.py", APPEND, "\nimport a_module_that_does_not_exist\n", "cannot start"),
-    "reads": Failure("velikiy/http/routes.py", "        def get(", "        def gone(", "cannot start"),
+    "reads": Failure(
+        "velikiy/http/routes.py",
+        "return responses.of_read(self.repository.get(row_id",
+        "raise KeyError(row_id)  # noqa\n        return responses.of_read(self.repository.get(row_id",
+        "GET /users/1 fails",
+    ),
     "lua": Failure("edge/lua/read.lua", APPEND, "\nthis is not lua\n", "cannot start"),
-    "nginx": Failure("edge/conf/site.conf", APPEND, "\nnonsense on;\n", "edge1 cannot start"),
+    "nginx": Failure("edge/conf/site.conf", APPEND, "\nnonsense on;\n", "unknown directive"),
     "migration": Failure("migrations/versions/0098_next.py", APPEND, "", "division by zero"),
     "relay": Failure("velikiy/relay/listener.py", APPEND, "\nraise SystemExit(1)\n", "relay did not start", True),
     "stopped": Failure("velikiy/relay/listener.py", APPEND, "\nraise SystemExit(1)\n", "not healthy", True, True),
@@ -136,7 +141,7 @@ def test_change_that_fails_leaves_the_stack_as_it_was(serving: Stack, kind: str)
             file.write_text(file.read_text() + failure.new)
         if failure.stops:
             change(broken / "velikiy/stack/plan.py", "COMPATIBILITY = ", "COMPATIBILITY = 1")
-            change(broken / "velikiy/stack/readiness.py", "READY_TIMEOUT_S = 60", "READY_TIMEOUT_S = 8")
+            change(broken / "velikiy/stack/readiness.py", "READY_TIMEOUT_S = 60", "READY_TIMEOUT_S = 25")
         change(broken / "velikiy/stack/rolling.py", "START_TIMEOUT_S = 30", "START_TIMEOUT_S = 12")
         refused = up(broken, serving)
     assert refused.returncode == 1, refused.stderr
@@ -158,7 +163,7 @@ def test_change_that_fails_leaves_the_stack_as_it_was(serving: Stack, kind: str)
     [
         ((), {"EDGE_TTL": "soon"}, "EDGE_TTL='soon' is not allowed"),
         (("--apps", "99"), {}, "APPS=99 is not allowed"),
-        (("--bind", "203.0.113.7"), {}, "This machine has no address 203.0.113.7"),
+        (("--bind", "203.0.113.7"), {"AUTH": "off"}, "This machine has no address 203.0.113.7"),
         (("--edges", "2"), {}, "is in use by another program"),
         (("--port", "{taken}"), {}, "is in use by another program"),
         ((), {"DATABASE_URL": "postgresql://nobody@127.0.0.1:1/nothing"}, "DATABASE_URL cannot be used"),
@@ -192,8 +197,15 @@ def test_change_on_a_full_disk_leaves_the_stack_as_it_was() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("moment", ["checking the new", "replacing relay", "replacing app1", "replacing edge1"])
-@pytest.mark.parametrize("goes_on", ["up", "rollback"])
+@pytest.mark.parametrize(
+    ("moment", "goes_on"),
+    [
+        ("checking the new", "up"),
+        ("replacing relay", "rollback"),
+        ("replacing app1", "up"),
+        ("replacing edge1", "rollback"),
+    ],
+)
 def test_launcher_that_is_killed_leaves_a_stack_that_serves_and_the_next_command_carries_on(
     serving: Stack, moment: str, goes_on: str
 ) -> None:
