@@ -88,6 +88,7 @@ def begin(home: Path) -> None:
     if unfinished.exists() or not (home / PROGRAMS).exists():
         return
     shutil.rmtree(new, ignore_errors=True)
+    new.parent.mkdir(mode=0o700, exist_ok=True)
     for file in _files(home):
         copy = new / file.relative_to(home)
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
