@@ -43,7 +43,7 @@ LOCK_PAUSE_S = 1.0
 """Seconds between two attempts, in which the requests go on."""
 
 LOCK_WAIT_S = 60.0
-"""Seconds after which a migration gives up, because a transaction of somebody else keeps a table locked."""
+"""Seconds after which a migration gives up, because another transaction keeps a table locked."""
 
 VERSION_TABLE = "velikiy_version"
 """Not Alembic's default name: in an adopted database it may belong to another program."""
@@ -127,7 +127,7 @@ class Code:
         return self.scripts[applied:]
 
     def oldest_code(self, newest: Script) -> str:
-        """Return the oldest revision whose code works with the tables after the migrations up to this one."""
+        """Return the oldest revision whose code works with the tables after the migrations up to `newest`."""
         applied = self.usable_from[: self.revisions.index(newest.revision) + 1]
         return max(applied, key=self.revisions.index)
 

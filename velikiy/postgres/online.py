@@ -31,7 +31,7 @@ def index(name: str, definition: str) -> None:
         definition: What follows CREATE INDEX ... name, such as "ON users (phone)".
     """
     connection = op.get_bind()
-    # PostgreSQL waits for the end of all transactions that are older than the index. Nobody waits behind it.
+    # PostgreSQL waits for the end of all transactions that are older than the index. No statement waits behind it.
     connection.exec_driver_sql("SET lock_timeout = 0")
     invalid = f"SELECT FROM pg_index WHERE indexrelid = to_regclass('{name}') AND NOT indisvalid"
     if connection.exec_driver_sql(invalid).rowcount:  # an interrupted attempt has left it

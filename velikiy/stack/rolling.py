@@ -31,7 +31,7 @@ CLOSING_S = 2.0
 """Time for the clients of an edge to leave their connections (edge/lua/closing.lua)."""
 
 READ = "/users/1"
-"""A read with which a new version is tried. Whether the row exists does not matter, nor whether a key is needed."""
+"""A read with which a new version is tried. The row need not exist, and the read may need a key."""
 
 FAILED = (0, 500)
 """The statuses of a version that does not work. Without an app, an edge answers 502 or 503."""
