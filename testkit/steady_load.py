@@ -3,11 +3,16 @@
 import http.client
 import json
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from urllib.parse import urlsplit
+
+MAX_IDLE_S = 1.0
+"""A client opens another connection after this time. On a busy machine a thread may stand still for seconds, and an edge
+that is reloaded closes connections that were idle for two (velikiy/stack/rolling.py:CLOSING_S)."""
 
 _numbers = count(1)
 
@@ -28,13 +33,18 @@ class SteadyLoad:
     def _run(self, url: str, keeps_connection: bool, writes: bool) -> None:
         address = urlsplit(url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=30)
+        last_response = time.monotonic()
 
         def request(method: str, path: str, **body: str) -> dict[str, object]:
+            nonlocal last_response
+            if time.monotonic() - last_response > MAX_IDLE_S:
+                connection.close()
             try:
                 headers = {"Content-Type": "application/json"} if body else {}
                 connection.request(method, path, json.dumps(body) if body else None, headers)
                 response = connection.getresponse()
                 text = response.read()
+                last_response = time.monotonic()
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 self.failures.append(f"{method} {path}: {error!r}")

@@ -6,6 +6,7 @@ from velikiy.postgres.migrate import statements
 
 revision = "0003_replicated"
 down_revision = "0002_folded"
+usable_from = "0002_folded"
 
 
 def upgrade() -> None:

@@ -6,6 +6,7 @@ from velikiy.postgres.migrate import statements
 
 revision = "0004_import_counts"
 down_revision = "0003_replicated"
+usable_from = "0003_replicated"
 
 
 def upgrade() -> None:

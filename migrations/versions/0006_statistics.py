@@ -6,6 +6,7 @@ from velikiy.postgres.migrate import statements
 
 revision = "0006_statistics"
 down_revision = "0005_keys"
+usable_from = "0005_keys"
 
 
 def upgrade() -> None:

@@ -6,6 +6,7 @@ from velikiy.postgres.migrate import statements
 
 revision = "0007_idempotency_owner"
 down_revision = "0006_statistics"
+usable_from = "0006_statistics"
 
 
 def upgrade() -> None:

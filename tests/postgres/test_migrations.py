@@ -18,6 +18,7 @@ REVISIONS = [
     "0005_keys",
     "0006_statistics",
     "0007_idempotency_owner",
+    "0008_oldest_code",
 ]
 
 

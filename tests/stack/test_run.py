@@ -32,8 +32,8 @@ from testkit.stack import (
     wait_until,
 )
 from velikiy.stack.plan import Plan
+from velikiy.stack.readiness import is_ready
 from velikiy.stack.reaper import leftovers
-from velikiy.stack.start import is_ready
 
 
 def cpus_of(pid: int) -> set[int]:

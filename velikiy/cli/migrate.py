@@ -1,10 +1,19 @@
 """`velikiy migrate`: the tables of the database."""
 
+from __future__ import annotations
+
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from velikiy.settings import BadSetting, MigrationSettings, load
+
+if TYPE_CHECKING:
+    from velikiy.postgres.migrate import Migration
+
+SAFE_PENDING, UNSAFE_PENDING = 3, 4
+"""Exit codes of `--check`."""
 
 
 @click.command()
@@ -15,7 +24,21 @@ from velikiy.settings import BadSetting, MigrationSettings, load
 @click.option(
     "--await", "only_awaits", is_flag=True, help="Change nothing: wait until another process has migrated the database."
 )
-def migrate(wait: float, app_role: str | None, only_awaits: bool) -> None:
+@click.option(
+    "--check",
+    "only_checks",
+    is_flag=True,
+    help="Change nothing: list the migrations that the database lacks, and whether each is safe while the apps run. "
+    "Exits with 0 if nothing is pending, 3 if all are safe, 4 if the apps have to be stopped first, 1 if this code is "
+    "too old for the database.",
+)
+@click.option(
+    "--lock-wait",
+    default=60.0,
+    show_default=True,
+    help="Seconds to try again while a transaction of another program keeps a table locked.",
+)
+def migrate(wait: float, app_role: str | None, only_awaits: bool, only_checks: bool, lock_wait: float) -> None:
     """Bring the database tables up to date, as the role of MIGRATION_DATABASE_URL, else of DATABASE_URL."""
     from velikiy.postgres import migrate as migration  # SQLAlchemy takes half a second to import
 
@@ -28,7 +51,21 @@ def migrate(wait: float, app_role: str | None, only_awaits: bool) -> None:
         if only_awaits:
             migration.await_migration(direct or owner, wait=wait)
             return
-        applied = migration.upgrade(owner, wait=wait, app_role=app_role or migration.role_of(settings.database_url))
+        if only_checks:
+            sys.exit(_show(migration.pending(owner, wait=wait)))
+        role = app_role or migration.role_of(settings.database_url)
+        applied = migration.upgrade(owner, wait=wait, app_role=role, lock_wait=lock_wait)
     except migration.CannotMigrate as error:
         sys.exit(f"velikiy migrate: {error}")
     click.echo(f"applied: {', '.join(applied)}" if applied else "the tables are up to date")
+
+
+def _show(pending: list[Migration]) -> int:
+    """Print the migrations and return the exit code."""
+    for it in pending:
+        state = "safe while the apps run" if it.is_safe else f"stop apps that are older than {it.usable_from} first"
+        click.echo(f"{it.revision}: {state}. {it.description}")
+    if not pending:
+        click.echo("the tables are up to date")
+        return 0
+    return SAFE_PENDING if all(it.is_safe for it in pending) else UNSAFE_PENDING

@@ -1,25 +1,46 @@
-"""Migrate the schema: Alembic, with the app's own settings and under an advisory lock."""
+"""Migrate the schema: Alembic, with the app's own settings and under an advisory lock.
+
+A migration runs while the apps of the version before serve. So it names the oldest code that works with the tables that
+it leaves (`usable_from`), and it gives up a lock that it does not get at once: a statement that waits for a table makes
+all others wait behind it. docs/upgrading.md shows how to write a migration.
+"""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
+from alembic.script import Script, ScriptDirectory
 from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection as SqlConnection
-from sqlalchemy import create_engine, exc, pool, text
+from sqlalchemy import Engine, create_engine, exc, pool, text
 
 from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 
+LOCK_POLL_S = 0.2
+"""Seconds between two attempts at MIGRATION_LOCK. A statement that waited for it would have a snapshot, for whose end
+CREATE INDEX CONCURRENTLY waits: each would wait for the other."""
+
 IDLE_S = 10
-"""Seconds that the migration may pause between two statements; it needs milliseconds. Then PostgreSQL ends the
-transaction, because a process that is stopped would keep tables locked."""
+"""Seconds that the migration may pause between two statements; it needs milliseconds. Then PostgreSQL ends the session,
+because a process that is stopped would keep tables locked."""
+
+LOCK_TIMEOUT_MS = 300
+"""Requests can wait so long behind a statement that waits for the lock of a table."""
+
+LOCK_PAUSE_S = 1.0
+"""Seconds between two attempts, in which the requests go on."""
+
+LOCK_WAIT_S = 60.0
+"""Seconds after which a migration gives up, because another transaction keeps a table locked."""
 
 VERSION_TABLE = "velikiy_version"
 """Not Alembic's default name: in an adopted database it may belong to another program."""
@@ -31,83 +52,320 @@ BEFORE_THE_BASELINE = "0003_resources"
 
 OLDER = ("0001_users", "0002_caches")
 
+OLDEST_CODE = "0008_oldest_code"
+"""The revision that added the column `oldest_code` to VERSION_TABLE."""
+
 
 class CannotMigrate(Exception):
     """The reason, as a sentence for the operator. Nothing was changed."""
 
 
-def upgrade(dsn: str, *, wait: float, app_role: str | None = None) -> list[str]:
-    """Apply every missing migration, or none. Return their revisions.
+@dataclass(frozen=True)
+class Migration:
+    """A migration that the database lacks."""
+
+    revision: str
+    description: str
+    usable_from: str
+    """The oldest revision whose code works with the tables after this migration."""
+
+    is_safe: bool
+    """The code that runs works with the tables after this migration."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The row of VERSION_TABLE."""
+
+    revision: str | None
+    oldest_code: str | None
+    """The oldest revision whose code works with the tables. None before the migration that added it."""
+
+
+EMPTY = State(None, None)
+
+
+class Code:
+    """The migrations of a version of the code, the oldest first."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            CannotMigrate: A migration cannot be loaded.
+        """
+        self.config = Config()
+        self.config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        try:
+            self.scripts: list[Script] = [*ScriptDirectory.from_config(self.config).walk_revisions()][::-1]
+            self.revisions = [script.revision for script in self.scripts]
+            self.usable_from = [self._usable_from(script) for script in self.scripts]
+        except Exception as error:  # a migration is a program, which may contain any mistake
+            raise CannotMigrate(f"the migrations in {folder} cannot be loaded: {_described(error)}") from None
+
+    def _usable_from(self, script: Script) -> str:
+        """Raises: ValueError"""
+        usable_from = getattr(script.module, "usable_from", script.revision)
+        if usable_from not in self.revisions[: self.revisions.index(script.revision) + 1]:
+            raise ValueError(f"usable_from={usable_from!r} of {script.revision} names no revision before it")
+        return str(usable_from)
+
+    def knows(self, revision: str | None) -> bool:
+        return revision is None or revision in (*self.revisions, *OLDER, BEFORE_THE_BASELINE)
+
+    def can_use(self, state: State) -> bool:
+        """Return whether this code knows the tables, or a newer version left them so that this code works with them."""
+        return self.knows(state.revision) or (state.oldest_code is not None and self.knows(state.oldest_code))
+
+    def lacking(self, state: State) -> list[Script]:
+        """Return the migrations that the database lacks."""
+        if not self.knows(state.revision):
+            return []
+        applied = self.revisions.index(state.revision) + 1 if state.revision in self.revisions else 0
+        return self.scripts[applied:]
+
+    def oldest_code(self, newest: Script) -> str:
+        """Return the oldest revision whose code works with the tables after the migrations up to `newest`."""
+        applied = self.usable_from[: self.revisions.index(newest.revision) + 1]
+        return max(applied, key=self.revisions.index)
+
+
+def upgrade(dsn: str, *, wait: float, app_role: str | None = None, lock_wait: float = LOCK_WAIT_S) -> list[str]:
+    """Apply every missing migration. Return their revisions.
+
+    Migrations in a row share one transaction: all of them are applied, or none. A migration with `in_transaction =
+    False` stands alone, and those before it stay.
 
     Args:
         dsn: The address of the database, with the role that owns the tables.
         wait: Seconds to wait for PostgreSQL.
         app_role: The role of the apps, which gets the rights on the tables that it lacks. None if it is the same role.
+        lock_wait: Seconds to try again while other transactions keep tables locked.
 
     Raises:
         CannotMigrate
     """
+    code = Code(MIGRATIONS)
     connection = _connect(dsn, wait)
     _check_database(connection)
     engine = create_engine("postgresql+psycopg://", creator=lambda: connection, poolclass=pool.StaticPool)
+    role = app_role if app_role and app_role != connection.info.user else None
     try:
-        with engine.begin() as transaction:
-            transaction.exec_driver_sql(f"SET LOCAL idle_in_transaction_session_timeout = '{IDLE_S}s'")
-            transaction.exec_driver_sql(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
-            config = Config(attributes={"connection": transaction})
-            config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-            options = {"version_table": VERSION_TABLE}
-            before = MigrationContext.configure(transaction, opts=options).get_current_revision()
-            carried_over = before in (*OLDER, BEFORE_THE_BASELINE)
+        with _alone(connection):
+            if role:
+                _check_role(connection, role)
+            state = _state(connection)
+            if not code.can_use(state):
+                raise CannotMigrate(_newer(state))
+            if not code.knows(state.revision):
+                return []
+            lacking = code.lacking(state)
+            carried_over = state.revision in (*OLDER, BEFORE_THE_BASELINE)
             if carried_over:
-                before = _carry_over(transaction, str(before))
-            script = ScriptDirectory.from_config(config)
+                lacking.remove(code.scripts[0])
+            for in_transaction, group in groupby(lacking, _is_in_transaction):
+                scripts = list(group)
+                carry_over = str(state.revision) if carried_over and scripts[0] == lacking[0] else None
+                step = partial(_apply, engine, code, scripts, in_transaction, carry_over, role)
+                _retried(connection, lock_wait, step)
+            if role and not lacking:
+                _retried(connection, lock_wait, lambda: _grant_alone(engine, role))
             applied = [BASELINE] if carried_over else []
-            if before != script.get_current_head():
-                command.upgrade(config, "head")
-                applied += [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
-            if app_role and app_role != connection.info.user:
-                _grant(transaction, app_role)
+            applied += [script.revision for script in lacking]
             return applied
-    except CommandError as error:
-        raise CannotMigrate(
-            f"{error}. A newer version of this code may have migrated the database: run that version"
-        ) from None
     except exc.DBAPIError as error:
-        raise CannotMigrate(f"PostgreSQL refused: {str(error.orig).splitlines()[0]}{_next_step(error)}") from error
+        raise CannotMigrate(f"PostgreSQL refused: {_first_line(error.orig)}{_next_step(error)}") from error
+    except psycopg.Error as error:
+        raise CannotMigrate(f"PostgreSQL refused: {_first_line(error)}") from error
     finally:
         engine.dispose()
         connection.close()
 
 
-def check(dsn: str) -> None:
-    """Check that this code knows the schema of the database, if the database can be reached.
+@contextmanager
+def _alone(connection: psycopg.Connection) -> Iterator[None]:
+    """Keep other migrations away. The lock ends with the session."""
+    connection.rollback()
+    connection.autocommit = True
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{IDLE_S}s'")
+    connection.execute(f"SET idle_session_timeout = '{IDLE_S}s'")
+    while connection.execute(f"SELECT pg_try_advisory_lock({MIGRATION_LOCK})").fetchone() != (True,):
+        time.sleep(LOCK_POLL_S)
+    connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
+    connection.autocommit = False
+    yield
+
+
+def _apply(
+    engine: Engine,
+    code: Code,
+    scripts: list[Script],
+    in_transaction: bool,
+    carry_over: str | None,
+    app_role: str | None,
+) -> None:
+    """
+    Args:
+        engine: The connection.
+        code: The migrations of this code.
+        scripts: The migrations to apply.
+        in_transaction: Apply all of them or none.
+        carry_over: The revision of a development version, which becomes the baseline first.
+        app_role: The role that gets its rights.
+
+    Raises:
+        exc.DBAPIError
+        CannotMigrate
+    """
+    with engine.connect() as connection:
+        if not in_transaction:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        code.config.attributes["connection"] = connection
+        try:
+            with connection.begin():
+                if carry_over:
+                    _carry_over(connection, carry_over)
+                command.upgrade(code.config, scripts[-1].revision)
+                _finish(connection, code, scripts[-1], app_role)
+        except (exc.DBAPIError, CannotMigrate):
+            raise
+        except Exception as error:
+            names = " or ".join(script.revision for script in scripts)
+            undone = "It was undone" if in_transaction else "Its finished steps stay, and the next attempt repeats it"
+            raise CannotMigrate(f"the migration {names} failed: {_described(error)}. {undone}") from error
+
+
+def _is_in_transaction(script: Script) -> bool:
+    return bool(getattr(script.module, "in_transaction", True))
+
+
+def _finish(transaction: SqlConnection, code: Code, newest: Script, app_role: str | None) -> None:
+    """Note which code works with the tables, and give the apps their rights."""
+    if OLDEST_CODE in code.revisions[: code.revisions.index(newest.revision) + 1]:
+        oldest = code.oldest_code(newest)
+        update = f"UPDATE {VERSION_TABLE} SET oldest_code = :oldest"  # noqa: S608
+        transaction.execute(text(update), {"oldest": oldest})
+    if app_role:
+        _grant(transaction, app_role)
+
+
+def _grant_alone(engine: Engine, app_role: str) -> None:
+    with engine.begin() as transaction:
+        _grant(transaction, app_role)
+
+
+def _retried(connection: psycopg.Connection, within: float, step: Callable[[], None]) -> None:
+    """Repeat the step while other transactions keep it from its locks.
+
+    Raises:
+        CannotMigrate: They have kept it for too long.
+        exc.DBAPIError
+    """
+    deadline = time.monotonic() + within
+    while True:
+        try:
+            return step()
+        except exc.DBAPIError as error:
+            if not isinstance(error.orig, psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected):
+                raise
+            if time.monotonic() > deadline:
+                raise CannotMigrate(_locked(connection, within)) from None
+        time.sleep(LOCK_PAUSE_S)
+
+
+BLOCKERS = """
+SELECT format('process %s (%s of %s, %s since %s s)', pid, coalesce(nullif(application_name, ''), 'a program'), usename,
+    state, extract(epoch FROM now() - xact_start)::int)
+FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start < now() - interval '1 s'
+ORDER BY xact_start LIMIT 3
+"""
+
+
+def _locked(connection: psycopg.Connection, within: float) -> str:
+    blockers = [str(row[0]) for row in connection.execute(BLOCKERS).fetchall()]
+    connection.rollback()
+    return (
+        f"another transaction kept a table locked for {within:g} s. The longest transactions: "
+        f"{'; '.join(blockers) or 'none any more'}. Wait until they end, or end one: "
+        "./run psql -c 'SELECT pg_terminate_backend(PROCESS)'. Then start again; this migration was undone"
+    )
+
+
+def check(dsn: str, migrations: Path | None = None) -> None:
+    """Check that code with these migrations works with the tables of the database, if the database can be reached.
 
     Raises:
         CannotMigrate: A newer version of the code has migrated the database.
     """
+    code = Code(migrations or MIGRATIONS)
     try:
-        revision = _revision(dsn)
-    except psycopg.Error:  # no migration was applied yet, or the server is away
+        state = _state_at(dsn)
+    except psycopg.Error:  # the server is away
         return
-    if revision and revision not in {*_revisions(), *OLDER, BEFORE_THE_BASELINE}:
-        raise CannotMigrate(
-            f"this code is older than the database, which has the revision {revision}: use the version of the code"
-            " that migrated it, or a newer version"
+    if not code.can_use(state):
+        raise CannotMigrate(_newer(state))
+
+
+def _newer(state: State) -> str:
+    since = f" and works with code since {state.oldest_code}" if state.oldest_code else ""
+    return (
+        f"this code is older than the database, which has the revision {state.revision}{since}: use the version of the"
+        " code that migrated it, or a newer version"
+    )
+
+
+def pending(dsn: str, *, wait: float = 0, running: str | None = None) -> list[Migration]:
+    """Return the migrations that the database lacks, the oldest first.
+
+    Args:
+        dsn: The address of the database.
+        wait: Seconds to wait for PostgreSQL.
+        running: The newest revision of the code that runs; None for that of the database.
+
+    Raises:
+        CannotMigrate: PostgreSQL does not answer, or this code is too old for the database.
+    """
+    code = Code(MIGRATIONS)
+    with _connect(dsn, wait) as connection:
+        state = _state(connection)
+    if not code.can_use(state):
+        raise CannotMigrate(_newer(state))
+    runs = running or state.revision
+
+    def is_safe(script: Script) -> bool:
+        oldest = code.usable_from[code.revisions.index(script.revision)]
+        return runs is None or (runs in code.revisions and code.revisions.index(oldest) <= code.revisions.index(runs))
+
+    return [
+        Migration(
+            script.revision,
+            " ".join((script.doc or "").split()),
+            code.usable_from[code.revisions.index(script.revision)],
+            is_safe(script),
         )
+        for script in code.lacking(state)
+    ]
+
+
+def newest_revision() -> str:
+    """Return the newest revision of this code."""
+    return Code(MIGRATIONS).revisions[-1]
 
 
 def state(dsn: str) -> tuple[str, str]:
     """Return the revision of the database, and the newest of this code.
 
     Raises:
-        CannotMigrate: A newer version of the code has migrated the database.
+        CannotMigrate: This code is too old for the database.
     """
-    check(dsn)
+    code = Code(MIGRATIONS)
     try:
-        return _revision(dsn) or "(none)", _revisions()[0]
-    except psycopg.Error:
-        return "(none)", _revisions()[0]
+        state = _state_at(dsn)
+    except psycopg.Error:  # the server is away
+        state = EMPTY
+    if not code.can_use(state):
+        raise CannotMigrate(_newer(state))
+    return state.revision or "(none)", code.revisions[-1]
 
 
 def await_migration(dsn: str, *, wait: float) -> None:
@@ -116,34 +374,39 @@ def await_migration(dsn: str, *, wait: float) -> None:
     Raises:
         CannotMigrate: The time is over.
     """
-    newest, *older = _revisions()
+    code = Code(MIGRATIONS)
     deadline = time.monotonic() + wait
     while True:
         try:
-            revision = _revision(dsn)
-            if revision and revision not in {*older, *OLDER, BEFORE_THE_BASELINE}:
+            state = _state_at(dsn)
+            if state.revision and not code.lacking(state):
                 return
-            state = f"the database has the revision {revision}, and {newest} is awaited"
+            awaited = f"the database has the revision {state.revision}, and {code.revisions[-1]} is awaited"
         except psycopg.Error as error:
-            state = f"PostgreSQL refused: {(str(error) or type(error).__name__).splitlines()[0]}"
+            awaited = f"PostgreSQL refused: {_first_line(error)}"
         if time.monotonic() > deadline:
-            raise CannotMigrate(f"no migration within {wait:g} s: {state}")
+            raise CannotMigrate(f"no migration within {wait:g} s: {awaited}")
         time.sleep(0.5)
 
 
-def _revision(dsn: str) -> str | None:
+def _state_at(dsn: str) -> State:
     """Raises: psycopg.Error"""
-    query = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608
     with psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
-        row = connection.execute(query).fetchone()
-    return str(row[0]) if row else None
+        return _state(connection)
 
 
-def _revisions() -> list[str]:
-    """Return the revisions of this code, the newest first."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    return [revision.revision for revision in ScriptDirectory.from_config(config).walk_revisions()]
+def _state(connection: psycopg.Connection) -> State:
+    """Return the row of the table, which may lack a column.
+
+    Raises:
+        psycopg.Error
+    """
+    try:
+        row = connection.execute(f"SELECT to_jsonb(version) FROM {VERSION_TABLE} version").fetchone()  # noqa: S608
+    except psycopg.errors.UndefinedTable:
+        row = None
+    connection.rollback()
+    return State(row[0].get("version_num"), row[0].get("oldest_code")) if row else EMPTY
 
 
 def role_of(dsn: str | None) -> str | None:
@@ -152,16 +415,21 @@ def role_of(dsn: str | None) -> str | None:
     return str(role) if role else None
 
 
-def _grant(transaction: SqlConnection, app_role: str) -> None:
-    """Grant the rights that the apps' role lacks.
-
+def _check_role(connection: psycopg.Connection, app_role: str) -> None:
+    """
     Raises:
         CannotMigrate: The role does not exist.
     """
-    if not transaction.execute(text("SELECT to_regrole(quote_ident(:role)) IS NOT NULL"), {"role": app_role}).scalar():
+    row = connection.execute("SELECT to_regrole(quote_ident(%s)) IS NOT NULL", (app_role,)).fetchone()
+    if row != (True,):
         raise CannotMigrate(
             f"PostgreSQL has no role {app_role}. Create it: CREATE ROLE {app_role} LOGIN PASSWORD '...'"
         )
+    connection.rollback()
+
+
+def _grant(transaction: SqlConnection, app_role: str) -> None:
+    """Grant the rights that the apps' role lacks."""
     transaction.execute(text("SELECT set_config('velikiy.app_role', :role, true)"), {"role": app_role})
     transaction.execute(text(statements("grants")))
 
@@ -178,8 +446,8 @@ def statements(name: str) -> str:
     return (MIGRATIONS / "sql" / f"{name}.sql").read_text()
 
 
-def _carry_over(transaction: SqlConnection, revision: str) -> str:
-    """Turn the schema of the development versions into the baseline. Return the new revision.
+def _carry_over(transaction: SqlConnection, revision: str) -> None:
+    """Turn the schema of the development versions into the baseline.
 
     Raises:
         CannotMigrate
@@ -193,7 +461,6 @@ def _carry_over(transaction: SqlConnection, revision: str) -> str:
     for name in ("carry_over", "resources", "add_triggers", "carry_over_triggers"):
         transaction.execute(text(statements(name)))
     transaction.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :new"), {"new": BASELINE})  # noqa: S608
-    return BASELINE
 
 
 def _connect(dsn: str, wait: float) -> psycopg.Connection:
@@ -210,8 +477,14 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
             time.sleep(0.05)
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException | None) -> str:
     return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__
+
+
+def _described(error: Exception) -> str:
+    place = f" in {Path(error.filename or '').name}, line {error.lineno}" if isinstance(error, SyntaxError) else ""
+    reason = error.msg if isinstance(error, SyntaxError) else _first_line(error)
+    return f"{type(error).__name__}{place}: {reason}"
 
 
 def _check_database(connection: psycopg.Connection) -> None:

@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from velikiy.stack import Refusal
+
 CHECKOUT = Path(__file__).parent.parent.parent
 
 COPIED_FOLDERS = ("velikiy", "migrations", "edge", "deploy")
@@ -31,6 +33,10 @@ def make() -> Path:
     """Return a copy of the checkout's code, beside the Python environments.
 
     The name of the copy is a digest of its content, so stacks with the same code share one copy.
+
+    Raises:
+        Refusal: The code contains a mistake.
+        OSError: The disk is full, for example.
     """
     copy = Path(os.environ["VELIKIY_CACHE"]) / f"code-{_digest()[:16]}"
     if copy.exists():
@@ -38,18 +44,37 @@ def make() -> Path:
             os.utime(copy)  # marks it as used, for _remove_unused
         return copy
     new = copy.with_name(f"{copy.name}.{os.getpid()}")
-    for name in COPIED_FOLDERS:
-        shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for entry in (new, *new.rglob("*")):  # the umask of the clone may have closed files to other users
-        entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
-    # Compile now: root's services cannot write here, and each process would compile for itself at each start.
-    compileall.compile_dir(new, stripdir=new, prependdir=copy, quiet=2)
+    try:
+        for name in COPIED_FOLDERS:
+            shutil.copytree(CHECKOUT / name, new / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for entry in (new, *new.rglob("*")):  # the umask of the clone may have closed files to other users
+            entry.chmod(0o755 if entry.is_dir() or entry.stat().st_mode & 0o100 else 0o644)
+        # Compile now: root's services cannot write here, and each process would compile for itself at each start.
+        if not compileall.compile_dir(new, stripdir=new, prependdir=copy, quiet=2):
+            _refuse_mistakes(new)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # half a copy on a full disk would keep it full
+        raise
     try:
         new.rename(copy)
     except OSError:  # another launcher was faster
         shutil.rmtree(new)
     _remove_unused(copy.parent)
     return copy
+
+
+def _refuse_mistakes(copy: Path) -> None:
+    """
+    Raises:
+        Refusal: A file cannot be compiled.
+    """
+    for file in sorted(copy.rglob("*.py")):
+        try:
+            compile(file.read_bytes(), file, "exec")
+        except (SyntaxError, ValueError) as error:
+            line = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+            place = f"{CHECKOUT / file.relative_to(copy)}{line}"
+            raise Refusal(f"The code cannot run: {error.args[0]} in {place}. Nothing was changed.") from None
 
 
 def _digest() -> str:

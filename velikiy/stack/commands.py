@@ -25,6 +25,7 @@ from velikiy.findings import configuration
 from velikiy.settings import BadSetting, FolderSettings, ServiceSettings, StackSettings, auth_mode, load, read_env_file
 from velikiy.stack import (
     Refusal,
+    change,
     completion,
     consoles,
     development,
@@ -39,7 +40,7 @@ from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import as_owner_of, command, program, report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
 from velikiy.stack.programs import authentication
-from velikiy.stack.start import start
+from velikiy.stack.start import display_url, start
 from velikiy.stack.supervisor import Supervisor
 
 NOT_RUNNING = 3
@@ -139,9 +140,16 @@ def run(data: Path | None) -> None:
 @click.option(
     "--bind", metavar="ADDRESS", help="Address that the edges listen on. Default: 127.0.0.1 (this machine only)."
 )
-@click.option("--tls-self-signed", is_flag=True, help="Serve https with a certificate that signs itself, to try TLS.")
-@click.option("--monitoring", is_flag=True, help="Also start Prometheus, with the alerts of deploy/prometheus.")
-@click.option("--reload", is_flag=True, help="Restart the app when its code changes.")
+@click.option(
+    "--tls-self-signed/--no-tls-self-signed",
+    default=None,
+    help="Serve https with a certificate that signs itself, to try TLS.",
+)
+@click.option(
+    "--monitoring/--no-monitoring", default=None, help="Also start Prometheus, with the alerts of deploy/prometheus."
+)
+@click.option("--defaults", is_flag=True, help="Forget the options of earlier commands, which are kept otherwise.")
+@click.option("--reload", is_flag=True, help="Restart the app when its code changes. This option is not kept.")
 @data_option
 def up(
     detach: bool,
@@ -149,8 +157,9 @@ def up(
     edges: int | None,
     apps: int | None,
     bind: str | None,
-    tls_self_signed: bool,
-    monitoring: bool,
+    tls_self_signed: bool | None,
+    monitoring: bool | None,
+    defaults: bool,
     reload: bool,
     data: Path | None,
 ) -> None:
@@ -180,9 +189,12 @@ def up(
     began = time.time()
     try:
         with _exclusive(home):
-            started = start(home, wanted, reload, tls_self_signed, monitoring)
+            flags = {"tls_self_signed": tls_self_signed, "monitoring": monitoring}
+            started = start(home, given | flags, reload=reload, forget_options=defaults)
     except KeyboardInterrupt as interruption:
-        report("\ninterrupted; nothing is left running")
+        plan = Plan.load(home)
+        is_running = plan is not None and Supervisor(plan).pid() is not None
+        report("\ninterrupted" if is_running else "\ninterrupted; nothing is left running")
         sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     if detach or not started:
         return
@@ -213,6 +225,35 @@ def _stay_with(plan: Plan, began: float) -> None:
         with _exclusive(plan.home), step("\nstopping"):
             if supervisor.pid() == started_pid:
                 supervisor.stop()
+
+
+@run.command()
+@click.argument("name", required=False)
+@data_option
+def restart(name: str | None, data: Path | None) -> None:
+    """Restart the programs of the stack one after the other, or those of NAME (app, edge1, postgres, ...).
+
+    No request fails, except while PostgreSQL restarts. PostgreSQL and Redis are restarted only by their names.
+    """
+    home = _home(data)
+    if not privileges.is_reexecuted():
+        privileges.reexec_unprivileged(home)
+    with _of_a_stack(home):
+        change.restart(home, name)
+
+
+@run.command()
+@data_option
+def rollback(data: Path | None) -> None:
+    """Go back to the code and the settings that ran before the last `up`. The command once more returns to the newer
+    version."""
+    home = _home(data)
+    if not privileges.is_reexecuted():
+        privileges.reexec_unprivileged(home)
+    with _of_a_stack(home):
+        plan = change.roll_back(home)
+    report(f"The version before runs: {display_url(plan.edge_urls[0])}")
+    report("./run up changes to the code of this checkout again, with today's settings; ./run rollback as well.")
 
 
 @run.command()
@@ -467,6 +508,23 @@ for command_for_development in development.COMMANDS:
 
 
 # ---- helpers ----
+
+
+@contextlib.contextmanager
+def _of_a_stack(home: Path) -> Iterator[None]:
+    """Keep other launchers away while the block changes the stack in the data folder.
+
+    Raises:
+        Refusal: There is no stack.
+    """
+    plan = Plan.load(home)
+    if plan is None:
+        raise Refusal(f"There is no stack in {home}. Start it with ./run up.")
+    os.environ.update(authentication(plan))  # for the launcher's own connections
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
+    with _exclusive(home):
+        yield
 
 
 def _address(data: Path | None, name: str) -> str:

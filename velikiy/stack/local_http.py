@@ -1,5 +1,6 @@
 """Requests to the servers of the stack. They pass no proxy, even if http_proxy names one."""
 
+import contextlib
 import socket
 import ssl
 import urllib.request
@@ -70,10 +71,15 @@ def get_at(path: Path, target: str, *, timeout: float = 3) -> str:
 
 def answers_at(path: Path, target: str, *, timeout: float = 3) -> bool:
     """Return whether the server at this Unix socket answers with a success."""
+    return status_at(path, target, timeout=timeout) == 200
+
+
+def status_at(path: Path, target: str, *, timeout: float = 3) -> int:
+    """Return the status of the response of the server at this Unix socket, or 0 if it does not answer."""
     try:
-        return _exchange(path, target, timeout)[0] == 200
+        return _exchange(path, target, timeout)[0]
     except UNANSWERED:
-        return False
+        return 0
 
 
 def _exchange(path: Path, target: str, timeout: float) -> tuple[int, str]:
@@ -88,6 +94,25 @@ def _exchange(path: Path, target: str, timeout: float) -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def accepts(path: Path) -> bool:
+    """Return whether a server listens at this Unix socket."""
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
+def responds(url: str) -> bool:
+    """Return whether the server answers with a success."""
+    try:
+        get(url)
+    except UNANSWERED:
+        return False
+    return True
 
 
 def answers(url: str, secret: str) -> bool:

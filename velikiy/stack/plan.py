@@ -11,6 +11,7 @@ import shlex
 import socket
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -18,7 +19,7 @@ from velikiy.stack import Refusal
 from velikiy.stack.messages import command
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|versions|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -72,6 +73,13 @@ class Plan:
 
     compatibility: int = 0
     """COMPATIBILITY of the code that runs."""
+
+    revision: str = ""
+    """The newest migration of the code that runs."""
+
+    options: dict[str, dict[str, Any]] | None = None
+    """The options of `./run up` that later commands keep (velikiy/stack/options.py). None in a stack of an earlier
+    release."""
 
     identity: str = field(default_factory=lambda: secrets.token_hex(8))
     """The name that this stack's edges return. A foreign edge, which may have taken the port first, has another."""

@@ -33,6 +33,9 @@ class Program:
 
     stop_signal: str = "TERM"
     needs_low_port: bool = False
+    reaper: list[str] = field(
+        default_factory=lambda: [sys.executable, "-S", str(code_folder() / "velikiy" / "stack" / "reaper.py")]
+    )
 
     def version(self) -> str:
         """Return a digest of everything that the process is started with."""
@@ -53,8 +56,7 @@ class Program:
         new.replace(file)
 
     def _script(self) -> str:
-        reaper_script = str(code_folder() / "velikiy" / "stack" / "reaper.py")
-        command = [sys.executable, "-S", reaper_script, *self.command]
+        command = [*self.reaper, *self.command]
         if not self.needs_low_port:
             command = privileges.WITHOUT_LOW_PORTS + command
         variables = [f"{name}={value}" for name, value in {**base_environment(), **self.environment}.items()]

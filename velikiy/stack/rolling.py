@@ -1,8 +1,9 @@
-"""Replace the programs of a running stack one after the other, so that no request fails.
+"""Replace or restart the programs of a running stack one after the other, so that no request fails.
 
 An app becomes its next version under its process id and keeps its listener (`velikiy/server/handover.py`). An edge is
-reloaded: Nginx keeps its listeners, its memory and its cache lease, and old workers finish their requests. Only the
-relay is restarted; when it is back it invalidates everything. PostgreSQL and Redis keep running.
+reloaded: Nginx keeps its listeners, its memory and its cache lease, and old workers finish their requests. Every other
+program is stopped and started. While Redis is away, reads go to PostgreSQL; when the relay is back it invalidates
+everything. Only while PostgreSQL restarts do requests fail.
 """
 
 import contextlib
@@ -10,15 +11,15 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from velikiy.stack import Refusal, local_http, log_lines, log_view
+from velikiy.stack import Refusal, cluster, local_http, log_lines, log_view, reaper
 from velikiy.stack.messages import report, step
-from velikiy.stack.plan import Plan
+from velikiy.stack.plan import INNER_PORTS, Plan, is_free
 from velikiy.stack.programs import Program, base_environment, script
-from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
+from velikiy.stack.supervisor import Supervisor
 
 START_TIMEOUT_S = 30
 """For a program that starts, or becomes its next version."""
@@ -29,52 +30,108 @@ END_TIMEOUT_S = 90
 CLOSING_S = 2.0
 """Time for the clients of an edge to leave their connections (edge/lua/closing.lua)."""
 
+READ = "/users/1"
+"""A read with which a new version is tried. The row need not exist, and the read may need a key."""
 
-def obstacle(running: Plan, plan: Plan, wanted: list[Program], addresses: dict[str, str | None]) -> str:
+FAILED = (0, 500)
+"""The statuses of a version that does not work. Without an app, an edge answers 502 or 503."""
+
+ADDRESS_VARIABLES = ("EDGE_LISTEN", "HTTP_LISTEN")
+"""The variables with the addresses that an edge opens for clients."""
+
+
+def obstacle(running: Plan, plan: Plan, addresses: dict[str, str | None]) -> str:
     """Return why the stack has to be stopped and started, or an empty string if its programs can be replaced.
 
     Args:
         running: The stack that runs.
         plan: The stack that the user wants, with the ports of the running stack.
-        wanted: The programs of `plan`.
         addresses: The addresses of servers that the user has set, by the name of their file.
     """
     if plan.reload or running.reload:
         return "--reload runs the code from the checkout"
     if running.compatibility != plan.compatibility:
         return "the versions cannot work side by side"
-    if (running.bind, running.port, running.http_port) != (plan.bind, plan.port, plan.http_port):
-        return "its address changes"
-    if bool(running.tls_cert) != bool(plan.tls_cert):
-        return "its address changes between http and https"
+    if Supervisor(plan).needs_low_ports and not Supervisor(running).needs_low_ports:
+        return "a port below 1024 needs a right that its supervisor lacks"
     # Two Redis at a time would be two caches, and each process would invalidate one of them.
     own = (running.own_postgres, running.own_redis) == (plan.own_postgres, plan.own_redis)
     if not own or any(address and not running.has_secret(name, address) for name, address in addresses.items()):
         return "it uses another PostgreSQL, Redis or EDGE_SECRET"
-    for program in wanted:
-        if program.name in DATA_SERVERS and program.running_version(plan) != program.version():
-            return f"the configuration of {program.name} has changed"
     return ""
 
 
+# ---- trying a new version ----
+
+
 def check_new_version(plan: Plan, wanted: list[Program]) -> None:
-    """Start an app of the new version beside the stack, where no edge sends requests, and check the configuration of an
-    edge.
+    """Start an app and an edge of the new version beside the stack, where they serve no client.
 
     Raises:
-        Refusal: The new version cannot start. Nothing was changed.
+        Refusal: The new version cannot start.
+    """
+    with trial(plan, wanted):
+        pass
+
+
+@contextlib.contextmanager
+def trial(plan: Plan, wanted: list[Program]) -> Iterator[Callable[[], None]]:
+    """Start an app and an edge of the new version beside the stack, where they serve no client. The app goes on until
+    the block ends.
+
+    Yields:
+        A function that checks whether the app answers reads, once the database has the tables of its version. It raises
+        Refusal.
+
+    Raises:
+        Refusal: The new version cannot start.
     """
     folder = plan.home / "run" / "check"
     folder.mkdir(mode=0o700, exist_ok=True)
+    reaper.reap(folder)  # a killed launcher leaves its trial behind
     by_name = {program.name: program for program in wanted}
-    _try_app(by_name["app1"], folder)
-    _run(by_name["edge1"], ["-t"], folder, EDGE_DATA=str(folder))
-
-
-def _try_app(program: Program, folder: Path) -> None:
+    _try_edge(by_name["edge1"], folder)
+    app = by_name["app1"]
     listener = folder / "app.sock"
     own = {"APP_LISTEN": f"unix:{listener.name}", "APP_SOCKET": "", "APP_FIRST_CPU": "-1"}
-    output = folder / "app.log"
+    with _beside(app, folder, **own) as (process, output):
+        _within(START_TIMEOUT_S, lambda: local_http.answers_at(listener, "/livez") or process.poll() is not None)
+        if process.poll() is not None or not local_http.answers_at(listener, "/livez"):
+            _refuse(app, output)
+
+        def check_reads() -> None:
+            for target in ("/health", READ):
+                if local_http.status_at(listener, target) in FAILED:
+                    _refuse(app, output, f"GET {target} fails.")
+
+        yield check_reads
+
+
+def _try_edge(program: Program, folder: Path) -> None:
+    """Check the configuration of an edge, and start it where it finds no app. So it gets no cache lease, and no writer
+    waits for it."""
+    _run(program, ["-t"], folder, EDGE_DATA=str(folder))
+    listener = folder / "edge.sock"
+    listener.unlink(missing_ok=True)
+    control = next(port for port in INNER_PORTS if is_free("127.0.0.1", port))
+    own = {
+        "EDGE_DATA": str(folder),
+        "EDGE_LISTEN": f"unix:{listener}",
+        "EDGE_CONTROL": f"127.0.0.1:{control}",
+        "EDGE_APPS": "unix:nothing.sock",
+        "EDGE_MEMORY": "8",
+        **{"TLS_CERT": "", "TLS_KEY": "", "HTTP_LISTEN": ""},
+    }
+    with _beside(program, folder, **own) as (process, output):
+        _within(START_TIMEOUT_S, lambda: local_http.status_at(listener, READ) or process.poll() is not None)
+        if local_http.status_at(listener, READ) in FAILED:
+            _refuse(program, output, f"GET {READ} fails.")
+
+
+@contextlib.contextmanager
+def _beside(program: Program, folder: Path, **own: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
+    """Run the program beside the stack. Yield the process, and the file with its output."""
+    output = folder / f"{program.name}.log"
     with output.open("w") as log:
         process = subprocess.Popen(
             program.command,
@@ -85,31 +142,50 @@ def _try_app(program: Program, folder: Path) -> None:
             stderr=log,
         )
     try:
-        _within(START_TIMEOUT_S, lambda: local_http.answers_at(listener, "/livez") or process.poll() is not None)
-        if process.poll() is not None or not local_http.answers_at(listener, "/livez"):
-            _refuse(program, output.read_text())
+        yield process, output
     finally:
         process.send_signal(signal.SIGINT)  # which is quick; without effect if the process has ended
         process.wait()
 
 
+# ---- replacing and restarting ----
+
+
 def replace(plan: Plan, wanted: list[Program], migrate: Callable[[], None]) -> None:
+    """Try the new version, and replace each program that has changed.
+
+    Raises:
+        Refusal: The new version does not start. Programs that come after the one that failed were not changed.
+    """
+    with contextlib.ExitStack() as ends:
+        with step("checking the new version"):
+            check_reads = ends.enter_context(trial(plan, wanted))
+        with step("bringing the tables up to date"):
+            migrate()
+        with step("checking its reads"):
+            check_reads()
+    replace_changed(plan, wanted)
+
+
+def replace_changed(plan: Plan, wanted: list[Program]) -> None:
     """Replace each program that has changed, start the new programs and stop the superfluous programs.
 
     Raises:
-        Refusal: A program did not start as its new version. Programs that come after it were not changed.
+        Refusal: A program does not start. Programs that come after it were not changed.
     """
     supervisor = Supervisor(plan)
     existing = {process["name"] for process in supervisor.processes()}
-    changed = [program for program in wanted if program.running_version(plan) != program.version()]
-    with step("bringing the tables up to date"):
-        migrate()
+    replaced = changed(plan, wanted)
+    for program in replaced:  # one edge may get the port of another
+        if program.name in existing and _moves(plan, program):
+            with step(f"stopping {program.name}, because its address changes"):
+                supervisor.stop_program(program.name)
     for program in wanted:
-        if program.name not in existing or program not in changed:
+        if program.name not in existing or program not in replaced:
             program.write_script(plan)  # also of an unchanged program: its reaper may be newer
     supervisor.add(wanted)
     supervisor.send("postgres", "HUP")  # another level of its log; Redis takes it when it is started again
-    for program in changed:
+    for program in replaced:
         if program.name in existing:
             with step(f"replacing {program.name}"):
                 _replace(plan, supervisor, program)
@@ -123,24 +199,52 @@ def replace(plan: Plan, wanted: list[Program], migrate: Callable[[], None]) -> N
             supervisor.remove(name)
 
 
+def changed(plan: Plan, wanted: list[Program]) -> list[Program]:
+    """Return the programs that run, or shall run, as another version."""
+    return [program for program in wanted if program.running_version(plan) != program.version()]
+
+
+def restart(plan: Plan, programs: list[Program]) -> None:
+    """Restart these programs one after the other.
+
+    Raises:
+        Refusal: A program does not start. Programs that come after it were not restarted.
+    """
+    supervisor = Supervisor(plan)
+    for program in programs:
+        with step(f"restarting {program.name}"):
+            _become(plan, supervisor, program, keeps_memory=True)
+
+
 def _replace(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     file = script(plan, program.name)
     before = file.read_text()
+    # With another size of its memory, old and new workers would have two memories for a moment, and an invalidation
+    # would reach only one of them.
+    keeps_memory = _variable(before, "EDGE_MEMORY") == program.environment.get("EDGE_MEMORY", "")
     program.write_script(plan)
     try:
-        if program.name.startswith("app") and supervisor.pid_of(program.name):
-            _hand_over(plan, supervisor, program)
-        elif program.name.startswith("edge") and supervisor.pid_of(program.name) and _may_reload(before, program):
-            _reload(plan, supervisor, program)
-        else:
-            supervisor.stop_program(program.name)
-            if program.name == "relay":
-                plan.heartbeat.unlink(missing_ok=True)  # the new relay makes it when it listens
-            supervisor.start_program(program.name)
-            _await_start(plan, program)
+        _become(plan, supervisor, program, keeps_memory=keeps_memory)
     except Refusal:
         file.write_text(before)  # when the new version ends, supervisor starts the version before
         raise
+
+
+def _become(plan: Plan, supervisor: Supervisor, program: Program, *, keeps_memory: bool) -> None:
+    """Let the process run its script again, in the way of its kind."""
+    master = supervisor.pid_of(program.name)
+    if program.name.startswith("app") and master:
+        _hand_over(plan, supervisor, program)
+    elif program.name.startswith("edge") and master and keeps_memory and _may_reload(plan, program, master):
+        _reload(plan, supervisor, program)
+    else:
+        if program.name == "postgres":
+            cluster.checkpoint(plan)
+        supervisor.stop_program(program.name)
+        if program.name == "relay":
+            plan.heartbeat.unlink(missing_ok=True)  # the new relay makes it when it listens
+        supervisor.start_program(program.name)
+        _await_start(plan, program)
 
 
 def _hand_over(plan: Plan, supervisor: Supervisor, program: Program) -> None:
@@ -155,10 +259,29 @@ def _hand_over(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     _await_start(plan, program)
 
 
-def _may_reload(before: str, program: Program) -> bool:
-    """Return whether the edge keeps its memory. With another size, old and new workers would have two memories for a
-    moment, and an invalidation would reach only one of them."""
-    return re.findall(r" EDGE_MEMORY=(\d+)", before) == [program.environment["EDGE_MEMORY"]]
+def _moves(plan: Plan, program: Program) -> bool:
+    """Return whether the program opens other addresses for clients than its running version."""
+    before = script(plan, program.name).read_text()
+    return program.name.startswith("edge") and any(
+        _variable(before, name) != program.environment.get(name, "") for name in ADDRESS_VARIABLES
+    )
+
+
+def _variable(text: str, name: str) -> str:
+    """Return the value of a variable in a script, which needs no quotation marks."""
+    return "".join(re.findall(rf" '?{name}=([^ ']*)", text)[:1])
+
+
+def _may_reload(plan: Plan, program: Program, master: int) -> bool:
+    """Return whether the edge answers and its program on the disk is the one that runs. After an upgrade of Nginx, new
+    workers would go on with the old program."""
+    try:
+        is_current = not str(Path(f"/proc/{master}/exe").readlink()).endswith(" (deleted)")
+    except OSError:
+        return False
+    return is_current and local_http.answers(
+        f"http://{program.environment['EDGE_CONTROL']}/show", plan.secret("edge_secret")
+    )
 
 
 def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
@@ -178,22 +301,29 @@ def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
 
 def _await_start(plan: Plan, program: Program) -> None:
     def is_started() -> bool:
-        if listener := program.environment.get("APP_SOCKET"):
+        environment = program.environment
+        if listener := environment.get("APP_SOCKET"):
             return local_http.answers_at(plan.home / program.name / listener, "/livez")
-        if listener := program.environment.get("EDGE_CONTROL"):
+        if listener := environment.get("EDGE_CONTROL"):
             return local_http.answers(f"http://{listener}/show", plan.secret("edge_secret"))
+        if program.name == "relay":
+            return plan.heartbeat.exists()
+        if program.name == "redis":
+            return local_http.accepts(plan.redis_socket)
+        if program.name == "metrics":
+            return local_http.responds(f"http://127.0.0.1:{plan.metrics_port}/metrics")
+        if program.name == "prometheus":
+            return local_http.responds(f"http://127.0.0.1:{plan.prometheus_port}/-/ready")
         return True
 
+    if program.name == "postgres":
+        cluster.await_server(plan, within=START_TIMEOUT_S)
     if not _within(START_TIMEOUT_S, is_started):
         raise Refusal(_failed(plan, program))
 
 
 def _failed(plan: Plan, program: Program) -> str:
-    return (
-        f"{program.name} did not start with the new version. See {plan.logs / (program.name + '.log')}. Programs that "
-        "come after it still run the version before. Correct the new version, or return to the version before, and run "
-        "./run up again."
-    )
+    return f"{program.name} did not start. See {plan.logs / (program.name + '.log')}."
 
 
 def _run(program: Program, arguments: list[str], folder: Path, **environment: str) -> None:
@@ -214,13 +344,22 @@ def _run(program: Program, arguments: list[str], folder: Path, **environment: st
         _refuse(program, completed.stdout + completed.stderr)
 
 
-def _refuse(program: Program, output: str) -> NoReturn:
+def _refuse(program: Program, output: Path | str, reason: str = "") -> NoReturn:
+    """
+    Args:
+        program: The program that failed.
+        output: What it printed, or the file with it.
+        reason: A sentence, if the output does not tell it.
+
+    Raises:
+        Refusal
+    """
+    text = output.read_text(errors="replace") if isinstance(output, Path) else output
     report("")
-    for entry in list(log_lines.entries(program.name, output.encode().splitlines()))[-15:]:
+    for entry in list(log_lines.entries(program.name, text.encode().splitlines()))[-15:]:
         report(log_view.for_people(entry))
-    raise Refusal(
-        f"{program.name} cannot start with the new version; the reason is above. The stack still runs as before."
-    )
+    kind = "app" if program.name.startswith("app") else "edge"
+    raise Refusal(f"The {kind} of the new version cannot start; the reason is above.{reason and f' {reason}'}")
 
 
 def children(pid: int) -> list[int]:

@@ -5,35 +5,45 @@ import hashlib
 import json
 import os
 import shlex
-import signal
+import shutil
 import sys
 import threading
 import time
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from velikiy import secret_files
 from velikiy.settings import ServiceSettings, StackSettings, auth_mode, load
 from velikiy.stack import (
     Refusal,
     certificate,
+    change,
     cluster,
     code_copy,
     local_http,
-    log_view,
+    options,
     preflight,
     rolling,
     servers,
+    versions,
 )
 from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
-from velikiy.stack.programs import authentication, copy_configurations, programs
-from velikiy.stack.supervisor import DATA_SERVERS, Supervisor
+from velikiy.stack.programs import Program, authentication, copy_configurations, programs
+from velikiy.stack.readiness import is_ready
+from velikiy.stack.supervisor import Supervisor
 
 
-def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, monitoring: bool) -> Plan | None:
+def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bool) -> Plan | None:
     """Start the stack. If it runs with other settings or other code, replace its programs while it serves, or restart
     it if that is impossible.
+
+    Args:
+        home: The data folder.
+        given: The options of this command; None for options that were not given.
+        reload: Run the code from the checkout.
+        forget_options: Forget the options of earlier commands.
 
     Returns:
         The plan of the stack that runs now, or None if it was running already.
@@ -45,14 +55,25 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, mo
     settings = load(ServiceSettings, None)
     previous = Plan.load(home)
     running = previous if previous and Supervisor(previous).pid() is not None else None
-    plan = _make_plan(home, wanted, reload, monitoring, settings, running)
+    remembered = options.remember(given, load(StackSettings, None), previous, forget=forget_options)
+    if (settings.tls_cert or settings.tls_key) and not given.get("tls_self_signed"):
+        remembered.pop("tls_self_signed", None)  # a certificate was set later
+    chosen = {name: it["value"] for name, it in remembered.items() if name in options.SETTINGS}
+    wanted = load(StackSettings, None, **chosen)
+    preflight.check_address(wanted.bind)
+    plan = _make_plan(home, wanted, reload, bool(options.value(remembered, "monitoring")), settings, running)
+    plan.options = remembered
     if plan.monitoring and settings.metrics == "off":
-        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or stop the stack first.")
+        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or add --no-monitoring.")
+    if plan.monitoring and shutil.which("prometheus") is None:
+        raise Refusal("Prometheus (--monitoring) is not installed. Install it: ./run packages prometheus")
     preflight.check_inner_port("METRICS_PORT", wanted.metrics_port or 0, running)
     preflight.check_inner_port("PROMETHEUS_PORT", plan.prometheus_port, running)
-    _choose_certificate(plan, wanted, settings, running, self_signed)
+    _choose_certificate(plan, wanted, settings, running, bool(options.value(remembered, "tls_self_signed")))
     auth_mode(settings.auth, plan.bind)  # a running stack keeps its address
     if running and _is_unchanged(running, plan, wanted) and is_ready(running):
+        running.options = remembered
+        running.save()
         report(f"Velikiy Flask is already running: {display_url(running.edge_urls[0])}")
         _show_hints(running)
         _show_warnings(running)
@@ -69,31 +90,59 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, mo
     obstacle = ""
     if running:
         _refuse_older_code(running)
-        obstacle = "it is not healthy"
-        if is_ready(running):
-            obstacle = _replace_programs(plan, running, wanted, settings, binaries)
-        if not obstacle:
-            servers.warn_of_few_connections(plan, settings)
-            _show_addresses(plan, time.monotonic() - began, port_was_chosen=False)
-            _show_warnings(plan)
-            return plan
-    if previous and not running:
+        obstacle = _obstacle(running, plan, wanted)
+    elif previous:
         Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
-    reusable = _reusable_ports(running, plan)
+    reusable = running.client_ports if running else []  # its edges will release them
     defaults = (443, 8443) if plan.tls_cert else (80, 8080)
     plan.port = preflight.choose_port(plan.port or None, plan.bind, plan.edges, reusable, defaults)
     if plan.tls_cert:
         plan.http_port = preflight.choose_http_port(wanted.http_port, plan, reusable)
     if running:
-        with step(f"stopping the stack, because {obstacle}"):
-            Supervisor(running).stop()
-    plan.choose_ports(previous)
-    _create_files(plan, wanted)
-    _launch_or_stop(plan, settings, binaries)
+        plan.keep_ports(running)
+        if not obstacle:
+            plan.identity = running.identity
+
+    def prepare(with_secrets: bool) -> list[Program]:
+        _create_files(plan)
+        if with_secrets:
+            _write_secrets(plan, wanted)
+        return programs(plan, settings, binaries)
+
+    def before_start() -> None:
+        # Import the module for `_update_database` while PostgreSQL starts: with SQLAlchemy that takes half a second.
+        threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
+        plan.choose_ports(previous)
+        if binaries and not plan.cluster.exists():
+            _create_files(plan)
+            _write_secrets(plan, wanted)
+            with step("creating the database cluster"):
+                cluster.create(plan, binaries)
+
+    change.change(plan, running, obstacle, prepare, lambda: _update_database(plan, binaries), before_start)
     servers.warn_of_few_connections(plan, settings)
-    _show_addresses(plan, time.monotonic() - began, port_was_chosen=wanted.port is None)
+    _show_addresses(plan, time.monotonic() - began, port_was_chosen=not running and wanted.port is None)
     _show_warnings(plan)
     return plan
+
+
+def _with(fingerprint: str, *more: object) -> str:
+    """Return a digest of the fingerprint and further parts."""
+    return hashlib.sha256(repr((fingerprint, *more)).encode()).hexdigest()
+
+
+def _obstacle(running: Plan, plan: Plan, wanted: StackSettings) -> str:
+    """Return why the stack has to be stopped and started, or an empty string."""
+    from velikiy.postgres import migrate
+
+    if not is_ready(running):
+        return "it is not healthy"
+    plan.revision = migrate.newest_revision()
+    with contextlib.suppress(migrate.CannotMigrate):  # PostgreSQL does not answer
+        for migration in migrate.pending(running.direct_url, running=running.revision or None):
+            if not migration.is_safe:
+                return f"the migration {migration.revision} changes tables that the running version uses"
+    return rolling.obstacle(running, plan, _given_secrets(wanted))
 
 
 def _make_plan(
@@ -104,7 +153,7 @@ def _make_plan(
     settings: ServiceSettings,
     running: Plan | None,
 ) -> Plan:
-    """Return the plan that the user wants. A running stack keeps each value that the user has not set."""
+    """Return the plan that the user wants. A running stack keeps a port that it has chosen itself."""
     plan = Plan(
         data=str(home),
         bind=wanted.bind,
@@ -119,12 +168,9 @@ def _make_plan(
         log_files=wanted.log_files,
         log_level=settings.log_level,
     )
-    if running:
+    if running and running.port in options.DEFAULT_PORTS:
         plan.port = wanted.port or running.port
-        for name in ("bind", "edges", "apps"):
-            if name not in wanted.model_fields_set:
-                setattr(plan, name, getattr(running, name))
-    plan.monitoring = monitoring or bool(running and running.monitoring)
+    plan.monitoring = monitoring
     keeps_port = running and running.monitoring and "prometheus_port" not in wanted.model_fields_set
     port = running.prometheus_port if running and keeps_port else wanted.prometheus_port
     plan.prometheus_port = port if plan.monitoring else 0
@@ -149,7 +195,7 @@ def _make_plan(
 def _choose_certificate(
     plan: Plan, wanted: StackSettings, settings: ServiceSettings, running: Plan | None, self_signed: bool
 ) -> None:
-    """Note the certificate that the user wants. A running stack keeps its own self-signed certificate.
+    """Note the certificate that the user wants.
 
     Raises:
         Refusal: The certificate cannot be used.
@@ -158,14 +204,13 @@ def _choose_certificate(
         if self_signed:
             raise Refusal("--tls-self-signed and TLS_CERT exclude each other. Omit one of them.")
         plan.tls_cert, plan.tls_key = certificate.of_the_user(settings)
-    elif self_signed or (running and running.tls_cert == str(running.own_certificate)):
+    elif self_signed:
         plan.tls_cert, plan.tls_key = certificate.self_signed(plan)
     if running and bool(running.tls_cert) != bool(plan.tls_cert):
         plan.port = wanted.port or 0  # http and https have default ports of their own
     elif running and plan.tls_cert:
         plan.http_port = running.http_port if wanted.http_port is None else wanted.http_port
-    parts = (plan.fingerprint, plan.tls_cert, plan.tls_key)
-    plan.fingerprint = hashlib.sha256(repr(parts).encode()).hexdigest()
+    plan.fingerprint = _with(plan.fingerprint, plan.tls_cert, plan.tls_key)
 
 
 def _refuse_older_code(running: Plan) -> None:
@@ -182,56 +227,19 @@ def _refuse_older_code(running: Plan) -> None:
         raise Refusal(f"{str(error)[0].upper()}{str(error)[1:]}. The stack still runs as before.") from None
 
 
-def _replace_programs(
-    plan: Plan, running: Plan, wanted: StackSettings, settings: ServiceSettings, binaries: Path | None
-) -> str:
-    """Replace the programs of the running stack. Return why that is impossible, or an empty string after it is done.
-
-    Raises:
-        Refusal: A program of the new version does not start.
-    """
-    plan.keep_ports(running)
-    plan.identity = running.identity
-    fingerprint, plan.fingerprint = plan.fingerprint, ""  # until all programs are replaced, `up` must not call it done
-    copy_configurations(plan)
-    replacements = programs(plan, settings, binaries)
-    addresses = _given_secrets(wanted)
-    if obstacle := rolling.obstacle(running, plan, replacements, addresses):
-        plan.fingerprint = fingerprint
-        return obstacle
-    _write_secrets(plan, wanted)  # the services of an earlier version had no folders of their own
-    with step("checking the new version"):
-        rolling.check_new_version(plan, replacements)
-    _create_files(plan, wanted)
-    rolling.replace(plan, replacements, lambda: _update_database(plan, binaries))
-    with step("waiting until all edges may use their caches"):
-        _wait_until_ready(plan, within=60)
-    plan.fingerprint = fingerprint
-    plan.save()
-    return ""
-
-
 def _is_unchanged(running: Plan, plan: Plan, wanted: StackSettings) -> bool:
     unchanged = (running.fingerprint, running.port, running.http_port) == (plan.fingerprint, plan.port, plan.http_port)
     secrets = {**_given_secrets(wanted), "migration_database_url": wanted.migration_database_url}
     return unchanged and all(value is None or running.has_secret(name, value) for name, value in secrets.items())
 
 
-GIVEN_SECRETS = ("database_url", "database_direct_url", "redis_url", "edge_secret")
-
-
 def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
     """Return the secrets that the user has set, by the names of their files."""
-    return {name: getattr(wanted, name) for name in GIVEN_SECRETS}
+    return {name: getattr(wanted, name) for name in versions.ADDRESSES}
 
 
-def _reusable_ports(running: Plan | None, plan: Plan) -> list[int]:
-    """Return the ports that the running edges hold and will release."""
-    return running.client_ports if running and running.bind == plan.bind else []
-
-
-def _create_files(plan: Plan, wanted: StackSettings) -> None:
-    """Create the folders, the passwords and the files with addresses."""
+def _create_files(plan: Plan) -> None:
+    """Create the folders and the configurations."""
     plan.save()
     servers = [
         "redis",
@@ -244,7 +252,6 @@ def _create_files(plan: Plan, wanted: StackSettings) -> None:
     for name in ("run", "logs", "secrets", *servers):
         (plan.home / name).mkdir(mode=0o700, exist_ok=True)
     copy_configurations(plan)
-    _write_secrets(plan, wanted)
 
 
 def _write_secrets(plan: Plan, wanted: StackSettings) -> None:
@@ -261,40 +268,6 @@ def _write_secrets(plan: Plan, wanted: StackSettings) -> None:
     secret_files.share(plan.secrets_folder, plan.secrets_folder, ("app", "edge"), {})
 
 
-def _launch_or_stop(plan: Plan, settings: ServiceSettings, binaries: Path | None) -> None:
-    """Start all programs. If that fails or is interrupted, stop all of them again."""
-    # Import the module for `_update_database` while PostgreSQL starts: with SQLAlchemy the import takes half a second.
-    threading.Thread(target=import_module, args=["velikiy.postgres.migrate"], daemon=True).start()
-    supervisor = Supervisor(plan)
-    try:
-        if binaries and not plan.cluster.exists():
-            with step("creating the database cluster"):
-                cluster.create(plan, binaries)
-        _launch(plan, settings, binaries, supervisor)
-    except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
-            signal.signal(number, signal.SIG_IGN)
-        supervisor.stop()
-        raise
-
-
-def _launch(plan: Plan, settings: ServiceSettings, binaries: Path | None, supervisor: Supervisor) -> None:
-    plan.heartbeat.unlink(missing_ok=True)
-    wanted = programs(plan, settings, binaries)
-    data_servers = " and ".join(program.name for program in wanted if program.name in DATA_SERVERS)
-    with step(f"starting {data_servers or 'the supervisor'}"):
-        supervisor.start(wanted)
-        if binaries:
-            cluster.await_server(plan, within=60)
-    with step("bringing the tables up to date"):
-        _update_database(plan, binaries)
-    others = [program.name for program in wanted if program.name not in DATA_SERVERS]
-    with step(f"starting {', '.join(others)}"):
-        for name in others:
-            supervisor.start_program(name)
-        _wait_until_ready(plan, within=60)
-
-
 def _update_database(plan: Plan, binaries: Path | None) -> None:
     """Bring the roles of the stack's own PostgreSQL up to date, and the tables of any."""
     # An import at the top would delay each command. `_launch_or_stop` imports the module in the background.
@@ -305,40 +278,9 @@ def _update_database(plan: Plan, binaries: Path | None) -> None:
     try:
         app_role = migrate.role_of(plan.secret("database_url"))
         migrate.upgrade(plan.secret("migration_database_url"), wait=10, app_role=app_role)
+        plan.revision = migrate.newest_revision()
     except migrate.CannotMigrate as error:
         raise Refusal(f"The tables could not be brought up to date: {error}") from None
-
-
-def _wait_until_ready(plan: Plan, *, within: float) -> None:
-    deadline = time.monotonic() + within
-    while not is_ready(plan, fully=True):
-        if time.monotonic() > deadline:
-            for line in log_view.latest(plan.logs, 5):
-                report(line)
-            raise Refusal(
-                f"The stack is not healthy after {within:g} s. The last lines of each log are above; "
-                f"the full logs are in {plan.logs}."
-            )
-        time.sleep(0.05)
-
-
-def is_ready(plan: Plan, *, fully: bool = False) -> bool:
-    """Return whether each edge belongs to this stack and answers /health.
-
-    With `fully`, also require that each edge has a cache lease and that the relay listens. Responses are correct
-    without both.
-    """
-    if fully and not plan.heartbeat.exists():
-        return False
-    for url in plan.edge_urls:
-        try:
-            identity, lease = local_http.get_signed(url + "/.edge", plan.secret("edge_secret")).split()
-            if identity != plan.identity or (lease == "0" and fully):
-                return False
-            local_http.get(url + "/health")
-        except local_http.UNANSWERED:
-            return False
-    return True
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -381,6 +323,9 @@ def _show_hints(plan: Plan) -> None:
     report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
     report(f"  logs    {command('logs', '-f', home=plan.home)}    (files in {plan.logs})")
+    if plan.options:
+        forget = command("up", "--defaults", home=plan.home)
+        report(f"  kept    {options.spelled(plan.options)}    ({forget} forgets these options)")
     if plan.monitoring:
         report(f"  alerts  http://127.0.0.1:{plan.prometheus_port}/alerts")
     report(f"  stop    {command('down', home=plan.home)}")
