@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from velikiy.cli.backup import backup, restore
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
 from velikiy.cli.errors import os_sentence, setting_sentence
@@ -21,7 +22,7 @@ def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
 
-for command in (migrate, relay, cache, capacity, keys, secrets):
+for command in (migrate, relay, cache, capacity, keys, secrets, backup, restore):
     velikiy.add_command(command)
 
 for resource in registry().values():

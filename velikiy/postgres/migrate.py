@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from alembic import command
@@ -39,13 +40,14 @@ class CannotMigrate(Exception):
     """The reason, as a sentence for the operator. Nothing was changed."""
 
 
-def upgrade(dsn: str, *, wait: float, app_role: str | None = None) -> list[str]:
+def upgrade(dsn: str, *, wait: float, app_role: str | None = None, to: str = "head") -> list[str]:
     """Apply every missing migration, or none. Return their revisions.
 
     Args:
         dsn: The address of the database, with the role that owns the tables.
         wait: Seconds to wait for PostgreSQL.
         app_role: The role of the apps, which gets the rights on the tables that it lacks. None if it is the same role.
+        to: The revision to stop at.
 
     Raises:
         CannotMigrate
@@ -67,8 +69,8 @@ def upgrade(dsn: str, *, wait: float, app_role: str | None = None) -> list[str]:
             script = ScriptDirectory.from_config(config)
             applied = [BASELINE] if carried_over else []
             if before != script.get_current_head():
-                command.upgrade(config, "head")
-                applied += [r.revision for r in script.iterate_revisions("head", before or "base")][::-1]
+                command.upgrade(config, to)
+                applied += [r.revision for r in script.iterate_revisions(to, before or "base")][::-1]
             if app_role and app_role != connection.info.user:
                 _grant(transaction, app_role)
             return applied
@@ -98,6 +100,12 @@ def check(dsn: str) -> None:
             f"this code is older than the database, which has the revision {revision}: use the version of the code"
             " that migrated it, or a newer version"
         )
+
+
+def age(revision: str) -> Literal["newest", "older", "unknown"]:
+    """Return how this revision compares with the revisions of this code. A newer version has unknown revisions."""
+    newest, *older = _revisions()
+    return "newest" if revision == newest else "older" if revision in older else "unknown"
 
 
 def await_migration(dsn: str, *, wait: float) -> None:
