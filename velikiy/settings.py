@@ -303,6 +303,9 @@ class StackSettings(BaseSettings):
     prometheus_port: int = Field(9090, ge=1, le=65_535)
     """The port on 127.0.0.1 of the Prometheus that `--monitoring` starts."""
 
+    wal_archive: Path | None = None
+    """The folder where the stack's own PostgreSQL archives its log of changes, for recovery to a point in time."""
+
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)
     apps: int = Field(2, ge=1, le=16)

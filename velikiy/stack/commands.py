@@ -1,4 +1,5 @@
-"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy, psql, redis."""
+"""Define the commands of `./run` for a stack: up, down, status, logs, velikiy, psql, redis, base-backup,
+recover."""
 
 import contextlib
 import errno
@@ -11,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import click
 from dotenv import dotenv_values
 
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
-from velikiy.stack import Refusal, consoles, log_files, preflight, privileges
+from velikiy.stack import Refusal, consoles, log_files, preflight, privileges, recovery
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
@@ -272,7 +274,59 @@ def redis(data: Path | None, arguments: tuple[str, ...]) -> None:
     consoles.redis_cli(_address(data, "redis_url"), arguments)
 
 
+@run.command("base-backup")
+@click.option(
+    "--keep", type=click.IntRange(min=1), metavar="N", help="Delete all but the newest N, and the log before."
+)
+@data_option
+def base_backup(keep: int | None, data: Path | None) -> None:
+    """Copy the cluster into the folder WAL_ARCHIVE, while it runs. Needed once, and then each week or so."""
+    plan = _unprivileged_plan(data)
+    if Supervisor(plan).pid() is None:
+        raise Refusal("The stack is not running. Start it with ./run up.")
+    recovery.make_base(plan, keep)
+
+
+@run.command()
+@click.option("--to", "until", metavar="TIME", help="Such as '2026-11-28 14:59:00+00:00'. Default: the last change.")
+@data_option
+def recover(until: str | None, data: Path | None) -> None:
+    """Replace the cluster of a stopped stack by its state at a time, from the folder WAL_ARCHIVE."""
+    moment = None
+    if until:
+        try:
+            moment = datetime.fromisoformat(until)
+        except ValueError:
+            raise Refusal(f"--to '{until}' is no time. Write '2026-11-28 14:59:00+00:00'.") from None
+        if moment.tzinfo is None:
+            raise Refusal(f"--to '{until}' has no time zone. Add +00:00 for UTC.")
+    plan = _unprivileged_plan(data)
+    if archive := load(StackSettings, None).wal_archive:
+        plan.wal_archive = str(archive)
+    with _exclusive(plan.home):
+        if Supervisor(plan).pid() is not None:
+            raise Refusal("The stack is running. Stop it first with ./run down.")
+        recovery.recover(plan, moment)
+
+
 # ---- helpers ----
+
+
+def _unprivileged_plan(data: Path | None) -> Plan:
+    """Return the plan of a stack with its own PostgreSQL, as the user of the services.
+
+    Raises:
+        Refusal
+    """
+    home = _home(data)
+    if not privileges.is_reexecuted() and (home / "stack.json").exists():
+        privileges.reexec_unprivileged(home)
+    plan = Plan.load(home)
+    if plan is None:
+        raise Refusal(f"There is no stack in {home}. Start it with ./run up.")
+    if not plan.own_postgres:
+        raise Refusal("The stack uses your own PostgreSQL: archive and recover there.")
+    return plan
 
 
 def _address(data: Path | None, name: str) -> str:

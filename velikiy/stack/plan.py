@@ -14,7 +14,7 @@ from pathlib import Path
 from velikiy.stack import Refusal
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|postgres\.before-\w+|redis|relay|metrics|prometheus|tls|app\d+|edge\d+|lock|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -59,6 +59,9 @@ class Plan:
     """The stack has a Prometheus of its own."""
 
     prometheus_port: int = 0
+    wal_archive: str = ""
+    """The folder where PostgreSQL archives its log, or "" (velikiy/stack/recovery.py)."""
+
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from velikiy.settings import ServiceSettings
-from velikiy.stack import privileges
+from velikiy.stack import privileges, recovery
 from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan, bracketed
 
@@ -82,7 +82,13 @@ def base_environment() -> dict[str, str]:
 
 def copy_configurations(plan: Plan) -> None:
     """Copy the configurations of servers to where their path is the same in each version of the code."""
-    for source in ("postgres/postgresql.conf", "redis/redis.conf", "prometheus/native.yaml", "prometheus/rules.yaml"):
+    for source in (
+        "postgres/postgresql.conf",
+        "postgres/archive-wal",
+        "redis/redis.conf",
+        "prometheus/native.yaml",
+        "prometheus/rules.yaml",
+    ):
         text = (code_folder() / "deploy" / source).read_text()
         text = text.replace("${METRICS_PORT}", str(plan.metrics_port))
         _configuration(plan, Path(source).name).write_text(text)
@@ -120,6 +126,7 @@ def _postgres(plan: Plan, binaries: Path) -> Program:
             *["-c", f"config_file={_configuration(plan, 'postgresql.conf')}", "-c", "listen_addresses="],
             # In quotation marks, because a comma would separate two folders.
             *["-c", f'unix_socket_directories="{plan.sockets}"', "-c", "unix_socket_permissions=0700"],
+            *recovery.server_options(plan),
         ],
         configuration=(_configuration(plan, "postgresql.conf"),),
         stop_signal="INT",  # fast shutdown: disconnect all clients, then stop cleanly
