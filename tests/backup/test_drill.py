@@ -1,6 +1,8 @@
 """A restore drill: rows are lost and come back while clients read and write, and every read is judged."""
 
+import os
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +166,24 @@ def test_restore_gives_up_and_changes_nothing_if_a_transaction_does_not_end(
         # Between two attempts other writers go on.
         assert requests.patch(f"{stack.edge}/users/1", json={"name": "Goes on"}, timeout=5).status_code == 200
     assert stack.sql("SELECT name FROM users WHERE id = 2") == [("Present",)]
+
+
+def test_interrupted_restore_changes_nothing(stack: Stack, original: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stack.sql("UPDATE users SET name = 'Present' WHERE id = 2")
+
+    def interrupt() -> None:
+        assert there.wait(20)
+        os.kill(os.getpid(), signal.SIGTERM)
+        go_on.set()
+
+    with paused_before_commit(monkeypatch) as (there, go_on):
+        interrupting = threading.Thread(target=interrupt)
+        interrupting.start()
+        velikiy(stack, "restore", original, "--yes", "--no-save", code=128 + signal.SIGTERM)
+        interrupting.join()
+    assert [requests.get(f"{edge}/users/2", timeout=5).json()["name"] for edge in stack.edges] == ["Present"] * 2
+    # No lock is left.
+    assert requests.patch(f"{stack.edge}/users/1", json={"name": "Goes on"}, timeout=5).status_code == 200
 
 
 def test_restore_that_loses_postgresql_half_way_changes_nothing(

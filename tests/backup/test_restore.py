@@ -55,6 +55,11 @@ def test_restore_makes_a_backup_of_the_present_rows_first(stack: Stack, original
     assert name_at(stack.edge, 2) == "Present"
 
 
+def test_restore_that_cannot_save_the_present_rows_changes_nothing(stack: Stack, original: Path) -> None:
+    stack.sql("UPDATE users SET name = 'Present' WHERE id = 2")
+    assert "--no-save" in refusal(stack, "restore", original, "--yes", "--save-to", "/proc/self")
+
+
 def test_revoked_keys_stay_revoked_and_keys_that_are_gone_are_named(stack: Stack, tmp_path: Path) -> None:
     for name in ("kept", "revoked"):
         velikiy(stack, "keys", "create", name, "--scope", "read")

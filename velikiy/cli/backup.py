@@ -144,7 +144,7 @@ def restore(
       130, 143, 129
            Interrupted by Ctrl-C, SIGTERM or the end of the terminal.
     """
-    from velikiy.backup import create, retention  # with SQLAlchemy, half a second
+    from velikiy.backup import CannotBackUp, CannotRestore, create, retention  # with SQLAlchemy, half a second
     from velikiy.backup import restore as restoring
     from velikiy.backup.archive import Archive
 
@@ -162,7 +162,14 @@ def restore(
                 _ask(file, archive)
             if not no_save:
                 folder = save_to or (Path() if file == "-" else Path(file).parent)
-                saved = create.make(_owner(), str(retention.new_path(folder, SAFETY)), "rows")
+                try:
+                    saved = create.make(_owner(), str(retention.new_path(folder, SAFETY)), "rows")
+                except (CannotBackUp, OSError) as error:
+                    reason = os_sentence(error) if isinstance(error, OSError) else str(error)
+                    raise CannotRestore(
+                        f"no backup of the present rows could be made: {reason.rstrip('.')}. Name another folder with"
+                        " --save-to, or omit that backup with --no-save"
+                    ) from None
                 print_message(f"the present rows are in {saved.file}: {_counted(saved.rows)}")
             restored = _restore(archive, gate, keep_keys, scratch)
     _print_restored(restored, time.monotonic() - began, as_json=as_json)

@@ -37,7 +37,7 @@ END
 $$;
 
 """
-"""A server in single-user mode reads statements that end with an empty line."""
+"""In single-user mode, a semicolon before an empty line ends a statement."""
 
 REASONS = {
     "recovery ended before configured recovery target was reached": "the log ends before that time. Omit --to for the"
@@ -171,7 +171,7 @@ def _replay(plan: Plan, programs: Path, new: Path, until: datetime | None) -> No
         Refusal
     """
     log = plan.logs / "recovery.log"
-    # In a folder that no other user may enter, and not that of the stack: nobody connects before `_set_up`.
+    # In a folder that no other user may enter, and not the folder of the stack: no client connects before `_set_up`.
     with tempfile.TemporaryDirectory(prefix="velikiy-") as sockets, log.open("wb") as output:
         command = [
             *[str(programs / "postgres"), "-D", str(new), "-c", "listen_addresses="],
