@@ -7,12 +7,18 @@ ENV PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     APP_LISTEN=0.0.0.0:5000
 
-# A numeric user, so that Kubernetes can verify that it is not root. This user owns the secrets folders because a new
+# A numeric user, so that Kubernetes can verify that it is not root. This user owns these folders because a new
 # volume takes over the owner of the folder that it is mounted on, and `velikiy secrets` writes into such volumes.
 RUN groupadd --gid 10001 velikiy \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /app --shell /usr/sbin/nologin velikiy \
-    && install -d -o velikiy -g velikiy -m 0700 /run/secrets /run/services \
+    && install -d -o velikiy -g velikiy -m 0700 /backups /run/secrets /run/services \
         /run/services/app /run/services/migrate /run/services/postgres /run/services/redis /run/services/edge
+
+# pg_dump and pg_restore. No version: Debian keeps only the newest build of a stable release.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends postgresql-client \
+    && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /app
 

@@ -36,6 +36,7 @@ PERSONAL_SETTINGS = (
     "EDGES",
     "APPS",
     "DATA",
+    "WAL_ARCHIVE",
     "ALLOWED_HOSTS",
     "AUTH",
     "CORS_ORIGINS",

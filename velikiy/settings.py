@@ -355,6 +355,9 @@ class StackSettings(FolderSettings):
     log_files: int = Field(4, ge=1, le=1_000)
     """Files that are kept of each log, with the one that is being written."""
 
+    wal_archive: Path | None = None
+    """The folder where the stack's own PostgreSQL archives its log of changes, for recovery to a point in time."""
+
     bind: str = "127.0.0.1"
     edges: int = Field(1, ge=1, le=16)
     apps: int = Field(2, ge=1, le=16)

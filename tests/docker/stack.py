@@ -97,13 +97,17 @@ class Stack:
 
     def compose(self, *arguments: str, settings: Mapping[str, str] = {}, limit: float = 300) -> str:
         """Run Compose with the settings in its environment, and return its output. An empty PORT means the default."""
+        environment = self.environment() | dict(settings)
+        return run(*self.command, *arguments, limit=limit, cwd=self.checkout, env=environment)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of Compose."""
         environment = {key: value for key, value in os.environ.items() if key not in PERSONAL_SETTINGS}
-        environment |= {
+        return environment | {
             "COMPOSE_PROJECT_NAME": self.project,
             "IMAGE_TAG": self.image_tag,
             "PORT": str(self.port),
         }
-        return run(*self.command, *arguments, limit=limit, cwd=self.checkout, env=environment | dict(settings))
 
     def up(self, *arguments: str, settings: Mapping[str, str] = {}) -> None:
         self.compose("up", "--detach", *arguments, settings=settings, limit=900)

@@ -7,6 +7,7 @@ Compose 1.29.
 import http.client
 import json
 import ssl
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -198,6 +199,35 @@ def test_passwords_are_only_in_their_volume(stack: Stack) -> None:
         for service in SERVICES + ONE_SHOTS:
             assert password not in json.dumps(stack.container(service)), (name, service)
         assert password not in stack.compose("logs", "--no-color"), name
+
+
+def test_backup_is_restored_into_the_running_service(stack: Stack) -> None:
+    tool = ("run", "--rm", "--no-deps", "-T", "backup")
+    user = stack.create(f"In the backup {uuid.uuid4().hex}")
+    name = stack.name_of(user)
+    stack.compose(*tool, "backup", "/backups/first.dump")
+    stack.compose(*tool, "backup", "--to", "/backups", "--keep", "1")
+    stack.rename(user, "Changed later")
+    stack.compose(*tool, "restore", "/backups/first.dump", "--yes")
+    assert stack.name_of(user) == name
+    listed = stack.compose("run", "--rm", "--no-deps", "-T", "--entrypoint", "ls -l /backups", "backup")
+    assert listed.count("velikiy-") == 1
+    assert listed.count("before-restore-") == 1
+    assert listed.count("-rw-------") == 3
+
+
+def test_backup_of_the_app_comes_on_stdout_and_goes_back_on_stdin(stack: Stack, tmp_path: Path) -> None:
+    user = stack.create(f"In the backup {uuid.uuid4().hex}")
+    name = stack.name_of(user)
+    program = [*stack.command, "exec", "-T", "app", "python", "-m", "velikiy"]
+    with (tmp_path / "velikiy.dump").open("wb") as file:
+        backup = [*program, "backup", "-"]
+        subprocess.run(backup, cwd=stack.checkout, env=stack.environment(), stdout=file, check=True)
+    stack.rename(user, "Changed later")
+    with (tmp_path / "velikiy.dump").open("rb") as file:
+        restore = [*program, "restore", "-", "--yes", "--no-save"]
+        subprocess.run(restore, cwd=stack.checkout, env=stack.environment(), stdin=file, check=True)
+    assert stack.name_of(user) == name
 
 
 def test_database_is_utf8_and_knows_letters_of_other_alphabets(stack: Stack) -> None:

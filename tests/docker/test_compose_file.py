@@ -11,7 +11,7 @@ from testkit.stack import ROOT
 
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-ONE_SHOTS = {"secrets", "migrate"}
+ONE_SHOTS = {"secrets", "migrate", "backup"}
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "edge" / "Dockerfile"]
 
 each_service = pytest.mark.parametrize("service", SERVICES)
@@ -68,7 +68,7 @@ def test_folders_of_the_host_are_files_of_the_checkout_and_read_only(service: st
     for volume in SERVICES[service].get("volumes", []):
         source, _, *mode = volume.split(":")
         if source in COMPOSE["volumes"]:
-            assert mode == ["ro"] or service == "secrets" or source in ("data", "prometheus"), volume
+            assert mode == ["ro"] or service == "secrets" or source in ("data", "prometheus", "backups"), volume
             continue
         assert (ROOT / source).is_file(), volume
         assert source.startswith("./"), volume
@@ -83,7 +83,7 @@ def test_each_volume_of_secrets_has_one_reader() -> None:
             if service != "secrets" and target == "/run/secrets":
                 readers.setdefault(source, set()).add(service)
     assert readers == {
-        "app-secrets": {"app", "relay"},
+        "app-secrets": {"app", "relay", "backup"},
         "migrate-secrets": {"migrate"},
         "postgres-secrets": {"postgres"},
         "redis-secrets": {"redis"},

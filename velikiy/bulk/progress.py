@@ -48,3 +48,17 @@ def progress_bar(
     finally:
         with suppress(OSError):  # the terminal may be gone
             bar.stop()
+
+
+@contextmanager
+def activity(text: Callable[[], str]) -> Iterator[None]:
+    """Show a text that changes while the block runs, if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(get_renderable=lambda: Text(text()), console=Console(stderr=True), transient=True):
+        yield

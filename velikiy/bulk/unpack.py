@@ -40,7 +40,7 @@ UNREADABLE = (
     (b"Obj\x01", "an Avro file", "convert it to CSV or NDJSON"),
     (b"{\\rtf", "a text with formatting (RTF)", "save it as plain text"),
     (b"BEGIN:VCARD", "a vCard file", "export the contacts as CSV"),
-    (b"PGDMP", "a dump of pg_dump", "restore it with pg_restore"),
+    (b"PGDMP", "a dump of pg_dump", "restore it with velikiy restore"),
 )
 """Beginnings of files that are no table: what the file is, and what to do."""
 

@@ -5,6 +5,7 @@ import sys
 import click
 
 from velikiy import command_line
+from velikiy.cli.backup import backup, restore
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
 from velikiy.cli.doctor import doctor
@@ -23,7 +24,7 @@ def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 
 
-for command in (migrate, relay, cache, capacity, doctor, keys, secrets):
+for command in (migrate, relay, cache, capacity, doctor, keys, secrets, backup, restore):
     velikiy.add_command(command)
 
 for resource in registry().values():

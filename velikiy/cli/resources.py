@@ -112,7 +112,7 @@ def resource_commands(resource: Resource) -> click.Group:
     ) -> None:
         """Create the rows in FILE: CSV or JSON, optionally compressed (gzip, bzip2, xz, zip); - is stdin.
 
-        Every new row gets a new id, new times and a new version; for a backup use pg_dump. Rejected rows can be
+        Every new row gets a new id, new times and a new version; for a backup use velikiy backup. Rejected rows can be
         corrected in their file, and that file can be imported as it is, without --map, --encoding and --yes.
 
         \b

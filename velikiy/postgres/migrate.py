@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import psycopg
 from alembic import command
@@ -116,12 +117,12 @@ class Code:
         """Return whether this code knows the tables, or a newer version left them so that this code works with them."""
         return self.knows(state.revision) or (state.oldest_code is not None and self.knows(state.oldest_code))
 
-    def lacking(self, state: State) -> list[Script]:
-        """Return the migrations that the database lacks."""
+    def lacking(self, state: State, to: str | None = None) -> list[Script]:
+        """Return the migrations that the database lacks, up to a revision."""
         if not self.knows(state.revision):
             return []
         applied = self.revisions.index(state.revision) + 1 if state.revision in self.revisions else 0
-        return self.scripts[applied:]
+        return self.scripts[applied : self.revisions.index(to) + 1 if to else None]
 
     def oldest_code(self, newest: Script) -> str:
         """Return the oldest revision whose code works with the tables after the migrations up to `newest`."""
@@ -129,7 +130,9 @@ class Code:
         return max(applied, key=self.revisions.index)
 
 
-def upgrade(dsn: str, *, wait: float, app_role: str | None = None, lock_wait: float = LOCK_WAIT_S) -> list[str]:
+def upgrade(
+    dsn: str, *, wait: float, app_role: str | None = None, lock_wait: float = LOCK_WAIT_S, to: str | None = None
+) -> list[str]:
     """Apply every missing migration. Return their revisions.
 
     Migrations in a row share one transaction: all of them are applied, or none. A migration with `in_transaction =
@@ -140,6 +143,7 @@ def upgrade(dsn: str, *, wait: float, app_role: str | None = None, lock_wait: fl
         wait: Seconds to wait for PostgreSQL.
         app_role: The role of the apps, which gets the rights on the tables that it lacks. None if it is the same role.
         lock_wait: Seconds to try again while other transactions keep tables locked.
+        to: The revision to stop at; None for the newest.
 
     Raises:
         CannotMigrate
@@ -158,7 +162,7 @@ def upgrade(dsn: str, *, wait: float, app_role: str | None = None, lock_wait: fl
                 raise CannotMigrate(_newer(state))
             if not code.knows(state.revision):
                 return []
-            lacking = code.lacking(state)
+            lacking = code.lacking(state, to)
             carried_over = state.revision in (*OLDER, BEFORE_THE_BASELINE)
             if carried_over:
                 lacking.remove(code.scripts[0])
@@ -366,6 +370,12 @@ def state(dsn: str) -> tuple[str, str]:
     if not code.can_use(state):
         raise CannotMigrate(_newer(state))
     return state.revision or "(none)", code.revisions[-1]
+
+
+def age(revision: str) -> Literal["newest", "older", "unknown"]:
+    """Return how this revision compares with the revisions of this code. A newer version has unknown revisions."""
+    *older, newest = Code(MIGRATIONS).revisions
+    return "newest" if revision == newest else "older" if revision in older else "unknown"
 
 
 def await_migration(dsn: str, *, wait: float) -> None:

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from velikiy.stack import (
     preflight,
     privileges,
     reaper,
+    recovery,
 )
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import as_owner_of, command, program, report, step
@@ -484,6 +486,41 @@ def redis(data: Path | None, arguments: tuple[str, ...]) -> None:
     consoles.redis_cli(_address(data, "redis_url"), arguments)
 
 
+@run.command("base-backup")
+@click.option(
+    "--keep", type=click.IntRange(min=1), metavar="N", help="Delete all but the newest N, and the log before."
+)
+@data_option
+def base_backup(keep: int | None, data: Path | None) -> None:
+    """Copy the cluster into the folder WAL_ARCHIVE, while it runs. Needed once, and then each week or so."""
+    plan = _unprivileged_plan(data)
+    if Supervisor(plan).pid() is None:
+        raise Refusal(f"The stack is not running. Start it with {command('up', home=plan.home)}")
+    recovery.make_base(plan, keep)
+
+
+@run.command()
+@click.option("--to", "until", metavar="TIME", help="Such as '2026-11-28 14:59:00+00:00'. Default: the last change.")
+@data_option
+def recover(until: str | None, data: Path | None) -> None:
+    """Replace the cluster of a stopped stack by its state at a time, from the folder WAL_ARCHIVE."""
+    moment = None
+    if until:
+        try:
+            moment = datetime.fromisoformat(until)
+        except ValueError:
+            raise Refusal(f"--to '{until}' is no time. Write '2026-11-28 14:59:00+00:00'.") from None
+        if moment.tzinfo is None:
+            raise Refusal(f"--to '{until}' has no time zone. Add +00:00 for UTC.")
+    plan = _unprivileged_plan(data)
+    if archive := load(StackSettings, None).wal_archive:
+        plan.wal_archive = str(archive)
+    with _exclusive(plan.home):
+        if Supervisor(plan).pid() is not None:
+            raise Refusal(f"The stack is running. Stop it first with {command('down', home=plan.home)}")
+        recovery.recover(plan, moment)
+
+
 @run.command("completion")
 @click.argument("shell", type=click.Choice(["bash"]))
 def completion_(shell: str) -> None:
@@ -519,12 +556,29 @@ def _of_a_stack(home: Path) -> Iterator[None]:
     """
     plan = Plan.load(home)
     if plan is None:
-        raise Refusal(f"There is no stack in {home}. Start it with ./run up.")
+        raise Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
     os.environ.update(authentication(plan))  # for the launcher's own connections
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     with _exclusive(home):
         yield
+
+
+def _unprivileged_plan(data: Path | None) -> Plan:
+    """Return the plan of a stack with its own PostgreSQL, as the user of the services.
+
+    Raises:
+        Refusal
+    """
+    home = _home(data)
+    if not privileges.is_reexecuted() and (home / "stack.json").exists():
+        privileges.reexec_unprivileged(home)
+    plan = Plan.load(home)
+    if plan is None:
+        raise Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
+    if not plan.own_postgres:
+        raise Refusal("The stack uses your own PostgreSQL: archive and recover there.")
+    return plan
 
 
 def _address(data: Path | None, name: str) -> str:

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -21,14 +20,13 @@ def psql(address: str, arguments: Sequence[str]) -> NoReturn:
     Raises:
         Refusal: psql is not installed.
     """
-    from psycopg.pq import Conninfo  # an import at the top would delay each command
+    from velikiy.postgres import client_programs  # an import at the top would delay each command
 
-    program = shutil.which("psql") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/psql"))), None)
-    if program is None:
-        raise Refusal("psql is not installed. Install Debian's postgresql-client.")
-    options = Conninfo.parse(address.encode())
-    given = {option.envvar.decode(): option.val.decode() for option in options if option.envvar and option.val}
-    os.execve(program, ["psql", *arguments], {**os.environ, **given})  # noqa: S606
+    try:
+        program = client_programs.find("psql")
+    except client_programs.NotInstalled as error:
+        raise Refusal(f"{error}.") from None
+    os.execve(program, ["psql", *arguments], client_programs.environment(address))  # noqa: S606
 
 
 def redis_cli(address: str, arguments: Sequence[str]) -> NoReturn:

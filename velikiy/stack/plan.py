@@ -19,7 +19,8 @@ from velikiy.stack import Refusal
 from velikiy.stack.messages import command
 
 DATA_FOLDER_ENTRIES = re.compile(
-    r"(run|logs|secrets|postgres|postgres\.new|redis|relay|metrics|prometheus|tls|versions|app\d+|edge\d+|lock|stack\.json(\.new)?)"
+    r"(run|logs|secrets|postgres|postgres\.new|postgres\.before-\w+|redis|relay|metrics|prometheus|tls|versions|app\d+|edge\d+|lock"
+    r"|stack\.json(\.new)?)"
 )
 """The names that a stack creates in its data folder. Other files there belong to other programs or people."""
 
@@ -67,6 +68,9 @@ class Plan:
     log_file_size: int = 10
     log_files: int = 4
     log_level: str = "info"
+
+    wal_archive: str = ""
+    """The folder where PostgreSQL archives its log, or "" (velikiy/stack/recovery.py)."""
 
     fingerprint: str = ""
     """A digest of the code and the settings. `up` restarts a stack whose fingerprint is another."""

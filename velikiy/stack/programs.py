@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from velikiy.settings import ServiceSettings
-from velikiy.stack import privileges
+from velikiy.stack import privileges, recovery
 from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan, bracketed
 
@@ -96,7 +96,13 @@ def copy_configurations(plan: Plan) -> None:
     _configuration(plan, "postgresql.level.conf").write_text(f"log_min_messages = {POSTGRES_LEVELS[plan.log_level]}\n")
     _configuration(plan, "redis.level.conf").write_text(f"loglevel {REDIS_LEVELS[plan.log_level]}\n")
     _configuration(plan, "log_rotation").write_text(f"{plan.log_file_size} {plan.log_files}\n")
-    for source in ("postgres/postgresql.conf", "redis/redis.conf", "prometheus/native.yaml", "prometheus/rules.yaml"):
+    for source in (
+        "postgres/postgresql.conf",
+        "postgres/archive-wal",
+        "redis/redis.conf",
+        "prometheus/native.yaml",
+        "prometheus/rules.yaml",
+    ):
         text = (code_folder() / "deploy" / source).read_text()
         text = text.replace("${METRICS_PORT}", str(plan.metrics_port))
         if source.endswith("postgresql.conf"):
@@ -136,6 +142,7 @@ def _postgres(plan: Plan, binaries: Path) -> Program:
             *["-c", f"config_file={_configuration(plan, 'postgresql.conf')}", "-c", "listen_addresses="],
             # In quotation marks, because a comma would separate two folders.
             *["-c", f'unix_socket_directories="{plan.sockets}"', "-c", "unix_socket_permissions=0700"],
+            *recovery.server_options(plan),
         ],
         configuration=(_configuration(plan, "postgresql.conf"),),
         stop_signal="INT",  # fast shutdown: disconnect all clients, then stop cleanly

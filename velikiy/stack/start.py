@@ -24,6 +24,7 @@ from velikiy.stack import (
     local_http,
     options,
     preflight,
+    recovery,
     rolling,
     servers,
     versions,
@@ -79,6 +80,10 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
         _show_warnings(running)
         return None
 
+    if wanted.wal_archive:
+        if wanted.database_url:
+            raise Refusal("WAL_ARCHIVE is for the stack's own PostgreSQL. Remove it, and archive at your own server.")
+        recovery.check_archive(wanted.wal_archive)
     os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
     if wanted.database_url:
@@ -175,6 +180,7 @@ def _make_plan(
     port = running.prometheus_port if running and keeps_port else wanted.prometheus_port
     plan.prometheus_port = port if plan.monitoring else 0
     plan.compatibility = COMPATIBILITY
+    plan.wal_archive = str(wanted.wal_archive or "")
     # Without the addresses of servers: the digest stands in a file, and passwords could be guessed from it.
     parts = (
         plan.bind,
@@ -187,6 +193,7 @@ def _make_plan(
         plan.prometheus_port,
         plan.log_file_size,
         plan.log_files,
+        plan.wal_archive,
     )
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
