@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from velikiy import __version__
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
 from velikiy.cli.errors import os_sentence, setting_sentence
@@ -17,6 +18,7 @@ from velikiy.settings import BadSetting
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="velikiy", message="%(prog)s %(version)s")
 def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 

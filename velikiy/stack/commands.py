@@ -18,7 +18,7 @@ import click
 from dotenv import dotenv_values
 
 from velikiy.settings import BadSetting, ServiceSettings, StackSettings, auth_mode, load, unreadable
-from velikiy.stack import Refusal, consoles, log_files, preflight, privileges
+from velikiy.stack import Refusal, consoles, log_files, preflight, privileges, service, service_watch, uninstall
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
@@ -67,31 +67,44 @@ def up(
     wanted = load(StackSettings, None, **{name: value for name, value in given.items() if value is not None})
     home = _home(data)
     if not privileges.is_reexecuted():
-        services = load(ServiceSettings, None)  # refuse a bad value before anything is created
-        auth_mode(services.auth, wanted.bind)
-        preflight.check_data_folder(home)
-        preflight.check_free_space(home)
-        preflight.check_address(wanted.bind)
-        preflight.check_open_files()
-        privileges.make_home(home)
+        _prepare(home, wanted)
+        service.start_if_installed(home)
         privileges.reexec_unprivileged(home, live=reload)
 
     # Each signal raises KeyboardInterrupt, so that an interrupted start stops the programs that it has started.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    runs_as_service = service.is_main_process() and not detach
     try:
         with _exclusive(home):
+            if runs_as_service:
+                service.take_over(home)
             started = start(home, wanted, reload, tls_self_signed, monitoring)
     except KeyboardInterrupt:
         report("\ninterrupted; nothing is left running")
         sys.exit(130)
     if detach or not started:
         return
-    _stay_with(started)
+    _stay_with(started, runs_as_service)
 
 
-def _stay_with(plan: Plan) -> None:
-    """Show the logs until Ctrl-C here, or until `./run down` elsewhere."""
+def _prepare(home: Path, wanted: StackSettings) -> None:
+    """Do what the person who starts the stack does, and not the services' account.
+
+    Raises:
+        Refusal: The stack cannot start. Nothing was created.
+    """
+    services = load(ServiceSettings, None)  # refuse a bad value before anything is created
+    auth_mode(services.auth, wanted.bind)
+    preflight.check_data_folder(home)
+    preflight.check_free_space(home)
+    preflight.check_address(wanted.bind)
+    preflight.check_open_files()
+    privileges.make_home(home)
+
+
+def _stay_with(plan: Plan, runs_as_service: bool) -> None:
+    """Stay until Ctrl-C here, or until `./run down` elsewhere: show the logs, or look after the service."""
     supervisor = Supervisor(plan)
     started_pid = supervisor.pid()
     rounds = itertools.count(1)
@@ -100,9 +113,16 @@ def _stay_with(plan: Plan) -> None:
         # The logs are read ten times a second; every three seconds is enough for supervisord.
         return next(rounds) % 30 == 0 and supervisor.pid() != started_pid
 
-    report("Ctrl-C stops the stack. Logs:")
     try:
-        log_files.follow(plan.logs, None, is_over, from_start=True)
+        if runs_as_service:
+            service_watch.watch(plan, is_over)
+        else:
+            report("Ctrl-C stops the stack. Logs:")
+            log_files.follow(plan.logs, None, is_over, from_start=True)
+        if supervisor.pid() is None and supervisor.socket.exists():  # `./run down` removes the socket
+            if runs_as_service:
+                supervisor.stop()  # in order, before systemd kills what is left and starts the service again
+            raise Refusal("supervisord has ended or hangs. Start the stack again with ./run up")
         report("\nthe stack was stopped by another command")
     except (KeyboardInterrupt, BrokenPipeError):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
@@ -122,6 +142,7 @@ def down(data: Path | None, wipe: bool) -> None:
         if not (home / "stack.json").exists():
             report(f"There is no stack in {home}.")
             return
+        service.stop_if_installed(home)
         privileges.reexec_unprivileged(home, wait=wipe)
     plan = Plan.load(home)
     if plan is None:
@@ -151,6 +172,39 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@run.command("install-service")
+@data_option
+def install_service(data: Path | None) -> None:
+    """Let systemd start the stack, now and at each boot."""
+    home = _home(data)
+    _prepare(home, load(StackSettings, None))
+    service.install(home)
+
+
+@run.command("uninstall-service")
+def uninstall_service() -> None:
+    """Stop the service and remove its units. The data stays."""
+    service.uninstall()
+
+
+@run.command("uninstall")
+@data_option
+@click.option("--yes", is_flag=True, help="Do not ask. The data stays, unless --delete-data is given too.")
+@click.option("--delete-data", is_flag=True, help="Also delete the data folder, with every row in it.")
+def uninstall_all(data: Path | None, yes: bool, delete_data: bool) -> None:
+    """Show what ./run has left on this machine, and remove it after a question."""
+    uninstall.uninstall(_home(data), yes=yes, delete_data=delete_data)
+
+
+@run.command("prepare-service", hidden=True)
+@data_option
+def prepare_service(data: Path | None) -> None:
+    """Write the second half of the start of the service. Its unit runs this command."""
+    home = _home(data)
+    _prepare(home, load(StackSettings, None))
+    service.prepare(home)
 
 
 @run.command()

@@ -25,6 +25,7 @@ from velikiy.stack import (
     privileges,
     rolling,
     servers,
+    service,
 )
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
@@ -73,7 +74,9 @@ def start(home: Path, wanted: StackSettings, reload: bool, self_signed: bool, mo
         obstacle = "it is not healthy"
         if is_ready(running):
             obstacle = _replace_programs(plan, running, wanted, settings, binaries)
-        if not obstacle:
+        if obstacle:
+            service.refuse_restart(running, obstacle)
+        else:
             servers.warn_of_few_connections(plan, settings)
             _show_addresses(plan, time.monotonic() - began, port_was_chosen=False)
             _show_warnings(plan)
