@@ -27,6 +27,9 @@ TEMPLATES = CHECKOUT / "deploy" / "systemd"
 SECOND_EXECUTION = Path("/run/velikiy/start")
 """The script of ExecStart. It contains the settings, so only root and the services' account may read it."""
 
+BACKUPS = Path("/var/backups/velikiy")
+"""The folder of the backups that a timer makes."""
+
 OPEN_FILES = 65_536
 """The limit of open files of the service. A machine that allows fewer keeps its own limit."""
 
@@ -50,20 +53,22 @@ def install(home: Path) -> None:
     _refuse_strange_path(CHECKOUT)
     account = privileges.service_account()  # the unit names this account
     was_active = _is_active()
-    changed = [unit for unit in _templates() if _write(unit, home)]
+    changed = {unit.name for unit in _templates() if _write(unit, home)}
+    timers = [unit.name for unit in _templates() if unit.suffix == ".timer"]
     _systemctl("daemon-reload")
-    _systemctl("enable", "--quiet", UNIT, *(unit.name for unit in _templates() if unit.suffix == ".timer"))
-    for timer in (unit.name for unit in _templates() if unit.suffix == ".timer"):
-        _systemctl("restart", timer)
+    _systemctl("enable", "--quiet", UNIT, *timers)
     if not was_active:
         start()
-    elif changed:
+    elif UNIT in changed:
         report(f"The unit has changed. Run this at a time that suits you: systemctl restart {UNIT}")
     report(f"{UNIT} runs the stack in {home} as the user {account.pw_name}, also after a boot.")
     report("  state    systemctl status velikiy        ./run status")
     report("  journal  journalctl -u velikiy -f        (requests: ./run logs)")
     report("  apply    systemctl reload velikiy        (newer code and changes of .env, without a failed request)")
     report("  remove   ./run uninstall-service         (the data stays)")
+    for timer in timers:
+        _systemctl("restart", timer)
+        report(f"  backup   systemctl list-timers {timer}   (each night, to {BACKUPS})")
 
 
 def uninstall() -> None:
@@ -78,9 +83,10 @@ def uninstall() -> None:
         return
     _require_systemd("remove")
     with step(f"stopping and removing {', '.join(unit.name for unit in written)}"):
-        _systemctl("disable", "--quiet", "--now", *(unit.name for unit in written if is_enabled(unit.name)))
-        _systemctl("stop", UNIT)
         for unit in written:
+            if is_enabled(unit.name):
+                _systemctl("disable", "--quiet", unit.name)
+            _systemctl("stop", unit.name)
             unit.unlink()
             shutil.rmtree(unit.with_name(f"{unit.name}.d"), ignore_errors=True)  # of `systemctl edit`
         _systemctl("daemon-reload")
@@ -153,6 +159,7 @@ def _write(template: Path, home: Path) -> bool:
         "RUN": _quoted(CHECKOUT / "run"),
         "CHECKOUT": str(CHECKOUT).replace("%", "%%"),
         "DATA": _quoted(home),
+        "BACKUPS": str(BACKUPS),
         "OPEN_FILES": str(min(OPEN_FILES, _most_open_files())),
         # Homes are hidden, unless the data is below one.
         "PROTECT_HOME": "read-only" if in_homes else "yes",

@@ -127,6 +127,8 @@ def _say_what_stays(found: Leftovers, delete_data: bool) -> None:
     if found.has_data and not delete_data:
         owner = f", and so does the user {found.account}, who owns it" if found.account else ""
         report(f"The data in {found.home} stays{owner}. ./run up starts a stack with it.")
+    if service.BACKUPS.is_dir():
+        report(f"The backups stay: {service.BACKUPS}")
     if found.packages:
         report("Debian keeps the configuration files of removed packages in /etc; apt-get purge removes them.")
     report(f"The checkout stays: {CHECKOUT}")
