@@ -82,13 +82,18 @@ def is_in_use(name: str, *, not_in: Path | None = None) -> bool:
 
     Args:
         name: The name of a copy or a Python environment.
-        not_in: Leave out the processes that work in this folder or below it.
+        not_in: Leave out the processes of the stack in this data folder.
     """
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
-            if int(process.name) == os.getpid() or os.fsencode(name) not in (process / "cmdline").read_bytes():
+            command = (process / "cmdline").read_bytes()
+            if int(process.name) == os.getpid() or os.fsencode(name) not in command:
                 continue
-            folder = (process / "cwd").readlink()
-            if not_in is None or not (folder == not_in or not_in in folder.parents):
+            if not_in is None or not (_works_in(process, not_in) or os.fsencode(f"\0--data\0{not_in}\0") in command):
                 return True
     return False
+
+
+def _works_in(process: Path, folder: Path) -> bool:
+    current = (process / "cwd").readlink()
+    return current == folder or folder in current.parents

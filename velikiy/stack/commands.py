@@ -178,6 +178,7 @@ def _delete(path: Path) -> None:
 @data_option
 def install_service(data: Path | None) -> None:
     """Let systemd start the stack, now and at each boot."""
+    service.require_systemd("install")
     home = _home(data)
     _prepare(home, load(StackSettings, None))
     service.install(home)

@@ -44,9 +44,8 @@ def install(home: Path) -> None:
     """Write the units, start the stack with them now and at each boot.
 
     Raises:
-        Refusal: This is no machine with systemd, or another data folder has the service.
+        Refusal: Another data folder has the service, or systemd cannot start the stack.
     """
-    _require_systemd("install")
     other = _installed_for()
     if other and other != home:
         raise Refusal(f"{UNIT} runs the stack in {other}. Run ./run uninstall-service first.")
@@ -81,7 +80,7 @@ def uninstall() -> None:
     if not written:
         report("There is no service to remove.")
         return
-    _require_systemd("remove")
+    require_systemd("remove")
     with step(f"stopping and removing {', '.join(unit.name for unit in written)}"):
         for unit in written:
             if is_enabled(unit.name):
@@ -200,7 +199,11 @@ CAP_SYS_RESOURCE = 24
 """The number of the capability to raise a limit (capabilities(7))."""
 
 
-def _require_systemd(what: str) -> None:
+def require_systemd(what: str) -> None:
+    """
+    Raises:
+        Refusal: This account or this machine can have no service.
+    """
     if not privileges.is_root():
         raise Refusal(f"Only root can {what} a service. Run the command with sudo.")
     if not _is_running_systemd():

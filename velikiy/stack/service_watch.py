@@ -71,6 +71,7 @@ class Watch:
         if not processes:
             return  # supervisord hangs or has ended: without a message, systemd restarts the service
         service.notify("WATCHDOG=1")
+        self.plan = Plan.load(self.plan.home) or self.plan  # `./run up` may have added apps and edges
         now = time.monotonic()
         seen = {}
         for process in processes:
