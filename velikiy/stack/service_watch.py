@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from velikiy.stack import local_http, service
@@ -29,12 +29,12 @@ PRIORITIES = {"warning": 4, "error": 3, "critical": 2, "alert": 1, "emerg": 0}
 """The levels that reach the journal, and their numbers there (sd-daemon(3)). Requests have the level info: at 50,000 a
 second, journald would take the CPU from the service. They are in the log files."""
 
-IMPORTANT = re.compile(
-    rb'^.*"level": ?"(' + b"|".join(level.encode() for level in PRIORITIES) + rb')".*$', re.MULTILINE
-)
-"""A line of one of these levels. The expression runs over whole blocks, so the lines of requests cost little."""
+IMPORTANT = re.compile(rb'"level": ?"(%s)"' % "|".join(PRIORITIES).encode())
+"""The part of a line that has one of these levels. An expression that begins with plain text runs over 2 GB of requests'
+lines in a second, and one for whole lines over a tenth of that."""
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 8 << 20
+"""The most that is read of a file at a time. If more was written meanwhile, the newest lines count."""
 
 
 def watch(plan: Plan, is_over: Callable[[], bool]) -> None:
@@ -129,7 +129,7 @@ class Journal:
                     position = 0  # the file was rotated
                 size = os.fstat(stream.fileno()).st_size
                 if size - position > BLOCK_BYTES:
-                    position = size - BLOCK_BYTES  # a flood of lines: the newest count
+                    position = size - BLOCK_BYTES
                 stream.seek(position)
                 block = stream.read(BLOCK_BYTES)
         except FileNotFoundError:
@@ -138,11 +138,16 @@ class Journal:
         self.positions[file] = (inode, position + whole)
         if file.stem == "supervisord":
             return [b"%s: %s" % (file.stem.encode(), line) for line in block[:whole].splitlines()]
-        name = file.stem.encode()
-        return [
-            b"<%d>%s: %s" % (PRIORITIES[found[1].decode()], name, found[0])
-            for found in IMPORTANT.finditer(block[:whole])
-        ]
+        return [b"<%d>%s: %s" % (priority, file.stem.encode(), line) for priority, line in _important(block[:whole])]
+
+
+def _important(block: bytes) -> Iterator[tuple[int, bytes]]:
+    """Return the priority and the text of each line that an operator should see."""
+    end = 0
+    for found in IMPORTANT.finditer(block):
+        if found.start() >= end:
+            end = block.index(b"\n", found.end())
+            yield PRIORITIES[found[1].decode()], block[block.rfind(b"\n", 0, found.start()) + 1 : end]
 
 
 def _end(file: Path) -> tuple[int, int]:
