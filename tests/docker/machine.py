@@ -108,7 +108,7 @@ def machine(image: str, *options: str, boots: bool = False) -> Iterator[Machine]
         docker("run", "--detach", "--init", "--name", new.name, *options, image)
     try:
         if boots:
-            wait_until(new.is_booted, "the machine has booted", limit=60)
+            wait_until(new.is_booted, "the machine has booted", limit=300)
         yield new
     finally:
         docker("rm", "--force", "--volumes", new.name)
@@ -118,7 +118,7 @@ def reboot(machine: Machine) -> None:
     """End all processes of the machine at once, as a power cut does, and boot again."""
     docker("kill", "--signal", "KILL", machine.name, check=False)
     docker("start", machine.name)
-    wait_until(machine.is_booted, "the machine has booted", limit=120)
+    wait_until(machine.is_booted, "the machine has booted", limit=300)
 
 
 def _network_options() -> list[str]:

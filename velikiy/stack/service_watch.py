@@ -30,8 +30,8 @@ PRIORITIES = {"warning": 4, "error": 3, "critical": 2, "alert": 1, "emerg": 0}
 second, journald would take the CPU from the service. They are in the log files."""
 
 IMPORTANT = re.compile(rb'"level": ?"(%s)"' % "|".join(PRIORITIES).encode())
-"""The part of a line that has one of these levels. An expression that begins with plain text runs over 2 GB of requests'
-lines in a second, and one for whole lines over a tenth of that."""
+"""The part of a line that has one of these levels. An expression that begins with plain text runs over 2 GB of
+requests in a second, and one for whole lines over a tenth of that."""
 
 BLOCK_BYTES = 8 << 20
 """The most that is read of a file at a time. If more was written meanwhile, the newest lines count."""
