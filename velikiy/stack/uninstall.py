@@ -57,8 +57,8 @@ class Leftovers:
     def describe(self) -> None:
         rows = [
             ("service", ", ".join(self.units)),
-            ("data", f"{self.home} ({_megabytes([self.home])} MB)" if self.has_data else ""),
-            ("environments and code", f"{_cache()} ({_megabytes(self.cached)} MB)" if self.cached else ""),
+            ("data", f"{self.home} ({_megabytes(self.home)} MB)" if self.has_data else ""),
+            ("environments and code", f"{len(self.cached)} folders in {_cache()}" if self.cached else ""),
             ("packages", " ".join(self.packages)),
             ("user", self.account),
         ]
@@ -182,7 +182,7 @@ def _cache() -> Path:
     return Path(os.environ["VELIKIY_CACHE"])
 
 
-def _megabytes(folders: list[Path]) -> int:
-    """Return the size of the folders. Files that vanish meanwhile count as nothing."""
-    done = subprocess.run(["du", "-scm", *map(str, folders)], capture_output=True, text=True, check=False)
-    return int(done.stdout.splitlines()[-1].split()[0]) if done.stdout else 0
+def _megabytes(folder: Path) -> int:
+    """Return the size of the folder. Files that vanish meanwhile count as nothing."""
+    done = subprocess.run(["du", "-sm", str(folder)], capture_output=True, text=True, check=False)
+    return int(done.stdout.split()[0]) if done.stdout else 0
