@@ -19,7 +19,7 @@ edge=$(mktemp -d)
 trap 'rm -rf "$edge"' EXIT
 export EDGE_SECRET=only-for-checks-0 EDGE_DATA=$edge EDGE_APPS=127.0.0.1:5000 EDGE_LISTEN=127.0.0.1:8080
 mapfile -t images < <(git ls-files --cached --others --exclude-standard -- 'Dockerfile' '*/Dockerfile')
-mapfile -t scripts < <(git ls-files --cached --others --exclude-standard | xargs grep -lE '^#!.*\b(ba)?sh$')
+mapfile -t scripts < <(git ls-files --cached --others --exclude-standard -- ':!*.md' | xargs grep -lE '^#!.*\b(ba)?sh$')
 
 check "ruff"        "$tools/ruff" check .
 check "ruff format" "$tools/ruff" format --check .

@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
     from velikiy.settings import Settings
 
+__version__ = "0.1.0"
+"""The version of the last release, as in pyproject.toml. docs/releasing.md shows how it grows."""
+
 
 def create_app(settings: Settings | None = None) -> Flask:
     """Return the app, with everything wired top to bottom. It connects in the background and waits for no server."""

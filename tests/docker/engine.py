@@ -30,6 +30,7 @@ STANDINS = Path(__file__).resolve().parent / "standins"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "velikiy-tests"
 
 DEBIAN = "debian:bookworm-slim"
+DEBIAN_13 = "debian:trixie-slim"
 BASE_IMAGES = {
     DEBIAN: None,  # debootstrap makes it
     "python:3.11-slim": "python",
@@ -260,6 +261,19 @@ def _base_images(say: Say) -> list[str]:
     return missing
 
 
+@contextlib.contextmanager
+def debian_13(say: Say) -> Iterator[str]:
+    """Provide the image of Debian 13, which few tests need."""
+    is_ours = _image(DEBIAN_13) is None or _standin_mark(DEBIAN_13) not in (None, _recipe())
+    if is_ours and not _pull([DEBIAN_13], say):
+        _make_standin(DEBIAN_13, say)
+    try:
+        yield DEBIAN_13
+    finally:
+        if is_ours and _standin_mark(DEBIAN_13):
+            docker("rmi", DEBIAN_13, check=False)
+
+
 def _image(name: str) -> dict[str, object] | None:
     try:
         found = json.loads(docker("image", "inspect", name))
@@ -308,9 +322,9 @@ def _make_standin(name: str, say: Say) -> None:
     if _standin_mark(kept) != _recipe():
         say(f"Building a stand-in for {name} from Debian packages.")
         started = time.monotonic()
-        folder = BASE_IMAGES[name]
+        folder = BASE_IMAGES.get(name)
         if folder is None:
-            _import_debian(kept)
+            _import_debian(kept, name.removeprefix("debian:").removesuffix("-slim"))
         else:
             label = f"{STANDIN_LABEL}={_recipe()}"
             build(STANDINS / folder, "--tag", kept, "--label", label)
@@ -324,14 +338,15 @@ def build(context: Path, *arguments: str) -> str:
     return run("docker", "build", *arguments, str(context), limit=900, env=legacy)
 
 
-def _import_debian(name: str) -> None:
+def _import_debian(name: str, suite: str) -> None:
     _install({"debootstrap": "debootstrap"}, lambda _: None)
     with tempfile.TemporaryDirectory(prefix="velikiy-debootstrap-") as folder:
         root = Path(folder)
         root.chmod(0o755)
-        mirrors = _debian_sources()
-        mirror = [mirrors["bookworm"]] if "bookworm" in mirrors else []  # otherwise debootstrap uses its default
-        run("debootstrap", "--variant=minbase", "bookworm", folder, *mirror, limit=900)
+        # The mirrors that this machine uses have each suite of Debian. Otherwise debootstrap uses its default.
+        mirrors = {own.replace("bookworm", suite): uri for own, uri in _debian_sources().items()}
+        mirror = [mirrors[suite]] if suite in mirrors else []
+        run("debootstrap", "--variant=minbase", suite, folder, *mirror, limit=900)
 
         if mirror:
             lines = [f"deb {uri} {suite} main\n" for suite, uri in mirrors.items()]

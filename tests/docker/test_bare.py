@@ -1,111 +1,59 @@
-"""A new user types the commands of the README on a bare Debian 12 machine.
+"""A new user types the commands of the README on a bare Debian machine.
 
 The machine is a container with only the base system and Debian's python3. The tests follow the new user in the order of
 this file: up, use, status, down, up again, wipe.
 """
 
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .engine import HOST_CA_BUNDLE, HOST_OWN_CAS, PROJECT_PREFIX, Engine, Say, build, docker
+from . import machine as machines
+from .engine import Engine, Say, docker
+from .machine import BARE, DEBIAN_12, DEBIAN_13, Machine
 from .stack import wait_until
 
 pytestmark = [pytest.mark.bare, pytest.mark.timeout(1200)]
 
-BARE = Path(__file__).parent / "bare"
-IMAGE = "velikiy-bare:test"
-HOME = "/root/velikiy-flask"
 NET_BIND_SERVICE = 1 << 10
 
-# The variables by which programs find a proxy or a mirror.
-PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "pip_index_url", "uv_default_index")
+
+def image_of(machine: Machine) -> str:
+    return docker("inspect", "--format", "{{.Config.Image}}", machine.name)
 
 
-@dataclass
-class Machine:
-    name: str
-    address: str = ""
-    """The address of the service, as `./run up` printed it."""
-
-    def run(self, command: str, check: bool = True, limit: float = 300, folder: str = HOME) -> str:
-        return docker(*("exec", "--workdir", folder, self.name, "sh", "-c", command), check=check, limit=limit)
-
-    def status(self) -> dict[str, Any]:
-        return dict(json.loads(self.run("./run status --json", check=False)))
-
-    def processes(self) -> list[dict[str, Any]]:
-        # From a container beside the machine: inside, even root may not inspect the sockets of other users' processes.
-        beside = [f"--{what}=container:{self.name}" for what in ("pid", "network")]
-        script = (BARE / "processes.py").read_text()
-        command = ("run", "--rm", *beside, "--cap-add=SYS_PTRACE", IMAGE, "python3", "-c", script)
-        return list(json.loads(docker(*command)))
-
-    def request(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
-        """Send a request from inside, with the only HTTP client of a bare machine. Return the status and the body."""
-        script = (
-            "import sys, urllib.error, urllib.request as web\n"
-            "method, url, body = sys.argv[1:]\n"
-            "head = {'Content-Type': 'application/json'}\n"
-            "try: response = web.urlopen(web.Request(url, body.encode() or None, head, method=method), timeout=10)\n"
-            "except urllib.error.HTTPError as error: response = error\n"
-            "print(response.status, response.read().decode())\n"
-        )
-        text = "" if body is None else json.dumps(body)
-        output = docker("exec", self.name, "python3", "-c", script, method, self.address + path, text)
-        status, _, response = output.partition(" ")
-        return int(status), json.loads(response)
+def processes_of(machine: Machine) -> list[dict[str, Any]]:
+    # From a container beside the machine: inside, even root may not inspect the sockets of other users' processes.
+    beside = [f"--{what}=container:{machine.name}" for what in ("pid", "network")]
+    script = (BARE / "processes.py").read_text()
+    command = ("run", "--rm", *beside, "--cap-add=SYS_PTRACE", image_of(machine), "python3", "-c", script)
+    return list(json.loads(docker(*command)))
 
 
-@pytest.fixture(scope="module")
-def image(engine: Engine, say: Say) -> str:
-    say("Building the bare machine.")
-    build(BARE, "--tag", IMAGE)
-    return IMAGE
-
-
-def start(image: str) -> Machine:
-    machine = Machine(f"{PROJECT_PREFIX}-bare-{uuid.uuid4().hex[:8]}")
-    options = []
-    for name in PROXY_VARIABLES:
-        for spelling in (name, name.upper()):
-            if os.environ.get(spelling):
-                options += ["--env", spelling]
-    if any(HOST_OWN_CAS.glob("*.crt")):  # the machine needs the host's own CAs too
-        bundle = "/opt/host-ca-bundle.crt"
-        options += ["--volume", f"{HOST_CA_BUNDLE}:{bundle}:ro"]
-        options += [f"--env={name}={bundle}" for name in ("PIP_CERT", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE")]
-    docker("run", "--detach", "--init", "--name", machine.name, *options, image)
-    return machine
-
-
-def remove(machine: Machine) -> None:
-    docker("rm", "--force", "--volumes", machine.name)
+@pytest.fixture(scope="module", params=[DEBIAN_12, DEBIAN_13])
+def image(request: pytest.FixtureRequest, engine: Engine, say: Say) -> Iterator[str]:
+    with machines.image(request.param, say) as name:
+        yield name
 
 
 @pytest.fixture(scope="module")
 def machine(image: str, checkout: Path, say: Say, request: pytest.FixtureRequest) -> Iterator[Machine]:
     """A machine on which the README's commands were typed."""
-    machine = start(image)
-    try:
-        docker("cp", f"{checkout}/.", f"{machine.name}:{HOME}")
+    failed_before = request.session.testsfailed
+    with machines.machine(image) as machine:
+        docker("cp", f"{checkout}/.", f"{machine.name}:{machines.HOME}")
         [up] = first_commands(checkout / "README.md")
         assert up == "./run up --detach"
         say(f"On a bare machine: {up}")
         machine.address = address_in(machine.run(up, limit=900))
         yield machine
-        if request.session.testsfailed:
+        if request.session.testsfailed > failed_before:
             say(machine.run("./run status; ./run logs | tail -n 40; tail -n 40 /var/lib/velikiy/logs/*", check=False))
-    finally:
-        remove(machine)
 
 
 def first_commands(readme: Path) -> list[str]:
@@ -129,8 +77,7 @@ def test_bare_machine_has_none_of_the_programs_that_the_stack_needs(image: str) 
 
 
 def test_up_without_root_names_the_missing_packages_and_stops(image: str, checkout: Path) -> None:
-    machine = start(image)
-    try:
+    with machines.machine(image) as machine:
         home = "/home/stranger/velikiy-flask"
         machine.run("useradd --create-home stranger", folder="/")
         docker("cp", f"{checkout}/.", f"{machine.name}:{home}")
@@ -138,8 +85,6 @@ def test_up_without_root_names_the_missing_packages_and_stops(image: str, checko
         output = machine.run("runuser -u stranger -- ./run up --detach; echo exit status $?", folder=home)
         assert "apt-get install" in output
         assert "exit status 0" not in output
-    finally:
-        remove(machine)
 
 
 def test_address_that_up_prints_answers(machine: Machine) -> None:
@@ -157,12 +102,12 @@ def test_status_lists_the_processes_and_addresses(machine: Machine) -> None:
     assert status["data"] == "/var/lib/velikiy"
     kinds = {re.match(r"[a-z]+", process["name"])[0] for process in status["processes"]}  # type: ignore[index]
     assert kinds >= {"edge", "app", "relay", "redis", "postgres"}
-    running = {process["pid"] for process in machine.processes()}
+    running = {process["pid"] for process in processes_of(machine)}
     assert {process["pid"] for process in status["processes"]} <= running
 
 
 def test_only_processes_of_the_stack_listen_after_the_packages_were_installed(machine: Machine) -> None:
-    processes = {process["pid"]: process for process in machine.processes()}
+    processes = {process["pid"]: process for process in processes_of(machine)}
     services = {process["pid"] for process in machine.status()["processes"]}
 
     def is_of_stack(pid: int) -> bool:
@@ -178,7 +123,7 @@ def test_only_processes_of_the_stack_listen_after_the_packages_were_installed(ma
 
 
 def test_no_process_of_the_service_is_root_or_has_more_than_the_right_to_port_80(machine: Machine) -> None:
-    processes = {process["pid"]: process for process in machine.processes()}
+    processes = {process["pid"]: process for process in processes_of(machine)}
     assert {process["pid"] for process in machine.status()["processes"]} <= processes.keys()
     for process in processes.values():
         if 0 in process["uids"]:  # only the first processes of the container, and the process that runs this script
@@ -223,7 +168,7 @@ def test_down_ends_all_processes_and_up_finds_the_data_again(machine: Machine) -
 
     machine.run("./run down")
     assert machine.status()["ready"] is False
-    assert not [process for process in machine.processes() if process["ports"]]
+    assert not [process for process in processes_of(machine) if process["ports"]]
 
     machine.address = address_in(machine.run("./run up --detach"))
     status, found = machine.request("GET", f"/users/{created['id']}")
@@ -236,7 +181,7 @@ def test_up_cleans_up_after_a_supervisor_that_was_killed(machine: Machine) -> No
     machine.run("kill -9 $(cat /var/lib/velikiy/run/supervisord.pid)")
     machine.address = address_in(machine.run("./run up --detach"))
     assert machine.status()["ready"] is True
-    assert not before & {process["pid"] for process in machine.processes()}
+    assert not before & {process["pid"] for process in processes_of(machine)}
 
 
 def test_wipe_deletes_the_data(machine: Machine) -> None:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from velikiy import command_line
+from velikiy import __version__, command_line
 from velikiy.cli.backup import backup, restore
 from velikiy.cli.cache import cache
 from velikiy.cli.capacity import capacity
@@ -20,6 +20,7 @@ from velikiy.settings import BadSetting
 
 
 @click.group(cls=command_line.CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="velikiy", message="%(prog)s %(version)s")
 def velikiy() -> None:
     """Operate a Velikiy Flask installation."""
 

@@ -94,18 +94,31 @@ def _remove_unused(cache: Path) -> None:
     """
     for entry in (*cache.glob("code-*"), *cache.glob("venv-*")):
         with contextlib.suppress(OSError):  # another launcher removes the same entry
-            if entry.stat().st_mtime < time.time() - UNUSED_AFTER_S and not _is_in_use(entry.name):
+            if entry.stat().st_mtime < time.time() - UNUSED_AFTER_S and not is_in_use(entry.name):
                 # Rename first: an interrupted removal must not leave half a folder under the name of a whole one.
                 removed = entry.with_suffix(".gone")
                 entry.rename(removed)
                 shutil.rmtree(removed, ignore_errors=True)
 
 
-def _is_in_use(name: str) -> bool:
-    """Return whether a process has this name in its command line. The name ends in a digest, so the last part of the
-    path is enough; several paths may lead to the same folder."""
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
+def is_in_use(name: str, *, not_in: Path | None = None) -> bool:
+    """Return whether another process has this name in its command line. The name ends in a digest, so the last part of
+    the path is enough; several paths may lead to the same folder.
+
+    Args:
+        name: The name of a copy or a Python environment.
+        not_in: Leave out the processes of the stack in this data folder.
+    """
+    for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # the process has ended
-            if os.fsencode(name) in process.read_bytes():
+            command = (process / "cmdline").read_bytes()
+            if int(process.name) == os.getpid() or os.fsencode(name) not in command:
+                continue
+            if not_in is None or not (_works_in(process, not_in) or os.fsencode(f"\0--data\0{not_in}\0") in command):
                 return True
     return False
+
+
+def _works_in(process: Path, folder: Path) -> bool:
+    current = (process / "cwd").readlink()
+    return current == folder or folder in current.parents

@@ -20,7 +20,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from velikiy import command_line
+from velikiy import __version__, command_line
 from velikiy.command_line import CommandGroup, python_command
 from velikiy.findings import configuration
 from velikiy.settings import BadSetting, FolderSettings, ServiceSettings, StackSettings, auth_mode, load, read_env_file
@@ -37,6 +37,9 @@ from velikiy.stack import (
     privileges,
     reaper,
     recovery,
+    service,
+    service_watch,
+    uninstall,
 )
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import as_owner_of, command, program, report, step
@@ -122,6 +125,7 @@ class Commands(CommandGroup):
     epilog="Settings: .env.example. Exit codes, completion for bash and all options: docs/command-line.md.",
 )
 @click.option("--data", metavar="DIR", type=DataFolder(), help="Folder of the stack, before or after the command.")
+@click.version_option(__version__, prog_name="Velikiy Flask", message="%(prog)s %(version)s")
 def run(data: Path | None) -> None:
     """Velikiy Flask: a users service with caches in Redis and in Nginx.
 
@@ -175,13 +179,8 @@ def up(
     if not privileges.is_reexecuted():
         for found in configuration.unknown_in(CHECKOUT / ".env"):
             report(f"warning: {found.sentence}")
-        services = load(ServiceSettings, None)  # refuse a bad value before anything is created
-        auth_mode(services.auth, wanted.bind)
-        preflight.check_data_folder(home)
-        preflight.check_free_space(home)
-        preflight.check_address(wanted.bind)
-        preflight.check_open_files()
-        privileges.make_home(home)
+        _prepare(home, wanted)
+        service.start_if_installed(home)
         privileges.reexec_unprivileged(home, live=reload)
 
     # Each signal raises KeyboardInterrupt, so that an interrupted start stops the programs that it has started.
@@ -189,8 +188,11 @@ def up(
         if signal.getsignal(number) is not signal.SIG_IGN:  # by nohup, or by & in a script
             signal.signal(number, _interrupt)
     began = time.time()
+    runs_as_service = service.is_main_process() and not detach
     try:
         with _exclusive(home):
+            if runs_as_service:
+                service.take_over(home)
             flags = {"tls_self_signed": tls_self_signed, "monitoring": monitoring}
             started = start(home, given | flags, reload=reload, forget_options=defaults)
     except KeyboardInterrupt as interruption:
@@ -200,15 +202,31 @@ def up(
         sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     if detach or not started:
         return
-    _stay_with(started, began)
+    _stay_with(started, began, runs_as_service)
 
 
 def _interrupt(number: int, _: object) -> None:
     raise KeyboardInterrupt(number)
 
 
-def _stay_with(plan: Plan, began: float) -> None:
-    """Show the lines of the logs since the start, until Ctrl-C here, or until `./run down` elsewhere."""
+def _prepare(home: Path, wanted: StackSettings) -> None:
+    """Do what the person who starts the stack does, and not the services' account.
+
+    Raises:
+        Refusal: The stack cannot start. Nothing was created.
+    """
+    services = load(ServiceSettings, None)  # refuse a bad value before anything is created
+    auth_mode(services.auth, wanted.bind)
+    preflight.check_data_folder(home)
+    preflight.check_free_space(home)
+    preflight.check_address(wanted.bind)
+    preflight.check_open_files()
+    privileges.make_home(home)
+
+
+def _stay_with(plan: Plan, began: float, runs_as_service: bool) -> None:
+    """Stay until Ctrl-C here, or until `./run down` elsewhere. Show the lines of the logs since the start, or look
+    after the service."""
     supervisor = Supervisor(plan)
     started_pid = supervisor.pid()
     rounds = itertools.count(1)
@@ -217,9 +235,16 @@ def _stay_with(plan: Plan, began: float) -> None:
         # The logs are read five times a second; every three seconds is enough for supervisord.
         return next(rounds) % 15 == 0 and supervisor.pid() != started_pid
 
-    report("Ctrl-C stops the stack. Logs:")
     try:
-        log_view.follow_from(plan.logs, began, is_over)
+        if runs_as_service:
+            service_watch.watch(plan, is_over)
+        else:
+            report("Ctrl-C stops the stack. Logs:")
+            log_view.follow_from(plan.logs, began, is_over)
+        if supervisor.pid() is None and supervisor.socket.exists():  # `./run down` removes the socket
+            if runs_as_service:
+                supervisor.stop()  # in order, before systemd kills what is left and starts the service again
+            raise Refusal(f"supervisord has ended or hangs. Start the stack again with {command('up', home=plan.home)}")
         report("\nthe stack was stopped by another command")
     except (KeyboardInterrupt, BrokenPipeError):
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not interrupt the stop
@@ -268,6 +293,7 @@ def down(data: Path | None, wipe: bool) -> None:
         if not any((home / name).exists() for name in ("stack.json", "run")):
             report(f"There is no stack in {home}.")
             return
+        service.stop_if_installed(home)
         privileges.reexec_unprivileged(home, wait=wipe)
     with _exclusive(home), step("stopping"):
         Supervisor(_plan_to_stop(home)).stop()
@@ -302,6 +328,40 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+@run.command("install-service")
+@data_option
+def install_service(data: Path | None) -> None:
+    """Let systemd start the stack, now and at each boot."""
+    service.require_systemd("install")
+    home = _home(data)
+    _prepare(home, load(StackSettings, None))
+    service.install(home)
+
+
+@run.command("uninstall-service")
+def uninstall_service() -> None:
+    """Stop the service and remove its units. The data stays."""
+    service.uninstall()
+
+
+@run.command("uninstall")
+@data_option
+@click.option("--yes", is_flag=True, help="Do not ask. The data stays, unless --delete-data is given too.")
+@click.option("--delete-data", is_flag=True, help="Also delete the data folder, with every row in it.")
+def uninstall_all(data: Path | None, yes: bool, delete_data: bool) -> None:
+    """Show what ./run has left on this machine, and remove it after a question."""
+    uninstall.uninstall(_home(data), yes=yes, delete_data=delete_data)
+
+
+@run.command("prepare-service", hidden=True)
+@data_option
+def prepare_service(data: Path | None) -> None:
+    """Write the second half of the start of the service. Its unit runs this command."""
+    home = _home(data)
+    _prepare(home, load(StackSettings, None))
+    service.prepare(home)
 
 
 @run.command()

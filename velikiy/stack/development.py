@@ -39,7 +39,16 @@ COMMANDS = [
         """,
         _arguments("options"),
     ),
-    _command("test-bare", "Test the start on a bare Debian, in a container.", _arguments("pytest_arguments")),
+    _command(
+        "test-bare",
+        "Test the start on a bare Debian 12 and 13, and as a service of systemd, in containers.",
+        click.Option(
+            ["--all"],
+            is_flag=True,
+            help="Also test the service and docs/production.md on the other release, which takes minutes more.",
+        ),
+        _arguments("pytest_arguments"),
+    ),
     _command(
         "test-docker",
         "Test Docker Compose, on a real Docker Engine.",

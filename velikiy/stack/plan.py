@@ -96,7 +96,11 @@ class Plan:
 
     @property
     def file(self) -> Path:
-        return self.home / "stack.json"
+        return self.file_in(self.home)
+
+    @staticmethod
+    def file_in(data: Path) -> Path:
+        return data / "stack.json"
 
     @property
     def logs(self) -> Path:
@@ -196,7 +200,7 @@ class Plan:
         Raises:
             Refusal: stack.json is damaged.
         """
-        file = data / "stack.json"
+        file = cls.file_in(data)
         try:
             saved = json.loads(file.read_text())
             # A newer version may have saved more.

@@ -56,23 +56,14 @@ def reexec_unprivileged(home: Path, *, live: bool = False, wait: bool = False) -
     Raises:
         Refusal: The services' account cannot reach the checkout.
     """
-    code = CHECKOUT if live else code_copy.make()
     if live and is_root() and not may_enter(CHECKOUT):
         raise Refusal(
             f"--reload runs the code from the checkout, but the user {SERVICE_USER} may not enter {CHECKOUT}. "
             "Clone the project into another folder, for example /srv."
         )
-    command = python_command("velikiy.stack", *sys.argv[1:])
+    command, environment = second_execution(home, sys.argv[1:], live=live)
     if is_root():
         command = [*_as_service_account(keep_low_ports=_may_open_low_ports()), *command]
-    added = {
-        "PYTHONPATH": code,
-        "VELIKIY_CODE": code,
-        "VELIKIY_HOME": home,
-        "VELIKIY_DEFAULT_HOME": default_home(),
-        "HOME": home,
-    }
-    environment = {**os.environ, **{name: str(value) for name, value in added.items()}}
     os.chdir("/")  # the current folder may be closed to the services' account
     if wait:
         signal.signal(signal.SIGINT, lambda *_: None)  # the command has received it, too, and ends in order
@@ -81,6 +72,20 @@ def reexec_unprivileged(home: Path, *, live: bool = False, wait: bool = False) -
             home.rmdir()
         sys.exit(status)
     os.execvpe(command[0], command, environment)  # noqa: S606
+
+
+def second_execution(home: Path, arguments: list[str], *, live: bool = False) -> tuple[list[str], dict[str, str]]:
+    """Return the command and the environment with which the services' account goes on."""
+    code = CHECKOUT if live else code_copy.make()
+    added = {
+        "PYTHONPATH": code,
+        "VELIKIY_CODE": code,
+        "VELIKIY_HOME": home,
+        "VELIKIY_DEFAULT_HOME": default_home(),
+        "HOME": home,
+    }
+    environment = {**os.environ, **{name: str(value) for name, value in added.items()}}
+    return python_command("velikiy.stack", *arguments), environment
 
 
 def make_home(home: Path) -> None:

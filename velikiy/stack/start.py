@@ -27,6 +27,7 @@ from velikiy.stack import (
     recovery,
     rolling,
     servers,
+    service,
     versions,
 )
 from velikiy.stack.messages import command, report, step
@@ -96,6 +97,8 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
     if running:
         _refuse_older_code(running)
         obstacle = _obstacle(running, plan, wanted)
+        if obstacle:
+            service.refuse_restart(running, obstacle)
     elif previous:
         Supervisor(previous).stop()  # processes that outlived their supervisor may hold ports
     reusable = running.client_ports if running else []  # its edges will release them
