@@ -267,7 +267,7 @@ def test_audit_log_says_which_key_wrote_what_without_personal_data(
         found = [json.loads(line) for line in keyed_stack.log("app1").splitlines() if '"event":"audit"' in line]
         return [(it["key"], it["method"], it["route"], it["status"]) for it in found if it["row_id"] == row_id]
 
-    row = "/users/<id:row_id>"
+    row = "/users/{id}"
     expected = [("writer", "POST", "/users", 201), ("reader", "DELETE", row, 403), ("writer", "DELETE", row, 200)]
     wait_until(lambda: lines() == expected)
     for name in ("app1", "edge1", "edge2"):

@@ -74,7 +74,7 @@ def log(response: Response) -> Response:
     logs.request(
         "debug" if request.path.startswith(QUIET) else "error" if response.status_code >= 500 else "info",
         method=request.method,
-        route=request.url_rule.rule if request.url_rule else None,
+        route=_route_of_request(),
         status=response.status_code,
         milliseconds=round((time.monotonic() - g.began) * 1000, 1),
         request_id=g.request_id,
@@ -90,7 +90,7 @@ METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 def count(response: Response) -> Response:
     """Count the request by its route, and end its trace. The number of paths has no limit, and neither has the number
     of methods."""
-    route = _route(request.url_rule.rule) if request.url_rule else "(other)"
+    route = _route_of_request()
     method = request.method if request.method in METHODS else "(other)"
     cache_status = response.headers.get("Cache-Status")
     if cache_status:
@@ -102,6 +102,10 @@ def count(response: Response) -> Response:
     if g.trace:
         g.trace.end(method, route, response.status_code, tier=tier, request_id=g.request_id)
     return response
+
+
+def _route_of_request() -> str:
+    return _route(request.url_rule.rule) if request.url_rule else "(other)"
 
 
 @cache
@@ -119,7 +123,7 @@ def audit(response: Response) -> Response:
             key_id=key.id,
             key=key.name,
             method=request.method,
-            route=request.url_rule.rule if request.url_rule else None,
+            route=_route_of_request(),
             row_id=int(row_id) if row_id else None,
             status=response.status_code,
             request_id=g.request_id,
