@@ -29,8 +29,8 @@ SAFE_PENDING, UNSAFE_PENDING = 3, 4
     "only_checks",
     is_flag=True,
     help="Change nothing: list the migrations that the database lacks, and whether each is safe while the apps run. "
-    "Exits with 0 if nothing is pending, 3 if all are safe, 4 if the apps have to be stopped first, 1 if this code is too "
-    "old for the database.",
+    "Exits with 0 if nothing is pending, 3 if all are safe, 4 if the apps have to be stopped first, 1 if this code is "
+    "too old for the database.",
 )
 @click.option(
     "--lock-wait",
