@@ -8,27 +8,32 @@
 
 local clock = require "clock"
 
-local DURATION_MS = 3000
+local DURATION_MS = 15000  -- on a busy machine, the reload may come late
 local CHECK_INTERVAL_S = 0.1
 
 local state = ngx.shared.state
 
 local _M = { is_closing = false }
 
+local started_ms
+
 
 -- In all workers.
 function _M.begin()
-    state:set("closing_until", clock.now_ms() + DURATION_MS)
+    state:set("closing_since", clock.now_ms())
 end
 
 
 local function check()
-    _M.is_closing = clock.now_ms() < (state:get("closing_until") or 0)
+    local since = state:get("closing_since") or 0
+    _M.is_closing = since > started_ms and clock.now_ms() < since + DURATION_MS
 end
 
 
--- In init_worker_by_lua. Each worker looks by itself, so that a hit need not.
+-- In init_worker_by_lua. Each worker looks by itself, so that a hit need not. A worker that the reload has started keeps
+-- its connections.
 function _M.start()
+    started_ms = clock.now_ms()
     ngx.timer.every(CHECK_INTERVAL_S, check)
 end
 

@@ -287,12 +287,13 @@ def _may_reload(plan: Plan, program: Program, master: int) -> bool:
 def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     master = supervisor.pid_of(program.name)
     old = set(children(master))
+    _run(program, ["-t"], plan.home / program.name)  # also writes the configuration, which takes a moment
     with contextlib.suppress(*local_http.UNANSWERED):  # without it, the reload is less gentle to idle connections
         local_http.get_signed(
             f"http://{program.environment['EDGE_CONTROL']}/close_connections", plan.secret("edge_secret")
         )
         time.sleep(CLOSING_S)
-    _run(program, ["-s", "reload"], plan.home / program.name)
+    supervisor.send(program.name, "HUP")
     if not _within(START_TIMEOUT_S, lambda: set(children(master)) - old):
         raise Refusal(_failed(plan, program))
     _within(END_TIMEOUT_S, lambda: not old & set(children(master)))
