@@ -8,9 +8,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psycopg
 import pytest
 import requests
 
+from testkit.databases import superuser_dsn
 from testkit.stack import Stack, folder, refused, run, running, wait_until
 from velikiy.stack import recovery
 
@@ -109,7 +111,16 @@ def test_archive_keeps_complete_files_only_and_refuses_another_file_of_the_same_
     assert (target / "0001").read_bytes() == b"one"
 
 
-def test_log_is_archived_within_a_minute(archive: Path) -> None:
-    with running(WAL_ARCHIVE=str(archive)) as stack:
-        create(stack, "quiet")
-        wait_until(lambda: list((archive / "wal").glob("0*")), within=90)
+def test_full_file_of_the_log_is_archived_and_an_archive_that_is_away_is_tried_again(archive: Path) -> None:
+    with (
+        running(WAL_ARCHIVE=str(archive)) as stack,
+        psycopg.connect(superuser_dsn(stack), autocommit=True) as superuser,
+    ):
+        away = archive.with_name("away")
+        archive.rename(away)
+        superuser.execute("SELECT pg_switch_wal()")
+        failed = "SELECT failed_count > 0 FROM pg_stat_archiver"
+        wait_until(lambda: superuser.execute(failed).fetchone() == (True,), within=60)
+        create(stack, "meanwhile")  # the service goes on
+        away.rename(archive)
+        wait_until(lambda: list((archive / "wal").glob("0*")), within=120)
