@@ -411,10 +411,10 @@ def _state(connection: psycopg.Connection) -> State:
     Raises:
         psycopg.Error
     """
-    try:
+    row = None
+    # An attempt to read a table that is missing would be the first error in the log of each new database.
+    if connection.execute("SELECT to_regclass(%s)", (VERSION_TABLE,)).fetchone() != (None,):
         row = connection.execute(f"SELECT to_jsonb(version) FROM {VERSION_TABLE} version").fetchone()  # noqa: S608
-    except psycopg.errors.UndefinedTable:
-        row = None
     connection.rollback()
     return State(row[0].get("version_num"), row[0].get("oldest_code")) if row else EMPTY
 
