@@ -321,11 +321,13 @@ class TestStopping:
             assert json.loads(completed.stdout)["ready"] is False
 
 
-def test_logs_shows_only_the_log_of_the_named_process(stack: Stack) -> None:
+def test_logs_shows_only_lines_of_the_named_process_and_about_it(stack: Stack) -> None:
     logs = run("logs", "postgres", "-n", "100000", "--data", str(stack.data))
     assert logs.returncode == 0
     assert "ready to accept connections" in logs.stdout
-    assert {line.split()[0] for line in logs.stdout.splitlines()} == {"postgres"}
+    assert {line.split()[1] for line in logs.stdout.splitlines()} == {"postgres", "supervisor"}
+    about = [line for line in logs.stdout.splitlines() if line.split()[1] == "supervisor"]
+    assert all("postgres" in line for line in about)
 
 
 def test_velikiy_commands_use_the_stack_of_the_data_folder(stack: Stack) -> None:
