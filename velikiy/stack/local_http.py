@@ -106,15 +106,6 @@ def accepts(path: Path) -> bool:
         return True
 
 
-def responds(url: str) -> bool:
-    """Return whether the server answers with a success."""
-    try:
-        get(url)
-    except UNANSWERED:
-        return False
-    return True
-
-
 def answers(url: str, secret: str) -> bool:
     """Return whether an edge with this secret answers with a success."""
     try:

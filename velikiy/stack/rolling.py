@@ -301,6 +301,8 @@ def _reload(plan: Plan, supervisor: Supervisor, program: Program) -> None:
 
 
 def _await_start(plan: Plan, program: Program) -> None:
+    ports = {"metrics": plan.metrics_port, "prometheus": plan.prometheus_port}
+
     def is_started() -> bool:
         environment = program.environment
         if listener := environment.get("APP_SOCKET"):
@@ -311,10 +313,8 @@ def _await_start(plan: Plan, program: Program) -> None:
             return plan.heartbeat.exists()
         if program.name == "redis":
             return local_http.accepts(plan.redis_socket)
-        if program.name == "metrics":
-            return local_http.responds(f"http://127.0.0.1:{plan.metrics_port}/metrics")
-        if program.name == "prometheus":
-            return local_http.responds(f"http://127.0.0.1:{plan.prometheus_port}/-/ready")
+        if program.name in ports:
+            return not is_free("127.0.0.1", ports[program.name])
         return True
 
     if program.name == "postgres":
