@@ -31,7 +31,7 @@ CMD ["gunicorn", "-c", "velikiy/server/gunicorn.conf.py", "velikiy:create_app()"
 # The app with pg_dump and pg_restore, which need 160 MB with their packages: the service `backup` of compose.yaml, or
 # `docker build --target backup`.
 FROM app AS backup
-USER root
+USER 0:0
 # No version: Debian keeps only the newest build of a stable release.
 # hadolint ignore=DL3008
 RUN apt-get update \
