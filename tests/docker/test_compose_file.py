@@ -111,13 +111,15 @@ def test_services_share_networks_of_their_own() -> None:
 @each_service
 def test_every_foreign_image_can_be_pinned_by_its_digest(service: str) -> None:
     image = SERVICES[service]["image"]
-    assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:[^}]+\}|velikiy-(app|edge):\$\{IMAGE_TAG:-latest\}", image)
+    assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/]+:[^}]+\}|velikiy-(app|edge|backup):\$\{IMAGE_TAG:-latest\}", image)
     assert image.startswith("${") or next(iter(SERVICES[service]["build"]["args"])).endswith("_IMAGE")
 
 
 @each_dockerfile
 def test_base_image_is_an_argument_whose_default_is_that_of_compose(dockerfile: Path) -> None:
-    argument, default = re.findall(r"^ARG (\w+)=(\S+)\nFROM \$\{\1\}$", dockerfile.read_text(), re.MULTILINE)[0]
+    argument, default = re.findall(
+        r"^ARG (\w+)=(\S+)\nFROM \$\{\1\}(?: AS app)?$", dockerfile.read_text(), re.MULTILINE
+    )[0]
     assert f'{argument}: "${{{argument}:-{default}}}"' in (ROOT / "compose.yaml").read_text()
     assert f"\n{argument}={default}\n" in (ROOT / ".env.example").read_text()
 
