@@ -30,8 +30,8 @@ local function check()
 end
 
 
--- In init_worker_by_lua. Each worker looks by itself, so that a hit need not. A worker that the reload has started keeps
--- its connections.
+-- In init_worker_by_lua. Each worker looks by itself, so that a hit need not. A worker that the reload has started
+-- keeps its connections.
 function _M.start()
     started_ms = clock.now_ms()
     ngx.timer.every(CHECK_INTERVAL_S, check)

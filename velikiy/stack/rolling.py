@@ -176,16 +176,17 @@ def replace_changed(plan: Plan, wanted: list[Program]) -> None:
     supervisor = Supervisor(plan)
     existing = {process["name"] for process in supervisor.processes()}
     replaced = changed(plan, wanted)
-    for program in replaced:  # one edge may get the port of another
-        if program.name in existing and _moves(plan, program):
-            with step(f"stopping {program.name}, because its address changes"):
-                supervisor.stop_program(program.name)
+    moving = [program for program in replaced if program.name in existing and _moves(plan, program)]
     for program in wanted:
         if program.name not in existing or program not in replaced:
             program.write_script(plan)  # also of an unchanged program: its reaper may be newer
     supervisor.add(wanted)
     supervisor.send("postgres", "HUP")  # another level of its log; Redis takes it when it is started again
     for program in replaced:
+        if program in moving[:1]:
+            with step(f"stopping {', '.join(edge.name for edge in moving)}, because the address changes"):
+                for edge in moving:  # before any of them starts: an edge may get the port of another
+                    supervisor.stop_program(edge.name)
         if program.name in existing:
             with step(f"replacing {program.name}"):
                 _replace(plan, supervisor, program)
