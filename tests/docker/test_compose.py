@@ -11,7 +11,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 import requests
@@ -216,7 +216,7 @@ def test_backup_is_restored_into_the_running_service(stack: Stack, tmp_path: Pat
     assert listed.count("before-restore-") == 1
     assert listed.count("-rw-------") == 3
 
-    def through_a_pipe(arguments: list[str], **streams: IO[bytes]) -> None:
+    def through_a_pipe(arguments: list[str], **streams: Any) -> None:
         subprocess.run(
             [*stack.command, *tool, *arguments], cwd=stack.checkout, env=stack.environment(), check=True, **streams
         )
@@ -224,8 +224,8 @@ def test_backup_is_restored_into_the_running_service(stack: Stack, tmp_path: Pat
     with (tmp_path / "velikiy.dump").open("wb") as file:
         through_a_pipe(["backup", "-"], stdout=file)
     stack.rename(user, "Changed once more")
-    with (tmp_path / "velikiy.dump").open("rb") as file:
-        through_a_pipe(["restore", "-", "--yes", "--no-save"], stdin=file)
+    with (tmp_path / "velikiy.dump").open("rb") as backup:
+        through_a_pipe(["restore", "-", "--yes", "--no-save"], stdin=backup)
     assert stack.name_of(user) == name
 
 
