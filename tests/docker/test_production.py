@@ -78,7 +78,7 @@ def typed(machine: Machine, script: str, folder: str = "/opt/velikiy-flask") -> 
 
 def test_each_section_with_commands_is_typed() -> None:
     others = {"Install", "Settings", "Start, now and at each boot", "Keys", "No proxy: TLS at the edges", "Monitoring"}
-    assert set(COMMANDS) == {*others, *PROXIES, "Apply changes", "Remove it"}
+    assert set(COMMANDS) == {*others, *PROXIES, "Backups", "Apply changes", "Remove it"}
 
 
 def test_server_from_nothing_runs_the_service(machine: Machine) -> None:
@@ -147,6 +147,12 @@ def test_example_with_a_path_prefix_serves_it(machine: Machine, proxy: str) -> N
 
 def test_edges_serve_https_themselves(machine: Machine) -> None:
     assert "Dora" in typed(machine, COMMANDS["No proxy: TLS at the edges"])
+
+
+def test_backup_is_restored_for_practice(machine: Machine) -> None:
+    output = typed(machine, COMMANDS["Backups"])
+    assert "velikiy-backup.timer" in output
+    assert "Dora" in output
 
 
 def test_prometheus_watches_the_service(machine: Machine) -> None:

@@ -114,11 +114,13 @@ def is_in_use(name: str, *, not_in: Path | None = None) -> bool:
             command = (process / "cmdline").read_bytes()
             if int(process.name) == os.getpid() or os.fsencode(name) not in command:
                 continue
-            if not_in is None or not (_works_in(process, not_in) or os.fsencode(f"\0--data\0{not_in}\0") in command):
+            if not_in is None or not _belongs_to(process, not_in):
                 return True
     return False
 
 
-def _works_in(process: Path, folder: Path) -> bool:
+def _belongs_to(process: Path, home: Path) -> bool:
+    """Return whether the process is a program of the stack in this data folder, or its launcher, which works in /."""
     current = (process / "cwd").readlink()
-    return current == folder or folder in current.parents
+    is_launcher = os.fsencode(f"VELIKIY_HOME={home}\0") in (process / "environ").read_bytes()
+    return current == home or home in current.parents or is_launcher

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from velikiy.stack import Refusal, privileges
 from velikiy.stack.code_copy import CHECKOUT
-from velikiy.stack.messages import report, step
+from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import Plan
 from velikiy.stack.supervisor import Supervisor
 
@@ -48,7 +48,7 @@ def install(home: Path) -> None:
     """
     other = _installed_for()
     if other and other != home:
-        raise Refusal(f"{UNIT} runs the stack in {other}. Run ./run uninstall-service first.")
+        raise Refusal(f"{UNIT} runs the stack in {other}. Run {command('uninstall-service')} first.")
     _refuse_strange_path(CHECKOUT)
     account = privileges.service_account()  # the unit names this account
     was_active = _is_active()
@@ -61,10 +61,10 @@ def install(home: Path) -> None:
     elif UNIT in changed:
         report(f"The unit has changed. Run this at a time that suits you: systemctl restart {UNIT}")
     report(f"{UNIT} runs the stack in {home} as the user {account.pw_name}, also after a boot.")
-    report("  state    systemctl status velikiy        ./run status")
-    report("  journal  journalctl -u velikiy -f        (requests: ./run logs)")
+    report(f"  state    systemctl status velikiy        {command('status', home=home)}")
+    report(f"  journal  journalctl -u velikiy -f        (requests: {command('logs', home=home)})")
     report("  apply    systemctl reload velikiy        (newer code and changes of .env, without a failed request)")
-    report("  remove   ./run uninstall-service         (the data stays)")
+    report(f"  remove   {command('uninstall-service')}         (the data stays)")
     for timer in timers:
         _systemctl("restart", timer)
         report(f"  backup   systemctl list-timers {timer}   (each night, to {BACKUPS})")
@@ -128,7 +128,7 @@ def stop_if_installed(home: Path) -> None:
     if _is_in_charge(home) and _is_active():
         with step(f"stopping {UNIT}"):
             _systemctl("stop", UNIT)
-        report("It starts again at the next boot. To prevent that, run ./run uninstall-service")
+        report(f"It starts again at the next boot. To prevent that: {command('uninstall-service')}")
 
 
 def refuse_restart(running: Plan, obstacle: str) -> None:
@@ -266,7 +266,7 @@ def _unit_of(pid: int) -> str:
 
 def prepare(home: Path) -> None:
     """Write the script with which the services' account goes on, as `privileges.reexec_unprivileged` would do."""
-    command, environment = privileges.second_execution(home, ["up"])
+    words, environment = privileges.second_execution(home, ["up"])
     account = privileges.service_account()
     folder = SECOND_EXECUTION.parent
     folder.mkdir(mode=0o750, exist_ok=True)
@@ -279,7 +279,7 @@ def prepare(home: Path) -> None:
     new = SECOND_EXECUTION.with_suffix(".new")
     new.touch(mode=0o640)
     os.chown(new, 0, account.pw_gid)
-    new.write_text("\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(command)}"]) + "\n")
+    new.write_text("\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(words)}"]) + "\n")
     new.replace(SECOND_EXECUTION)
 
 

@@ -14,7 +14,7 @@ import click
 
 from velikiy.stack import Refusal, code_copy, privileges, service
 from velikiy.stack.code_copy import CHECKOUT
-from velikiy.stack.messages import report, step
+from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import Plan
 
 PACKAGES_RECORD = "packages"
@@ -126,7 +126,7 @@ def _remove_cached(found: Leftovers) -> None:
 def _say_what_stays(found: Leftovers, delete_data: bool) -> None:
     if found.has_data and not delete_data:
         owner = f", and so does the user {found.account}, who owns it" if found.account else ""
-        report(f"The data in {found.home} stays{owner}. ./run up starts a stack with it.")
+        report(f"The data in {found.home} stays{owner}. To start a stack with it: {command('up', home=found.home)}")
     if service.BACKUPS.is_dir():
         report(f"The backups stay: {service.BACKUPS}")
     if found.packages:
