@@ -387,7 +387,9 @@ def _show_status(home: Path, as_json: bool, *, clear: bool) -> int:
     from velikiy.stack.status import look
 
     plan = Plan.load(home)
-    found = look(plan) if plan and reaper.leftovers(home) else None
+    # The processes of the service are in the mount namespace of its sandbox, where `leftovers` does not look.
+    is_running = plan is not None and bool(reaper.leftovers(home) or Supervisor(plan).pid() is not None)
+    found = look(plan) if plan and is_running else None
     if as_json:
         state = status_report.as_json(found) if found else status_report.stopped(home)
         output = json.dumps(state, indent=None if clear else 2)

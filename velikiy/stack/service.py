@@ -51,6 +51,7 @@ def install(home: Path) -> None:
         raise Refusal(f"{UNIT} runs the stack in {other}. Run {command('uninstall-service')} first.")
     _refuse_strange_path(CHECKOUT)
     account = privileges.service_account()  # the unit names this account
+    BACKUPS.mkdir(mode=0o700, parents=True, exist_ok=True)  # systemd makes no sandbox around a folder that is missing
     was_active = _is_active()
     changed = {unit.name for unit in _templates() if _write(unit, home)}
     timers = [unit.name for unit in _templates() if unit.suffix == ".timer"]
