@@ -8,8 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from velikiy.stack import Refusal, cluster, rolling, versions
-from velikiy.stack.messages import report, step
+from velikiy.stack import Refusal, cluster, rolling, service, versions
+from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import Program
 from velikiy.stack.readiness import is_ready, wait_until_ready
@@ -121,7 +121,9 @@ def _go_back(plan: Plan, running: Plan | None) -> str:
             report("going back to the version before")
             _run_again(version)
     except Refusal as error:
-        raise Refusal(f"The version before could not go on: {error} To try it again: ./run rollback") from error
+        raise Refusal(
+            f"The version before could not go on: {error} To try it again: {command('rollback', home=plan.home)}"
+        ) from error
     versions.discard(plan.home)
     return " The stack still runs as before."
 
@@ -165,8 +167,8 @@ def roll_back(home: Path) -> Plan:
     version = versions.unfinished(home) or versions.before(home)
     if live is None or version is None:
         raise Refusal(
-            f"No earlier version of the stack in {home} is known: ./run up keeps the version that it replaces. Check"
-            " out the version that you want (git checkout), and run ./run up."
+            f"No earlier version of the stack in {home} is known: up keeps the version that it replaces. Check out the"
+            f" version that you want (git checkout), and run {command('up', home=home)}"
         )
     version.check()
     plan = version.plan
@@ -180,6 +182,8 @@ def roll_back(home: Path) -> Plan:
     if running:
         addresses = {name: version.secret(name) for name in versions.ADDRESSES}
         obstacle = rolling.obstacle(running, plan, addresses) if is_ready(running) else "it is not healthy"
+        if obstacle:
+            service.refuse_restart(running, obstacle)
 
     def prepare(with_secrets: bool) -> list[Program]:
         version.restore(with_secrets=with_secrets)
@@ -199,10 +203,11 @@ def restart(home: Path, name: str | None) -> None:
     version = versions.current(home)
     live = Plan.load(home)
     if live is None or Supervisor(live).pid() is None:
-        raise Refusal(f"The stack in {home} is not running. Start it with ./run up.")
+        raise Refusal(f"The stack in {home} is not running. Start it with {command('up', home=home)}")
     if version is None or not version.plan.fingerprint:
         raise Refusal(
-            "An earlier release has started this stack, or its last change has not ended. Run ./run up first."
+            "An earlier release has started this stack, or its last change has not ended. First run"
+            f" {command('up', home=home)}"
         )
     names = [program.name for program in version.programs]
     chosen = [
@@ -218,5 +223,6 @@ def restart(home: Path, name: str | None) -> None:
     kept = [it for it in names if it in NOT_RESTARTED] if name is None else []
     if kept:
         report(
-            f"{' and '.join(kept)} went on; {' or '.join(f'./run restart {it}' for it in kept)} restarts them by name"
+            f"{' and '.join(kept)} went on; {' or '.join(command('restart', it, home=home) for it in kept)} restarts"
+            " them by name"
         )

@@ -280,7 +280,8 @@ def rollback(data: Path | None) -> None:
     with _of_a_stack(home):
         plan = change.roll_back(home)
     report(f"The version before runs: {display_url(plan.edge_urls[0])}")
-    report("./run up changes to the code of this checkout again, with today's settings; ./run rollback as well.")
+    again = " or ".join(command(word, home=home) for word in ("up", "rollback"))
+    report(f"To change to the newer version again: {again}")
 
 
 @run.command()

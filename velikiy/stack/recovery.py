@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from velikiy.stack import Refusal, cluster
-from velikiy.stack.messages import report, step
+from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import Plan
 
 BASE_NAME = re.compile(r"[0-9]{8}T[0-9]{6}Z")
@@ -145,7 +145,7 @@ def recover(plan: Plan, until: datetime | None) -> None:
         new.rename(plan.cluster)
     finally:
         shutil.rmtree(new, ignore_errors=True)
-    report("recovered; start the stack with ./run up")
+    report(f"recovered; start the stack with {command('up', home=plan.home)}")
     if previous.exists():
         report(f"The cluster of before is in {previous}. Delete it when you have checked the rows.")
 
