@@ -121,9 +121,8 @@ def _go_back(plan: Plan, running: Plan | None) -> str:
             report("going back to the version before")
             _run_again(version)
     except Refusal as error:
-        raise Refusal(
-            f"The version before could not go on: {error} To try it again: {command('rollback', home=plan.home)}"
-        ) from error
+        retry = command("rollback", home=plan.home)
+        raise Refusal(f"The version before could not go on: {error} To try it again: {retry}") from error
     versions.discard(plan.home)
     return " The stack still runs as before."
 

@@ -255,7 +255,7 @@ def _stay_with(plan: Plan, began: float, runs_as_service: bool) -> None:
 
 
 @run.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=processes)
 @data_option
 def restart(name: str | None, data: Path | None) -> None:
     """Restart the programs of the stack one after the other, or those of NAME (app, edge1, postgres, ...).
