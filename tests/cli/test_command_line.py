@@ -93,7 +93,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ("statsu", "Did you mean 'status'?"),
+            ("rolback", "Did you mean 'rollback'?"),
             ("up --prot 1", "Did you mean '--port'?"),
             ("up --port many", "--port"),
             ("up --port 99999", "1<=x<=65535"),

@@ -110,9 +110,10 @@ class Archive:
         with self._sql([VERSION_TABLE]) as lines:
             for line in lines:
                 if found := HEADER.fullmatch(line):
-                    rows = b"".join(self._rows(lines)).decode().split()
-                    if len(rows) == 1:
-                        return _name(found[1]), rows[0]
+                    rows = b"".join(self._rows(lines)).decode().splitlines()
+                    columns = [*map(_name, re.findall(NAME, found[3]))]
+                    if len(rows) == 1 and "version_num" in columns:
+                        return _name(found[1]), rows[0].split("\t")[columns.index("version_num")]
         raise BadArchive(
             f"{self.shown} is no backup of this service: it lacks the table {VERSION_TABLE}. Give a file that velikiy"
             " backup or pg_dump --format=custom has made of the database of the service"

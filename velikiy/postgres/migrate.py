@@ -391,7 +391,8 @@ def await_migration(dsn: str, *, wait: float) -> None:
             state = _state_at(dsn)
             if state.revision and not code.lacking(state):
                 return
-            awaited = f"the database has the revision {state.revision}, and {code.revisions[-1]} is awaited"
+            present = f"the database has the revision {state.revision}" if state.revision else "there are no tables yet"
+            awaited = f"{present}, and the revision {code.revisions[-1]} is awaited"
         except psycopg.Error as error:
             awaited = f"PostgreSQL refused: {_first_line(error)}"
         if time.monotonic() > deadline:

@@ -85,7 +85,7 @@ def save_programs(plan: Plan, programs: list[Program]) -> None:
 def begin(home: Path) -> None:
     """Keep the version that runs, unless an earlier change from it has not ended."""
     unfinished, new = home / "versions" / "unfinished", home / "versions" / "new"
-    if unfinished.exists() or not (home / PROGRAMS).exists():
+    if unfinished.exists() or not all((home / name).exists() for name in ("stack.json", PROGRAMS)):
         return
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(mode=0o700, exist_ok=True)
