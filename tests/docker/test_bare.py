@@ -130,7 +130,7 @@ def test_no_process_of_the_service_is_root_or_has_more_than_the_right_to_port_80
             assert re.search(r"sleep infinity$|^python3 -c", process["command"]), process
         else:
             # Nginx binds the port, and inherits the right from its supervisor.
-            may_bind = re.match(r"nginx|.* -m supervisor", process["command"])
+            may_bind = re.match(r"nginx|.* -m velikiy\.stack\.supervisord", process["command"])
             allowed = NET_BIND_SERVICE if may_bind else 0
             assert process["capabilities"] & ~allowed == 0, process
 

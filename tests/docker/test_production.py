@@ -14,7 +14,7 @@ from . import machine as machines
 from .engine import CHECKOUT, Engine, Say, docker
 from .machine import DEBIAN_12, DEBIAN_13, Machine
 
-pytestmark = [pytest.mark.bare, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.bare, pytest.mark.long, pytest.mark.timeout(1800)]
 
 URL = "https://users.example.com/users"
 
@@ -55,7 +55,7 @@ def sections(document: str, language: str) -> dict[str, str]:
 COMMANDS = sections("production.md", "sh")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(DEBIAN_12, marks=pytest.mark.long), DEBIAN_13])
+@pytest.fixture(scope="module", params=[DEBIAN_12, DEBIAN_13])
 def machine(request: pytest.FixtureRequest, engine: Engine, checkout: Path, say: Say) -> Iterator[Machine]:
     """A machine whose repository of the document is the checkout under test."""
     with machines.image(request.param, say, machines.SYSTEMD) as image, machines.machine(image, boots=True) as machine:

@@ -14,12 +14,12 @@ from .engine import Engine, Say, docker
 from .machine import DEBIAN_12, DEBIAN_13, Machine
 from .stack import wait_until
 
-pytestmark = [pytest.mark.bare, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.bare, pytest.mark.long, pytest.mark.timeout(1200)]
 
 CHECKOUT = "/opt/velikiy-flask"
 
 
-@pytest.fixture(scope="module", params=[DEBIAN_12, pytest.param(DEBIAN_13, marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=[DEBIAN_12, DEBIAN_13])
 def machine(request: pytest.FixtureRequest, engine: Engine, checkout: Path, say: Say) -> Iterator[Machine]:
     """A machine on which `./run install-service` was typed."""
     failed_before = request.session.testsfailed

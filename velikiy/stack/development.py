@@ -16,7 +16,7 @@ COMMANDS = [
         "test",
         """Run the tests; arguments go to pytest.
 
-        Without arguments all tests run, two at a time. "-m scale" selects the tests with several machines and with
+        Without arguments all tests run, three at a time. "-m scale" selects the tests with several machines and with
         failovers, "-m long" the tests that take minutes. "./run test -- --help" shows the options of pytest. Exits as
         pytest does: with 0 if all tests passed, with 1 if one failed.
         """,
@@ -41,11 +41,11 @@ COMMANDS = [
     ),
     _command(
         "test-bare",
-        "Test the start on a bare Debian 12 and 13, and as a service of systemd, in containers.",
+        "Test the start on a bare Debian 12 and 13, in containers.",
         click.Option(
             ["--all"],
             is_flag=True,
-            help="Also test the service and docs/production.md on the other release, which takes minutes more.",
+            help="Also test the service of systemd and docs/production.md on machines that boot; 15 minutes more.",
         ),
         _arguments("pytest_arguments"),
     ),
