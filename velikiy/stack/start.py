@@ -63,12 +63,9 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
     chosen = {name: it["value"] for name, it in remembered.items() if name in options.SETTINGS}
     wanted = load(StackSettings, None, **chosen)
     preflight.check_address(wanted.bind)
-    plan = _make_plan(home, wanted, reload, bool(options.value(remembered, "monitoring")), settings, running)
+    monitoring = _has_prometheus(bool(options.value(remembered, "monitoring")), bool(given.get("monitoring")), settings)
+    plan = _make_plan(home, wanted, reload, monitoring, settings, running)
     plan.options = remembered
-    if plan.monitoring and settings.metrics == "off":
-        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or add --no-monitoring.")
-    if plan.monitoring and shutil.which("prometheus") is None:
-        raise Refusal("Prometheus (--monitoring) is not installed. Install it: ./run packages prometheus")
     preflight.check_inner_port("METRICS_PORT", wanted.metrics_port or 0, running)
     preflight.check_inner_port("PROMETHEUS_PORT", plan.prometheus_port, running)
     _choose_certificate(plan, wanted, settings, running, bool(options.value(remembered, "tls_self_signed")))
@@ -151,6 +148,28 @@ def _obstacle(running: Plan, plan: Plan, wanted: StackSettings) -> str:
             if not migration.is_safe:
                 return f"the migration {migration.revision} changes tables that the running version uses"
     return rolling.obstacle(running, plan, _given_secrets(wanted))
+
+
+def _has_prometheus(wanted: bool, is_new: bool, settings: ServiceSettings) -> bool:
+    """Return whether Prometheus is started, too.
+
+    Args:
+        wanted: By the options of this command and of earlier ones.
+        is_new: This command has the option. Otherwise a Prometheus that was removed meanwhile keeps no stack down.
+        settings: The settings of the services.
+
+    Raises:
+        Refusal
+    """
+    if wanted and settings.metrics == "off":
+        raise Refusal("Prometheus (--monitoring) needs metrics. Remove METRICS=off, or add --no-monitoring.")
+    if not wanted or shutil.which("prometheus"):
+        return wanted
+    advice = f"Install it: {command('packages', 'prometheus')}"
+    if is_new:
+        raise Refusal(f"Prometheus (--monitoring) is not installed. {advice}")
+    report(f"warning: Prometheus (--monitoring) is not installed, so the stack runs without it. {advice}")
+    return False
 
 
 def _make_plan(
