@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from velikiy.bulk.progress import print_message, progress_bar
-from velikiy.bulk.signals import raise_on_signals
 from velikiy.cli.connection import open_gate
-from velikiy.cli.errors import os_sentence, setting_sentence
+from velikiy.cli.errors import ending_on_signals, os_sentence, setting_sentence
 from velikiy.settings import BadSetting, MigrationSettings, load
 
 if TYPE_CHECKING:
@@ -273,11 +271,8 @@ def _exit_codes(command: str) -> Iterator[None]:
 
     name = f"velikiy {command}"
     try:
-        with raise_on_signals():
+        with ending_on_signals(name):
             yield
-    except KeyboardInterrupt as interruption:
-        print_message(f"{name}: interrupted")
-        sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     except BadSetting as error:
         print_message(f"{name}: {setting_sentence(error)}")
     except OSError as error:

@@ -2,9 +2,15 @@
 
 import errno
 import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 
+from velikiy.bulk.progress import print_message
+from velikiy.bulk.signals import raise_on_signals
 from velikiy.postgres import CONNECT_OPTIONS, DatabaseUnavailable, Deadlock
 from velikiy.resources.problems import SQLSTATES
 from velikiy.settings import BadSetting
@@ -87,3 +93,14 @@ def os_sentence(error: OSError) -> str:
     path = f"{error.filename}: " if error.filename else ""
     advice = f". {FILE_NEXT_STEPS[error.errno]}" if error.errno in FILE_NEXT_STEPS else ""
     return f"{path}{error.strerror or error}{advice}"
+
+
+@contextmanager
+def ending_on_signals(name: str) -> Iterator[None]:
+    """End the command of this name with one line and the exit code of the signal, if a signal interrupts the block."""
+    try:
+        with raise_on_signals():
+            yield
+    except KeyboardInterrupt as interruption:
+        print_message(f"{name}: interrupted")
+        sys.exit(128 + (interruption.args or [signal.SIGINT])[0])

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,9 +18,8 @@ from velikiy.bulk.input_file import CannotImport, format_by_name
 from velikiy.bulk.insert import OnConflict
 from velikiy.bulk.progress import print_message
 from velikiy.bulk.seeder import seed_with
-from velikiy.bulk.signals import raise_on_signals
 from velikiy.cli.connection import open_gate
-from velikiy.cli.errors import os_sentence, setting_sentence
+from velikiy.cli.errors import ending_on_signals, os_sentence, setting_sentence
 from velikiy.command_line import CommandGroup
 from velikiy.resources.base import READ_ONLY, Resource
 from velikiy.settings import BadSetting
@@ -244,11 +242,8 @@ def _exit_codes(resource: Resource, command: str) -> Iterator[None]:
     """Turn an error into one line for the operator and an exit code (docs/import-export.md)."""
     name = f"velikiy {resource.name} {command}"
     try:
-        with raise_on_signals():
+        with ending_on_signals(name):
             yield
-    except KeyboardInterrupt as interruption:
-        print_message(f"{name}: interrupted")
-        sys.exit(128 + (interruption.args or [signal.SIGINT])[0])
     except BadSetting as error:
         print_message(f"{name}: {setting_sentence(error)}")
         sys.exit(UNUSABLE)
