@@ -59,9 +59,7 @@ def install(app: Flask, auth: Auth) -> None:
 
 def _files() -> dict[str, Path]:
     own = {file.relative_to(STATIC).as_posix(): file for file in STATIC.rglob("*") if file.is_file()}
-    packaged = {
-        name: Path(str(distribution(package).locate_file(path))) for name, (package, path) in PACKAGED.items()
-    }
+    packaged = {name: Path(str(distribution(package).locate_file(path))) for name, (package, path) in PACKAGED.items()}
     return dict(sorted({**own, **packaged}.items()))
 
 
