@@ -33,6 +33,7 @@ const ICONS = {
   close: "M4 4l8 8M12 4l-8 8",
   previous: "M10 3 5 8l5 5",
   next: "M6 3l5 5-5 5",
+  reload: "M13.5 8a5.5 5.5 0 1 1-1.6-3.9M12.5 1.5v3h-3",
   up: "M8 13V3M4 7l4-4 4 4",
   down: "M8 3v10M4 9l4 4 4-4",
   alert: "M8 2.5 14.5 13.5H1.5ZM8 6.8v3M8 11.7v.1",
