@@ -1,4 +1,5 @@
-// A lost race: somebody else has changed a user since the person began. Both versions are shown, and the person decides.
+// A lost race: another client has changed a user since the person began. The dialog shows both versions, and the person
+// decides.
 
 import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
@@ -15,8 +16,9 @@ const FIELDS = ["name", "email"];
 // base: the user as the person saw it.
 export function showConflict({ base, current, mine }) {
   const title = current ? t("conflict_title") : t("conflict_deleted_title");
-  const lead = !current ? t("conflict_deleted_text")
-    : mine ? t("conflict_text", { when: moment(current.updated_at) }) : t("conflict_delete_text", { when: moment(current.updated_at) });
+  const lead = current
+    ? t(mine ? "conflict_text" : "conflict_delete_text", { when: moment(current.updated_at) })
+    : t("conflict_deleted_text");
   const yours = mine ?? base;
   const line = (field) => {
     const differs = !current || current[field] !== yours[field];
@@ -35,8 +37,8 @@ export function showConflict({ base, current, mine }) {
         element("tbody", {}, FIELDS.map(line))),
     ],
     footer: [
-      mine && element("button", { type: "button", class: "btn btn-outline-secondary me-auto", onclick: () => close(null) },
-        t("conflict_edit")),
+      mine && element("button", { type: "button", class: "btn btn-outline-secondary me-auto",
+        onclick: () => close(null) }, t("conflict_edit")),
       element("button", { type: "button", class: "btn btn-outline-secondary", onclick: () => close("theirs") },
         t(current ? "conflict_theirs" : "conflict_leave_deleted")),
       element("button", { type: "submit", class: mine ? "btn btn-primary" : "btn btn-danger" }, mineLabel),

@@ -1,5 +1,5 @@
-// Editing a user in its row of the table. An edit stays open until it is saved or cancelled: other pages, other views and
-// failed requests do not close it.
+// Editing a user in its row of the table. An edit stays open until it is saved or cancelled: other pages, other views
+// and failed requests do not close it.
 
 import { request } from "./api.js";
 import { badge } from "./badge.js";
@@ -96,7 +96,8 @@ class Edit {
     if (this.save.disabled) return;
     if (!this.isChanged) return this.end(null);
     const mine = this.values;
-    const changes = Object.fromEntries(FIELDS.filter((name) => mine[name] !== this.row[name]).map((name) => [name, mine[name]]));
+    const differing = FIELDS.filter((name) => mine[name] !== this.row[name]);
+    const changes = Object.fromEntries(differing.map((name) => [name, mine[name]]));
     this.save.disabled = true;
     this.explain({});
     const answer = await request("PATCH", `/users/${this.row.id}`, {
@@ -115,12 +116,12 @@ class Edit {
     this.end(now);
   }
 
-  // Somebody else has changed or deleted the user. Shows both versions, and carries out the decision.
+  // Another client has changed or deleted the user. Shows both versions, and carries out the decision.
   async decide(mine) {
     const answer = await request("GET", `/users/${this.row.id}`);
     if (!answer.ok && answer.status !== 404) return this.explain(answer.problem);
     const current = answer.ok ? answer.body : null;
-    // A save whose answer was lost, or somebody who had the same idea.
+    // A save whose answer was lost, or another client that saved the same values.
     if (current && FIELDS.every((field) => current[field] === mine[field].trim())) return this.saved(current);
     const decision = await showConflict({ base: this.row, current, mine });
     if (decision === "theirs") {

@@ -47,14 +47,15 @@ export class UserTable {
           t(name), isSorted && icon(isDown ? "down" : "up")));
     });
     this.head.replaceChildren(element("th", { scope: "col", class: "column-choose" }, this.all), ...heads,
-      element("th", { scope: "col", class: "column-actions" }, element("span", { class: "visually-hidden" }, t("actions"))));
+      element("th", { scope: "col", class: "column-actions" },
+        element("span", { class: "visually-hidden" }, t("actions"))));
   }
 
   line(row) {
     const mayWrite = rights().may_write;
-    const act = (name, label, glyph, run) => element("button", { type: "button", class: "btn-quiet", disabled: !mayWrite,
-      id: `${name}-${row.id}`, "aria-label": label, title: mayWrite ? label : t("may_not_write"), onclick: run },
-      icon(glyph));
+    const act = (name, label, glyph, run) => element("button", { type: "button", class: "btn-quiet",
+      id: `${name}-${row.id}`, disabled: !mayWrite, "aria-label": label, title: mayWrite ? label : t("may_not_write"),
+      onclick: run }, icon(glyph));
     const edit = act("edit", t("edit_name", { name: row.name }), "pencil", async () => {
       const begun = await beginEdit(row, {
         onend: (changed) => this.endEdit(changed ?? row),

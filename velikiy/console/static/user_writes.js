@@ -15,6 +15,11 @@ const FIELDS = ["name", "email"];
 const MAX_OPERATIONS = 1000; // of a batch
 const AT_ONCE = 4; // requests of one undo
 
+function cancelButton(close) {
+  return element("button", { type: "button", class: "btn btn-outline-secondary", onclick: () => close(null) },
+    t("cancel"));
+}
+
 function changed() {
   dispatchEvent(new Event("userschange"));
 }
@@ -68,7 +73,7 @@ export async function createUser() {
       submit,
       body: [fields, message],
       footer: [
-        element("button", { type: "button", class: "btn btn-outline-secondary", onclick: () => close(null) }, t("cancel")),
+        cancelButton(close),
         save,
       ],
     };
@@ -123,10 +128,11 @@ export async function deleteUsers(rows) {
   const confirmed = await openDialog(t("delete_many_title", { count: rows.length }), (close) => ({
     submit: () => close(true),
     body: [element("p", {}, t("delete_many_text")),
-      element("ul", { class: "name-list" }, rows.slice(0, 8).map((row) => element("li", {}, `${row.name} (${row.email})`)),
+      element("ul", { class: "name-list" },
+        rows.slice(0, 8).map((row) => element("li", {}, `${row.name} (${row.email})`)),
         rows.length > 8 && element("li", {}, t("and_more", { count: rows.length - 8 })))],
     footer: [
-      element("button", { type: "button", class: "btn btn-outline-secondary", onclick: () => close(null) }, t("cancel")),
+      cancelButton(close),
       element("button", { type: "submit", class: "btn btn-danger" }, t("delete")),
     ],
   }));
@@ -183,8 +189,8 @@ function showResults({ deleted, missing, refused, problem, all }) {
 
 // ---- undo ----
 
-// The users that were deleted and can be brought back: their ids only, and only in this tab. A message that a reload has
-// taken away is shown again.
+// The users that were deleted and can be brought back: their ids only, and only in this tab. A message that a reload
+// has taken away is shown again.
 const KEPT = "deleted";
 const MAX_KEPT = 20;
 

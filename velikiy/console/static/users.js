@@ -23,8 +23,8 @@ const SLOW_MS = 2000;
 // The chosen rows, by id. They stay chosen on other pages, and while another view is shown.
 const chosen = new Map();
 
-// A page of the list. Its place in history is the fragment (order, number of the page, and its cursor if the order is by
-// values that are not personal) and history.state (the search, and the cursors of the pages before).
+// A page of the list. Its place in history is the fragment (the order, the number of the page, and its cursor if the
+// order is by values that are not personal) and history.state (the search, and the cursors of the pages before).
 class Place {
   constructor(query) {
     const state = history.state?.users ?? {};
@@ -203,9 +203,9 @@ class UsersView {
 
   warn(text, retry = null) {
     this.notice.hidden = false;
-    this.notice.replaceChildren(icon("alert"), element("span", {}, text),
-      retry ? element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", onclick: retry }, t("retry"))
-        : "");
+    const again = element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", onclick: retry },
+      t("retry"));
+    this.notice.replaceChildren(icon("alert"), element("span", {}, text), ...(retry ? [again] : []));
   }
 
   drawRows({ keepsFocus = false } = {}) {
@@ -301,7 +301,8 @@ class UsersView {
           for (const id of gone) chosen.delete(id);
           this.drawBar();
         } }, icon("trash"), t("delete")),
-      element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", onclick: clear }, t("clear_choice")));
+      element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", onclick: clear },
+        t("clear_choice")));
   }
 }
 
