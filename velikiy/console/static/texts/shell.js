@@ -30,7 +30,7 @@ export const texts = {
     key_needed: "The operator of this service requires an API key here.",
     key_label: "Key",
     key_help:
-      "The page keeps it for this tab only, until the tab is closed. An operator creates keys with: velikiy keys create",
+      "The page keeps it for this tab only, until the tab is closed. An operator creates keys: velikiy keys create",
     key_use: "Use this key",
     key_forget: "Forget the key",
     key_wrong: "This key is not valid: it was mistyped, was revoked, or has expired.",
