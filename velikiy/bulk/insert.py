@@ -76,10 +76,12 @@ def write(
     rows: list[Row],
     on_conflict: OnConflict,
     record: Callable[[Connection, Outcome], T],
+    command: str,
 ) -> T:
     """Write these rows in one transaction.
 
     Args:
+        command: The name of the command, for the history of the rows.
         record: Called in the same transaction with the outcome. Its result is returned.
 
     Raises:
@@ -99,7 +101,7 @@ def write(
         # The lists, the counts, the changed rows, and cached 404s of the new ids.
         return Change(result, resource.invalidated_by(*outcome.ids) if outcome.ids else ())
 
-    return gate.write(change)
+    return gate.write(change, author=f"command:velikiy {resource.name} {command}")
 
 
 def _await_turn(connection: Connection, resource: Resource) -> None:
