@@ -1,0 +1,53 @@
+"""What each tier holds for one address, and the purge of its path, for the console (docs/console.md)."""
+
+from typing import Any
+
+import orjson
+from flask import Blueprint, Flask, Response
+from pydantic import Field
+
+from velikiy.coherence import CachePath, Gate, inspect
+from velikiy.coherence.membership import REDIS
+from velikiy.http import requests
+from velikiy.resources.base import Strict, path_of
+from velikiy.settings import Settings
+
+
+class Purge(Strict):
+    path: str = Field(max_length=1000)
+
+
+def install(app: Flask, gate: Gate, settings: Settings) -> None:
+    """Add `GET /console/tiers?path=` and `POST /console/purge`."""
+    routes = Blueprint("console_tiers", __name__, url_prefix="/console")
+
+    @routes.get("/tiers")
+    def tiers() -> Response:
+        address = requests.parameters("path").get("path", "")
+        path = _cache_path(address)
+        return _uncached({"path": address, "tiers": inspect.look(gate, path, address, settings)})
+
+    @routes.post("/purge")
+    def purge() -> Response:
+        requests.parameters()
+        path = _cache_path(requests.body(Purge).path)
+        with gate.database.autocommit() as connection:
+            gate.drop(connection, [path])
+            caches = gate.caches.all(connection)
+        fenced = ["redis" if cache.name == REDIS else f"edge {cache.address}" for cache in caches if cache.fenced]
+        return _uncached({"message": "Purged", "path": path.path, "edges": len(caches) - 1, "fenced": fenced})
+
+    app.register_blueprint(routes)
+
+
+def _cache_path(address: str) -> CachePath:
+    """Raises: Problem"""
+    path = path_of(address)
+    if path is None:
+        raise requests.bad("path", "is no cached address, such as /users, /users?limit=5, /users/count or /users/7")
+    return path
+
+
+def _uncached(content: Any) -> Response:
+    # The next response differs, even if nothing was written.
+    return Response(orjson.dumps(content), headers={"Cache-Control": "no-store"}, content_type="application/json")
