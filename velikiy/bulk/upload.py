@@ -88,7 +88,7 @@ def read_piece(resource: Resource, content: bytes, reading: Reading, place: Plac
         lines = rows[-1].line - 1 if rows else head_lines
         end = _end_of_line(whole, newline, lines)
         rows = rows[:-1]
-    earlier = place.line - head_lines if place.head else 0
+    earlier = max(0, place.line - head_lines)
     rows = [row._replace(line=row.line + earlier) for row in rows]
     read_bytes = end - head if place.head else end
     return Piece(

@@ -48,7 +48,7 @@ class Options(Strict):
     resource: Text = "users"
     format: Literal["csv", "ndjson"] | None = None
     encoding: Text | None = None
-    maps: Annotated[list[Text], Field(max_length=100)] = []
+    maps: Annotated[list[Text], Field(max_length=100, default_factory=list)]
     """Texts such as "First Name+Last Name=name". Other columns are left out if there are any."""
 
     on_conflict: OnConflict = "reject"
