@@ -1,13 +1,12 @@
 """What each tier holds for one address, and the purge of its path, for the console (docs/console.md)."""
 
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from flask import Blueprint, Flask, Response
 from pydantic import Field
 
 from velikiy.coherence import CachePath, Gate, inspect
-from velikiy.coherence.membership import REDIS
 from velikiy.http import requests
 from velikiy.resources.base import Strict, path_of
 from velikiy.settings import Settings
@@ -15,6 +14,8 @@ from velikiy.settings import Settings
 
 class Purge(Strict):
     path: str = Field(max_length=1000)
+    tier: Literal["all", "nginx"] = "all"
+    """`nginx` leaves the entries in Redis, so that the next read shows the second tier."""
 
 
 def install(app: Flask, gate: Gate, settings: Settings) -> None:
@@ -30,12 +31,19 @@ def install(app: Flask, gate: Gate, settings: Settings) -> None:
     @routes.post("/purge")
     def purge() -> Response:
         requests.parameters()
-        path = _cache_path(requests.body(Purge).path)
+        wanted = requests.body(Purge)
+        path = _cache_path(wanted.path)
         with gate.database.autocommit() as connection:
-            gate.drop(connection, [path])
-            caches = gate.caches.all(connection)
-        fenced = ["redis" if cache.name == REDIS else f"edge {cache.address}" for cache in caches if cache.fenced]
-        return _uncached({"message": "Purged", "path": path.path, "edges": len(caches) - 1, "fenced": fenced})
+            if wanted.tier == "all":
+                gate.drop(connection, [path])
+            redis, *edges = gate.caches.all(connection)
+        silent = [edge for edge in edges if edge.fenced]
+        if wanted.tier == "nginx":
+            # An edge that does not answer keeps its entry, which is not stale: nothing was written.
+            silent += gate.edge_tier.drop([edge for edge in edges if not edge.fenced], [path])
+        names = ["redis"] if redis.fenced else []
+        names += [f"edge {edge.address}" for edge in silent]
+        return _uncached({"message": "Purged", "path": path.path, "edges": len(edges), "silent": names})
 
     app.register_blueprint(routes)
 
