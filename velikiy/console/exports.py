@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 
 import orjson
 import structlog
-from flask import Blueprint, Flask, Response, g
+from flask import Blueprint, Flask, Response
 
 from velikiy.bulk import exporter
 from velikiy.coherence import Gate
@@ -65,7 +65,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
             raise requests.bad("format", f"must be one of {', '.join(FORMATS)}")
         until = str(int(time.time()) + TICKET_S)
         ticket = f"{file_format}-{until}-{mac(file_format, until)}"
-        address = f"{g.path_prefix}/console/export/{ticket}/{resource.name}.{FORMATS[file_format][0]}"
+        address = f"/console/export/{ticket}/{resource.name}.{FORMATS[file_format][0]}"
         answer = orjson.dumps({"address": address, "expires_in": TICKET_S})
         return Response(answer, headers={"Cache-Control": "no-store"}, content_type="application/json")
 

@@ -79,7 +79,11 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
             return _json({**answer, "names": error.names, "columns": None, "rows": []})
         columns = piece.columns.sources if piece.columns else {}
         rows = [_shown(resource, row) for row in piece.rows]
-        form = {"format": "csv" if piece.is_csv else "ndjson", "encoding": piece.codec}
+        form = {
+            "format": "csv" if piece.is_csv else "ndjson",
+            "encoding": piece.codec,
+            "is_whole": piece.done > 0,  # JSON that is not one object a line, which cannot be cut
+        }
         return _json({**answer, **form, "names": piece.names, "columns": columns, "rows": rows})
 
     @routes.post("")
