@@ -38,6 +38,7 @@ PAGE = """\
 <script src="{files}/theme.js"></script>
 <link rel="stylesheet" href="{files}/bootstrap.css">
 <link rel="stylesheet" href="{files}/console.css">
+<link rel="stylesheet" href="{files}/users.css">
 <link rel="stylesheet" href="{files}/user.css">
 <link rel="stylesheet" href="{files}/import.css">
 {preloads}
@@ -47,8 +48,8 @@ PAGE = """\
 """
 
 PRELOADED = (
-    *("api", "badge", "dialogs", "dom", "rights", "states", "texts", "toasts", "users"),
-    *("texts/shell", "texts/users"),
+    *("api", "badge", "conflicts", "csv", "dialogs", "dom", "rights", "states", "texts", "toasts"),
+    *("user_edits", "user_table", "user_writes", "users", "texts/shell", "texts/users"),
 )
 """The modules of the first view. Without these hints a browser learns of a module only from the one that imports it,
 and each level of imports costs a round trip."""

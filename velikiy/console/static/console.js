@@ -51,7 +51,8 @@ async function show() {
   }
   if (!route) {
     const link = element("a", { class: "btn btn-primary", href: "#/users" }, t("to_users"));
-    main.append(element("h1", { class: "visually-hidden" }, t("no_page")), empty(t("no_page"), t("no_page_text"), link));
+    main.append(element("h1", { class: "visually-hidden" }, t("no_page")),
+      empty(t("no_page"), t("no_page_text"), link));
     return;
   }
   const waiting = setTimeout(() => main.append(loading()), SLOW_MS);
@@ -80,8 +81,8 @@ function viewFailed() {
 // ---- the header ----
 
 function drawHeader(section) {
-  const link = (name, href) => element("a", { href, class: "nav-item", "aria-current": name === section ? "page" : null },
-    t(name));
+  const link = (name, href) => element("a",
+    { href, class: "nav-item", "aria-current": name === section ? "page" : null }, t(name));
   const header = element("header", { class: "shell" },
     element("div", { class: "shell-row" },
       element("a", { class: "brand", href: "#/users" }, logo(), "Velikiy Flask"),

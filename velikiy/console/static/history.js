@@ -3,13 +3,11 @@
 import * as api from "./api.js";
 import { badge } from "./badge.js";
 import { element } from "./dom.js";
-import { openDialog } from "./dialogs.js";
 import { rights } from "./rights.js";
 import { explain, failed, loading } from "./states.js";
-import { moment, number, translator } from "./texts.js";
+import { moment, translator } from "./texts.js";
 import { texts } from "./texts/user.js";
 import { toast } from "./toasts.js";
-import { differences } from "./versions.js";
 
 const t = translator(texts);
 const FIELDS = ["name", "email"];
@@ -95,6 +93,11 @@ export function showHistory(main, { path, current, changed, signal }) {
   }
 
   return { refresh };
+}
+
+// Returns the names of the fields that differ.
+function differences(one, other) {
+  return FIELDS.filter((name) => one[name] !== other[name]);
 }
 
 function drawFields(row, before) {

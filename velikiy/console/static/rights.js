@@ -3,6 +3,7 @@
 import { apiKey, onUnauthorized, request, setApiKey } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
+import { explain } from "./states.js";
 import { moment, translator } from "./texts.js";
 import { texts } from "./texts/shell.js";
 
@@ -45,7 +46,7 @@ export function askForKey({ isNeeded = false } = {}) {
       const headers = { Authorization: `Bearer ${key}` };
       const answer = /^[!-~]+$/.test(key) ? await request("GET", "/console/key", { asks: false, headers }) : null;
       if (!answer || answer.status === 401) return refuse(t("key_wrong"));
-      if (!answer.ok) return refuse(t(answer.status ? "problem_5xx" : "problem_away", { status: String(answer.status) }));
+      if (!answer.ok) return refuse(explain(answer.problem));
       setApiKey(key);
       known = answer.body;
       dispatchEvent(new Event("rightschange"));

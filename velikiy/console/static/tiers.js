@@ -14,9 +14,9 @@ const MAX_READS = 8;
 // Adds the section, and returns { refresh }. read: reads the path, and returns the answer.
 export function showTiers(main, { path, read, signal }) {
   const stages = element("ol", { class: "stages" }, element("li", { class: "stage" }, loading()));
-  const reads = element("ol", { class: "reads", "aria-label": t("reads") });
+  const reads = element("ol", { class: "tier-reads", "aria-label": t("reads") });
   const problem = element("p", { class: "tiers-problem", role: "alert" });
-  const button = element("button", { type: "button", class: "btn btn-primary read", onclick: readAgain }, t("read"));
+  const button = element("button", { type: "button", class: "btn btn-primary read-again", onclick: readAgain }, t("read"));
   const purges = [["all", "purge"], ["nginx", "purge_nginx"]].map(([tier, text]) =>
     element("button", { type: "button", class: `btn btn-outline-secondary purge-${tier}`, title: t(`${text}_title`),
       onclick: () => purge(tier) }, t(text)));

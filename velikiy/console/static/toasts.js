@@ -12,8 +12,8 @@ let stack = null;
 // Shows a message, and returns a function that removes it. A message with an action stays until it is closed: nobody
 // has to be quick.
 //
-// action: { label, run } of a button. kind: "done" or "failed".
-export function toast(text, { action = null, kind = "done" } = {}) {
+// action: { label, run } of a button. kind: "done" or "failed". onclose: called if the person closes the message.
+export function toast(text, { action = null, kind = "done", onclose = null } = {}) {
   if (!stack) {
     stack = element("div", { class: "toasts", role: "region", "aria-label": t("messages") });
     document.body.append(stack);
@@ -25,7 +25,10 @@ export function toast(text, { action = null, kind = "done" } = {}) {
       remove();
       action.run();
     } }, action.label),
-    element("button", { type: "button", class: "btn-quiet", "aria-label": t("close"), onclick: remove },
+    element("button", { type: "button", class: "btn-quiet", "aria-label": t("close"), onclick: () => {
+      remove();
+      onclose?.();
+    } },
       icon("close")));
   stack.append(message);
   while (stack.children.length > 4) stack.firstElementChild.remove();

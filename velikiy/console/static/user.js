@@ -2,6 +2,7 @@
 
 import * as api from "./api.js";
 import { badge } from "./badge.js";
+import { showConflict } from "./conflicts.js";
 import { announce, element, icon, set } from "./dom.js";
 import { showHistory } from "./history.js";
 import { rights } from "./rights.js";
@@ -10,7 +11,7 @@ import { moment, translator } from "./texts.js";
 import { texts } from "./texts/user.js";
 import { showTiers } from "./tiers.js";
 import { toast } from "./toasts.js";
-import { askWhichVersion } from "./versions.js";
+import { deleteUser } from "./user_writes.js";
 
 const t = translator(texts);
 const FIELDS = ["name", "email"];
@@ -33,6 +34,7 @@ export async function show(main, { parameters: [id], signal }) {
   const tiers = showTiers(main, { path, read, signal });
   const history = showHistory(main, { id, path, current: () => row && { row, etag }, changed: () => load(), signal });
   addEventListener("rightschange", () => drawRights(), { signal });
+  addEventListener("userschange", () => load(), { signal }); // deleted, or brought back
 
   // Reads the user, as the button "Read" does. Returns the answer.
   async function read() {
@@ -87,7 +89,7 @@ export async function show(main, { parameters: [id], signal }) {
         element("button", { type: "submit", class: "btn btn-primary", disabled: true }, t("save")),
         element("button", { type: "button", class: "btn btn-outline-secondary undo", disabled: true,
           onclick: () => { drawForm(); form.elements.name.focus(); } }, t("discard")),
-        element("button", { type: "button", class: "btn btn-outline-danger delete", onclick: remove }, t("delete"))));
+        element("button", { type: "button", class: "btn btn-outline-danger delete", onclick: () => deleteUser(row) }, t("delete"))));
     const facts = element("dl", { class: "facts" },
       fact(t("id"), String(row.id)), fact(t("version"), String(row.version)),
       fact(t("created_at"), time(row.created_at)), fact(t("updated_at"), time(row.updated_at)));
@@ -135,7 +137,7 @@ export async function show(main, { parameters: [id], signal }) {
     const answer = await api.request("PUT", path, { body: changes, headers: { "If-Match": over, ...REPRESENTATION } });
     if (signal.aborted) return;
     button.disabled = false;
-    if (answer.status === 412) {
+    if (answer.status === 412 || answer.status === 404) {
       await decide();
     } else if (answer.ok) {
       toast(t("saved"));
@@ -145,35 +147,30 @@ export async function show(main, { parameters: [id], signal }) {
     }
   }
 
-  // Somebody else was faster: shows both versions, and saves over theirs or takes theirs.
+  // Another client was faster: shows both versions, and saves over theirs, takes theirs, or goes on with the form.
   async function decide() {
-    const theirs = await api.request("GET", path, { signal });
-    if (theirs.aborted) return;
-    if (!theirs.ok) {
-      showProblem(theirs.problem);
+    const answer = await api.request("GET", path, { signal });
+    if (answer.aborted) return;
+    if (!answer.ok && answer.status !== 404) {
+      showProblem(answer.problem);
       return;
     }
-    const choice = await askWhichVersion({ mine: { ...row, ...entered }, theirs: theirs.body });
-    if (choice === "mine") {
-      row = theirs.body;
-      etag = theirs.headers.get("ETag");
-      await save(etag);
-    } else if (choice === "theirs") {
-      await load();
-    }
-  }
-
-  async function remove() {
-    const answer = await api.request("DELETE", path, { headers: { "If-Match": etag } });
+    const current = answer.ok ? answer.body : null;
+    const decision = await showConflict({ base: row, current, mine: { ...entered } });
     if (signal.aborted) return;
-    if (answer.status === 412) {
-      toast(t("changed_meanwhile"), { kind: "failed" });
+    if (decision === "theirs") {
       await load();
-    } else if (answer.ok || answer.status === 404) {
-      toast(t("deleted", { name: row.name }));
-      await load();
-    } else {
-      showProblem(answer.problem);
+      return;
+    }
+    if (current) {
+      row = current;
+      etag = answer.headers.get("ETag");
+      changed();
+      if (decision === "mine") await save(etag);
+    } else if (decision === "mine") {
+      const created = await api.request("PUT", path, { body: entered, headers: { "If-None-Match": "*" } });
+      if (created.ok) await load();
+      else showProblem(created.problem);
     }
   }
 

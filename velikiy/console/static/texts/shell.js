@@ -22,13 +22,15 @@ export const texts = {
     no_page: "There is no such page",
     no_page_text: "The address may have been mistyped.",
     to_users: "Go to the users",
-    view_failed: "This view could not be loaded. The service may have been upgraded since the page was opened, or it is away.",
+    view_failed:
+      "This view could not be loaded. The service may have been upgraded since the page was opened, or it is away.",
     key: "Key",
     key_none: "Enter an API key",
     key_title: "API key",
     key_needed: "The operator of this service requires an API key here.",
     key_label: "Key",
-    key_help: "The page keeps it for this tab only, until the tab is closed. An operator creates keys with: velikiy keys create",
+    key_help:
+      "The page keeps it for this tab only, until the tab is closed. An operator creates keys: velikiy keys create",
     key_use: "Use this key",
     key_forget: "Forget the key",
     key_wrong: "This key is not valid: it was mistyped, was revoked, or has expired.",
@@ -83,7 +85,8 @@ export const texts = {
     key_title: "Ключ API",
     key_needed: "Владелец сервиса требует здесь ключ API.",
     key_label: "Ключ",
-    key_help: "Страница хранит его только в этой вкладке, пока она открыта. Ключи создаёт владелец: velikiy keys create",
+    key_help:
+      "Страница хранит его только в этой вкладке, пока она открыта. Ключи создаёт владелец: velikiy keys create",
     key_use: "Использовать ключ",
     key_forget: "Забыть ключ",
     key_wrong: "Ключ недействителен: опечатка, отозван или истёк.",
