@@ -62,6 +62,11 @@ class Place {
   }
 }
 
+async function openExport() {
+  const module = await import("./export.js");
+  await module.openExport();
+}
+
 class UsersView {
   constructor(main, query, signal) {
     this.signal = signal;
@@ -98,7 +103,11 @@ class UsersView {
     this.pager = element("nav", { class: "pager", "aria-label": t("pages") });
     main.append(
       element("div", { class: "view-head" },
-        element("h1", {}, t("users")), this.counter, element("div", { class: "view-actions" }, this.create)),
+        element("h1", {}, t("users")), this.counter,
+        element("div", { class: "view-actions" },
+          element("button", { type: "button", class: "btn btn-outline-secondary", id: "export-all",
+            onclick: () => openExport() }, t("export_all")),
+          this.create)),
       element("div", { class: "toolbar" },
         element("div", { class: "search" }, icon("search"), this.search),
         element("div", { class: "reads" }, this.badges, this.reload)),
