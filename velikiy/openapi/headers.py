@@ -75,6 +75,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},
     },
+    "Preference-Applied": {
+        "description": "RFC 7240: the service has followed this preference of the request.",
+        "schema": {"type": "string", "enum": ["return=representation", "return=minimal"]},
+    },
     "Allow": {
         "description": "The methods that this address supports.",
         "schema": {"type": "string"},

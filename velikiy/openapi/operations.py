@@ -12,7 +12,9 @@ from velikiy.openapi.parameters import (
     ID_PARAMETER,
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
+    PAGE_PARAMETERS,
     PRECONDITIONS,
+    PREFER,
     list_parameters,
     search_parameters,
 )
@@ -27,7 +29,7 @@ from velikiy.openapi.responses import (
 )
 from velikiy.openapi.schemas import schema_ref
 from velikiy.resources import pagination
-from velikiy.resources.base import Resource
+from velikiy.resources.base import HISTORY, Resource
 
 SERVICE_TAG = "service"
 """The tag of the service's own operations."""
@@ -71,6 +73,7 @@ def resource_paths(resource: Resource) -> dict[str, Any]:
             ),
             "delete": _delete(resource),
         },
+        f"{resource.list_path.path}/{{id}}{HISTORY}": {"get": _history(resource)},
     }
 
 
@@ -109,11 +112,37 @@ def _get(resource: Resource) -> dict[str, Any]:
     )
 
 
-def _create(resource: Resource) -> dict[str, Any]:
-    headers = response_headers("Location", "ETag", "Cache-Control", optional=["Idempotency-Replayed"])
-    created = json_response(
-        f"The {resource.singular} was created.", schema_ref("Created"), headers, {"id": 4, "message": "Created"}
+def _history(resource: Resource) -> dict[str, Any]:
+    versions = {
+        "type": "array",
+        "maxItems": pagination.MAX_PAGE_ROWS,
+        "items": schema_ref(f"{resource.title}Version"),
+    }
+    headers = response_headers("ETag", "Cache-Control", optional=["Link", "Age"])
+    example = {
+        "version": 1,
+        "change": "create",
+        "changed_at": EXAMPLE_TIME,
+        "changed_by": "shop",
+        "through": "api",
+        "row": _example_row(resource),
+    }
+    page = json_response("Versions, newest first. `Link` leads to the next page.", versions, headers, [example])
+    responses = {"200": page, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS, "not-found")}
+    return _operation(
+        f"get{resource.title}History",
+        resource.name,
+        f"Get the versions of a {resource.singular}, also of a deleted one",
+        responses,
+        [ID_PARAMETER, *PAGE_PARAMETERS, IF_NONE_MATCH],
     )
+
+
+def _create(resource: Resource) -> dict[str, Any]:
+    headers = response_headers(
+        "Location", "ETag", "Cache-Control", optional=["Idempotency-Replayed", "Preference-Applied"]
+    )
+    created = _created(resource, headers, 4)
     operations = [f"{verb}{resource.title}" for verb in ("get", "put", "patch", "delete")]
     created["links"] = {
         operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
@@ -122,23 +151,42 @@ def _create(resource: Resource) -> dict[str, Any]:
     body = _request_body(f"New{resource.title}", {resource.singular: resource.example})
     responses = {"201": created, **problem_responses(*refusals)}
     return _operation(
-        f"create{resource.title}", resource.name, f"Create a {resource.singular}", responses, [IDEMPOTENCY_KEY], body
+        f"create{resource.title}",
+        resource.name,
+        f"Create a {resource.singular}",
+        responses,
+        [IDEMPOTENCY_KEY, PREFER],
+        body,
     )
 
 
+def _created(resource: Resource, headers: dict[str, Any], row_id: int) -> dict[str, Any]:
+    example = {"id": row_id, "message": "Created"}
+    return json_response(f"The {resource.singular} was created.", _or_row(resource, "Created"), headers, example)
+
+
+def _or_row(resource: Resource, minimal: str) -> dict[str, Any]:
+    """Return the schema of a response that has the row with `Prefer: return=representation`."""
+    return {"anyOf": [schema_ref(minimal), schema_ref(resource.title)]}
+
+
 def _update(resource: Resource, method: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
-    headers = response_headers("ETag", "Cache-Control")
+    headers = response_headers("ETag", "Cache-Control", optional=["Preference-Applied"])
     changed = json_response(
-        f"The {resource.singular} was changed.", schema_ref("Updated"), headers, {"message": "Updated"}
+        f"The {resource.singular} was changed.", _or_row(resource, "Updated"), headers, {"message": "Updated"}
     )
     refusals = (*WRITE_PROBLEMS, *BODY_PROBLEMS, *_uniqueness_problems(resource), "not-found", "precondition-failed")
     body = _request_body(
         f"{resource.title}Changes", {"one field": _example_field(resource), "all fields": resource.example}, types
     )
     responses = {"200": changed, **problem_responses(*refusals)}
+    if method == "put":
+        again = _created(resource, headers | response_headers("Location"), 1)
+        again["description"] = f"The deleted {resource.singular} was created again (`If-None-Match: *`)."
+        responses = {"200": changed, "201": again, **problem_responses(*refusals)}
     summary = f"Change a {resource.singular}: {meaning}"
     return _operation(
-        f"{method}{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS], body
+        f"{method}{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS, PREFER], body
     )
 
 
@@ -160,7 +208,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
         {"op": "update", "id": 2, "status": 200, "etag": EXAMPLE_ETAG},
         {"op": "delete", "id": 3, "status": 200},
     ]
-    headers = response_headers("Cache-Control", optional=["Idempotency-Replayed"])
+    headers = response_headers("Cache-Control", optional=["Idempotency-Replayed", "Preference-Applied"])
     done = json_response(
         "All operations were carried out.", schema_ref("BatchDone"), headers, {"message": "Done", "results": results}
     )
@@ -173,7 +221,9 @@ def _batch(resource: Resource) -> dict[str, Any]:
     body = _request_body(f"{resource.title}Batch", {"one of each": {"operations": operations}})
     responses = {"200": done, **problem_responses(*refusals)}
     summary = f"Carry out up to {batch.MAX_OPERATIONS} writes: all of them or none"
-    return _operation(f"batch{_pascal_case(resource.name)}", resource.name, summary, responses, [IDEMPOTENCY_KEY], body)
+    return _operation(
+        f"batch{_pascal_case(resource.name)}", resource.name, summary, responses, [IDEMPOTENCY_KEY, PREFER], body
+    )
 
 
 def _uniqueness_problems(resource: Resource) -> list[str]:
