@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from velikiy import http, logs, traces
     from velikiy.coherence import connect
-    from velikiy.console import page, swagger
+    from velikiy.console import exports, imports, page, swagger, tiers
     from velikiy.http.auth import Auth
     from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
@@ -46,6 +46,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     openapi.install(app, registry())
     swagger.install(app)
     page.install(app, auth)
+    tiers.install(app, gate, settings)
+    imports.install(app, registry(), gate, idempotency_keys)
+    exports.install(app, registry(), gate, settings.edge_secret)
     database.open()
     traces.start(settings.traces_url)
     return app

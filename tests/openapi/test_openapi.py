@@ -26,7 +26,7 @@ from velikiy.settings import Settings
 
 DOCUMENT = document(registry())
 
-NOT_FOR_PROGRAMS = ("/.keys/", "/.lease/", "/docs", "/problems/")
+NOT_FOR_PROGRAMS = ("/.keys/", "/.lease/", "/console/", "/docs", "/problems/")
 
 Operation = tuple[str, str, dict[str, Any]]
 
