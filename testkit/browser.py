@@ -3,11 +3,18 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from importlib.metadata import distribution
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, Page
 
 CHROMIUM = shutil.which("chromium") or ""
+
+AXE = Path(str(distribution("axe-playwright-python").locate_file("axe_playwright_python/axe.min.js")))
+"""axe-core. The package's own functions would import Playwright's asynchronous half as well."""
 
 
 class OtherOrigin(BaseHTTPRequestHandler):
@@ -27,3 +34,42 @@ def open_page(browser: Browser, address: str) -> Iterator[Page]:
         page = browser.new_page()
         page.goto(address)
         yield page
+
+
+@dataclass
+class Visit:
+    """An open page, with the complaints of the browser and the addresses that it requested."""
+
+    page: Page
+    complaints: list[str] = field(default_factory=list)
+    requested: list[str] = field(default_factory=list)
+
+    @property
+    def hosts(self) -> set[str]:
+        return {urlsplit(url).netloc for url in self.requested if urlsplit(url).scheme not in ("data", "blob")}
+
+
+def watch(page: Page) -> Visit:
+    """Note what the browser complains about: errors, failed requests, and violations of the policy."""
+    visit = Visit(page)
+    page.on("console", lambda message: visit.complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    page.on("request", lambda request: visit.requested.append(request.url))
+    # The browser reports a violation that only blocks a style as an event, not as an error.
+    page.expose_function("violated", lambda text: visit.complaints.append(text))  # playwright needs a Python function
+    page.add_init_script(
+        "addEventListener('securitypolicyviolation', e => violated(`${e.violatedDirective} ${e.blockedURI}`))"
+    )
+    return visit
+
+
+def serious_findings(page: Page) -> list[str]:
+    """Return what axe finds on the page that is serious or critical, each as `rule: elements`."""
+    # Evaluated by the browser's own tools, which the policy of the page does not concern.
+    page.evaluate(AXE.read_text())
+    result = page.evaluate("() => axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{finding['id']}: {'; '.join(node['html'][:200] for node in finding['nodes'][:3])}"
+        for finding in result["violations"]
+        if finding["impact"] in ("serious", "critical")
+    ]

@@ -40,6 +40,14 @@ COMMANDS = [
         _arguments("options"),
     ),
     _command(
+        "screenshots",
+        """Take the pictures of the console in docs/screenshots/ again.
+
+        VIEW is the beginning of a picture's name, such as users or live. Without it all pictures are taken.
+        """,
+        _arguments("view"),
+    ),
+    _command(
         "test-bare",
         "Test the start on a bare Debian 12 and 13, in containers.",
         click.Option(

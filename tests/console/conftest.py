@@ -1,0 +1,37 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+
+from testkit.browser import CHROMIUM, Visit, watch
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser for all tests of a file. Each test has a context of its own: nothing is kept between two tests."""
+    if not CHROMIUM:
+        pytest.skip("there is no chromium; on Debian ./run test installs it")
+    # The browser's sandbox does not start as root.
+    arguments: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
+    with sync_playwright() as playwright, playwright.chromium.launch(**arguments) as browser:
+        yield browser
+
+
+@pytest.fixture
+def open_console(chromium: Browser) -> Iterator[Callable[..., Visit]]:
+    """Yield a function that opens an address in a new context, with options of the browser such as `locale`."""
+    contexts = []
+
+    def open_console(address: str, **options: Any) -> Visit:
+        defaults: Any = {"locale": "en-GB", "viewport": {"width": 1280, "height": 800}}
+        context = chromium.new_context(**{**defaults, **options})
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        visit = watch(context.new_page())
+        visit.page.goto(address)
+        return visit
+
+    yield open_console
+    for context in contexts:
+        context.close()

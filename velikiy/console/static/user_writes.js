@@ -1,0 +1,271 @@
+// Creating and deleting users, and undoing a deletion.
+
+import { request } from "./api.js";
+import { showConflict } from "./conflicts.js";
+import { openDialog } from "./dialogs.js";
+import { element } from "./dom.js";
+import { explain } from "./states.js";
+import { translator } from "./texts.js";
+import { texts } from "./texts/users.js";
+import { toast } from "./toasts.js";
+
+const t = translator(texts);
+
+const FIELDS = ["name", "email"];
+const MAX_OPERATIONS = 1000; // of a batch
+const AT_ONCE = 4; // requests of one undo
+
+function cancelButton(close) {
+  return element("button", { type: "button", class: "btn btn-outline-secondary", onclick: () => close(null) },
+    t("cancel"));
+}
+
+function changed() {
+  dispatchEvent(new Event("userschange"));
+}
+
+// ---- create ----
+
+// What was typed into the form for a new user, if it was closed without a result.
+const draft = { name: "", email: "" };
+
+export async function createUser() {
+  const created = await openDialog(t("create"), (close) => {
+    const inputs = {};
+    const problems = {};
+    for (const field of FIELDS) {
+      problems[field] = element("div", { class: "field-problem", id: `new-${field}-problem` });
+      inputs[field] = element("input", { class: "form-control", id: `new-${field}`, value: draft[field],
+        autocomplete: "off", spellcheck: false, "aria-describedby": `new-${field}-problem`,
+        oninput: () => { draft[field] = inputs[field].value; } });
+    }
+    const message = element("div", { class: "field-problem", role: "alert" });
+    const save = element("button", { type: "submit", class: "btn btn-primary" }, t("create_save"));
+    // A request that is sent again after its answer was lost must not create a second user.
+    let sent = { text: "", key: "" };
+    const submit = async () => {
+      if (save.disabled) return;
+      const body = Object.fromEntries(FIELDS.map((field) => [field, inputs[field].value]));
+      const text = JSON.stringify(body);
+      if (sent.text !== text) sent = { text, key: newKey() };
+      save.disabled = true;
+      message.textContent = "";
+      const answer = await request("POST", "/users", { body: text,
+        headers: { "Content-Type": "application/json", "Idempotency-Key": sent.key } });
+      save.disabled = false;
+      if (answer.ok) return close({ ...body, id: answer.body.id });
+      if (answer.status < 500 && answer.status !== 0) sent = { text: "", key: "" };
+      const errors = answer.problem.errors ?? [];
+      for (const field of FIELDS) {
+        const error = errors.find((each) => each.field === field);
+        problems[field].textContent = error ? t("field_problem", { field: t(field), detail: error.detail }) : "";
+        inputs[field].classList.toggle("is-invalid", Boolean(error));
+        inputs[field].setAttribute("aria-invalid", Boolean(error));
+      }
+      const first = FIELDS.find((field) => errors.some((error) => error.field === field));
+      if (first) inputs[first].focus();
+      else message.textContent = explain(answer.problem);
+      return undefined;
+    };
+    const fields = FIELDS.map((field) => element("div", { class: "mb-3" },
+      element("label", { class: "form-label", for: `new-${field}` }, t(field)), inputs[field], problems[field]));
+    return {
+      submit,
+      body: [fields, message],
+      footer: [
+        cancelButton(close),
+        save,
+      ],
+    };
+  });
+  if (!created) return;
+  draft.name = draft.email = "";
+  toast(t("created", { name: created.name.trim() }));
+  changed();
+}
+
+function newKey() {
+  // crypto.randomUUID exists only on https and on loopback.
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+// ---- delete ----
+
+// Deletes a user as the person saw it. If the user has changed since, the person decides again.
+export async function deleteUser(row) {
+  let seen = row;
+  for (;;) {
+    const now = await request("GET", `/users/${row.id}`);
+    if (now.status === 404) return alreadyGone(row);
+    if (!now.ok) return deletionFailed(now.problem, row);
+    if (now.body.version !== seen.version) {
+      if (await showConflict({ base: seen, current: now.body, mine: null }) !== "mine") return changed();
+      seen = now.body;
+    }
+    const answer = await request("DELETE", `/users/${row.id}`, { headers: { "If-Match": now.headers.get("ETag") } });
+    if (answer.ok) {
+      offerUndo([now.body]);
+      return changed();
+    }
+    if (answer.status === 404) return alreadyGone(row);
+    if (answer.status !== 412) return deletionFailed(answer.problem, row);
+  }
+}
+
+function alreadyGone(row) {
+  toast(t("was_deleted", { name: row.name }));
+  changed();
+}
+
+function deletionFailed(problem, row) {
+  toast(`${t("not_deleted", { name: row.name })} ${explain(problem)}`,
+    { kind: "failed", action: { label: t("retry"), run: () => deleteUser(row) } });
+}
+
+// Deletes many users after a question. Returns the ids that are gone; the others are listed with their reasons.
+export async function deleteUsers(rows) {
+  const confirmed = await openDialog(t("delete_many_title", { count: rows.length }), (close) => ({
+    submit: () => close(true),
+    body: [element("p", {}, t("delete_many_text")),
+      element("ul", { class: "name-list" },
+        rows.slice(0, 8).map((row) => element("li", {}, `${row.name} (${row.email})`)),
+        rows.length > 8 && element("li", {}, t("and_more", { count: rows.length - 8 })))],
+    footer: [
+      cancelButton(close),
+      element("button", { type: "submit", class: "btn btn-danger" }, t("delete")),
+    ],
+  }));
+  if (!confirmed) return [];
+  const deleted = [];
+  const missing = [];
+  const refused = [];
+  let problem = null;
+  for (let start = 0; start < rows.length && !problem; start += MAX_OPERATIONS) {
+    let part = rows.slice(start, start + MAX_OPERATIONS);
+    const key = newKey();
+    let tries = 0;
+    while (part.length) {
+      const body = { operations: part.map(({ id }) => ({ op: "delete", id })) };
+      const answer = await request("POST", "/users/batch", { body, timeout: 60_000,
+        headers: { "Idempotency-Key": `${key}-${tries}` } });
+      if (answer.ok) {
+        deleted.push(...part);
+        break;
+      }
+      // A batch is all or nothing: the rows at fault are left out, and the others deleted.
+      const faults = new Map((answer.problem.errors ?? []).filter(({ index }) => index !== undefined)
+        .map((error) => [error.index, error]));
+      if (!faults.size || ++tries > 3) {
+        problem = answer.problem;
+        break;
+      }
+      for (const [index, error] of faults) {
+        if (error.status === 404) missing.push(part[index]);
+        else refused.push({ row: part[index], detail: error.detail });
+      }
+      part = part.filter((_, index) => !faults.has(index));
+    }
+  }
+  if (deleted.length) offerUndo(deleted);
+  if (missing.length) toast(t("were_deleted", { count: missing.length }));
+  if (problem || refused.length) await showResults({ deleted, missing, refused, problem, all: rows });
+  changed();
+  return [...deleted, ...missing].map(({ id }) => id);
+}
+
+function showResults({ deleted, missing, refused, problem, all }) {
+  const gone = new Set([...deleted, ...missing].map(({ id }) => id));
+  const reasons = new Map(refused.map(({ row, detail }) => [row.id, detail]));
+  const kept = all.filter(({ id }) => !gone.has(id));
+  return openDialog(t("results_title", { count: kept.length }), (close) => ({
+    submit: () => close(true),
+    body: [problem && element("p", {}, explain(problem)),
+      element("ul", { class: "name-list" }, kept.slice(0, 100).map((row) =>
+        element("li", {}, reasons.has(row.id) ? `${row.name}: ${reasons.get(row.id)}` : row.name)))],
+    footer: [element("button", { type: "submit", class: "btn btn-primary" }, t("close"))],
+  }));
+}
+
+// ---- undo ----
+
+// The users that were deleted and can be brought back: their ids only, and only in this tab. A message that a reload
+// has taken away is shown again.
+const KEPT = "deleted";
+const MAX_KEPT = 20;
+
+function keptIds() {
+  try {
+    return JSON.parse(sessionStorage.getItem(KEPT) ?? "[]");
+  } catch {
+    return [];
+  }
+}
+
+function keep(lists) {
+  try {
+    sessionStorage.setItem(KEPT, JSON.stringify(lists.slice(-MAX_KEPT)));
+  } catch {
+    // The message is there until the page is left.
+  }
+}
+
+const offered = new Set();
+
+function offerUndo(rows) {
+  const ids = rows.map(({ id }) => id);
+  keep([...keptIds(), ids]);
+  showUndo(ids, rows);
+}
+
+// Shows the messages of deletions before the page was loaded again.
+export function offerUndoAgain() {
+  for (const ids of keptIds()) if (!offered.has(String(ids))) showUndo(ids, null);
+}
+
+function showUndo(ids, rows) {
+  offered.add(String(ids));
+  const forget = () => {
+    keep(keptIds().filter((each) => String(each) !== String(ids)));
+    offered.delete(String(ids));
+  };
+  const text = ids.length > 1 ? t("deleted_many", { count: ids.length })
+    : rows ? t("deleted", { name: rows[0].name }) : t("deleted_id", { id: String(ids[0]) });
+  toast(text, { action: { label: t("undo"), run: () => undo(ids, rows, forget) }, onclose: forget });
+}
+
+async function undo(ids, rows, forget) {
+  const waiting = ids.map((id, index) => ({ id, row: rows?.[index] ?? null }));
+  const failures = [];
+  let restored = 0;
+  let name = "";
+  const work = async () => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      const row = next.row ?? await lastVersion(next.id);
+      const answer = row?.problem ? row : await request("PUT", `/users/${next.id}`, {
+        body: { name: row.name, email: row.email }, headers: { "If-None-Match": "*" } });
+      if (answer.ok || answer.status === 412) { // 412: the user is there again
+        restored += 1;
+        name = row.name;
+      } else failures.push({ ...next, problem: answer.problem });
+    }
+  };
+  await Promise.all(Array.from({ length: AT_ONCE }, work));
+  forget();
+  if (restored) toast(restored > 1 ? t("restored_many", { count: restored }) : t("restored", { name }));
+  if (failures.length) {
+    const again = failures.map(({ id }) => id);
+    const text = `${t("not_restored", { count: failures.length })} ${explain(failures[0].problem)}`;
+    keep([...keptIds(), again]);
+    toast(text, { kind: "failed", action: { label: t("retry"), run: () => undo(again, failures.map(({ row }) => row),
+      () => keep(keptIds().filter((each) => String(each) !== String(again)))) } });
+  }
+  changed();
+}
+
+// Returns the user as it was before its deletion, or the failed answer.
+async function lastVersion(id) {
+  const answer = await request("GET", `/users/${id}/history?limit=2`);
+  if (!answer.ok) return answer;
+  return answer.body.find(({ row }) => row)?.row ?? { problem: { status: 404, errors: [] }, status: 404 };
+}
