@@ -12,7 +12,7 @@ from velikiy.http import requests
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
 """The published files of Swagger UI. The page of the package is not used, because it has inline scripts."""
 
-MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript", ".png": "image/png"}
+MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 """Media types by suffix. The system's own table differs between machines; a wrong type breaks the page (`nosniff`)."""
 
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -33,8 +33,10 @@ PAGE = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Velikiy Flask: the API</title>
-<link rel="icon" href="{icon}">
+<link rel="icon" href="favicon.ico">
+<link rel="stylesheet" href="{swagger_ui_style}">
 <link rel="stylesheet" href="{style}">
 <div id="page"><noscript>
 This page needs JavaScript. Without it, read <a href="openapi.json">the OpenAPI document</a>.
@@ -62,8 +64,8 @@ def _routes() -> Blueprint:
         return f"docs/{name}"  # relative to the page
 
     page = PAGE.format(
-        icon=address(SWAGGER_UI / "favicon-32x32.png"),
-        style=address(SWAGGER_UI / "swagger-ui.css"),
+        swagger_ui_style=address(SWAGGER_UI / "swagger-ui.css"),
+        style=address(Path(__file__).with_suffix(".css")),
         swagger_ui=address(SWAGGER_UI / "swagger-ui-bundle.js"),
         start=address(Path(__file__).with_suffix(".js")),
     )

@@ -17,10 +17,10 @@ from velikiy.http.problems import DETAILS
 from velikiy.keys import store, tokens
 from velikiy.keys.store import ApiKey, UnknownKey
 from velikiy.postgres import DatabaseUnavailable
-from velikiy.resources.base import RESERVED
+from velikiy.resources.base import FILES, RESERVED
 from velikiy.resources.problems import Problem
 
-OPEN = RESERVED | {"openapi.json", ".lease", ".keys"}
+OPEN = RESERVED | FILES | {".lease", ".keys"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
 
 NOTE_USE_S = 60.0
