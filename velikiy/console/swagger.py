@@ -4,29 +4,14 @@ import hashlib
 from importlib.resources import files
 from pathlib import Path
 
-from flask import Blueprint, Flask, Response, send_file
+from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import NotFound
 
+from velikiy.console import headers
 from velikiy.http import requests
 
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
 """The published files of Swagger UI. The page of the package is not used, because it has inline scripts."""
-
-MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
-"""Media types by suffix. The system's own table differs between machines; a wrong type breaks the page (`nosniff`)."""
-
-CONTENT_SECURITY_POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self' data:",  # icons inside Swagger UI's style sheet
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
-    )
-)
 
 PAGE = """\
 <!doctype html>
@@ -78,18 +63,11 @@ def _routes() -> Blueprint:
     def asset(name: str) -> Response:
         if name not in assets:
             raise NotFound
-        response = send_file(assets[name], mimetype=MEDIA_TYPES[assets[name].suffix])
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        return response
+        return headers.of_file(assets[name])
 
     @routes.before_request
     def refuse_parameters() -> None:
         requests.parameters()
 
-    @routes.after_request
-    def add_security_headers(response: Response) -> Response:
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        response.headers["Referrer-Policy"] = "no-referrer"
-        return response
-
+    routes.after_request(headers.add_security_headers)
     return routes

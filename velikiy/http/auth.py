@@ -7,6 +7,8 @@ Every request that reaches an app is checked here as well.
 import re
 import time
 from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
 
 import psycopg
 from flask import Flask, Response, g, request
@@ -20,8 +22,14 @@ from velikiy.postgres import DatabaseUnavailable
 from velikiy.resources.base import FILES, RESERVED
 from velikiy.resources.problems import Problem
 
-OPEN = RESERVED | FILES | {".lease", ".keys"}
+OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
+
+OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*)")
+"""The page of the console, its files, and the address at which it learns what it may do. They contain no data."""
+
+CONSOLE = "/console/"
+"""Data of the console need a key also where reads need none: they describe the service itself."""
 
 NOTE_USE_S = 60.0
 """Seconds between two records of the use of one key by this process."""
@@ -41,7 +49,10 @@ class Auth:
     def check(self) -> None:
         """Refuse a request without a valid key, and a write with a key that may only read."""
         writes = request.method not in READ_METHODS
-        if self.mode == "off" or (self.mode == "writes" and not writes) or request.path.split("/")[1] in OPEN:
+        path = request.path
+        if self.mode == "off" or path.split("/")[1] in OPEN or OPEN_PAGE.fullmatch(path):
+            return
+        if self.mode == "writes" and not writes and not path.startswith(CONSOLE):
             return
         key = self._key()
         if key is None:
@@ -51,6 +62,24 @@ class Auth:
             challenge = f'{CHALLENGE} error="insufficient_scope", scope="write"'
             detail = "This API key may only read. Use a key with the scope write."
             raise Problem("forbidden", detail, headers={"WWW-Authenticate": challenge})
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the sender of this request may do, for the console.
+
+        Raises:
+            Problem: The request has a key that is not valid.
+            DatabaseUnavailable
+        """
+        key = self._key() if self.mode != "off" else None
+        if key is None and self.mode != "off" and "HTTP_AUTHORIZATION" in request.environ:
+            raise Problem("unauthorized", DETAILS[401], headers={"WWW-Authenticate": CHALLENGE})
+        expires_at = key and key.expires_at and datetime.fromtimestamp(key.expires_at, UTC).isoformat()
+        return {
+            "auth": self.mode,
+            "may_read": self.mode != "all" or key is not None,
+            "may_write": self.mode == "off" or (key is not None and key.scope == "write"),
+            "key": key and {"name": key.name, "scope": key.scope, "expires_at": expires_at},
+        }
 
     def answer(self, digest: str) -> Response:
         """Return the entry of a key to an edge. An edge that requests it has received the key from a client."""

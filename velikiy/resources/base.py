@@ -26,7 +26,7 @@ BATCH_FIELDS = ("op", "id")
 LIST_PARAMETERS = ("cursor", "limit", "q", "sort")
 """The parameters of every list, besides the filters of its resource."""
 
-RESERVED = frozenset({"health", "livez", "readyz", "docs", "problems"})
+RESERVED = frozenset({"console", "docs", "health", "livez", "problems", "readyz"})
 """First segments of the service's own addresses. No resource has one of these names, and no edge caches them."""
 
 FILES = frozenset({"openapi.json", "favicon.ico", "robots.txt"})

@@ -1,0 +1,38 @@
+// What a view shows while it has no data: loading, nothing found, and a failed request with a way to try again.
+
+import { element, icon } from "./dom.js";
+import { translator } from "./texts.js";
+import { texts } from "./texts/shell.js";
+
+const t = translator(texts);
+
+// Returns the sentence for a failed request (api.js): what happened, and what to do.
+export function explain(problem) {
+  if (problem.kind === "away") return t("problem_away");
+  if (problem.kind === "slow") return t("problem_slow");
+  if (problem.status === 401) return t("problem_401");
+  if (problem.status === 403) return t("problem_403");
+  if (problem.status === 404) return t("problem_404");
+  if (problem.status === 429) return t("problem_429");
+  if (problem.status >= 500) return t("problem_5xx", { status: String(problem.status) });
+  return problem.detail || problem.title;
+}
+
+export function loading(text = t("loading")) {
+  return element("div", { class: "state", role: "status" },
+    element("span", { class: "spinner-border text-secondary", "aria-hidden": "true" }), element("p", {}, text));
+}
+
+export function empty(title, text = "", ...actions) {
+  return element("div", { class: "state" },
+    icon("users"), element("p", { class: "state-title" }, title), text && element("p", {}, text), actions);
+}
+
+export function failed(problem, retry) {
+  return element("div", { class: "state state-failed", role: "alert" },
+    icon("alert"),
+    element("p", { class: "state-title" }, t("failed")),
+    element("p", {}, explain(problem)),
+    problem.requestId && element("p", { class: "small" }, t("request_id"), " ", element("code", {}, problem.requestId)),
+    retry && element("button", { type: "button", class: "btn btn-primary", onclick: retry }, t("retry")));
+}

@@ -1,0 +1,69 @@
+// Texts in the language of the reader, and numbers and dates as that language writes them.
+
+export const LANGUAGES = { en: "English", ru: "Русский" };
+
+let chosen = initial();
+
+function initial() {
+  const kept = remembered();
+  if (kept in LANGUAGES) return kept;
+  for (const tag of navigator.languages ?? [navigator.language]) {
+    const name = tag.toLowerCase().split("-")[0];
+    if (name in LANGUAGES) return name;
+  }
+  return "en";
+}
+
+function remembered() {
+  try {
+    return localStorage.getItem("language") ?? "";
+  } catch {
+    return "";
+  }
+}
+
+export function language() {
+  return chosen;
+}
+
+// Changes the language of the page. The shell shows the view again.
+export function setLanguage(name) {
+  chosen = name;
+  try {
+    localStorage.setItem("language", name);
+  } catch {
+    // It holds until the page is closed.
+  }
+  dispatchEvent(new Event("languagechosen"));
+}
+
+// Returns the function t(key, values). A text is a string with {names}, or an object with the plural forms that
+// Intl.PluralRules chooses by `count`: { one: "{count} user", other: "{count} users" }. Numbers are formatted.
+export function translator(texts) {
+  return (key, values = {}) => {
+    let text = texts[chosen][key];
+    if (text === undefined) throw new Error(`no text ${key} in ${chosen}`);
+    if (typeof text === "object") text = text[new Intl.PluralRules(chosen).select(values.count)] ?? text.other;
+    return text.replace(/\{([a-z_]+)\}/gi, (_, name) => {
+      const value = values[name];
+      return typeof value === "number" ? number(value) : String(value ?? "");
+    });
+  };
+}
+
+export function number(value, digits = 0) {
+  return new Intl.NumberFormat(chosen, { maximumFractionDigits: digits }).format(value);
+}
+
+// Returns a moment in the time zone of the reader: the time of day for today, else with the date.
+export function moment(text) {
+  const date = new Date(text);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const style = isToday ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
+  return new Intl.DateTimeFormat(chosen, style).format(date);
+}
+
+// Returns milliseconds with as many digits as they deserve.
+export function milliseconds(value) {
+  return number(value, value < 10 ? 1 : 0);
+}

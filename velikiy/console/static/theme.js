@@ -1,0 +1,20 @@
+// Sets the theme before the first paint, so that a dark page does not flash white. A plain script for that reason: a
+// module runs after the paint. console.js changes the choice, which is "light" or "dark"; without one the page follows
+// the system.
+{
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const apply = () => {
+    let chosen = null;
+    try {
+      chosen = localStorage.getItem("theme");
+    } catch {
+      // The browser keeps nothing for this page.
+    }
+    const theme = chosen === "light" || chosen === "dark" ? chosen : dark.matches ? "dark" : "light";
+    document.documentElement.dataset.bsTheme = theme;
+  };
+  apply();
+  dark.addEventListener("change", apply);
+  addEventListener("themechange", apply);
+  addEventListener("storage", apply); // another tab has changed it
+}

@@ -1,0 +1,35 @@
+// Short messages at the edge of the page: what was done, and a way to undo it.
+
+import { announce, element, icon } from "./dom.js";
+import { translator } from "./texts.js";
+import { texts } from "./texts/shell.js";
+
+const t = translator(texts);
+const SHOWN_MS = 8000;
+
+let stack = null;
+
+// Shows a message, and returns a function that removes it. A message with an action stays until it is closed: nobody
+// has to be quick.
+//
+// action: { label, run } of a button. kind: "done" or "failed".
+export function toast(text, { action = null, kind = "done" } = {}) {
+  if (!stack) {
+    stack = element("div", { class: "toasts", role: "region", "aria-label": t("messages") });
+    document.body.append(stack);
+  }
+  const remove = () => message.remove();
+  const message = element("div", { class: `toast-message toast-${kind}` },
+    element("span", { class: "toast-text" }, text),
+    action && element("button", { type: "button", class: "btn btn-sm btn-light", onclick: () => {
+      remove();
+      action.run();
+    } }, action.label),
+    element("button", { type: "button", class: "btn-quiet", "aria-label": t("close"), onclick: remove },
+      icon("close")));
+  stack.append(message);
+  while (stack.children.length > 4) stack.firstElementChild.remove();
+  if (!action) setTimeout(remove, SHOWN_MS);
+  announce(text);
+  return remove;
+}
