@@ -30,13 +30,13 @@ GENERATORS = ROOT / "tests/openapi/generators"
 PAGE = (ROOT / "docs/generated-clients.md").read_text()
 BLOCKS = re.findall(r"```(sh|python|ts|text)\n(.*?)```", PAGE, re.DOTALL)
 
-OPERATIONS = [
+OPERATIONS = sorted(
     operation["operationId"] for methods in document(registry())["paths"].values() for operation in methods.values()
-]
+)
 
 END_OF_BLOCK = "--- end of the block ---"
 
-TYPESCRIPT = "--strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom"
+TYPESCRIPT = "--strict --target es2022 --module es2022 --moduleResolution bundler --lib es2022,dom,dom.iterable"
 
 
 @dataclass
@@ -123,7 +123,7 @@ def test_client_for_typescript_has_each_operation_and_its_program_prints_the_doc
         (workshop.folder / "users.ts").read_text(),
         re.DOTALL | re.MULTILINE,
     )
-    assert re.findall(r"^    (\w+): \{$", interface, re.MULTILINE) == OPERATIONS
+    assert sorted(re.findall(r"^    (\w+): \{$", interface, re.MULTILINE)) == OPERATIONS
     [(block, _)] = programs("ts")
     workshop.write("program.ts", f"{block}\nconsole.log({json.dumps(END_OF_BLOCK)});\n")
     workshop.run(f"tsc {TYPESCRIPT} --outDir built program.ts && mv built/program.js program.mjs")
@@ -133,12 +133,10 @@ def test_client_for_typescript_has_each_operation_and_its_program_prints_the_doc
 def test_other_generators_and_a_linter_do_not_complain(workshop: Workshop) -> None:
     workshop.run("openapi-ts --input openapi.json --output hey --silent")
     exported = (workshop.folder / "hey/sdk.gen.ts").read_text()
-    assert re.findall(r"^export const (\w+) = ", exported, re.MULTILINE) == OPERATIONS
-    workshop.run(f"tsc {TYPESCRIPT} --noEmit --skipLibCheck hey/index.ts")
+    assert sorted(re.findall(r"^export const (\w+) = ", exported, re.MULTILINE)) == OPERATIONS
+    workshop.run(f"tsc {TYPESCRIPT} --noEmit hey/index.ts")
     models = "--input-file-type openapi --output-model-type pydantic_v2.BaseModel --formatters builtin"
     assert workshop.run(f"datamodel-codegen --input openapi.json {models} --output models.py") == ""
     workshop.run('python -c \'import models; models.NewUser(name="A", email="a@example.com")\'')
-    assert "Your API description is valid" in workshop.run("redocly lint openapi.json")
-    assert "warning" not in workshop.run("redocly lint openapi.json --format summary").lower().replace(
-        "deprecation warning", ""
-    )
+    complaints = json.loads(workshop.run("redocly lint openapi.json --format json 2> redocly.log"))["totals"]
+    assert (complaints["errors"], complaints["warnings"]) == (0, 0)

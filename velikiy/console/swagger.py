@@ -21,6 +21,7 @@ PAGE = """\
 <meta name="color-scheme" content="light dark">
 <title>Velikiy Flask: the API</title>
 <link rel="icon" href="favicon.ico">
+<script src="{theme}"></script>
 <link rel="stylesheet" href="{swagger_ui_style}">
 <link rel="stylesheet" href="{style}">
 <div id="page"><noscript>
@@ -49,6 +50,7 @@ def _routes() -> Blueprint:
         return f"docs/{name}"  # relative to the page
 
     page = PAGE.format(
+        theme=address(Path(__file__).parent / "static/theme.js"),  # as in the console, also its choice
         swagger_ui_style=address(SWAGGER_UI / "swagger-ui.css"),
         style=address(Path(__file__).with_suffix(".css")),
         swagger_ui=address(SWAGGER_UI / "swagger-ui-bundle.js"),

@@ -8,10 +8,10 @@ from velikiy.http import batch
 from velikiy.http.requests import JSON, MERGE_PATCH
 from velikiy.openapi.headers import EXAMPLE_ETAG, response_headers
 from velikiy.openapi.parameters import (
+    ID_PARAMETER,
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
     PRECONDITIONS,
-    id_parameter,
     list_parameters,
     search_parameters,
 )
@@ -106,7 +106,7 @@ def _get(resource: Resource) -> dict[str, Any]:
     headers = response_headers("ETag", "Last-Modified", "Cache-Control", optional=["Age"])
     row = json_response(f"The {resource.singular}.", schema_ref(resource.title), headers, _example_row(resource))
     responses = {"200": row, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS, "not-found")}
-    summary, parameters = f"Get one {resource.singular}", [id_parameter(), IF_NONE_MATCH]
+    summary, parameters = f"Get one {resource.singular}", [ID_PARAMETER, IF_NONE_MATCH]
     return _operation(f"get{resource.title}", resource.name, summary, responses, parameters)
 
 
@@ -138,7 +138,7 @@ def _update(resource: Resource, verb: str, meaning: str, types: Iterable[str]) -
     responses = {"200": changed, **problem_responses(*refusals)}
     summary = f"Change a {resource.singular}: {meaning}"
     return _operation(
-        f"{verb}{resource.title}", resource.name, summary, responses, [id_parameter(), *PRECONDITIONS], body
+        f"{verb}{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS], body
     )
 
 
@@ -151,7 +151,7 @@ def _delete(resource: Resource) -> dict[str, Any]:
     )
     responses = {"200": deleted, **problem_responses(*WRITE_PROBLEMS, "not-found", "precondition-failed")}
     summary = f"Delete a {resource.singular}"
-    parameters = [id_parameter(DELETED_ID), *PRECONDITIONS]
+    parameters = [{**ID_PARAMETER, "example": DELETED_ID}, *PRECONDITIONS]
     return _operation(f"delete{resource.title}", resource.name, summary, responses, parameters)
 
 

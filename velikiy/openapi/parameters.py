@@ -16,11 +16,9 @@ def _parameter(location: str, name: str, description: str, schema: Mapping[str, 
     return {"name": name, "in": location, "description": description, "schema": schema, **more}
 
 
-def id_parameter(example: int = 1) -> dict[str, Any]:
-    return _parameter(
-        "path", "id", "The id of the row, without leading zeros.", ID_SCHEMA, required=True, example=example
-    )
-
+ID_PARAMETER = _parameter(
+    "path", "id", "The id of the row, without leading zeros.", ID_SCHEMA, required=True, example=1
+)
 
 IF_NONE_MATCH = _parameter(
     "header",
