@@ -297,7 +297,7 @@ def test_example_of_a_request_gets_the_documented_status(
 
 
 def test_first_examples_work_one_after_the_other_on_a_new_database(new_stack: Stack) -> None:
-    """As somebody presses "Execute" from the top of the page at /docs to its end."""
+    """A reader of the page at /docs may press "Execute" from its top to its end."""
     tried = set()
     for method, address, more, status in requests_of_examples():
         if (method, address) not in tried:
