@@ -190,6 +190,14 @@ class TestClients:
             assert "allOf" not in schema, place
             assert all("$ref" in member for key in ("anyOf", "oneOf") for member in schema.get(key, ())), place
 
+    def test_patterns_mean_the_same_with_and_without_the_unicode_flag_of_javascript(self) -> None:
+        parameters = chain.from_iterable(operation["parameters"] for _, _, operation in operations())
+        patterns = {schema.get("pattern", "") for _, schema in schemas()}
+        patterns |= {parameter["schema"].get("pattern", "") for parameter in parameters}
+        assert len(patterns) > 5
+        for pattern in patterns:
+            assert pattern.isascii(), pattern
+
     def test_problems_share_one_type_that_may_get_new_members(self) -> None:
         for name, response in DOCUMENT["components"]["responses"].items():
             [content] = response["content"].values()

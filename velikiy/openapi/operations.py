@@ -49,8 +49,11 @@ def _operation(
     responses: Mapping[str, Any],
     parameters: Iterable[Any] = (),
     body: Mapping[str, Any] | None = None,
+    *,
+    description: str,
 ) -> dict[str, Any]:
-    operation = {"operationId": name, "tags": [tag], "summary": summary, "parameters": [*parameters]}
+    texts = {"summary": summary, "description": description}
+    operation = {"operationId": name, "tags": [tag], **texts, "parameters": [*parameters]}
     return {**operation, **({"requestBody": body} if body else {}), "responses": responses}
 
 
@@ -88,6 +91,8 @@ def _list(resource: Resource) -> dict[str, Any]:
         summary,
         responses,
         [*list_parameters(resource), IF_NONE_MATCH],
+        description="`Link` has the address of the next page. A client that follows it to the end receives every row"
+        " once, although other rows are created and deleted meanwhile.",
     )
 
 
@@ -98,7 +103,12 @@ def _count(resource: Resource) -> dict[str, Any]:
     search = search_parameters(resource)
     summary = f"Count {plural_words(resource)}" + (", or the rows that a search finds" if search else "")
     return _operation(
-        f"count{_pascal_case(resource.name)}", resource.name, summary, responses, [*search, IF_NONE_MATCH]
+        f"count{_pascal_case(resource.name)}",
+        resource.name,
+        summary,
+        responses,
+        [*search, IF_NONE_MATCH],
+        description="The number is that of the list with the same parameters.",
     )
 
 
@@ -107,7 +117,8 @@ def _get(resource: Resource) -> dict[str, Any]:
     row = json_response(f"The {resource.singular}.", schema_ref(resource.title), headers, _example_row(resource))
     responses = {"200": row, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS, "not-found")}
     summary, parameters = f"Get one {resource.singular}", [ID_PARAMETER, IF_NONE_MATCH]
-    return _operation(f"get{resource.title}", resource.name, summary, responses, parameters)
+    description = "The `ETag` of the response is the condition for a later write (`If-Match`)."
+    return _operation(f"get{resource.title}", resource.name, summary, responses, parameters, description=description)
 
 
 def _create(resource: Resource) -> dict[str, Any]:
@@ -123,7 +134,13 @@ def _create(resource: Resource) -> dict[str, Any]:
     body = _request_body(f"New{resource.title}", {resource.singular: resource.example(CREATED)})
     responses = {"201": created, **problem_responses(*refusals)}
     return _operation(
-        f"create{resource.title}", resource.name, f"Create a {resource.singular}", responses, [IDEMPOTENCY_KEY], body
+        f"create{resource.title}",
+        resource.name,
+        f"Create a {resource.singular}",
+        responses,
+        [IDEMPOTENCY_KEY],
+        body,
+        description="`Location` has the address of the new row, and `ETag` its version.",
     )
 
 
@@ -138,7 +155,13 @@ def _update(resource: Resource, verb: str, meaning: str, types: Iterable[str]) -
     responses = {"200": changed, **problem_responses(*refusals)}
     summary = f"Change a {resource.singular}: {meaning}"
     return _operation(
-        f"{verb}{resource.title}", resource.name, summary, responses, [ID_PARAMETER, *PRECONDITIONS], body
+        f"{verb}{resource.title}",
+        resource.name,
+        summary,
+        responses,
+        [ID_PARAMETER, *PRECONDITIONS],
+        body,
+        description="With `If-Match`, the write happens only if the row is still the version that you read.",
     )
 
 
@@ -152,7 +175,8 @@ def _delete(resource: Resource) -> dict[str, Any]:
     responses = {"200": deleted, **problem_responses(*WRITE_PROBLEMS, "not-found", "precondition-failed")}
     summary = f"Delete a {resource.singular}"
     parameters = [{**ID_PARAMETER, "example": DELETED_ID}, *PRECONDITIONS]
-    return _operation(f"delete{resource.title}", resource.name, summary, responses, parameters)
+    description = "With `If-Match`, the row is deleted only if it is still the version that you read."
+    return _operation(f"delete{resource.title}", resource.name, summary, responses, parameters, description=description)
 
 
 def _batch(resource: Resource) -> dict[str, Any]:
@@ -174,7 +198,16 @@ def _batch(resource: Resource) -> dict[str, Any]:
     body = _request_body(f"{resource.title}Batch", {"one of each": {"operations": operations}})
     responses = {"200": done, **problem_responses(*refusals)}
     summary = f"Carry out up to {batch.MAX_OPERATIONS} writes: all of them or none"
-    return _operation(f"batch{_pascal_case(resource.name)}", resource.name, summary, responses, [IDEMPOTENCY_KEY], body)
+    return _operation(
+        f"batch{_pascal_case(resource.name)}",
+        resource.name,
+        summary,
+        responses,
+        [IDEMPOTENCY_KEY],
+        body,
+        description="The operations are carried out in their order, in one transaction. If any of them is refused, the"
+        " batch has no effect, and `errors` names each operation at fault.",
+    )
 
 
 def _uniqueness_problems(resource: Resource) -> list[str]:
@@ -222,11 +255,16 @@ def service_paths() -> dict[str, Any]:
                 SERVICE_TAG,
                 "Check the health of the service",
                 {"200": healthy, "503": unhealthy, **failures},
+                description="One word about the database, for simple monitors. `/readyz` says more.",
             )
         },
         "/livez": {
             "get": _operation(
-                "checkLiveness", SERVICE_TAG, "Check that the process is alive", {"200": alive, **failures}
+                "checkLiveness",
+                SERVICE_TAG,
+                "Check that the process is alive",
+                {"200": alive, **failures},
+                description="Nothing but the process is examined. Restart it if it does not answer.",
             )
         },
         "/readyz": {
@@ -235,6 +273,8 @@ def service_paths() -> dict[str, Any]:
                 SERVICE_TAG,
                 "Check that the service is ready for requests",
                 {"200": ready, "503": not_ready, **failures},
+                description="A service without its caches is slower, and ready. `findings` has a sentence about"
+                " everything that is wrong.",
             )
         },
         DOCUMENT_PATH: {
@@ -244,6 +284,7 @@ def service_paths() -> dict[str, Any]:
                 "Get this document",
                 {"200": document, "304": NOT_MODIFIED, **failures},
                 [IF_NONE_MATCH],
+                description="Generators make clients from it.",
             )
         },
     }

@@ -80,7 +80,7 @@ def search_parameters(resource: Resource) -> list[dict[str, Any]]:
 def list_parameters(resource: Resource) -> list[dict[str, Any]]:
     """Return the query parameters of the list of rows."""
     orders = {sign + name: name + way for name in ("id", *resource.sort_keys) for sign, way in SORT_DIRECTIONS.items()}
-    cursor = {"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"}
+    cursor = {"type": "string", "minLength": 1, "pattern": r"^[A-Za-z0-9_\-]+$"}
     limit = {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS}
     return [
         _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
