@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from velikiy import http, logs, traces
     from velikiy.coherence import connect
-    from velikiy.console import page, swagger
+    from velikiy.console import page, site_files, swagger
     from velikiy.http.auth import Auth
     from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
@@ -45,6 +45,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     http.install(app, registry(), gate, Browsers.of(settings), auth, idempotency_keys)
     openapi.install(app, registry())
     swagger.install(app)
+    site_files.install(app)
     page.install(app, auth)
     database.open()
     traces.start(settings.traces_url)

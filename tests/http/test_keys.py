@@ -98,7 +98,13 @@ def test_every_read_needs_a_key(keyed: str, reader: str, path: str) -> None:
     assert status(f"{keyed}{path}", reader) in (200, 400, 404)
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"),
+        *("/favicon.ico", "/robots.txt"),
+    ],
+)
 def test_health_and_documentation_need_no_key(keyed: str, path: str) -> None:
     assert requests.get(f"{keyed}{path}", timeout=5).status_code == 200
 
