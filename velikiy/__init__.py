@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from velikiy import http, logs, traces
     from velikiy.coherence import connect
-    from velikiy.console import page, site_files, swagger
+    from velikiy.console import exports, imports, page, site_files, swagger, tiers
     from velikiy.http.auth import Auth
     from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
@@ -47,6 +47,9 @@ def create_app(settings: Settings | None = None) -> Flask:
     swagger.install(app)
     site_files.install(app)
     page.install(app, auth)
+    tiers.install(app, gate, settings)
+    imports.install(app, registry(), gate, idempotency_keys)
+    exports.install(app, registry(), gate, settings.edge_secret)
     database.open()
     traces.start(settings.traces_url)
     return app

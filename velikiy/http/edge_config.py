@@ -50,6 +50,9 @@ EDGE_DETAILS = {
 MAX_ADDRESS_BYTES = 4096
 """gunicorn refuses a longer request line than 8190 bytes with a page of its own."""
 
+LARGE_BODY = f"/({NAME}/batch|console/import(/preview)?)"
+"""The addresses that take more than MAX_BODY_BYTES: batches, and pieces of an import."""
+
 MAX_BATCHES = 24
 """Batches in progress at one edge. Their bodies wait in a folder of 64 MB (compose.yaml, tmpfs of the edge)."""
 
@@ -113,7 +116,7 @@ def _max_body_bytes() -> list[str]:
     return _map(
         "$request_uri",
         "max_body_bytes",
-        {"default": str(MAX_BODY_BYTES), f'"~^/{NAME}/batch(\\?|$)"': str(MAX_BATCH_BYTES)},
+        {"default": str(MAX_BODY_BYTES), f'"~^{LARGE_BODY}(\\?|$)"': str(MAX_BATCH_BYTES)},
     )
 
 
@@ -186,7 +189,7 @@ def _error_pages_and_batches() -> list[str]:
         "error_page 494 =431 /.problem;",
         "",
         "# Many rows in one body. A body that does not fit into memory waits in a file.",
-        f'location ~ "^/{NAME}/batch$" {{',
+        f'location ~ "^{LARGE_BODY}$" {{',
         '    include "${EDGE_DATA}/conf/counted.conf";',
         f"    client_max_body_size {MAX_BATCH_BYTES};",
         '    include "${EDGE_DATA}/conf/limits_of_requests.conf";',

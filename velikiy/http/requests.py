@@ -261,11 +261,22 @@ def _json(types: tuple[str, ...], limit: int) -> tuple[bytes, Any]:
     content = _read(limit)
     if not content.strip():
         raise Problem("not-json", "The body is empty. Send a JSON object.")
-    _check_type(types)
+    _check_type(types, "JSON in UTF-8")
     try:
         return content, jiter.from_json(content, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("not-json", f"The body is not JSON: {error}.") from None
+
+
+def content(types: tuple[str, ...], limit: int) -> bytes:
+    """Return the body as it was sent.
+
+    Raises:
+        Problem
+    """
+    sent = _read(limit)
+    _check_type(types, "the options and the bytes of a file")
+    return sent
 
 
 def _invalid(error: ValidationError, work: Work) -> Problem:
@@ -293,14 +304,14 @@ def _read(limit: int) -> bytes:
     return content
 
 
-def _check_type(types: tuple[str, ...]) -> None:
-    """Require a JSON media type: any web page can send a body that has no type or is a form."""
+def _check_type(types: tuple[str, ...], kind: str) -> None:
+    """Require a media type: any web page can send a body that has no type or is a form."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         detail = "The body must not be compressed: send it without Content-Encoding."
         raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype not in types or charset not in ("utf-8", "utf8"):
-        detail = f"The body must be JSON in UTF-8: send Content-Type: {' or '.join(types)}."
+        detail = f"The body must be {kind}: send Content-Type: {' or '.join(types)}."
         headers = {"Accept-Patch": ", ".join(types)} if request.method == "PATCH" else {"Accept": ", ".join(types)}
         raise Problem("unsupported-media-type", detail, headers=headers)
 
@@ -308,8 +319,11 @@ def _check_type(types: tuple[str, ...]) -> None:
 # ---- idempotency ----
 
 
-def idempotency_key(body: BaseModel) -> Key | None:
-    """Return the header `Idempotency-Key` (IETF draft of that name) with the request that it belongs to."""
+def idempotency_key(body: BaseModel, attached: bytes = b"") -> Key | None:
+    """Return the header `Idempotency-Key` (IETF draft of that name) with the request that it belongs to.
+
+    `attached`: what follows `body` in the request.
+    """
     name = request.headers.get("Idempotency-Key")
     if name is None:
         return None
@@ -322,7 +336,7 @@ def idempotency_key(body: BaseModel) -> Key | None:
     if key := g.get("api_key"):  # two clients may choose one name; a rotated API key still has its retries
         owner, name = key.name, f"{key.name} {name}"
     content = orjson.dumps(body.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
-    return Key(name, owner, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))
+    return Key(name, owner, b"%b %b %b%b" % (request.method.encode(), request.path.encode(), content, attached))
 
 
 def _unkeyed_client() -> str:
