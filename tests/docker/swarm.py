@@ -162,10 +162,10 @@ class Swarm:
     def id_of(self, node: Node) -> str:
         return node.docker("info", "--format", "{{.Swarm.NodeID}}")
 
-    def deploy(self, checkout: Path, **settings: str) -> None:
+    def deploy(self, checkout: Path, *overlays: str, **settings: str) -> None:
         """Deploy the stack files of a checkout. The machine may be busy with other tests, so everything has more time than
         by default."""
-        files = [f"--compose-file={checkout}/deploy/swarm/{name}.yml" for name in ("stack", "servers")]
+        files = [f"--compose-file={checkout}/deploy/swarm/{name}.yml" for name in ("stack", "servers", *overlays)]
         patient = {"DATABASE_TIMEOUT": "3", "REDIS_TIMEOUT": "1"}
         given = {"AUTH": "off", "PORT": str(PORT), "RATE_REQUESTS": "0", "RATE_CONNECTIONS": "0", "IMAGE_TAG": "swarm"}
         given |= patient

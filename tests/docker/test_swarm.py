@@ -12,20 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 
+from testkit.certificates import Authority
 from tests.consistency.checker import Checker
 from tests.consistency.history import FOREVER, Operation
 from tests.consistency.load import Load, Running
 from tests.consistency.soak import progress
 
 from .engine import Engine, Say
-from .swarm import SERVICES, Node, Swarm, swarm
+from .swarm import PORT, SERVICES, Node, Swarm, swarm
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(900)]
+
+HTTPS_PORT = PORT + 1
 
 LOST_WRITES_S = 20.0
 """Seconds for which writes may fail after a node is lost: rows of lost writers are locked, and one write waits until the
@@ -216,6 +220,24 @@ def test_new_version_replaces_apps_and_edges_and_no_request_fails(deployed: tupl
         stack.deploy(deployed[1], IMAGE_TAG="next")
         stack.wait_until(is_replaced, "both services have the new image", limit=START_LIMIT_S)
     assert_none_failed(traffic)
+
+
+def test_tls_yml_serves_https_on_each_node(deployed: tuple[Swarm, Path], stack: Swarm, tmp_path: Path) -> None:
+    authority, files = Authority(tmp_path), {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    authority.sign(files["tls_cert"], files["tls_key"], addresses=[node.host.address for node in stack.nodes])
+    for name, file in files.items():
+        stack.manager.docker("secret", "create", f"velikiy.{name}.1", str(file))
+    try:
+        stack.deploy(deployed[1], "tls", HTTPS_PORT=str(HTTPS_PORT))
+        for node in stack.nodes:
+            address = f"https://{node.host.address}:{HTTPS_PORT}/users/1"
+            get = partial(requests.get, address, timeout=5, verify=str(authority.cert))
+            stack.wait_until(get, "the node serves https", limit=START_LIMIT_S)
+            plain = requests.get(f"{node.url}/users/1", timeout=5, allow_redirects=False)
+            assert (plain.status_code, plain.headers["Location"]) == (308, address)
+    finally:
+        stack.deploy(deployed[1])
+        stack.wait_until_ready(limit=START_LIMIT_S)
 
 
 def test_node_that_is_drained_gives_its_tasks_away_and_no_request_fails(stack: Swarm) -> None:
