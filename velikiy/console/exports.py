@@ -45,12 +45,12 @@ log = structlog.get_logger()
 
 
 def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: str) -> None:
-    """Add `GET /console/export?format=` and `GET /console/export/<ticket>/<file>`.
+    """Add `GET /console/export?format=` and `GET /console/downloads/<ticket>/<file>`.
 
     Args:
         secret: EDGE_SECRET, which all apps of a database share: any of them may get the download.
     """
-    routes = Blueprint("console_export", __name__, url_prefix="/console/export")
+    routes = Blueprint("console_export", __name__, url_prefix="/console")
     resource = resources["users"]
     one_at_a_time = threading.Semaphore()
     """Of the threads of a process, downloads take one: other requests do not wait for them."""
@@ -58,18 +58,18 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
     def mac(file_format: str, until: str) -> str:
         return hmac.digest(secret.encode(), f"export\n{file_format}\n{until}".encode(), "sha256").hex()
 
-    @routes.get("")
+    @routes.get("/export")
     def ask() -> Response:
         file_format = requests.parameters("format").get("format", "csv")
         if file_format not in FORMATS:
             raise requests.bad("format", f"must be one of {', '.join(FORMATS)}")
         until = str(int(time.time()) + TICKET_S)
         ticket = f"{file_format}-{until}-{mac(file_format, until)}"
-        address = f"/console/export/{ticket}/{resource.name}.{FORMATS[file_format][0]}"
+        address = f"/console/downloads/{ticket}/{resource.name}.{FORMATS[file_format][0]}"
         answer = orjson.dumps({"address": address, "expires_in": TICKET_S})
         return Response(answer, headers={"Cache-Control": "no-store"}, content_type="application/json")
 
-    @routes.get("/<ticket>/<name>")
+    @routes.get("/downloads/<ticket>/<name>")
     def download(ticket: str, name: str) -> Response:
         requests.parameters()
         read = TICKET.fullmatch(ticket)
