@@ -90,12 +90,23 @@ def test_cached_read_with_a_key_is_a_hit_and_without_a_key_401(keyed_stack: Stac
 
 
 @pytest.mark.parametrize(
-    "path", ["/users/1", "/users", "/users/count", "/users/999999", "/nothing", "/users?unknown=1"]
+    "path", ["/users/1", "/users", "/users/count", "/users/1/history", "/users/999999", "/nothing", "/users?unknown=1"]
 )
 def test_every_read_needs_a_key(keyed: str, reader: str, path: str) -> None:
     check_unauthorized(requests.get(f"{keyed}{path}", timeout=5))
     assert requests.head(f"{keyed}{path}", timeout=5).status_code == 401
     assert status(f"{keyed}{path}", reader) in (200, 400, 404)
+
+
+def test_history_names_the_key_that_has_written(keyed: str, writer: str) -> None:
+    body, headers = {"name": "Keyed", "email": "keyed@example.com"}, bearer(writer)
+    url = keyed + requests.post(f"{keyed}/users", json=body, headers=headers, timeout=5).headers["Location"]
+    requests.patch(url, json={"name": "Again"}, headers=headers, timeout=5)
+    requests.delete(url, headers=headers, timeout=5)
+    items = requests.get(f"{url}/history", headers=headers, timeout=5).json()
+    assert [(it["change"], it["through"], it["changed_by"]) for it in reversed(items)] == [
+        (change, "api", "writer") for change in ("create", "update", "delete")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -76,16 +76,19 @@ def write(
     rows: list[Row],
     on_conflict: OnConflict,
     record: Callable[[Connection, Outcome], T],
+    command: str,
 ) -> T:
     """Write these rows in one transaction.
 
     Args:
+        command: The name of the command, for the history of the rows.
         record: Called in the same transaction with the outcome. Its result is returned.
 
     Raises:
         DatabaseUnavailable: The outcome is unknown.
     """
-    return gate.write(chunk(resource, rows, on_conflict, record))
+    author = f"command:velikiy {resource.name} {command}"
+    return gate.write(chunk(resource, rows, on_conflict, record), author=author)
 
 
 def chunk(

@@ -14,7 +14,7 @@ from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from velikiy.keys import tokens
-from velikiy.resources.base import FILES, ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
+from velikiy.resources.base import FILES, HISTORY, ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS
 from velikiy.settings import PATH_PREFIX
 
@@ -103,8 +103,8 @@ def _routes() -> list[str]:
             "default": "@unknown_method",
             '"~[^\\x20-\\x7e]"': "@unreadable",  # gunicorn answers such a request with a page of its own
             f'"~ .{{{MAX_ADDRESS_BYTES + 1}}}"': "@too_long",
-            f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}|/count)?)$"': "@read",
-            f'"~^1(GET|HEAD) (?<shape>/{name}(/count)?)\\?{parameter}(&{parameter})*$"': "@read",
+            f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}({HISTORY})?|/count)?)$"': "@read",
+            f'"~^1(GET|HEAD) (?<shape>/{name}(/count|/{ID}{HISTORY})?)\\?{parameter}(&{parameter})*$"': "@read",
             '"~^[01]OPTIONS "': "$options_route",
             '"~^[01](POST|PUT|PATCH|DELETE) "': "@write",
             '"~^[01][A-Z_-]{3,20} "': "@bypass",  # the app refuses a method that it does not know, and gunicorn others
@@ -207,6 +207,7 @@ def _constants() -> list[str]:
     return [
         "return {",
         f'    MAX_ID = "{MAX_ID}",  -- as text: a Lua number is not exact beyond 2^53',
+        f'    HISTORY = "{HISTORY}",',
         f"    FILL_LEASE_MS = {FILL_LEASE_S * 1000:.0f},",
         f"    RENEWAL_S = {RENEWAL_S:g},",
         "}",

@@ -74,6 +74,10 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},
     },
+    "Preference-Applied": {
+        "description": "RFC 7240: the service has followed this preference of the request.",
+        "schema": {"type": "string", "enum": ["return=representation", "return=minimal"]},
+    },
     "Accept": {"description": "Media types of a body.", "schema": {"type": "string"}, "example": ", ".join(JSON)},
     "Vary": {
         "description": "The request headers on which the response depends: `Accept-Encoding` if it may be compressed,"

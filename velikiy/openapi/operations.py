@@ -11,7 +11,9 @@ from velikiy.openapi.parameters import (
     ID_PARAMETER,
     IDEMPOTENCY_KEY,
     IF_NONE_MATCH,
+    PAGE_PARAMETERS,
     PRECONDITIONS,
+    PREFER,
     list_parameters,
     search_parameters,
 )
@@ -26,7 +28,7 @@ from velikiy.openapi.responses import (
 )
 from velikiy.openapi.schemas import schema_ref
 from velikiy.resources import pagination
-from velikiy.resources.base import Resource
+from velikiy.resources.base import HISTORY, Resource
 
 SERVICE_TAG = "service"
 """The tag of the service's own operations."""
@@ -76,6 +78,7 @@ def resource_paths(resource: Resource) -> dict[str, Any]:
             ),
             "delete": _delete(resource),
         },
+        f"{resource.list_path.path}/{{id}}{HISTORY}": {"get": _history(resource)},
     }
 
 
@@ -121,11 +124,38 @@ def _get(resource: Resource) -> dict[str, Any]:
     return _operation(f"get{resource.title}", resource.name, summary, responses, parameters, description=description)
 
 
-def _create(resource: Resource) -> dict[str, Any]:
-    headers = response_headers("Location", "ETag", "Cache-Control", optional=["Idempotency-Replayed"])
-    created = json_response(
-        f"The {resource.singular} was created.", schema_ref("Created"), headers, {"id": 4, "message": "Created"}
+def _history(resource: Resource) -> dict[str, Any]:
+    versions = {
+        "type": "array",
+        "maxItems": pagination.MAX_PAGE_ROWS,
+        "items": schema_ref(f"{resource.title}Version"),
+    }
+    headers = response_headers("ETag", "Cache-Control", optional=["Link", "Age"])
+    example = {
+        "version": 1,
+        "change": "create",
+        "changed_at": EXAMPLE_TIME,
+        "changed_by": "shop",
+        "through": "api",
+        "row": _example_row(resource),
+    }
+    page = json_response("Versions, newest first. `Link` leads to the next page.", versions, headers, [example])
+    responses = {"200": page, "304": NOT_MODIFIED, **problem_responses(*RESOURCE_PROBLEMS, "not-found")}
+    return _operation(
+        f"get{resource.title}History",
+        resource.name,
+        f"Get the versions of a {resource.singular}, also of a deleted one",
+        responses,
+        [ID_PARAMETER, *PAGE_PARAMETERS, IF_NONE_MATCH],
+        description="A deleted row keeps its versions, for as long as the service is set to keep them.",
     )
+
+
+def _create(resource: Resource) -> dict[str, Any]:
+    headers = response_headers(
+        "Location", "ETag", "Cache-Control", optional=["Idempotency-Replayed", "Preference-Applied"]
+    )
+    created = _created(resource, headers, 4)
     operations = [f"{verb}{resource.title}" for verb in ("get", "put", "update", "delete")]
     created["links"] = {
         operation: {"operationId": operation, "parameters": {"id": "$response.body#/id"}} for operation in operations
@@ -138,28 +168,42 @@ def _create(resource: Resource) -> dict[str, Any]:
         resource.name,
         f"Create a {resource.singular}",
         responses,
-        [IDEMPOTENCY_KEY],
+        [IDEMPOTENCY_KEY, PREFER],
         body,
         description="`Location` has the address of the new row, and `ETag` its version.",
     )
 
 
+def _created(resource: Resource, headers: dict[str, Any], row_id: int) -> dict[str, Any]:
+    example = {"id": row_id, "message": "Created"}
+    return json_response(f"The {resource.singular} was created.", _or_row(resource, "Created"), headers, example)
+
+
+def _or_row(resource: Resource, minimal: str) -> dict[str, Any]:
+    """Return the schema of a response that has the row with `Prefer: return=representation`."""
+    return {"anyOf": [schema_ref(minimal), schema_ref(resource.title)]}
+
+
 def _update(resource: Resource, verb: str, meaning: str, types: Iterable[str]) -> dict[str, Any]:
-    headers = response_headers("ETag", "Cache-Control")
+    headers = response_headers("ETag", "Cache-Control", optional=["Preference-Applied"])
     changed = json_response(
-        f"The {resource.singular} was changed.", schema_ref("Updated"), headers, {"message": "Updated"}
+        f"The {resource.singular} was changed.", _or_row(resource, "Updated"), headers, {"message": "Updated"}
     )
     refusals = (*WRITE_PROBLEMS, *BODY_PROBLEMS, *_uniqueness_problems(resource), "not-found", "precondition-failed")
     examples = {"one field": _example_field(resource), "all fields": resource.example(CHANGED)}
     body = _request_body(f"{resource.title}Changes", examples, types)
     responses = {"200": changed, **problem_responses(*refusals)}
+    if verb == "put":
+        again = _created(resource, headers | response_headers("Location"), 1)
+        again["description"] = f"The deleted {resource.singular} was created again (`If-None-Match: *`)."
+        responses = {"200": changed, "201": again, **problem_responses(*refusals)}
     summary = f"Change a {resource.singular}: {meaning}"
     return _operation(
         f"{verb}{resource.title}",
         resource.name,
         summary,
         responses,
-        [ID_PARAMETER, *PRECONDITIONS],
+        [ID_PARAMETER, *PRECONDITIONS, PREFER],
         body,
         description="With `If-Match`, the write happens only if the row is still the version that you read.",
     )
@@ -185,7 +229,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
         {"op": "update", "id": 1, "status": 200, "etag": EXAMPLE_ETAG},
         {"op": "delete", "id": DELETED_IN_BATCH_ID, "status": 200},
     ]
-    headers = response_headers("Cache-Control", optional=["Idempotency-Replayed"])
+    headers = response_headers("Cache-Control", optional=["Idempotency-Replayed", "Preference-Applied"])
     done = json_response(
         "All operations were carried out.", schema_ref("BatchDone"), headers, {"message": "Done", "results": results}
     )
@@ -203,7 +247,7 @@ def _batch(resource: Resource) -> dict[str, Any]:
         resource.name,
         summary,
         responses,
-        [IDEMPOTENCY_KEY],
+        [IDEMPOTENCY_KEY, PREFER],
         body,
         description="The operations are carried out in their order, in one transaction. If any of them is refused, the"
         " batch has no effect, and `errors` names each operation at fault.",

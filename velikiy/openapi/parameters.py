@@ -36,6 +36,15 @@ IDEMPOTENCY_KEY = _parameter(
 )
 
 
+PREFER = _parameter(
+    "header",
+    "Prefer",
+    "`return=representation` (RFC 7240): the response has the row as GET returns it. `return=minimal`: the response is"
+    " the same as without this header.",
+    {"type": "string", "enum": ["return=representation", "return=minimal"]},
+)
+
+
 def _precondition(name: str, description: str) -> dict[str, Any]:
     # One pattern, and no `anyOf`: openapi-python-client leaves out an operation with such a header.
     return _parameter("header", name, description, {"type": "string", "pattern": rf"^(\*|{preconditions.TAGS})$"})
@@ -47,7 +56,10 @@ PRECONDITIONS = [
         "Write only if the current ETag is one of these; `*`: if the row exists. A weak ETag counts as the"
         " strong one: compression on the way has made it weak, and it names the same version.",
     ),
-    _precondition("If-None-Match", "Write only if the current ETag is not in this list."),
+    _precondition(
+        "If-None-Match",
+        "Write only if the current ETag is not in this list. `*` with PUT creates a deleted row again.",
+    ),
 ]
 
 SORT_DIRECTIONS = {"": "", "-": "_descending"}
@@ -77,14 +89,27 @@ def search_parameters(resource: Resource) -> list[dict[str, Any]]:
     return [*filters, *([SEARCH_PARAMETER] if resource.search_column else [])]
 
 
+PAGE_PARAMETERS = [
+    _parameter(
+        "query",
+        "cursor",
+        "The start of the page, from the `Link` of the previous page.",
+        {"type": "string", "minLength": 1, "pattern": r"^[A-Za-z0-9_\-]+$"},
+    ),
+    _parameter(
+        "query",
+        "limit",
+        "The largest number of items on a page.",
+        {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS},
+    ),
+]
+
+
 def list_parameters(resource: Resource) -> list[dict[str, Any]]:
     """Return the query parameters of the list of rows."""
     orders = {sign + name: name + way for name in ("id", *resource.sort_keys) for sign, way in SORT_DIRECTIONS.items()}
-    cursor = {"type": "string", "minLength": 1, "pattern": r"^[A-Za-z0-9_\-]+$"}
-    limit = {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS}
     return [
-        _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
-        _parameter("query", "limit", "The largest number of rows on a page.", limit),
+        *PAGE_PARAMETERS,
         *search_parameters(resource),
         _parameter(
             "query",

@@ -69,9 +69,29 @@ PROBLEM_SCHEMA = {
     },
 }
 
+VERSION_PROPERTIES: dict[str, Any] = {
+    "version": ROW_VERSION_SCHEMA,
+    "change": {
+        "type": ["string", "null"],
+        "enum": ["create", "update", "delete", "erase", None],
+        "description": "What made this version. `erase`: the operator has removed all earlier versions. null: the"
+        " version is older than the history.",
+    },
+    "changed_at": TIME_SCHEMA,
+    "changed_by": {
+        "type": ["string", "null"],
+        "description": "The name of the API key, of the command, or of the role in PostgreSQL; null if unknown.",
+    },
+    "through": {
+        "type": ["string", "null"],
+        "enum": ["api", "command", "sql", None],
+        "description": "Whether a request, a command of the operator or SQL has made the change; null if unknown.",
+    },
+}
+
 COUNT_SCHEMA = {"type": "object", "required": ["count"], "properties": {"count": {"type": "integer", "minimum": 0}}}
 
-BATCH_RESULT_SCHEMA = {
+BATCH_RESULT_SCHEMA: dict[str, Any] = {
     "type": "object",
     "description": "The result of one operation, in the order of the request.",
     "required": ["op", "id", "status"],
@@ -88,6 +108,7 @@ BATCH_RESULT_SCHEMA = {
             "pattern": STRONG_ETAG_PATTERN,
             "description": "The ETag of the row; absent after a delete.",
         },
+        "row": {"type": "object", "description": "With `Prefer: return=representation`: the row as GET returns it."},
     },
 }
 
@@ -161,4 +182,15 @@ def resource_schemas(resource: Resource) -> dict[str, Any]:
         "version": ROW_VERSION_SCHEMA,
     }
     row = {name: generated_columns.get(name) or fields[name] for name in resource.columns}
-    return {**schemas, resource.title: {"type": "object", "required": [*row], "properties": row}}
+    versions = {
+        **VERSION_PROPERTIES,
+        "row": {
+            "description": "The row after the change, as a read returned it; null if the row was deleted.",
+            "anyOf": [schema_ref(resource.title), {"type": "null"}],
+        },
+    }
+    return {
+        **schemas,
+        resource.title: {"type": "object", "required": [*row], "properties": row},
+        f"{resource.title}Version": {"type": "object", "required": [*versions], "properties": versions},
+    }

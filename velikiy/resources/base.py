@@ -37,6 +37,9 @@ ID = "[1-9][0-9]{0,18}"
 """The shapes of a resource's name and of an id, as regular expressions. The edge recognises paths by the same shapes
 (velikiy/http/edge_config.py)."""
 
+HISTORY = "/history"
+"""What follows the address of a row in the address of its history."""
+
 MAX_ID = 2**63 - 1
 
 
@@ -186,6 +189,11 @@ class Resource:
     def row_path(self, row_id: int) -> CachePath:
         return CachePath(f"/{self.name}/{row_id}", f"{self.singular}:{row_id}")
 
+    def history_address(self, row_id: int) -> str:
+        """Return the address of a row's history. It belongs to the path of the row: whatever changes the history of a
+        row invalidates the row anyway, and a write need not lock and drop a further path."""
+        return self.row_path(row_id).path + HISTORY
+
     def invalidated_by(self, *row_ids: int) -> tuple[CachePath, ...]:
         """Return the paths that creating, updating or deleting these rows invalidates. A row's path may hold a 404."""
         return (*map(self.row_path, row_ids), self.list_path, self.count_path)
@@ -257,10 +265,10 @@ def registry() -> dict[str, Resource]:
 
 def path_of(address: str) -> CachePath | None:
     """Return the path of an address as clients spell it, without its query; None if nothing is cached there."""
-    spelled = re.fullmatch(f"/({NAME})(?:/(count|{ID}))?", address.partition("?")[0])
+    spelled = re.fullmatch(f"/({NAME})(?:/(count|({ID})({HISTORY})?))?", address.partition("?")[0])
     resource = registry().get(spelled[1]) if spelled else None
     if not spelled or not resource:
         return None
     if not spelled[2]:
         return resource.list_path
-    return resource.count_path if spelled[2] == "count" else resource.row_path(int(spelled[2]))
+    return resource.row_path(int(spelled[3])) if spelled[3] else resource.count_path
