@@ -22,7 +22,7 @@ from velikiy.postgres import DatabaseUnavailable
 from velikiy.resources.base import FILES, RESERVED
 from velikiy.resources.problems import Problem
 
-OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys"}
+OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys", ".live"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
 
 OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")
