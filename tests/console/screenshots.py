@@ -31,7 +31,7 @@ DEVICES: dict[str, dict[str, Any]] = {
     "phone": {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 1.5, "is_mobile": True},
 }
 
-THEMES = ("light", "dark")
+THEMES: tuple[Any, ...] = ("light", "dark")
 
 
 class View(NamedTuple):
