@@ -26,7 +26,7 @@ from velikiy.settings import Settings
 
 DOCUMENT = document(registry())
 
-NOT_FOR_PROGRAMS = ("/.keys/", "/.lease/", "/docs", "/problems/", "/favicon.ico", "/robots.txt")
+NOT_FOR_PROGRAMS = ("/.keys/", "/.lease/", "/console/", "/docs", "/problems/", "/favicon.ico", "/robots.txt")
 
 OF_EVERY_ADDRESS = ("HEAD", "OPTIONS")
 """Methods that the document describes in one sentence, so that no client has them as operations."""
@@ -84,7 +84,7 @@ class TestDocument:
         routes = {
             (re.sub("<(?:[a-z]+:)?[a-z_]+>", "{id}", rule.rule), method.lower())
             for rule in app.url_map.iter_rules()
-            if not rule.rule.startswith(NOT_FOR_PROGRAMS)
+            if rule.rule != "/" and not rule.rule.startswith(NOT_FOR_PROGRAMS)
             for method in rule.methods or ()
             if method not in OF_EVERY_ADDRESS
         }
