@@ -181,8 +181,8 @@ class TestKeys:
         page.get_by_role("button", name="Forget the key").click()
         expect(page.locator("#key-button")).to_contain_text("Enter an API key")
         assert page.evaluate("JSON.stringify(sessionStorage)") == "{}"
-        refused = "error: Failed to load resource: the server responded with a status of 401 (Unauthorized)"
-        assert set(visit.complaints) <= {refused}
+        refused = "Failed to load resource: the server responded with a status of 401 "
+        assert [each for each in visit.complaints if refused not in each] == []
 
     def test_dismissed_question_leaves_a_way_to_answer_it(self, keyed: Stack, open_console: Open) -> None:
         page = open_console(keyed.edge).page

@@ -10,7 +10,7 @@ import requests
 from playwright.sync_api import Page, Route, expect
 
 from testkit.browser import Visit, serious_findings
-from testkit.stack import Stack
+from testkit.stack import Stack, wait_until
 
 Open = Callable[..., Visit]
 
@@ -128,8 +128,14 @@ class TestReading:
         badge = page.locator(".read", has_text="Rows").locator(".tier")
         find(page, person["name"])
         expect(badge).to_contain_text(re.compile(r"PostgreSQL · [\d.]+ ms"))
-        page.get_by_role("button", name="Read again").click()
-        expect(badge).to_contain_text(re.compile(r"Nginx · [\d.]+ ms"))
+
+        def is_hit() -> bool:
+            page.get_by_role("button", name="Read again").click()
+            expect(page.locator(".users-area")).to_have_attribute("aria-busy", "false")
+            return re.match(r"Nginx · [\d.]+ ms", badge.inner_text()) is not None
+
+        # An edge that has just been fenced, as on a loaded machine, stores nothing for a moment.
+        wait_until(is_hit, every=0.2)
 
 
 class TestWriting:
