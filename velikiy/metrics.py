@@ -9,6 +9,7 @@ A label has few values: a route and never a path, a cause that the log has too. 
 
 import fcntl
 import os
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,9 @@ from pathlib import Path
 from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, start_http_server, values
+from prometheus_client.mmap_dict import MmapedDict, mmap_key
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.utils import floatToGoString
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -197,6 +200,46 @@ class Collector:
     def collect(self) -> Iterable[Metric]:
         self._slots.forget_the_state_of_dead_processes()
         return cast(Iterable[Metric], self._files.collect())  # type: ignore[no-untyped-call]
+
+
+_DROP_KEYS = {
+    mmap_key(
+        "velikiy_drop_duration_seconds",
+        "velikiy_drop_duration_seconds_bucket",
+        ["le"],
+        [floatToGoString(bound)],
+        "Time of a writer from its drop to the acknowledgement of every cache.",
+    ): bucket
+    for bucket, bound in enumerate((*DURATION_BUCKETS_S, float("inf")))
+}
+
+
+def folder_id() -> str:
+    """Name the folder that this process counts into, "" without one. The same name means the same counts."""
+    if _slots is None:
+        return ""
+    found = _slots.folder.stat()
+    return f"{found.st_dev}:{found.st_ino}"
+
+
+def drops_of_folder() -> list[float]:
+    """Return the number of drops in each bucket of DROP_DURATION, of all processes that count into the folder.
+
+    Gains: a fraction of the time of the library's collector, which parses every sample of every file.
+    Relies on: the key under which the library keeps a sample (`mmap_key`).
+    """
+    counts = [0.0] * len(_DROP_KEYS)
+    for file in _slots.folder.glob("histogram_*.db") if _slots else ():
+        with suppress(OSError, ValueError, IndexError, struct.error):  # a process is just starting
+            for key, count, *_ in MmapedDict.read_all_values_from_file(str(file)):  # type: ignore[no-untyped-call]
+                if (bucket := _DROP_KEYS.get(key)) is not None:
+                    counts[bucket] += count
+    return counts
+
+
+def count_of(counter: Counter) -> float:
+    """Return what this process has counted."""
+    return next(sample.value for family in counter.collect() for sample in family.samples)
 
 
 def serve() -> None:

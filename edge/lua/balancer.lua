@@ -106,6 +106,12 @@ function _M.count()
 end
 
 
+-- Return all peers.
+function _M.all()
+    return peers
+end
+
+
 -- Return the next peer in turn. A peer that is down, or failed in this request, is chosen only if there is no other.
 function _M.choose(failed)
     local any

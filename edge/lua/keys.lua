@@ -28,6 +28,8 @@ unsigned char *SHA256(const unsigned char *data, size_t size, unsigned char *dig
 local DIGEST_BYTES = 32
 local digest = ffi.new("unsigned char[?]", DIGEST_BYTES)
 
+local protects_console = false
+
 local _M = {
     are_needed = false,  -- a cached read without a valid key is refused
     are_known = false,  -- a request may have a key that counts
@@ -36,6 +38,7 @@ local _M = {
 
 -- In init_by_lua, after the limits. auth: the setting AUTH.
 function _M.configure(auth)
+    protects_console = auth ~= "off"
     _M.are_needed = auth == "all"
     _M.are_known = _M.are_needed or (auth == "writes" and limits.are_on())
 end
@@ -164,9 +167,10 @@ end
 
 -- In access_by_lua of every route that reaches an app. Count the request for its key or its client, if entrance.lua did
 -- not know yet which (limits.lua), and refuse a cached read that needs a key and has none.
-function _M.admit()
+-- is_console: the edge answers the request by itself, with data of the console.
+function _M.admit(is_console)
     local var = ngx.var
-    local is_needed = _M.are_needed and var.route == "@read"
+    local is_needed = is_console and protects_console or _M.are_needed and var.route == "@read"
     local is_uncounted = var.uncounted == "1"
     if not (is_needed or is_uncounted) then
         return

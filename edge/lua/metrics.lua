@@ -16,6 +16,7 @@ local BUCKETS_S = { 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 local STORES = { "generations", "large", "small" }
 local METHODS = { GET = "GET", HEAD = "GET", POST = "POST", PUT = "PUT", PATCH = "PATCH", DELETE = "DELETE",
                   OPTIONS = "OPTIONS" }
+local LIVE_TIERS = { edge = "nginx", redis = "redis", app = "postgres" }
 local HELP = {
     requests_total = "Requests that the edge has answered.",
     request_duration_seconds = "Time of a request from its first byte to the last byte of the response.",
@@ -88,7 +89,25 @@ local function observe(route, tier, seconds, number)
 end
 
 
+-- Return the class of a request for the page Live: the tier that answered a cached read, a write, a failure, or another
+-- request.
+local function class_of(method, route, code, cache, tier)
+    if cache == "stale" then
+        return "stale"
+    elseif code >= "500" then
+        return "failed"
+    elseif method ~= "GET" then
+        return (method == "OPTIONS" or code >= "400") and "other" or "write"
+    elseif cache == "bypass" and not routes.is_cached(route) then
+        return "other"
+    end
+    return LIVE_TIERS[tier]
+end
+
+
 local function count_request(method, route, code, cache, tier, seconds, number)
+    local class = class_of(method, route, code, cache, tier)
+    _M.count("live " .. class .. " " .. bucket_of(seconds), number)
     _M.count('requests_total{method="' .. method .. '",route="' .. route .. '",code="' .. code .. '",cache="' .. cache
              .. '",tier="' .. tier .. '"}', number)
     observe(route, tier, seconds, number)
@@ -144,8 +163,8 @@ end
 
 -- In init_worker_by_lua. The timer also runs once when the worker exits.
 function _M.start()
+    shared:add("started", ngx.time())
     if is_on then
-        shared:add("started", ngx.time())
         _M.count("worker_starts_total")
         ngx.timer.every(FLUSH_INTERVAL_S, flush)
     end
@@ -229,6 +248,19 @@ local function report_state(lines)
 end
 
 
+-- Add the counts for the page Live (live.lua) to these lines.
+function _M.report_for_live(lines)
+    lines[#lines + 1] = "metrics " .. (is_on and "on" or "off")
+    lines[#lines + 1] = "started " .. shared:get("started")
+    flush()
+    for _, key in ipairs(shared:get_keys(0)) do
+        if match(key, "^live ") then
+            lines[#lines + 1] = key .. " " .. shared:get(key)
+        end
+    end
+end
+
+
 -- At the control listener. The request is not signed, because Prometheus cannot sign, and the metrics contain no data
 -- of clients.
 function _M.report()
@@ -242,7 +274,7 @@ function _M.report()
         if labels then
             durations[labels] = durations[labels] or {}
             durations[labels][part] = shared:get(key)
-        elseif key ~= "started" then
+        elseif key ~= "started" and not match(key, "^live ") then
             counters[#counters + 1] = key
         end
     end

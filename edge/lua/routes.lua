@@ -46,6 +46,12 @@ function _M.route_of(var)
 end
 
 
+-- Return whether a route is one of a resource, whose responses are cached.
+function _M.is_cached(route)
+    return is_resource(match(route, "^/([a-z][a-z0-9_]*)") or "") and true or false
+end
+
+
 -- In log_by_lua, which runs before the access log: note the path of a route whatever the response is. Without this,
 -- only a response of the app could show that the path is one.
 function _M.note_path()

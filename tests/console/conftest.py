@@ -5,6 +5,7 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 
 from testkit.browser import CHROMIUM, Visit, watch
+from testkit.stack import Stack, run, running
 
 
 @pytest.fixture(scope="module")
@@ -35,3 +36,25 @@ def open_console(chromium: Browser) -> Iterator[Callable[..., Visit]]:
     yield open_console
     for context in contexts:
         context.close()
+
+
+@pytest.fixture(scope="package")
+def keyed_edges() -> Iterator[tuple[Stack, str]]:
+    """Two edges that require keys, and a key that may write. Tests may stop parts and have to start them again."""
+    with running("--edges", "2", "--apps", "1", AUTH="all") as stack:
+        completed = run("velikiy", "--data", str(stack.data), "keys", "create", "console", "--scope", "write")
+        assert completed.returncode == 0, completed.stderr
+        yield stack, completed.stdout.strip()
+
+
+@pytest.fixture
+def open_with_key(open_console: Callable[..., Visit]) -> Callable[..., Visit]:
+    """Open a view with a key in the tab."""
+
+    def open_with_key(address: str, key: str, **options: Any) -> Visit:
+        visit = open_console("about:blank", **options)
+        visit.page.add_init_script(f"sessionStorage.setItem('key', '{key}')")
+        visit.page.goto(address)
+        return visit
+
+    return open_with_key

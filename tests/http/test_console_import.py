@@ -71,7 +71,6 @@ class Sender:
                 return {name: sum(each[name] for each in self.results) for name in names}
 
 
-
 def test_file_in_pieces_creates_each_row_once(stack: Stack, domain: str) -> None:
     content = "name,email\n" + "".join(f"Person {n},p{n}@{domain}\n" for n in range(2100))
     sender = Sender(stack, content.encode(), 40_000)

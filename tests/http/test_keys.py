@@ -109,7 +109,13 @@ def test_history_names_the_key_that_has_written(keyed: str, writer: str) -> None
     ]
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"),
+        *("/favicon.ico", "/robots.txt"),
+    ],
+)
 def test_health_and_documentation_need_no_key(keyed: str, path: str) -> None:
     assert requests.get(f"{keyed}{path}", timeout=5).status_code == 200
 

@@ -87,8 +87,8 @@ def write(
     Raises:
         DatabaseUnavailable: The outcome is unknown.
     """
-    change = chunk(resource, rows, on_conflict, record)
-    return gate.write(change, author=f"command:velikiy {resource.name} {command}")
+    author = f"command:velikiy {resource.name} {command}"
+    return gate.write(chunk(resource, rows, on_conflict, record), author=author)
 
 
 def chunk(

@@ -95,6 +95,23 @@ class EdgeTier:
             return None
         return dict(line.split(" ", 1) for line in text.splitlines())
 
+    def exchange(self, edge: Cache, body: str, timeout: float) -> str | None:
+        """Send the edge what the page Live shows, and return the account of the edge (edge/lua/live.lua); None without
+        an answer."""
+        connection = http.client.HTTPConnection(*_host_and_port(edge), timeout=timeout)
+        signed, mac = self.signer.sign_request("POST", "/live", edge=edge.instance_id, body=body)
+        try:
+            connection.request("POST", "/live", body.encode(), {HEADER: signed, "X-Edge": edge.instance_id})
+            response = connection.getresponse()
+            text = response.read().decode()
+        except (OSError, http.client.HTTPException, UnicodeError):
+            return None
+        finally:
+            connection.close()
+        if response.status != 200 or response.getheader(HEADER) != self.signer.response_mac(mac, 200, text):
+            return None
+        return text
+
     def _close_all_but(self, edges: Sequence[Cache]) -> None:
         """Close the connections to edges that are no longer registered."""
         for address in set(self._idle).difference(edge.address for edge in edges):

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from pathlib import Path
 
 
@@ -28,6 +29,15 @@ def start_of_process(pid: int) -> str:
     except OSError:
         return ""
     return "" if state in "ZX" else fields[18]  # a zombie has closed its files
+
+
+def started_at(pid: int) -> float:
+    """Return the moment at which the process started, in seconds of Unix time; 0 if it has ended."""
+    ticks = start_of_process(pid)
+    if not ticks:
+        return 0.0
+    age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(ticks) / os.sysconf("SC_CLK_TCK")
+    return round(time.time() - age, 1)
 
 
 def process_has_ended(pid: int, start: str) -> bool:

@@ -335,20 +335,21 @@ class RedisTier:
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
     def usage(self) -> dict[str, int]:
-        """Return what the servers report of their memory (INFO), added up.
+        """Return what the servers report of their memory (INFO), added up, and the uptime of the youngest.
 
         Raises:
             DoesNotAnswer
         """
         shards = self.registered() or self.identify()
-        total = {"used_memory": 0, "maxmemory": 0, "evicted_keys": 0}
+        total, uptimes = {"used_memory": 0, "maxmemory": 0, "evicted_keys": 0}, []
         try:
             for server in shards.servers:
                 reported: Any = self._drop_servers.connections_to(server, shards).client.info("everything")
                 total = {name: so_far + int(reported.get(name, 0)) for name, so_far in total.items()}
+                uptimes.append(int(reported.get("uptime_in_seconds", 0)))
         except AWAY as error:
             raise DoesNotAnswer(error) from error
-        return total
+        return {**total, "uptime_in_seconds": min(uptimes, default=0)}
 
     def version(self) -> str:
         """Return the version of Redis, for people.

@@ -185,6 +185,15 @@ def edges(caches: Table) -> list[Finding]:
     return found
 
 
+def silent_apps(number: int) -> Finding:
+    apps = "An app does" if number == 1 else f"{number} apps do"
+    return Finding(
+        "app.silent",
+        f"{apps} not answer an edge: it starts, hangs, or is overloaded.",
+        "Run ./run logs app. Requests go to the other apps meanwhile.",
+    )
+
+
 def no_edges() -> Finding:
     return Finding(
         "edge.none",

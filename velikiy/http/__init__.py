@@ -7,13 +7,14 @@ routes, batch       the routes of every resource
 requests, preconditions     parse a request
 responses, problems, problem_pages      build a response; every error becomes a problem
 edge_leases         edges renew their cache leases
+live                what this app reports for the page Live
 health              /livez, /readyz, /health
 """
 
 from flask import Flask
 
 from velikiy.coherence import Gate
-from velikiy.http import auth, edge_leases, health, middleware, problem_pages, problems, routes
+from velikiy.http import auth, edge_leases, health, live, middleware, problem_pages, problems, routes
 from velikiy.http.auth import Auth
 from velikiy.http.browsers import Browsers
 from velikiy.resources.base import Resource
@@ -35,4 +36,5 @@ def install(
     routes.install(app, resources, gate, idempotency_keys)
     auth.install(app, keys)
     edge_leases.install(app, resources, gate.caches, gate.edge_tier)
+    live.install(app, gate.edge_tier)
     health.install(app, resources, gate.database, gate.redis_tier)

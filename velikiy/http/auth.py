@@ -19,10 +19,10 @@ from velikiy.http.problems import DETAILS
 from velikiy.keys import store, tokens
 from velikiy.keys.store import ApiKey, UnknownKey
 from velikiy.postgres import DatabaseUnavailable
-from velikiy.resources.base import RESERVED
+from velikiy.resources.base import FILES, RESERVED
 from velikiy.resources.problems import Problem
 
-OPEN = (RESERVED - {"console"}) | {"openapi.json", ".lease", ".keys"}
+OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys", ".live"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
 
 OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")

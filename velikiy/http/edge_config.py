@@ -3,6 +3,7 @@
 `./run generate` writes them. They are committed, so that an edge needs no Python, and a test compares them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from velikiy.keys import tokens
-from velikiy.resources.base import HISTORY, ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
+from velikiy.resources.base import FILES, HISTORY, ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS
 from velikiy.settings import PATH_PREFIX
 
@@ -147,7 +148,7 @@ def _authorization() -> list[str]:
 
 def _own_path() -> list[str]:
     """The service's own addresses, which are logged whatever the status is."""
-    own = "|".join(sorted(RESERVED))
+    own = "|".join(sorted(map(re.escape, RESERVED | FILES)))
     return _map("$request_uri", "own_path", {"default": '"(other)"', f'"~^(?<own>/({own}))(\\?|$)"': "$own"})
 
 

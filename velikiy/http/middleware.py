@@ -18,7 +18,7 @@ from velikiy.resources.problems import RETRY_LATER, Problem
 
 REQUEST_ID = re.compile("[!-~]{1,64}")
 
-QUIET = ("/livez", "/readyz", "/.lease/", "/.keys/")
+QUIET = ("/livez", "/readyz", "/.lease/", "/.keys/", "/.live")
 """Addresses that edges and health checks request every second. Their log lines have the level debug."""
 
 

@@ -20,6 +20,30 @@ ROW_VERSION_SCHEMA = {
     "description": "The number of times that the row was written.",
 }
 
+
+def schema_ref(name: str) -> dict[str, Any]:
+    """Return a reference to a schema. Each object is a schema with a name, which generated clients use as well."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+FIELD_ERROR_SCHEMA = {
+    "type": "object",
+    "description": "A field, parameter or header at fault.",
+    "required": ["field", "detail"],
+    "properties": {
+        "field": {
+            "type": "string",
+            "description": "The name; in a batch, the path of the field: `operations.3.name`.",
+        },
+        "detail": {"type": "string"},
+        "index": {"type": "integer", "minimum": 0, "description": "The index of the operation in the batch."},
+        "status": {
+            "type": "integer",
+            "description": "The status that the operation would have as a request of its own.",
+        },
+    },
+}
+
 PROBLEM_SCHEMA = {
     "type": "object",
     "description": "RFC 9457.",
@@ -28,7 +52,6 @@ PROBLEM_SCHEMA = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "enum": [f"/problems/{name}" for name in KINDS],
             "description": "The kind of problem, for programs. A page at this address explains what to do:\n\n"
             + "\n".join(
                 f"- [`/problems/{name}`](/problems/{name}) {kind.status} {kind.title}" for name, kind in KINDS.items()
@@ -40,26 +63,7 @@ PROBLEM_SCHEMA = {
         "errors": {
             "type": "array",
             "description": "Each field, parameter or header at fault.",
-            "items": {
-                "type": "object",
-                "required": ["field", "detail"],
-                "properties": {
-                    "field": {
-                        "type": "string",
-                        "description": "The name; in a batch, the path of the field: `operations.3.name`.",
-                    },
-                    "detail": {"type": "string"},
-                    "index": {
-                        "type": "integer",
-                        "minimum": 0,
-                        "description": "The index of the operation in the batch.",
-                    },
-                    "status": {
-                        "type": "integer",
-                        "description": "The status that the operation would have as a request of its own.",
-                    },
-                },
-            },
+            "items": schema_ref("FieldError"),
         },
         "request_id": {"type": "string", "description": "The same id as in `X-Request-Id`."},
     },
@@ -89,6 +93,7 @@ COUNT_SCHEMA = {"type": "object", "required": ["count"], "properties": {"count":
 
 BATCH_RESULT_SCHEMA: dict[str, Any] = {
     "type": "object",
+    "description": "The result of one operation, in the order of the request.",
     "required": ["op", "id", "status"],
     "properties": {
         "op": {"type": "string", "enum": ["create", "update", "delete"]},
@@ -140,25 +145,26 @@ FINDING_SCHEMA = {
         "where": {"type": "string"},
     },
 }
-READINESS_SCHEMA = _health_result("ready", "degraded", "not ready", checks=CHECKS_SCHEMA)
+READINESS_SCHEMA = _health_result("ready", "degraded", "not ready", checks=schema_ref("Checks"))
 READINESS_SCHEMA["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}
-READINESS_SCHEMA["properties"]["findings"] = {"type": "array", "items": FINDING_SCHEMA}
+READINESS_SCHEMA["properties"]["findings"] = {"type": "array", "items": schema_ref("Finding")}
 
 SCHEMAS: dict[str, Any] = {
     "Problem": PROBLEM_SCHEMA,
+    "FieldError": FIELD_ERROR_SCHEMA,
     "Count": COUNT_SCHEMA,
     "Created": _write_result("Created", id=ID_SCHEMA),
     "Updated": _write_result("Updated"),
     "Deleted": _write_result("Deleted"),
-    "BatchDone": _write_result("Done", results={"type": "array", "items": BATCH_RESULT_SCHEMA}),
+    "BatchDone": _write_result("Done", results={"type": "array", "items": schema_ref("BatchResult")}),
+    "BatchResult": BATCH_RESULT_SCHEMA,
     "Health": _health_result("healthy", "unhealthy"),
     "Liveness": _health_result("alive"),
     "Readiness": READINESS_SCHEMA,
+    "Checks": CHECKS_SCHEMA,
+    "Document": {"type": "object", "description": "https://spec.openapis.org/oas/v3.1.1.html describes it."},
+    "Finding": FINDING_SCHEMA,
 }
-
-
-def schema_ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def resource_schemas(resource: Resource) -> dict[str, Any]:

@@ -3,6 +3,7 @@ histories."""
 
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from functools import partial
 
 import psycopg
@@ -13,8 +14,9 @@ from velikiy.coherence import Gate
 from velikiy.coherence.membership import MISSING
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.coherence.shards import UNREGISTERED
+from velikiy.findings import Finding
 from velikiy.findings.announcer import Announcer
-from velikiy.findings.caches import edges, redis, table
+from velikiy.findings.caches import Table, edges, redis, table
 from velikiy.findings.postgres import Diagnosis, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import history, idempotency
@@ -36,6 +38,25 @@ CLEAN_UP_S = 60.0
 """Seconds between two deletions of expired idempotency keys, and of expired entries in histories."""
 
 
+SERVER = """
+SELECT
+    extract(epoch FROM pg_postmaster_start_time()), (SELECT count(*) FROM pg_stat_activity WHERE pid IS NOT NULL),
+    current_setting('max_connections')
+"""
+
+
+@dataclass
+class Seen:
+    """What the janitor has seen in its last round, for the page Live (velikiy/relay/live.py)."""
+
+    table: Table | None = None
+    findings: list[Finding] = field(default_factory=list)
+    postgres_answers: bool = False
+    postgres: dict[str, float] = field(default_factory=dict)
+    redis: dict[str, float] = field(default_factory=dict)
+    """Empty while Redis does not answer."""
+
+
 class Janitor:
     def __init__(self, database: Database, gate: Gate, history_days: int = 0) -> None:
         """`history_days`: days after which a version that was replaced is forgotten, 0 for never."""
@@ -52,6 +73,7 @@ class Janitor:
 
         self._logged = ""
         self._announcer, self._diagnosis = Announcer(), Diagnosis(database.dsn)
+        self.seen = Seen()
         self._evictions = 0
 
     def run(self) -> None:
@@ -70,7 +92,9 @@ class Janitor:
                     cleaned_up_at = 0.0 if self.clean_up() else time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
-                self._announcer.report([self._diagnosis.finding(within=0)])
+                self.seen.findings = [self._diagnosis.finding(within=0)]
+                self.seen.postgres_answers = False
+                self._announcer.report(self.seen.findings)
             except Exception:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
@@ -90,7 +114,11 @@ class Janitor:
         with self.database.autocommit() as connection:
             found = [*hazards(connection, tables), *sessions(connection, tables)]
             known = table(connection)
-        self._announcer.report([*found, *redis(self.gate.redis_tier, known), *edges(known)])
+            [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
+        self.seen.table, self.seen.postgres_answers = known, True
+        self.seen.postgres = {"started": float(started), "sessions": sessions_open, "max_sessions": int(max_sessions)}
+        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known)]
+        self._announcer.report(self.seen.findings)
 
     def report(self) -> None:
         """Report the state that all processes share. `pg_notification_queue_usage` grows while no relay listens."""
@@ -105,8 +133,14 @@ class Janitor:
             usage = self.gate.redis_tier.usage()
         except DoesNotAnswer:
             metrics.REDIS_UP.set(0)
+            self.seen.redis = {}
             return
         metrics.REDIS_UP.set(1)
+        self.seen.redis = {
+            "memory": usage.get("used_memory", 0),
+            "max_memory": usage.get("maxmemory", 0),
+            "started": round(time.time() - usage.get("uptime_in_seconds", 0)),
+        }
         metrics.REDIS_MEMORY.set(usage.get("used_memory", 0))
         metrics.REDIS_MAX_MEMORY.set(usage.get("maxmemory", 0))
         evictions = int(usage.get("evicted_keys", 0))

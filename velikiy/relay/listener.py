@@ -19,6 +19,7 @@ from velikiy.coherence.tables import watched_tables
 from velikiy.findings.postgres import without_triggers as finding_without_triggers
 from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
 from velikiy.relay.janitor import Janitor
+from velikiy.relay.live import Live
 from velikiy.resources.base import registry
 from velikiy.settings import Settings
 
@@ -61,7 +62,9 @@ class Relay:
 
     def run(self, heartbeat: Path | None = None) -> None:
         """Run for ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
-        threading.Thread(target=Janitor(self.database, self.gate, self.history_days).run, daemon=True).start()
+        janitor = Janitor(self.database, self.gate, self.history_days)
+        threading.Thread(target=janitor.run, daemon=True).start()
+        threading.Thread(target=Live(self.gate, janitor.seen).run, daemon=True).start()
         threading.Thread(target=self._warn_of_two_leaders, daemon=True).start()
         while True:
             try:

@@ -29,6 +29,9 @@ LIST_PARAMETERS = ("cursor", "limit", "q", "sort")
 RESERVED = frozenset({"console", "docs", "health", "livez", "problems", "readyz"})
 """First segments of the service's own addresses. No resource has one of these names, and no edge caches them."""
 
+FILES = frozenset({"openapi.json", "favicon.ico", "robots.txt"})
+"""The service's own files. No resource can have such a name."""
+
 NAME = "[a-z][a-z0-9_]{0,40}"
 ID = "[1-9][0-9]{0,18}"
 """The shapes of a resource's name and of an id, as regular expressions. The edge recognises paths by the same shapes
@@ -68,10 +71,9 @@ def _is_whole(value: Any) -> bool:
 
 def _describe_body(schema: dict[str, Any]) -> None:
     _describe(schema)
-    for name in READ_ONLY:
-        schema["properties"].setdefault(
-            name, {"description": "Ignored, so that a row can be sent back as it was read."}
-        )
+    # Not among the properties, so that no generated client offers them.
+    ignored = ", ".join(f"`{name}`" for name in READ_ONLY if name not in schema["properties"])
+    schema["description"] = f"A row may be sent back as it was read: {ignored} are ignored."
 
 
 class Body(Strict):
@@ -216,10 +218,10 @@ class Resource:
             fields[name] = (kind, Field(None, description=information.description, examples=information.examples))
         return create_model(f"{self.title}Changes", __base__=_Changes, **fields)
 
-    @property
-    def example(self) -> dict[str, Any]:
-        """The first example of each field."""
-        return {name: field.examples[0] for name, field in self.create_model.model_fields.items() if field.examples}
+    def example(self, number: int) -> dict[str, Any]:
+        """Return this example of each field, counted from 0, or its last one."""
+        fields = self.create_model.model_fields.items()
+        return {name: field.examples[: number + 1][-1] for name, field in fields if field.examples}
 
     @property
     def title(self) -> str:
@@ -228,10 +230,12 @@ class Resource:
 
 def _describe_changes(schema: dict[str, Any]) -> None:
     _describe_body(schema)
-    changeable = [name for name in schema["properties"] if name not in (*READ_ONLY, *BATCH_FIELDS)]
-    for name in changeable:
-        del schema["properties"][name]["default"]  # absent is not null
-    schema["anyOf"] = [{"required": [name]} for name in changeable]
+    schema["description"] = f"At least one field. Absent fields keep their values. {schema['description']}"
+    for name, property_ in schema["properties"].items():
+        if name not in BATCH_FIELDS:
+            del property_["default"]  # absent is not null
+    # The number of members, and no `anyOf` of required fields: generators of clients make no type of that.
+    schema["minProperties"] = len(schema.get("required", ())) + 1
 
 
 class _Changes(Body):
