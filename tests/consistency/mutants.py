@@ -88,7 +88,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
     return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
 
 
-LOCK = "                lock(connection, invalidates, already_locked=lock_first)"
+LOCK = "                lock(connection, invalidates, already_locked=() if connection.behind else known_paths)"
 BEFORE_DROP = after(PROTOCOL, LOCK, LONG_STALL)
 DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill)"
 DROPPED_IN_REDIS = after(PROTOCOL, DROP_IN_REDIS)
@@ -181,7 +181,7 @@ BUGS = (
         (
             DROPPED_IN_REDIS,
             DROPPED_EVERYWHERE,
-            Replacement(PROTOCOL, "locks(lock_first)", "()"),
+            Replacement(PROTOCOL, "connection.behind = locks(known_paths)", "pass"),
             Replacement(PROTOCOL, f"{LOCK}\n", ""),
             Replacement(
                 PROTOCOL,

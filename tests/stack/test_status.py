@@ -22,7 +22,7 @@ from testkit.databases import redis_server
 from testkit.outages import hanging
 from testkit.stack import ROOT, Stack, children_of, clean_environment, folder, run, running, wait_until
 from velikiy.coherence import CachePath, RedisTier
-from velikiy.coherence.locks import EVERYTHING, lock_id
+from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
 from velikiy.findings import Finding, caches, configuration, merged
 from velikiy.findings.postgres import hazards, why_away
 from velikiy.postgres import Connection
@@ -159,7 +159,7 @@ class TestWhatIsWrong:
 
     def test_foreign_lock_of_a_path_is_named_with_its_session(self, breakable: Stack) -> None:
         with psycopg.connect(breakable.postgres, application_name="a person's psql") as foreign:
-            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(CachePath("/users", "")),))
+            foreign.execute("SELECT pg_advisory_lock(%s, %s)", (PATHS, lock_id(CachePath("/users", ""))))
             found = await_finding(breakable, "locks.foreign")
             assert "/users" in found.what
             assert "a person's psql" in found.what
@@ -220,7 +220,7 @@ class TestDoctor:
             psycopg.connect(breakable.postgres, application_name="velikiy relay", autocommit=True),
             psycopg.connect(breakable.postgres) as foreign,
         ):
-            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(EVERYTHING),))
+            foreign.execute("SELECT pg_advisory_lock(%s, %s)", (PATHS, lock_id(EVERYTHING)))
             pid = foreign.info.backend_pid
             secrets = shutil.copytree(breakable.data / "secrets", opened / "secrets")
             shutil.copy(breakable.data / "stack.json", opened)
@@ -228,7 +228,7 @@ class TestDoctor:
             (secrets / "edge_secret").chmod(0o644)
             examined = self.doctor(breakable, tmp_path, SECRETS_DIR=str(secrets))
         assert examined.returncode == 1, examined.stdout + examined.stderr
-        assert "which stands for a write to every path: no read is cached." in examined.stdout
+        assert "for a write to every path: no read is cached." in examined.stdout
         assert f'./run psql -c "SELECT pg_terminate_backend({pid})"' in examined.stdout
         assert "2 relays" in examined.stdout
         assert f"chmod go-rwx {secrets}/edge_secret" in examined.stdout

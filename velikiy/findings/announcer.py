@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import structlog
 
@@ -24,7 +25,12 @@ class Announcer:
         for key in now.keys() & self._seen.keys() - self._announced.keys():
             self._announced[key] = it = now[key]
             write = log.error if it.wrong else log.warning
-            write("finding", name=it.name, what=it.what, advice=it.advice)
+            since = {"since": _time(it.since)} if it.since else {}
+            write("finding", name=it.name, what=it.what, advice=it.advice, **since)
         for key in self._announced.keys() - now.keys():
             log.info("finding.over", name=self._announced.pop(key).name)
         self._seen = now
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

@@ -7,6 +7,7 @@ import psycopg
 from pydantic import Field, create_model
 
 from velikiy.coherence import Change
+from velikiy.coherence.deadline import Deadline
 from velikiy.postgres import Connection
 from velikiy.resources.base import MAX_ID, Resource, Strict
 from velikiy.resources.idempotency import StoredResponse, Write
@@ -41,7 +42,7 @@ class _Refused(Exception):
 
 
 def run(
-    repository: Repository, body: Strict, once: Callable[[Write], Write], until: float | None = None
+    repository: Repository, body: Strict, once: Callable[[Write], Write], deadline: Deadline | None = None
 ) -> StoredResponse:
     """Carry out the batch.
 
@@ -49,7 +50,7 @@ def run(
         repository: The rows.
         body: The operations.
         once: Makes a write that an Idempotency-Key lets happen once (velikiy/resources/idempotency.py).
-        until: See `Gate.write`.
+        deadline: See `Gate.write`.
 
     Raises:
         Problem: Some operations cannot be carried out. The problem names each of them, and the batch has no effect.
@@ -69,11 +70,11 @@ def run(
         return _carry_out_each(repository, connection, operations)
 
     try:
-        return repository.gate.write(once(write_all), timeout_factor, until=until)
+        return repository.gate.write(once(write_all), timeout_factor, deadline=deadline)
     except (_Refused, psycopg.IntegrityError, psycopg.DataError):
         # Again, with a savepoint after each operation, to name the ones at fault. A savepoint costs as much as an
         # operation.
-        return repository.gate.write(once(find_errors), timeout_factor, until=until)
+        return repository.gate.write(once(find_errors), timeout_factor, deadline=deadline)
 
 
 def _lock(repository: Repository, connection: Connection, operations: list[Any]) -> None:

@@ -84,7 +84,7 @@ class Routes:
     # ---- writes ----
 
     def create(self) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         new = requests.body(self.resource.create_model)
 
@@ -95,7 +95,9 @@ class Routes:
             return change.with_outcome(StoredResponse(201, {"id": row_id, "message": "Created"}, headers))
 
         keyed = self.keys.once(requests.idempotency_key(new), write)
-        return responses.of_write(ids.create(self.resource, self.gate, lambda: self.gate.write(keyed, until=until)))
+        return responses.of_write(
+            ids.create(self.resource, self.gate, lambda: self.gate.write(keyed, deadline=deadline))
+        )
 
     def put(self, row_id: int) -> Response:
         return self._update(row_id, JSON)
@@ -104,7 +106,7 @@ class Routes:
         return self._update(row_id, MERGE_PATCH)
 
     def _update(self, row_id: int, types: tuple[str, ...]) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         changes = requests.changes(self.resource, types, lambda: self.repository.stored(row_id))
         condition = precondition()
@@ -114,10 +116,10 @@ class Routes:
             return change.with_outcome(StoredResponse(200, {"message": "Updated"}, {"ETag": change.outcome.etag}))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until))
+        return responses.of_write(self.gate.write(write, known_paths=paths, deadline=deadline))
 
     def delete(self, row_id: int) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         condition = precondition()
 
@@ -126,12 +128,12 @@ class Routes:
             return change.with_outcome(StoredResponse(200, {"message": "Deleted"}))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until))
+        return responses.of_write(self.gate.write(write, known_paths=paths, deadline=deadline))
 
     def run_batch(self) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         body = requests.body(self.batch_model, limit=MAX_BATCH_BYTES)
         once = partial(self.keys.once, requests.idempotency_key(body))
-        run = partial(batch.run, self.repository, body, once, until)
+        run = partial(batch.run, self.repository, body, once, deadline)
         return responses.of_write(ids.create(self.resource, self.gate, run))
