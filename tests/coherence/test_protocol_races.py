@@ -451,5 +451,8 @@ def test_reads_are_answered_uncached_while_a_session_has_filled_the_table_of_loc
         foreign.deadline = math.inf
         with pytest.raises(psycopg.errors.OutOfMemory):
             foreign.execute("SELECT pg_advisory_lock(n) FROM generate_series(1, 1000000) n")
-        assert row.value() == "old"
-        assert not row.read().storable
+        try:
+            assert row.value() == "old"
+            assert not row.read().storable
+        finally:
+            foreign.execute("SELECT pg_advisory_unlock_all()")

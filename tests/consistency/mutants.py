@@ -98,7 +98,7 @@ DROPPED_EVERYWHERE = after(
 )
 PROBE = "checked, before = connection.enqueue(check(path)), connection.exchanges"
 PROBED = after(PROTOCOL, f"            {PROBE}", f"connection.query(); {STALL}")
-LOADED = after(PROTOCOL, "            entry = load(connection)")
+LOADED = after(PROTOCOL, "                entry = load(connection)")
 RENEWING = after(
     RENEWAL,
     "        local requested_at = now_ms()  -- before the request: its response may arrive late",
@@ -124,7 +124,7 @@ SLOW_REDIS_READ = Replacement(
 TWO_SECONDS = '__import__("time").sleep(2)'
 REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            shards = self.gate.redis_tier.empty()", TWO_SECONDS)
 SLOW_FILL = after(
-    PROTOCOL, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
+    PROTOCOL, "                entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
 RETURN_STALLS = (SLOW_REDIS_READ, REDIS_EMPTIED, SLOW_FILL)
 

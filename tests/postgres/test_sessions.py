@@ -472,6 +472,30 @@ class TestIdleTransaction:
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 
 
+def test_server_without_a_free_connection_is_named_and_requests_get_503(stack: Stack) -> None:
+    def limit(connections: int) -> None:
+        as_superuser(stack, f"ALTER ROLE velikiy_owner CONNECTION LIMIT {connections}")
+
+    with open_database(stack.postgres) as database:
+        query_each_pool(database, "SELECT 1")
+        limit(1)
+        try:
+            with running_app(coherence.connect(database, settings(stack, stack.postgres))) as url:
+                found = requests.get(f"{url}/readyz", timeout=5).json()
+                assert "postgres.connections" in [it["name"] for it in found["findings"]]
+                with ExitStack() as held:
+                    for take in (database.autocommit, database.transaction):
+                        held.enter_context(take()).extend_deadline(60)
+                    for method in ("GET", "PUT"):
+                        response = requests.request(method, f"{url}/users/1", json={"name": "A"}, timeout=5)
+                        check_problem(response, 503)
+                        assert response.headers["Retry-After"] == "1"
+                        assert "no free connection" in response.json()["detail"]
+                        assert "not carried out" in response.json()["detail"]
+        finally:
+            limit(-1)
+
+
 class TestExhaustedPool:
     @pytest.mark.parametrize("pool", ["reads", "writes"])
     def test_other_pools_work_while_one_pool_is_exhausted(self, stack: Stack, pool: str) -> None:

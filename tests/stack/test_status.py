@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -175,6 +178,30 @@ class TestWhatIsWrong:
             found = await_finding(breakable, "locks.blocking")
             assert "a long ALTER" in found.what
             assert "has locked the table users" in found.what
+            line = wait_until(
+                lambda: [it for it in breakable.log("relay").splitlines() if "has locked the table users" in it],
+                within=SOON_S,
+            )[-1]
+            logged = json.loads(line)
+            assert str(foreign.info.backend_pid) in logged["what"]
+            assert abs(datetime.fromisoformat(logged["since"]).timestamp() - time.time()) < 30
+
+    def test_session_that_lets_writers_of_a_row_wait_is_named(self, breakable: Stack) -> None:
+        with psycopg.connect(breakable.postgres, application_name="a forgotten psql") as foreign:
+            foreign.execute("SELECT FROM users WHERE id = 1 FOR UPDATE")
+            finished = threading.Event()
+
+            def write() -> None:
+                while not finished.is_set():
+                    requests.put(f"{breakable.edge}/users/1", json={"name": "A"}, timeout=10)
+
+            with ThreadPoolExecutor(1) as pool:
+                writer = pool.submit(write)
+                try:
+                    wait_until(lambda: "a forgotten psql" in breakable.log("relay"), within=2 * SOON_S)
+                finally:
+                    finished.set()
+                writer.result()
 
     @pytest.mark.parametrize(
         ("server", "name"), [("postgres", "postgres.silent"), ("redis", "redis.unusable"), ("app1", "process.silent")]

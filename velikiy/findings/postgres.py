@@ -282,6 +282,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
             )
         )
     found += relay(connection)
+    found += connections(connection)
     if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
         seconds = abs(float(their_time) - before)
         found.append(
@@ -386,9 +387,23 @@ def relays(connection: Connection) -> int:
 
 
 CONNECTIONS = """
-SELECT count(*), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-FROM pg_stat_activity WHERE backend_type = 'client backend'
+SELECT used, allowed FROM (VALUES
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    ),
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
+        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+    ),
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user),
+        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user)
+    )
+) limits (used, allowed)
+WHERE allowed IS NOT NULL ORDER BY used::float / allowed DESC LIMIT 1
 """
+"""The limit of the server, of the database or of the role that is nearest."""
 
 
 def connections(connection: Connection) -> list[Finding]:
@@ -400,7 +415,8 @@ def connections(connection: Connection) -> list[Finding]:
         Finding(
             "postgres.connections",
             f"{used} of {allowed} connections to PostgreSQL are in use. Without a free one, requests get 503.",
-            "Raise max_connections, or lower APPS, APP_WORKERS or APP_THREADS.",
+            "Raise max_connections (or the CONNECTION LIMIT of the role or the database), or lower APPS, APP_WORKERS or"
+            " APP_THREADS.",
             wrong=False,
         )
     ]

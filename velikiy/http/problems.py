@@ -24,6 +24,7 @@ DETAILS = {
 were entered manually."""
 
 OUTCOME_UNKNOWN = "The outcome of a write is unknown: read before you retry."
+NO_ANSWER = "The database does not answer, or has no free connection."
 NOT_CARRIED_OUT = "The request was not carried out and can be retried."
 
 
@@ -56,7 +57,7 @@ def _database_unavailable(error: DatabaseUnavailable) -> Response:
     if sqlstate in SQLSTATES:
         cause = SQLSTATES[sqlstate][1]
     else:
-        cause = "The database cancelled the request." if sqlstate else "The database does not answer."
+        cause = "The database cancelled the request." if sqlstate else NO_ANSWER
     # Without a COMMIT nothing is carried out, now or later.
     detail = f"{cause} {OUTCOME_UNKNOWN if error.may_be_committed else NOT_CARRIED_OUT}"
     return respond(Problem("unavailable", detail, headers=RETRY_LATER))
@@ -69,6 +70,7 @@ def _write_too_late(_: TooLate) -> Response:
 
 
 def _statement_error(error: psycopg.Error) -> Response:
+    detail = "The database refused a statement."
     if error.sqlstate in SQLSTATES:
         kind, detail = SQLSTATES[error.sqlstate]
         if kind == "unavailable":
@@ -86,8 +88,7 @@ def _statement_error(error: psycopg.Error) -> Response:
         message=message,
         statement=sender(error),
     )
-    detail = "The database refused a statement. The logs have the details under `request_id`."
-    return respond(Problem("internal-error", detail))
+    return respond(Problem("internal-error", f"{detail} The logs have the details under `request_id`."))
 
 
 def _bug(error: Exception) -> Response:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import psycopg.pq
 
-from velikiy.postgres import CONNECT_OPTIONS
-
 
 class NotInstalled(Exception):
     """The program is not installed. The text is a sentence for the operator."""
@@ -34,7 +32,7 @@ def find(name: str) -> str:
 
 
 def environment(address: str) -> dict[str, str]:
-    """Return the environment of a program that connects to this address: to the primary, if it names several hosts."""
+    """Return the environment of a program that connects to this address."""
     options = psycopg.pq.Conninfo.parse(address.encode())
     given = {option.envvar.decode(): option.val.decode() for option in options if option.envvar and option.val}
-    return {**os.environ, **given, "PGTARGETSESSIONATTRS": str(CONNECT_OPTIONS["target_session_attrs"])}
+    return {**os.environ, **given}

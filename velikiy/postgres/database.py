@@ -41,7 +41,13 @@ SESSION = {
 }
 """Settings that each session of the pools needs. They win over those of the role, the database and the address."""
 
-PATIENT = {"statement_timeout": "0", "lock_timeout": "0", "idle_session_timeout": "0", "client_min_messages": "warning"}
+PATIENT = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "10s",
+    "client_min_messages": "warning",
+}
 """Settings of the sessions of commands and the relay, which have deadlines of their own. They win over those of the
 role and the database, and not over those of the address."""
 
