@@ -84,7 +84,7 @@ class TestDocument:
         routes = {
             (re.sub("<(?:[a-z]+:)?[a-z_]+>", "{id}", rule.rule), method.lower())
             for rule in app.url_map.iter_rules()
-            if not rule.rule.startswith(NOT_FOR_PROGRAMS)
+            if rule.rule != "/" and not rule.rule.startswith(NOT_FOR_PROGRAMS)
             for method in rule.methods or ()
             if method not in OF_EVERY_ADDRESS
         }

@@ -13,13 +13,14 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import Failpoints, Users, failpoint_gate
+from testkit.failpoints import FailpointGate, Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
 from testkit.raw_http import send_request
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence import TooLate
-from velikiy.coherence.deadline import CLOCK, parse
+from velikiy.coherence.deadline import CLOCK, Deadline, deadline_of, parse
 from velikiy.coherence.timing import now
+from velikiy.postgres import Connection, database
 
 
 @pytest.fixture(scope="module", params=["epoll", pytest.param("gthread", marks=pytest.mark.plain_worker)])
@@ -85,22 +86,72 @@ def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_
     assert name_of(f"{slow.app}/users/2") == "Elsewhere 60000"
 
 
-def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
-    failpoints = Failpoints()
-    gate = failpoint_gate(stack.postgres, stack.redis_url, failpoints)
+class Update:
+    """An update of a user through a gate of this process, which stops at failpoints."""
+
+    def __init__(self, stack: Stack, gate: FailpointGate, user: int) -> None:
+        self.stack, self.gate, self.user = stack, gate, user
+        self.failpoints = gate.failpoints
+        self.rows = Users(gate).rows
+        self.new = self.rows.resource.update_model.model_validate({"name": "After"})
+
+    def run(self, deadline: Deadline) -> None:
+        self.gate.write(lambda connection: self.rows.update(connection, self.user, self.new, None), deadline=deadline)
+
+    def check_that_nothing_was_committed(self) -> None:
+        for base in (*self.stack.edges, *self.stack.apps):
+            assert name_of(f"{base}/users/{self.user}") == "Before"
+
+
+@pytest.fixture
+def update(stack: Stack) -> Iterator[Update]:
+    gate = failpoint_gate(stack.postgres, stack.redis_url, Failpoints())
     gate.database.open()
-    try:
-        users = Users(gate)
-        user = users.create("Before", "deadline@example.com")
-        new = users.rows.resource.update_model.model_validate({"name": "After"})
-        failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
+    users = Users(gate)
+    user = users.create("Before", "deadline@example.com")
+    yield Update(stack, gate, user)
+    users.delete(user)
+    gate.database.close()
+
+
+def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(update: Update) -> None:
+    update.failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
+    with pytest.raises(TooLate):
+        update.run(Deadline(now() + 0.3))
+    update.check_that_nothing_was_committed()
+
+
+def test_process_that_is_stopped_between_the_comparison_and_commit_commits_nothing_when_it_continues(
+    update: Update, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = database._commit
+
+    def stopped(connection: Connection, until: float | None) -> None:
+        monkeypatch.undo()
+        time.sleep(0.5)
+        commit(connection, until)
+
+    monkeypatch.setattr(database, "_commit", stopped)
+    with pytest.raises(TooLate):
+        update.run(Deadline(now() + 0.4))
+    update.check_that_nothing_was_committed()
+
+
+def test_write_whose_client_hangs_up_before_its_commit_is_rolled_back(update: Update) -> None:
+    edge, app = socket.socketpair()
+    with edge, app:
+        update.failpoints.actions["before the commit"] = edge.close
         with pytest.raises(TooLate):
-            gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
-        for base in (*stack.edges, *stack.apps):
-            assert name_of(f"{base}/users/{user}") == "Before"
-        users.delete(user)
-    finally:
-        gate.database.close()
+            update.run(Deadline(now() + 10, app))
+    update.check_that_nothing_was_committed()
+
+
+def test_write_without_a_deadline_of_an_edge_has_one_of_the_app() -> None:
+    """Its client may have given up, and an app that was stopped for long cannot know."""
+    for header in (None, "malformed"):
+        deadline = deadline_of(header, None, timeout=1)
+        assert 8.9 < deadline.moment - now() <= 9
+        assert deadline.edge is None
 
 
 def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:

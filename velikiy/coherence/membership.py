@@ -10,7 +10,8 @@ server does not use it, and its writes fence Redis, because they cannot drop any
 as processes reach different servers, each is announced in a row of its own, and Redis stays out of use for all.
 
 Clocks of different machines are never compared: the holder counts its lease from before the query, and the writer
-counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
+counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people. The relay cleans up:
+it looks whether `renewed_at` changes, and does not compare it with a clock, because a clock may be set (`Renewals`).
 """
 
 import threading
@@ -96,6 +97,28 @@ RIVAL_S = 10.0
 any other process when one of its writes finds Redis in use and reaches another server."""
 
 
+class Renewals:
+    """Tells the rows that are renewed from the rows that are not, by the clock of this process."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: the time after which a row that has not changed has lapsed."""
+        self._seconds = seconds
+        self._seen: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def lapsed(self, rows: Sequence[tuple[str, str, str]]) -> set[str]:
+        """Look at all rows: their names, epochs and renewals. Return the names of the rows that have lapsed."""
+        at = time.monotonic()
+        before, self._seen = self._seen, {}
+        for name, epoch, renewal in rows:
+            known = before.get((name, epoch))
+            self._seen[name, epoch] = known if known and known[0] == renewal else (renewal, at)
+        return {name for (name, _), (_, since) in self._seen.items() if at - since > self._seconds}
+
+    def forget(self) -> None:
+        """Begin again: in an outage of PostgreSQL nothing is renewed."""
+        self._seen.clear()
+
+
 class Caches:
     """Each method runs one statement, or a few that commit by themselves: a waiting writer holds no lock here."""
 
@@ -153,14 +176,17 @@ class Caches:
                 (shards.id, str(shards)),
             )
 
-    def announced(self, connection: Connection) -> list[ShardMap]:
-        """Return the servers that processes have announced in the last RIVAL_S."""
+    def announced(self, connection: Connection, renewals: Renewals) -> list[ShardMap]:
+        """Return the servers that processes announce, and delete those that have lapsed."""
         rows = connection.execute(
-            "SELECT address FROM caches WHERE kind = 'redis' AND name <> %s"
-            " AND renewed_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name",
-            (REDIS, RIVAL_S),
-        )
-        return [ShardMap.parse(address) for (address,) in rows.fetchall()]
+            "SELECT name, address, epoch, renewed_at::text FROM caches"
+            " WHERE kind = 'redis' AND name <> %s ORDER BY name",
+            (REDIS,),
+        ).fetchall()
+        lapsed = renewals.lapsed([(name, epoch, renewal) for name, _, epoch, renewal in rows])
+        if lapsed:
+            connection.execute("DELETE FROM caches WHERE kind = 'redis' AND name = ANY (%s)", (sorted(lapsed),))
+        return [ShardMap.parse(address) for name, address, _, _ in rows if name not in lapsed]
 
     def adopt_redis(self, redis: Cache, shards: ShardMap) -> None:
         """Register another server as Redis, without a fence. It has just been emptied, and the one that was registered
@@ -326,25 +352,22 @@ class Caches:
             )
         return bool(readmitted.rowcount)
 
-    def expired_edges(self, seconds: float) -> list[Cache]:
-        """Return the edges that are fenced or have not renewed their lease for so many seconds of PostgreSQL's
-        clock."""
+    def expired_edges(self, renewals: Renewals) -> list[Cache]:
+        """Return the edges that are fenced or have lapsed."""
         with self.database.autocommit() as connection:
             rows = connection.execute(
-                "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches"
+                "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded, renewed_at::text FROM caches"
                 " WHERE kind = 'edge'"
-                " AND (fenced_at IS NOT NULL OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
-                (seconds,),
-            )
-            return [Cache(*row) for row in rows.fetchall()]
+            ).fetchall()
+        lapsed = renewals.lapsed([(row[0], row[2], row[5]) for row in rows])
+        edges = [Cache(*row[:5]) for row in rows]
+        return [edge for edge in edges if edge.fenced or edge.name in lapsed]
 
-    def forget_announced(self, shards: ShardMap | None = None) -> None:
-        """Delete what no process has announced in the last RIVAL_S, and the given servers."""
+    def forget_announced(self, shards: ShardMap) -> None:
+        """Delete the announcement of these servers."""
         with self.database.autocommit() as connection:
             connection.execute(
-                "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
-                " AND (name = %s OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
-                (REDIS, shards.id if shards else "", RIVAL_S),
+                "DELETE FROM caches WHERE kind = 'redis' AND name <> %s AND name = %s", (REDIS, shards.id)
             )
 
     def forget(self, cache: Cache) -> None:

@@ -18,14 +18,18 @@ lease that was already granted has expired (`timing.EXCLUSION_S`).
 No step depends on comparing clocks of different machines. docs/protocol.md explains the whole.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+import psycopg
+
 from velikiy import metrics
+from velikiy.coherence.deadline import Deadline
 from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
@@ -34,8 +38,9 @@ from velikiy.coherence.membership import REDIS, Cache, Caches
 from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.shards import UNREGISTERED, ShardMap
-from velikiy.coherence.timing import now
-from velikiy.postgres import CONFIRM, Connection, Database, Deadlock, Statement
+from velikiy.coherence.timing import EXCLUSION_S
+from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Deadlock, Statement, TooLate
+from velikiy.postgres.database import allow_idle
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -82,9 +87,8 @@ class Dropped(NamedTuple):
     """Caches that are fenced but may still be in use. The writer waits for their exclusion before it commits."""
 
 
-class TooLate(Exception):
-    """The write's deadline has passed, and its client has received an error. The write was not carried out."""
-
+MARGIN_S = 2.0
+"""Seconds for a busy machine, within which a writer that has waited for an exclusion sends its next statement."""
 
 SET_AUTHOR = "SELECT set_config('velikiy.author', $1, true)"
 
@@ -101,6 +105,8 @@ class Gate:
         self.redis_tier = redis_tier
         self.edge_tier = edge_tier
         self._group = GroupCommit[Dropped]()
+        self._locked_tables: dict[str, threading.Lock] = {}
+        """The tables that another session has locked, each with the lock of the one read that tries it."""
 
     def read(
         self,
@@ -123,10 +129,15 @@ class Gate:
         found = self.redis_tier.read(path, variant) if isinstance(from_edge, NotTried) else from_edge
         if isinstance(found, Hit):
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
-        with self.database.autocommit() as connection:
+        with self._unless_locked(path.table), self.database.autocommit() as connection:
             # Each statement has its own snapshot: the lock is probed before the snapshot that counts.
             checked, before = connection.enqueue(check(path)), connection.exchanges
-            entry = load(connection)
+            try:
+                entry = load(connection)
+            except psycopg.errors.OutOfMemory:
+                # A session has filled the table of locks, so a writer in flight would not show: count on a writer.
+                checked, entry = [], load(connection)
+                connection.query(CONFIRM)
             written = is_written(checked)
             if connection.exchanges - before > 1 and is_replicated(checked):
                 connection.query(CONFIRM)  # `check` has confirmed the first exchange only
@@ -138,20 +149,44 @@ class Gate:
             entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, FillLease) else "redis; fwd=bypass"
         )
 
+    @contextmanager
+    def _unless_locked(self, table: str) -> Iterator[None]:
+        """Let one read at a time try a table that another session has locked, such as for ALTER TABLE. The others fail
+        at once: else every thread would wait.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        turn = self._locked_tables.get(table)
+        if turn and not turn.acquire(blocking=False):
+            raise DatabaseUnavailable("another read waits for the locked table") from psycopg.errors.LockNotAvailable()
+        try:
+            yield
+            if turn:
+                self._locked_tables.pop(table, None)
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                self._locked_tables.setdefault(table, threading.Lock())
+            raise
+        finally:
+            if turn:
+                turn.release()
+
     def write(
         self,
         change: Callable[[Connection], Change[T]],
         timeout_factor: float = 1,
-        lock_first: Sequence[CachePath] = (),
-        until: float | None = None,
+        known_paths: Sequence[CachePath] = (),
+        deadline: Deadline | None = None,
         author: str = "",
     ) -> T:
         """Run `change` in a transaction, lock the paths that it invalidates, drop them in every cache, and commit.
 
         Args:
             timeout_factor: The time that PostgreSQL has for the write, as a multiple of the time for one request.
-            lock_first: The paths that are known in advance. They are locked in the same exchange as BEGIN.
-            until: The moment (`timing.now`) after which nothing is committed.
+            known_paths: The paths that are known in advance. They are locked in the exchange in which `change` writes
+                the row (`Connection.write`), and after it: a writer that waits for the row keeps no path uncached.
+            deadline: The moment after which nothing is committed.
             author: Who writes, for the history of rows (migrations/sql/row_history.sql): `api:` and the name of an API
                 key, or `command:` and the name of a command.
 
@@ -161,30 +196,31 @@ class Gate:
         """
         for _ in range(MAX_ATTEMPTS - 1):
             with suppress(Deadlock):
-                return self._write(change, timeout_factor, lock_first, until, author)
-        return self._write(change, timeout_factor, lock_first, until, author)
+                return self._write(change, timeout_factor, known_paths, deadline, author)
+        return self._write(change, timeout_factor, known_paths, deadline, author)
 
     def _write(
         self,
         change: Callable[[Connection], Change[T]],
         timeout_factor: float,
-        lock_first: Sequence[CachePath],
-        until: float | None,
+        known_paths: Sequence[CachePath],
+        deadline: Deadline | None,
         author: str,
     ) -> T:
         lease = None
-        _check_deadline(until)
-        first = (Statement(SET_AUTHOR, (author,)), *locks(lock_first)) if author else locks(lock_first)
-        with self.database.transaction(timeout_factor, *first) as connection:
+        _check_deadline(deadline)
+        first = [Statement(SET_AUTHOR, (author,))] if author else []
+        with self.database.transaction(timeout_factor, deadline.moment if deadline else None, *first) as connection:
+            connection.behind = locks(known_paths)
             outcome, invalidates, prefill = change(connection)
             if invalidates is None or invalidates:
-                lock(connection, invalidates, already_locked=lock_first)
+                lock(connection, invalidates, already_locked=() if connection.behind else known_paths)
                 lease = self.drop(connection, invalidates, prefill[0] if prefill else None)
             else:
                 connection.query(CONFIRM)  # a COMMIT of nothing would not wait for the standby
-            # Last: a process that is stopped from here on holds the row lock, so no newer write can be acknowledged
-            # until the process continues or PostgreSQL ends the transaction.
-            _check_deadline(until)
+            # Last. A process that is stopped from here on holds the row lock, so no newer write can be acknowledged;
+            # and PostgreSQL compares the deadline again when it receives the COMMIT.
+            _check_deadline(deadline)
         if prefill and lease:
             # Only after the commit: before it, Redis would show a row that PostgreSQL does not show, or never will.
             # Readers that arrive in between wait for this fill or go to PostgreSQL.
@@ -285,13 +321,16 @@ class Gate:
         return [*silent, *(edge for edge in edges if edge.fenced)]
 
     def _await_exclusion(self, connection: Connection, fenced: Sequence[Cache]) -> None:
+        if not fenced:
+            return
+        allow_idle(connection, EXCLUSION_S + self.database.timeout + MARGIN_S)
         with connection.deadline_paused():
             self.caches.await_exclusion(fenced)
 
 
-def _check_deadline(until: float | None) -> None:
+def _check_deadline(deadline: Deadline | None) -> None:
     """Raises: TooLate"""
-    if until is not None and now() >= until:
+    if deadline and deadline.is_over():
         metrics.LATE_WRITES.inc()
         raise TooLate
 

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from velikiy.coherence import RedisTier
-from velikiy.coherence.membership import REDIS, RIVAL_S
+from velikiy.coherence.membership import REDIS
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import LEASE_S
@@ -58,7 +58,7 @@ def table(connection: Connection) -> Table:
             redis = row
         elif kind == "edge":
             found.append(row)
-        elif row.silent_s < RIVAL_S:
+        else:
             announced.append(ShardMap.parse(address))
     return Table(redis, found, announced)
 

@@ -213,7 +213,7 @@ function map(field, columns) {
 function drawRows(known) {
   if (!known.rows.length) return element("p", { class: "explanation" }, t(known.columns ? "no_rows" : "no_rows_yet"));
   const fields = Object.keys(known.fields);
-  return element("div", { class: "table-frame" }, element("table", { class: "first-rows" },
+  return element("div", { class: "table-frame", tabIndex: 0, role: "region", "aria-label": t("first_rows") }, element("table", { class: "first-rows" },
     element("thead", {}, element("tr", {}, element("th", { scope: "col" }, t("line")),
       fields.map((field) => element("th", { scope: "col" }, t(field))))),
     element("tbody", {}, known.rows.map((row) => element("tr", { class: row.errors.length ? "bad" : null },
@@ -224,7 +224,8 @@ function drawRows(known) {
 }
 
 function reasons(errors) {
-  return errors.map((error) => `${error.field} ${error.detail}`.trim()).join("; ");
+  const named = ({ field, detail }) => (field in texts.en ? `${t(field)}: ${detail}` : `${field} ${detail}`.trim());
+  return errors.map(named).join("; ");
 }
 
 // ---- the import ----

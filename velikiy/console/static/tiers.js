@@ -11,8 +11,10 @@ import { texts } from "./texts/user.js";
 const t = translator(texts);
 const MAX_READS = 8;
 
-// Adds the section, and returns { refresh }. read: reads the path, and returns the answer.
-export function showTiers(main, { path, read, signal }) {
+// Adds the section, and returns { refresh }.
+//
+// read: reads the path, and returns the answer. exists: returns whether there is a row.
+export function showTiers(main, { path, read, exists, signal }) {
   const stages = element("ol", { class: "stages" }, element("li", { class: "stage" }, loading()));
   const reads = element("ol", { class: "tier-reads", "aria-label": t("reads") });
   const problem = element("p", { class: "tiers-problem", role: "alert" });
@@ -36,7 +38,7 @@ export function showTiers(main, { path, read, signal }) {
     const answer = await api.request("GET", `/console/tiers?path=${encodeURIComponent(path)}`, { signal });
     if (answer.aborted) return;
     problem.textContent = answer.ok ? "" : explain(answer.problem);
-    if (answer.ok) stages.replaceChildren(...answer.body.tiers.map(stage));
+    if (answer.ok) stages.replaceChildren(...answer.body.tiers.map((tier) => stage(tier, exists())));
     else if (!stages.querySelector(".tier-title")) stages.replaceChildren();
   }
 
@@ -67,10 +69,10 @@ export function showTiers(main, { path, read, signal }) {
   return { refresh };
 }
 
-function stage(tier) {
+function stage(tier, exists) {
   const kind = tier.tier.startsWith("edge") ? "nginx" : tier.tier;
   const address = tier.tier.startsWith("edge ") ? tier.tier.slice(5) : "";
-  const { state, lines, isHolding } = describe(kind, tier);
+  const { state, lines, isHolding } = describe(kind, tier, exists);
   return element("li", { class: `stage stage-${kind}${isHolding ? " holds" : ""}`, dataset: { tier: kind } },
     element("div", { class: "tier-title" },
       element("span", { class: "tier-dot", "aria-hidden": "true" }), TIERS[kind],
@@ -80,9 +82,9 @@ function stage(tier) {
 }
 
 // Returns the state in a few words, and further lines.
-function describe(kind, tier) {
+function describe(kind, tier, exists) {
   if (kind === "postgres") {
-    return { state: t("the_row"), isHolding: true, lines: [t(tier.writer_in_flight ? "writer" : "no_writer")] };
+    return { state: t(exists ? "the_row" : "no_row"), isHolding: exists, lines: [t(tier.writer_in_flight ? "writer" : "no_writer")] };
   }
   const fence = tier.fenced ? [t("fenced")] : [];
   if (!tier.answers) return { state: t("no_answer"), isHolding: false, lines: fence };

@@ -31,7 +31,7 @@ export async function show(main, { parameters: [id], signal }) {
     element("a", { class: "back", href: "#/users" }, icon("previous"), t("all_users")),
     element("div", { class: "view-head" }, heading, source),
     element("section", { class: "surface card-pad", "aria-label": t("fields") }, fields));
-  const tiers = showTiers(main, { path, read, signal });
+  const tiers = showTiers(main, { path, read, exists: () => row !== null, signal });
   const history = showHistory(main, { id, path, current: () => row && { row, etag }, changed: () => load(), signal });
   addEventListener("rightschange", () => drawRights(), { signal });
   addEventListener("userschange", () => load(), { signal }); // deleted, or brought back
