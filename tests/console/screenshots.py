@@ -146,6 +146,7 @@ def take(browser: Browser, stack: Stack, name: str) -> None:
         for theme in THEMES:
             with browser.new_context(locale="en-GB", color_scheme=theme, reduced_motion="reduce", **options) as context:
                 page = context.new_page()
+                page.set_default_timeout(60_000)
                 page.goto(f"{stack.edge}/{view.address}")
                 view.prepare(page)
                 page.mouse.move(0, 0)
@@ -169,6 +170,7 @@ def main() -> int:
         print("Chromium is missing: apt-get install chromium", file=sys.stderr)
         return 1
     FOLDER.mkdir(exist_ok=True)
+    expect.set_options(timeout=60_000)  # also on a busy machine
     arguments: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
     with running("--edges", "2") as stack, sync_playwright() as playwright:
         seeded = run("velikiy", "--data", str(stack.data), "users", "seed", "--count", str(USERS))
