@@ -8,12 +8,12 @@ import structlog
 
 from velikiy import metrics
 from velikiy.coherence import Gate
-from velikiy.coherence.membership import MISSING
+from velikiy.coherence.membership import MISSING, REDIS
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.coherence.shards import UNREGISTERED
 from velikiy.findings.announcer import Announcer
-from velikiy.findings.caches import edges, redis, table
-from velikiy.findings.postgres import Diagnosis, hazards, sessions
+from velikiy.findings.caches import edges, redis, table, unsteady
+from velikiy.findings.postgres import Diagnosis, archive, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import idempotency
 from velikiy.resources.base import registry
@@ -78,9 +78,9 @@ class Janitor:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
         tables = [*registry()]
         with self.database.autocommit() as connection:
-            found = [*hazards(connection, tables), *sessions(connection, tables)]
+            found = [*hazards(connection, tables), *sessions(connection, tables), *archive(connection)]
             known = table(connection)
-        self._announcer.report([*found, *redis(self.gate.redis_tier, known), *edges(known)])
+        self._announcer.report([*found, *redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)])
 
     def report(self) -> None:
         """Report the state that all processes share. `pg_notification_queue_usage` grows while no relay listens."""
@@ -147,8 +147,11 @@ class Janitor:
             return
         with self.database.autocommit() as connection:
             rivals = [it.address for it in caches.announced(connection) if not it.overlaps(ours)]
+            pause = caches.record(connection, REDIS).pause_left_s
         if rivals:
             self._log_once("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
+            return
+        if pause:  # writers have fenced it again and again
             return
         try:
             shards = self.gate.redis_tier.empty()
