@@ -76,7 +76,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
 
 
 def commands() -> list[str]:
-    """Return the blocks of the page that are commands, without those that install the generators."""
+    """Return the commands of the page, without the installation of the generators."""
     return [block for language, block in BLOCKS if language == "sh" and " install " not in block]
 
 
