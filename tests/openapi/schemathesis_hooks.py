@@ -41,7 +41,7 @@ def problem_has_a_documented_type(ctx: Any, response: Any, case: Any) -> None:
 
 
 def _is_negative(case: Any) -> bool:
-    return case.meta is not None and case.meta.generation.mode.name == "NEGATIVE"
+    return bool(case.meta is not None and case.meta.generation.mode.name == "NEGATIVE")
 
 
 def _cursor(case: Any) -> dict[str, str]:

@@ -50,8 +50,13 @@ class Workshop:
         paths = [str(self.folder / "tools/bin"), str(self.folder / "node_modules/.bin"), os.environ["PATH"]]
         completed = subprocess.run(
             ["bash", "-e", "-c", command.replace("http://127.0.0.1", self.edge)],
-            **{"cwd": self.folder, "env": {**os.environ, "PATH": os.pathsep.join(paths), "NO_COLOR": "1"}},
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 200, "check": False},
+            cwd=self.folder,
+            env={**os.environ, "PATH": os.pathsep.join(paths), "NO_COLOR": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=200,
+            check=False,
         )
         assert completed.returncode == 0, f"{command}\n{completed.stdout}"
         return completed.stdout

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -91,7 +92,9 @@ class TestBrowser:
 
     def test_page_follows_the_colours_of_the_system(self, visit: Visit) -> None:
         expect(visit.operation("get", "/users")).to_be_visible()
-        for scheme, is_dark in (("dark", True), ("light", False), ("dark", True)):
+        schemes: tuple[Literal["dark", "light"], ...] = ("dark", "light", "dark")
+        for scheme in schemes:
+            is_dark = scheme == "dark"
             visit.page.emulate_media(color_scheme=scheme)
             for place in ("body", ".info .title", ".opblock-summary-path"):
                 expect(visit.page.locator("html")).to_have_class(re.compile("dark-mode") if is_dark else "")
