@@ -90,7 +90,7 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
 
 LOCK = "                lock(connection, invalidates, already_locked=() if connection.behind else known_paths)"
 BEFORE_DROP = after(PROTOCOL, LOCK, LONG_STALL)
-DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill)"
+DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill, times)"
 DROPPED_IN_REDIS = after(PROTOCOL, DROP_IN_REDIS)
 SENT_TO_EDGE = after(EDGE_CLIENT, "        drop.send(until)")
 DROPPED_EVERYWHERE = after(
@@ -216,9 +216,9 @@ BUGS = (
             Replacement(
                 PROTOCOL,
                 DROP_IN_REDIS,
-                f"        at_edges = self._drop_at_edges(connection, paths)\n{DROP_IN_REDIS}",
+                f"        at_edges = self._drop_at_edges(connection, paths, times)\n{DROP_IN_REDIS}",
             ),
-            Replacement(PROTOCOL, "fenced + self._drop_at_edges(connection, paths)", "fenced + at_edges"),
+            Replacement(PROTOCOL, "silent += self._drop_at_edges(connection, paths, times)", "silent += at_edges"),
         ),
     ),
     Mutant(
@@ -310,7 +310,7 @@ BUGS = (
         (
             Replacement(
                 PROTOCOL,
-                "        self.caches.fence([redis])\n        return {}, redis\n",
+                "        self.caches.fence([redis], counts=is_silent)\n        return {}, redis\n",
                 "        return {}, None\n",
             ),
         ),

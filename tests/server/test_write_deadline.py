@@ -15,8 +15,9 @@ import requests
 
 from testkit.failpoints import FailpointGate, Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
+from testkit.outages import pids_of
 from testkit.raw_http import send_request
-from testkit.stack import Stack, children_of, running, wait_until
+from testkit.stack import Stack, running, wait_until
 from velikiy.coherence import TooLate
 from velikiy.coherence.deadline import CLOCK, Deadline, deadline_of, parse
 from velikiy.coherence.timing import now
@@ -32,13 +33,16 @@ def slow(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 
 @contextmanager
-def stopped_worker(stack: Stack, name: str) -> Iterator[None]:
-    (worker,) = children_of(stack.pids()[name])
-    os.kill(worker, signal.SIGSTOP)
+def stopped_app(stack: Stack, name: str) -> Iterator[None]:
+    """Stop an app with its master, which would kill a worker that is stopped alone."""
+    pids = pids_of(stack, name)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(worker, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def puts(stack: Stack, app: str) -> int:
@@ -50,12 +54,12 @@ def name_of(url: str) -> str:
     return str(requests.get(url, timeout=5).json()["name"])
 
 
-def test_write_that_waits_in_a_stopped_worker_does_not_overwrite_a_newer_write(slow: Stack) -> None:
+def test_write_that_waits_in_a_stopped_app_does_not_overwrite_a_newer_write(slow: Stack) -> None:
     url = f"{slow.edge}/users/1"
     before = puts(slow, "app1")
     with ThreadPoolExecutor(4) as pool:
-        with stopped_worker(slow, "app1"):
-            # An edge takes its apps in turn, so some of these requests wait in the stopped worker.
+        with stopped_app(slow, "app1"):
+            # An edge takes its apps in turn, so some of these requests wait in the stopped app.
             late = list(
                 pool.map(lambda n: requests.put(url, json={"name": f"Late {n}"}, timeout=20).status_code, range(4))
             )
@@ -76,7 +80,7 @@ def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_
         return response.status, response.body.decode()
 
     with ThreadPoolExecutor(2) as pool:
-        with stopped_worker(slow, "app1"):
+        with stopped_app(slow, "app1"):
             hasty, patient = pool.submit(put, 1000), pool.submit(put, 60_000)
             time.sleep(1.5)  # longer than the first deadline, and shorter than the second
         assert patient.result()[0] == 200

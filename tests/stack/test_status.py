@@ -139,6 +139,7 @@ class TestWhatIsWrong:
             assert completed.returncode == 1
             assert completed.stdout.startswith("something is wrong, and requests are answered\n")
             assert "WRONG    Redis is out of use" in completed.stdout
+            assert f"logs --data {breakable.data} relay" in completed.stdout, "the advice can be pasted"
             breakable.sql("DELETE FROM caches WHERE name = 'redis'")
             await_finding(breakable, "redis.row_missing")
             assert "redis.row_missing" in readiness(breakable.edge)
@@ -275,7 +276,7 @@ def test_redis_whose_user_may_not_empty_it_is_named_with_the_missing_command() -
         tier = RedisTier(f"redis://weak:secret@127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
         assert tier.lacking_rights() == ["FLUSHDB"]
         row = caches.Row("redis", "", "1", time.time(), True, 0.0, 0.0)
-        [found] = caches.redis(tier, caches.Table(row, [], []))
+        [found] = caches.redis(tier, caches.Table(row, [], [], {}))
         assert (found.name, found.wrong) == ("redis.refused", True)
         assert "may not run FLUSHDB" in found.what
         assert "+flushdb" in found.advice

@@ -13,7 +13,7 @@ PostgreSQL makes a commit visible before it releases the lock.
 Redis is dropped before the edges, because an edge may copy an entry from Redis.
 
 A cache that does not acknowledge a drop is fenced: its cache lease is not renewed, and the writer waits until every
-lease that was already granted has expired (`timing.EXCLUSION_S`).
+lease that was already granted has expired (`timing.EXCLUSION_S`). A fenced cache that acknowledges costs no wait.
 
 No step depends on comparing clocks of different machines. docs/protocol.md explains the whole.
 """
@@ -34,11 +34,12 @@ from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
 from velikiy.coherence.locks import check, is_replicated, is_written, lock, locks
-from velikiy.coherence.membership import REDIS, Cache, Caches
+from velikiy.coherence.membership import MISSING, REDIS, Cache, Caches
 from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.shards import UNREGISTERED, ShardMap
-from velikiy.coherence.timing import EXCLUSION_S
+from velikiy.coherence.slowness import Slowness
+from velikiy.coherence.timing import EXCLUSION_S, now
 from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Deadlock, Statement, TooLate
 from velikiy.postgres.database import allow_idle
 from velikiy.settings import Settings
@@ -84,13 +85,17 @@ class Dropped(NamedTuple):
     """Fill leases for the paths that writers want to prefill."""
 
     fenced: list[Cache]
-    """Caches that are fenced but may still be in use. The writer waits for their exclusion before it commits."""
+    """Caches that are fenced, may still be in use, and have not acknowledged the drop. The writer waits for their
+    exclusion before it commits."""
 
 
 MARGIN_S = 2.0
 """Seconds for a busy machine, within which a writer that has waited for an exclusion sends its next statement."""
 
 SET_AUTHOR = "SELECT set_config('velikiy.author', $1, true)"
+
+IN_USE = MISSING._replace(fenced=False)
+"""Stands for Redis beside edges, without its row."""
 
 MAX_ATTEMPTS = 3
 """Attempts at a write that PostgreSQL aborts to break a deadlock."""
@@ -107,6 +112,7 @@ class Gate:
         self._group = GroupCommit[Dropped]()
         self._locked_tables: dict[str, threading.Lock] = {}
         """The tables that another session has locked, each with the lock of the one read that tries it."""
+        self._slowness = Slowness()
 
     def read(
         self,
@@ -252,7 +258,7 @@ class Gate:
             self._await_exclusion(connection, dropped.fenced)
             if any(cache.name == REDIS for cache in dropped.fenced):
                 # Drop at the edges again: until its exclusion Redis had the old entry, and an edge could copy it.
-                self._await_exclusion(connection, self._drop_at_edges(connection, paths))
+                self._await_exclusion(connection, self._drop_at_edges(connection, paths, {}))
         return dropped.leases.get(prefill) if prefill else None
 
     def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
@@ -265,35 +271,70 @@ class Gate:
         prefill = (
             [drop.prefill for drop in drops if drop.prefill and named[drop.prefill] == 1] if paths is not None else []
         )
-        leases, redis = self._drop_in_redis(connection, paths, prefill)
-        fenced = [redis] if redis and not redis.excluded else []
-        return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
+        times: dict[Cache, float] = {}
+        leases, redis = self._drop_in_redis(connection, paths, prefill, times)
+        silent = [redis] if redis and not redis.excluded else []
+        silent += self._drop_at_edges(connection, paths, times)
+        self._fence_slow_caches(connection, times)
+        return Dropped(leases, silent)
+
+    def _fence_slow_caches(self, connection: Connection, times: dict[Cache, float]) -> None:
+        """Take a cache that is slow again and again out of use, so that no write waits for it. This writer need not
+        wait: the cache has acknowledged its drop."""
+        for cache in self._slowness.slow(times):
+            with connection.deadline_paused():
+                with self.database.autocommit() as other:
+                    lately = self.caches.record(other, cache.name).lately
+                    cache = self.caches.redis(other) if cache.name == REDIS else cache
+                if not cache.fenced and self._slowness.is_repeated(cache, lately):
+                    self.caches.fence([cache], counts=True, reason="it acknowledges slowly, again and again")
 
     def _drop_in_redis(
-        self, connection: Connection, paths: Sequence[CachePath] | None, prefill: Sequence[CachePath]
+        self,
+        connection: Connection,
+        paths: Sequence[CachePath] | None,
+        prefill: Sequence[CachePath],
+        times: dict[Cache, float],
     ) -> tuple[dict[CachePath, FillLease], Cache | None]:
-        """Return the fill leases, and Redis if it is fenced."""
-        shards = self.redis_tier.registered()
+        """Return the fill leases, and Redis if it is fenced and has not acknowledged. Add the seconds that it took to
+        `times`."""
+        shards, is_silent = self.redis_tier.registered(), False
         for _ in range(2):  # the second time at the server that is registered meanwhile
             if shards is None:
                 # Read after the locks were taken: a process that uses a readmitted Redis finds the locks. A lease
                 # replaces the row, because no Redis is readmitted before every lease has expired.
                 redis = self.caches.redis(connection)
                 if redis.fenced:
-                    return {}, redis
+                    return {}, None if self._drops_in_fenced_redis(connection, redis, paths) else redis
                 shards = redis.shards or UNREGISTERED
             with connection.deadline_paused():
                 try:
-                    return self.redis_tier.drop(paths, prefill, shards=shards), None
+                    began = now()
+                    leases = self.redis_tier.drop(paths, prefill, shards=shards)
                 except DoesNotAnswer as error:
                     metrics.UNACKNOWLEDGED.labels(REDIS, str(error)).inc()
+                    is_silent = True
                     break
                 except OtherServer as error:
                     self.adopt(error.found)
+                else:
+                    times[IN_USE] = now() - began
+                    return leases, None
             shards = None
         redis = self.caches.redis(connection)
-        self.caches.fence([redis])
+        self.caches.fence([redis], counts=is_silent)
         return {}, redis
+
+    def _drops_in_fenced_redis(self, connection: Connection, redis: Cache, paths: Sequence[CachePath] | None) -> bool:
+        """Return whether a fenced Redis, which may still be in use, has acknowledged. A cluster may be fenced because a
+        key has two copies, of which a drop reaches one."""
+        shards = ShardMap.parse(redis.address) if redis.address else UNREGISTERED
+        if redis.excluded or shards is UNREGISTERED or shards.is_cluster:
+            return False
+        with connection.deadline_paused(), suppress(DoesNotAnswer, OtherServer):
+            self.redis_tier.drop(paths, shards=shards)
+            return True
+        return False
 
     def adopt(self, found: ShardMap) -> None:
         """Register the servers that this process reaches, if the registered server is surely gone; else announce them.
@@ -311,14 +352,19 @@ class Gate:
         else:
             self.caches.announce(found)
 
-    def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
-        """Return the edges that are fenced but may still be in use. The list of edges is read now, after the drop in
-        Redis: an edge that registers later finds no old entry there."""
+    def _drop_at_edges(
+        self, connection: Connection, paths: Sequence[CachePath] | None, times: dict[Cache, float]
+    ) -> list[Cache]:
+        """Return the edges that have not acknowledged and may still be in use, which are fenced by then. Add to `times`
+        the seconds that each of the others took. The list of edges is read now, after the drop in Redis: an edge that
+        registers later finds no old entry there.
+
+        A fenced edge also gets the drop: if it acknowledges, it has forgotten the paths, whatever it may still use."""
         edges = self.caches.edges(connection)
         with connection.deadline_paused():
-            silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
-            self.caches.fence(silent)
-        return [*silent, *(edge for edge in edges if edge.fenced)]
+            silent = self.edge_tier.drop(edges, paths, times)
+            self.caches.fence([edge for edge in silent if not edge.fenced], counts=True)
+        return silent
 
     def _await_exclusion(self, connection: Connection, fenced: Sequence[Cache]) -> None:
         if not fenced:

@@ -380,6 +380,28 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     return found
 
 
+ARCHIVER = """
+SELECT failed_count, extract(epoch FROM last_failed_time), extract(epoch FROM last_archived_time) FROM pg_stat_archiver
+WHERE current_setting('archive_mode') <> 'off' AND last_failed_time > coalesce(last_archived_time, '-infinity')
+"""
+
+
+def archive(connection: Connection) -> list[Finding]:
+    """Return whether PostgreSQL cannot archive its log."""
+    return [
+        Finding(
+            "postgres.archive",
+            f"PostgreSQL cannot archive its log (WAL): {failures} attempts have failed. A recovery would end at the"
+            " last archived file, and the log fills the disk.",
+            "Run ./run logs postgres, which has the message of archive_command. Check that the folder WAL_ARCHIVE"
+            " exists, has room, and may be written by PostgreSQL.",
+            wrong=False,
+            since=float(archived or failed),
+        )
+        for failures, failed, archived in connection.execute(ARCHIVER).fetchall()
+    ]
+
+
 def relays(connection: Connection) -> int:
     """Return how many relays listen to this database."""
     [(count, _)] = connection.execute(RELAYS).fetchall()

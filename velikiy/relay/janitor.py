@@ -11,13 +11,13 @@ import structlog
 
 from velikiy import metrics
 from velikiy.coherence import Gate
-from velikiy.coherence.membership import MISSING, RIVAL_S, Renewals
+from velikiy.coherence.membership import MISSING, REDIS, RIVAL_S, Renewals
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.coherence.shards import UNREGISTERED
 from velikiy.findings import Finding
 from velikiy.findings.announcer import Announcer
-from velikiy.findings.caches import Table, edges, redis, table
-from velikiy.findings.postgres import Diagnosis, hazards, sessions
+from velikiy.findings.caches import Table, edges, redis, table, unsteady
+from velikiy.findings.postgres import Diagnosis, archive, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import history, idempotency
 from velikiy.resources.base import registry
@@ -104,6 +104,7 @@ class Janitor:
         """Delete some of what has expired. Return whether more may be left."""
         with self.database.autocommit() as connection:
             more = idempotency.clean_up(connection)
+            self.gate.caches.forget_old_records(connection)
         if self.history_days:
             more = self.gate.write(partial(history.purge, days=self.history_days)) or more
         return more
@@ -112,12 +113,12 @@ class Janitor:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
         tables = [*registry()]
         with self.database.autocommit() as connection:
-            found = [*hazards(connection, tables), *sessions(connection, tables)]
+            found = [*hazards(connection, tables), *sessions(connection, tables), *archive(connection)]
             known = table(connection)
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
         self.seen.table, self.seen.postgres_answers = known, True
         self.seen.postgres = {"started": float(started), "sessions": sessions_open, "max_sessions": int(max_sessions)}
-        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known)]
+        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)]
         self._announcer.report(self.seen.findings)
 
     def report(self) -> None:
@@ -193,8 +194,11 @@ class Janitor:
             return
         with self.database.autocommit() as connection:
             rivals = [it.address for it in caches.announced(connection, self._announcements) if not it.overlaps(ours)]
+            pause = caches.record(connection, REDIS).pause_left_s
         if rivals:
             self._log_once("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
+            return
+        if pause:  # writers have fenced it again and again
             return
         try:
             shards = self.gate.redis_tier.empty()
