@@ -50,6 +50,16 @@ def _parts(error: BaseException, trace: TracebackType | None, chain: int) -> Ite
             yield from _parts(part, part.__traceback__, 1)
 
 
+def sender(error: BaseException) -> str:
+    """Return the function that has sent a failed statement to PostgreSQL, as `velikiy/resources/repository.py:216
+    _write`, or an empty string."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        _, package, file = frame.filename.rpartition("/velikiy/")
+        if package and not file.startswith("postgres/"):
+            return f"velikiy/{file}:{frame.lineno} {frame.name}"
+    return ""
+
+
 def message(error: BaseException, trace: TracebackType | None = None) -> str:
     """Return the first line of the exception's message, without values."""
     if isinstance(error, OSError) and error.strerror:

@@ -52,6 +52,7 @@ function _M.forward(id, path)
     ngx.header["Cache-Control"] = "private, no-store"
     ngx.header["X-Content-Type-Options"] = "nosniff"
     ngx.header["ETag"] = etag ~= "" and etag or nil
+    ngx.header["Content-Length"] = #content  -- a small body with a length is not compressed
     ngx.var.cache_result, ngx.var.cache_status = cache_result, cache_status
     return ngx.print(content)
 end

@@ -13,12 +13,12 @@ from testkit.stack import Stack, wait_until
 Keyed = tuple[Stack, str]
 Open = Callable[..., Visit]
 
-SECONDS = 6
+SECONDS = 5
 
 
 def experiments(stack: Stack) -> list[int]:
     """Return the ids of the rows that experiments have made and not deleted."""
-    return [row_id for (row_id,) in stack.sql("SELECT id FROM users WHERE email LIKE 'prove-it-%'")]
+    return [row_id for (row_id,) in stack.sql("SELECT id FROM users WHERE email LIKE %s", "prove-it-%")]
 
 
 def number_in(page: Page, card: str) -> int:

@@ -202,6 +202,7 @@ def _is_peer(peer: dict[str, Any], labels: dict[str, str] | None) -> bool:
 
 WAYS = {
     ("edge", "app", 5000),
+    ("edge", "edge", 8081),
     ("edge", "redis", 6379),
     ("app", "edge", 8081),
     ("app", "postgres", 5432),

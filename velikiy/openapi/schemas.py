@@ -74,7 +74,7 @@ VERSION_PROPERTIES: dict[str, Any] = {
     "change": {
         "type": ["string", "null"],
         "enum": ["create", "update", "delete", "erase", None],
-        "description": "What made this version. `erase`: the operator has removed all earlier versions. null: the"
+        "description": "The change that made this version. `erase`: the operator has removed all earlier versions. null: the"
         " version is older than the history.",
     },
     "changed_at": TIME_SCHEMA,
@@ -85,7 +85,7 @@ VERSION_PROPERTIES: dict[str, Any] = {
     "through": {
         "type": ["string", "null"],
         "enum": ["api", "command", "sql", None],
-        "description": "Whether a request, a command of the operator or SQL has made the change; null if unknown.",
+        "description": "The origin: a request (`api`), a command of the operator, or SQL; null if unknown.",
     },
 }
 

@@ -17,7 +17,7 @@ from velikiy import coherence, metrics
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings.postgres import without_triggers as finding_without_triggers
-from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets, patient
 from velikiy.relay.janitor import Janitor
 from velikiy.relay.live import Live
 from velikiy.resources.base import registry
@@ -92,7 +92,10 @@ class Relay:
             psycopg.Error, DatabaseUnavailable
         """
         with Connection.connect(
-            self.database.conninfo(), **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
+            patient(self.database.conninfo()),
+            **CONNECT_OPTIONS,
+            autocommit=True,
+            application_name="velikiy relay",
         ) as connection:
             received: list[str] = []
             connection.add_notify_handler(lambda notification: received.append(notification.payload))

@@ -167,8 +167,7 @@ class Live:
         folders = {f"{HOST} {metrics.folder_id()}": metrics.drops_of_folder()}
         for row, account in accounts.items():
             for name, counts in (account.counts if account else {}).items():
-                if name in classes:
-                    _add(classes[name], self._since_last(f"{row.name} {name}", counts))
+                _add(classes[name], self._since_last(f"{row.name} {name}", counts))
             for app in account.apps if account else []:
                 folders[app["folder"]] = app["drops"]
         for folder, counts in folders.items():
@@ -303,7 +302,7 @@ def _silent_apps(accounts: Sequence[Account]) -> list[Finding]:
 
 def _parse(text: str) -> Account:
     facts: dict[str, str] = {}
-    counts: dict[str, list[float]] = {}
+    counts = {name: [0.0] * (len(DURATION_BUCKETS_S) + 1) for name in CLASSES}  # an edge names what it has counted
     apps: list[dict[str, Any]] = []
     samples: list[str] = []
     state = None
@@ -311,7 +310,8 @@ def _parse(text: str) -> Account:
         name, _, value = line.partition(" ")
         if name == "live":
             label, bucket, count = value.split()
-            counts.setdefault(label, [0.0] * (len(DURATION_BUCKETS_S) + 1))[int(bucket) - 1] = float(count)
+            if label in counts:  # a newer edge may know more
+                counts[label][int(bucket) - 1] = float(count)
         elif name == "app":
             apps.append(orjson.loads(value))
         elif name == "sample":

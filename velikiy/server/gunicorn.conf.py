@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from velikiy import logs
-from velikiy.server import abandoned_writes, cpu_pinning, handover, worker_ends
+from velikiy.server import abandoned_writes, cpu_pinning, handover, stopped_workers, worker_ends
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
@@ -87,6 +87,7 @@ pre_fork = cpu_pinning.assign_number
 def on_starting(server: Any) -> None:
     worker_ends.forget()
     handover.install(server)
+    stopped_workers.install(server)
 
 
 def post_fork(server: Any, worker: Any) -> None:

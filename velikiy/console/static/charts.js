@@ -72,6 +72,7 @@ export function timeChart({ title, description, series, span, format, texts, at,
     picture.setAttribute("viewBox", `0 0 ${wide} ${height}`);
     picture.setAttribute("width", wide);
     const content = [svg("title", { id: ids[0] }, title), svg("desc", { id: ids[1] }, `${description} ${latest()}`)];
+    const grid = limit === Infinity ? GRID : 4;
     const high = scale ? scale[1] : highest();
     const bottom = height - BOTTOM;
     const share = scale
@@ -80,7 +81,7 @@ export function timeChart({ title, description, series, span, format, texts, at,
     const yOf = (value) => bottom - share(value) * (bottom - TOP);
     const marks = scale
       ? Array.from({ length: Math.round(Math.log10(scale[1] / scale[0])) + 1 }, (_, n) => scale[0] * 10 ** n)
-      : Array.from({ length: GRID + 1 }, (_, n) => (high / GRID) * n);
+      : Array.from({ length: grid + 1 }, (_, n) => (high / grid) * n);
     for (const mark of marks) {
       const y = Math.round(yOf(mark)) + 0.5;
       content.push(svg("line", { class: "chart-grid", x1: LEFT, x2: wide - RIGHT, y1: y, y2: y }),

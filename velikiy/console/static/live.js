@@ -72,7 +72,7 @@ function draw() {
       const found = JSON.stringify([state.findings, language()]);
       if (found !== drawn) findings.replaceChildren(...findingCards(state.findings)); // a reader is not told twice
       drawn = found;
-      parts.replaceChildren(...state.parts.map((part) => partRow(part, state.at)));
+      parts.replaceChildren(...inOrder(state.parts).map((part) => partRow(part, state.at)));
     }
     chartArea.hidden = figures.hidden = Boolean(state && !state.metrics && !samples.length);
     figures.replaceChildren(...figureTiles(samples));
@@ -87,10 +87,10 @@ function draw() {
   const content = [
     heading(pulse, element("p", { class: "live-lead" }, t("lead"))),
     notes,
+    element("h2", { class: "visually-hidden" }, t("findings")), findings,
     figures,
     without,
     chartArea,
-    element("h2", { class: "live-subtitle" }, t("findings")), findings,
     element("h2", { class: "live-subtitle" }, t("parts")),
     element("div", { class: "surface live-parts" },
       element("table", { class: "table" },
@@ -118,7 +118,7 @@ function duration(value) {
 }
 
 function at(seconds, isShort) {
-  const style = isShort ? { hour: "2-digit", minute: "2-digit" } : { timeStyle: "medium" };
+  const style = { hour: "2-digit", minute: "2-digit", ...(isShort ? {} : { second: "2-digit" }), hourCycle: "h23" };
   return new Intl.DateTimeFormat(language(), style).format(new Date(seconds * 1000));
 }
 
@@ -202,11 +202,18 @@ function findingCards(found) {
 const KINDS = { edge: "Edge", app: "App", redis: "Redis", relay: "Relay", postgres: "PostgreSQL" };
 const FINE = new Set(["registered", "answers"]);
 
+function inOrder(parts) {
+  const place = (part) => Object.keys(KINDS).indexOf(part.kind);
+  return [...parts].sort((one, other) => place(one) - place(other)
+    || one.name.localeCompare(other.name, undefined, { numeric: true }));
+}
+
 function partRow(part, now) {
   const name = part.name ? `${KINDS[part.kind]} ${part.name.replace(/^(edge|app) ?(?=\d+$)/, "")}` : KINDS[part.kind];
   const state = part.kind === "redis" && part.state === "registered" ? "answers" : part.state;
   const fenced = part.fenced_since ? t("since", { time: moment(part.fenced_since * 1000) }) : "";
-  const cell = (key, ...content) => element("td", { dataset: { label: t(`column_${key}`) } }, content);
+  const cell = (key, ...content) => element("td", { class: content[0] === "–" ? "live-none" : null,
+    dataset: { label: t(`column_${key}`) } }, content);
   const lease = part.kind !== "edge" || !part.answers ? "–"
     : part.lease_ms ? t("lease", { seconds: number(part.lease_ms / 1000, 1), epoch: part.epoch }) : t("no_lease");
   return element("tr", { dataset: { kind: part.kind, state } },
