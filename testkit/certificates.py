@@ -1,6 +1,7 @@
 """Certificates for tests: a certificate authority, and server certificates that it has signed."""
 
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
@@ -15,10 +16,10 @@ class Authority:
         self._key = folder / "ca.key"
         _openssl("req", "-x509", *KEY, "-subj", "/CN=test authority", "-keyout", self._key, "-out", self.cert)
 
-    def sign(self, cert: Path, key: Path, *, days: int = 90) -> None:
-        """Write a new certificate for localhost and 127.0.0.1, and its key."""
+    def sign(self, cert: Path, key: Path, *, days: int = 90, addresses: Sequence[str] = ("127.0.0.1",)) -> None:
+        """Write a new certificate for localhost and these addresses, and its key."""
         request, names = self.folder / "request", self.folder / "names"
-        names.write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
+        names.write_text(",".join(["subjectAltName=DNS:localhost", *(f"IP:{it}" for it in addresses)]) + "\n")
         new_cert, new_key = cert.with_suffix(".new"), key.with_suffix(".new")
         _openssl("req", *KEY, "-subj", "/CN=localhost", "-keyout", new_key, "-out", request)
         _openssl(

@@ -20,7 +20,7 @@ def create_app(settings: Settings | None = None) -> Flask:
 
     from velikiy import http, logs, traces
     from velikiy.coherence import connect
-    from velikiy.console import page, swagger
+    from velikiy.console import exports, imports, page, site_files, swagger, tiers
     from velikiy.http.auth import Auth
     from velikiy.http.browsers import Browsers
     from velikiy.openapi import document as openapi
@@ -45,7 +45,11 @@ def create_app(settings: Settings | None = None) -> Flask:
     http.install(app, registry(), gate, Browsers.of(settings), auth, idempotency_keys)
     openapi.install(app, registry())
     swagger.install(app)
+    site_files.install(app)
     page.install(app, auth)
+    tiers.install(app, gate, settings)
+    imports.install(app, registry(), gate, idempotency_keys)
+    exports.install(app, registry(), gate, settings.edge_secret)
     database.open()
     traces.start(settings.traces_url)
     return app

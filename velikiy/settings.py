@@ -269,6 +269,9 @@ class ServiceSettings(TypedByPeople):
     """Idempotency keys of one owner within 24 hours, 0 for no limit. None means 0 while the service listens on a
     loopback address only, else 100,000."""
 
+    history_days: int = Field(365, ge=0, le=36_500)
+    """Days after which the history of a row forgets a version that was replaced or deleted. 0 keeps all of them."""
+
     max_edges: int = Field(64, ge=1, le=1024)
     """Edges that may be registered at the same time. Each costs each write a request."""
 

@@ -2,6 +2,7 @@
 
 return {
     MAX_ID = "9223372036854775807",  -- as text: a Lua number is not exact beyond 2^53
+    HISTORY = "/history",
     FILL_LEASE_MS = 3000,
     RENEWAL_S = 1,
 }

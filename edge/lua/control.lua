@@ -6,7 +6,7 @@ local closing = require "closing"
 local generations = require "generations"
 local leaving = require "leaving"
 local lease = require "lease"
-local canonical = require("query").canonical
+local addresses = require "query"
 local metrics = require "metrics"
 local redis = require "redis"
 local renewal = require "renewal"
@@ -52,11 +52,11 @@ function _M.show()
     local request = signed("")
     local lines = { "instance_id " .. renewal.instance_id(), "lease " .. lease.left_ms() }
     local uri = ngx.var.arg_uri and ngx.unescape_uri(ngx.var.arg_uri)
-    local path, query = (uri or ""):match("^([^?]*)(.*)$")
+    local path, query = addresses.split(uri or "")
     local generation = generations.known(lease.epoch(), path)
     if generation then
         lines[#lines + 1] = "generation " .. generation
-        local entry, _, stored_at = store.get(generation .. (query ~= "" and canonical(query) or query))
+        local entry, _, stored_at = store.get(generation .. (query ~= "" and addresses.canonical(query) or query))
         if entry then
             lines[#lines + 1] = "size " .. #entry
             lines[#lines + 1] = "age " .. ngx.time() - stored_at

@@ -37,7 +37,7 @@ local is_on = false
 -- The counts of this worker since it last added to shared memory: a number by the key of a series. The hits are apart,
 -- by path or by resource, because a string that is made for each hit would cost more than the addition.
 local counted = {}
-local list_hits, count_hits, row_hits = {}, {}, {}
+local list_hits, count_hits, row_hits, history_hits = {}, {}, {}, {}
 
 
 -- In init_by_lua. setting: METRICS.
@@ -52,8 +52,8 @@ function _M.count(series, number)
 end
 
 
--- Count a hit that Nginx sends by itself. Its path is that of a resource.
-function _M.count_hit(path)
+-- Count a hit that Nginx sends by itself. Its path is that of a resource. query: what follows the path.
+function _M.count_hit(path, query)
     if not is_on then
         return
     end
@@ -63,6 +63,8 @@ function _M.count_hit(path)
         hits, name = row_hits, sub(path, 1, slash - 1)
         if byte(path, slash + 1) == 99 then  -- "c" of "count"; ids begin with a digit
             hits = count_hits
+        elseif byte(query) == 47 then  -- "/" of "/history"
+            hits = history_hits
         end
     end
     hits[name] = (hits[name] or 0) + 1
@@ -149,7 +151,8 @@ local function flush()
     take_hits(list_hits, "")
     take_hits(count_hits, "/count")
     take_hits(row_hits, "/{id}")
-    list_hits, count_hits, row_hits = {}, {}, {}
+    take_hits(history_hits, "/{id}/history")
+    list_hits, count_hits, row_hits, history_hits = {}, {}, {}, {}
     local ready = counted
     counted = {}
     for key, number in pairs(ready) do

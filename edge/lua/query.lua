@@ -1,7 +1,13 @@
--- The one spelling of a query, under which its response is stored: that of the app's own links
+-- The parts of an address: the path, and the query that selects one of its responses. The address of a history is the
+-- path of its row with a query that begins with "/history" (velikiy/resources/base.py:history_address).
+--
+-- A query has one spelling, under which its response is stored: that of the app's own links
 -- (velikiy/resources/pagination.py:Page.variant). A query in this spelling stays as it is.
 
 local gmatch, gsub, byte, char, format = string.gmatch, string.gsub, string.byte, string.char, string.format
+local find, match, sub = string.find, string.match, string.sub  -- of these, LuaJIT compiles find and sub
+
+local HISTORY = require("constants").HISTORY
 
 local _M = {}
 
@@ -13,6 +19,21 @@ end
 
 local function encode(character)
     return format("%%%02X", byte(character))
+end
+
+
+-- Return the path of an address, and the rest of it: "", "?limit=5", "/history", "/history?limit=5".
+function _M.split(uri)
+    local rest = find(uri, "?", 1, true) or #uri + 1
+    -- 121 is "y": most addresses of rows end in a digit, and need no further look.
+    if byte(uri, rest - 1) == 121 and sub(uri, rest - #HISTORY, rest - 1) == HISTORY
+        and find(uri, "^%d", rest - #HISTORY - 1) then
+        rest = rest - #HISTORY
+    end
+    if rest > #uri then
+        return uri, ""
+    end
+    return sub(uri, 1, rest - 1), sub(uri, rest)
 end
 
 
@@ -29,8 +50,12 @@ function _M.canonical(query)
         value = gsub(gsub(value, "%+", " "), "%%(%x%x)", decode)
         parameters[#parameters + 1] = name .. "=" .. gsub(value, "[^%w._~-]", encode)
     end
+    local beginning = match(query, "^[^?]*")
+    if #parameters == 0 then
+        return beginning
+    end
     table.sort(parameters)
-    return "?" .. table.concat(parameters, "&")
+    return beginning .. "?" .. table.concat(parameters, "&")
 end
 
 

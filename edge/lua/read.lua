@@ -4,7 +4,7 @@
 local generations = require "generations"
 local lease = require "lease"
 local metrics = require "metrics"
-local canonical = require("query").canonical
+local addresses = require "query"
 local origin = require "origin"
 local redis = require "redis"
 local store = require "store"
@@ -13,7 +13,6 @@ local POLL_S = 0.002
 local FILL_WAIT_S = 0.05  -- a read waits so long for the fill of another read, then it fetches the response itself
 
 local fills = ngx.shared.fills
-local find, sub = string.find, string.sub  -- LuaJIT compiles these, and not match
 local concat = table.concat
 
 local _M = {}
@@ -109,16 +108,6 @@ local function fetch_from_app(path, query, key, result, reason, fill_lease)
 end
 
 
--- Return the path of an address, and the rest from its "?" on.
-local function split(uri)
-    local question_mark = find(uri, "?", 1, true)
-    if question_mark then
-        return sub(uri, 1, question_mark - 1), sub(uri, question_mark)
-    end
-    return uri, ""
-end
-
-
 -- In set_by_lua, so without waiting. Return the body of a hit that Nginx can send by itself, and set variables for its
 -- headers; else return "". epoch: of the lease that the edge holds.
 function _M.hit(epoch)
@@ -127,14 +116,14 @@ function _M.hit(epoch)
     if var.conditional ~= "0" or var.http_if_unmodified_since or var.http_if_match then
         return ""
     end
-    local path, query = split(var.request_uri)
+    local path, query = addresses.split(var.request_uri)
     local generation = generations.known(epoch, path)
     if not generation then
         return ""
     end
     local entry = store.get_small_fresh(generation .. query)
     if not entry and query ~= "" then  -- second, so that the spelling of the app's links costs nothing
-        local spelled = canonical(query)
+        local spelled = addresses.canonical(query)
         entry = spelled and store.get_small_fresh(generation .. spelled)
     end
     if not entry then
@@ -149,7 +138,7 @@ function _M.hit(epoch)
     if link ~= "" then
         var.link = store.prefixed_links(link, var.path_prefix)
     end
-    metrics.count_hit(path)
+    metrics.count_hit(path, query)
     return body
 end
 
@@ -157,12 +146,12 @@ end
 -- In content_by_lua: answer any other cached read.
 function _M.answer()
     local var = ngx.var
-    local path, query = split(var.request_uri)
+    local path, query = addresses.split(var.request_uri)
     if var.http_if_modified_since or var.http_if_unmodified_since or var.http_if_match then
         clear_conditions()
     end
     if query ~= "" then
-        local spelled = canonical(query)
+        local spelled = addresses.canonical(query)
         if not spelled then
             return fetch_from_app(path, query, nil, "BYPASS", "bypass")
         end

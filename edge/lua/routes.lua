@@ -28,7 +28,8 @@ local function parts_of(var)
     if not (resource and is_resource(resource)) then
         return nil
     end
-    return resource, (rest == "" or rest == "/count" or rest == "/batch" or match(rest, "^/%d+$")) and rest
+    return resource, (rest == "" or rest == "/count" or rest == "/batch" or match(rest, "^/%d+$")
+                      or match(rest, "^/%d+/history$")) and rest
 end
 
 
@@ -41,7 +42,7 @@ function _M.route_of(var)
     if not rest then
         return "(other)"
     end
-    return "/" .. resource .. (match(rest, "^/%d") and "/{id}" or rest)
+    return "/" .. resource .. rest:gsub("^/%d+", "/{id}")
 end
 
 

@@ -59,5 +59,5 @@ def content(stack: Stack) -> dict[str, list[tuple[Any, ...]]]:
     """Return every row that a backup contains."""
     return {
         table: stack.sql(f"SELECT row_to_json(t)::text FROM {table} t ORDER BY 1")
-        for table in ("users", "api_keys", "idempotency_keys", "imports")
+        for table in ("users", "api_keys", "idempotency_keys", "imports", "row_history")
     }

@@ -181,8 +181,8 @@ class TestKeys:
         page.get_by_role("button", name="Forget the key").click()
         expect(page.locator("#key-button")).to_contain_text("Enter an API key")
         assert page.evaluate("JSON.stringify(sessionStorage)") == "{}"
-        refused = "error: Failed to load resource: the server responded with a status of 401 (Unauthorized)"
-        assert set(visit.complaints) <= {refused}
+        refused = "Failed to load resource: the server responded with a status of 401 "
+        assert [each for each in visit.complaints if refused not in each] == []
 
     def test_dismissed_question_leaves_a_way_to_answer_it(self, keyed: Stack, open_console: Open) -> None:
         page = open_console(keyed.edge).page
@@ -196,12 +196,12 @@ class TestKeys:
 class TestShell:
     def test_language_follows_the_browser_and_can_be_switched(self, keyed: Stack, open_console: Open) -> None:
         page = open_console(f"{keyed.edge}/#/nowhere", locale="ru-RU").page
-        expect(page.get_by_text("Такой страницы нет")).to_be_visible()
+        expect(page.get_by_role("heading", name="Такой страницы нет")).to_be_visible()
         assert page.locator("html").get_attribute("lang") == "ru"
         page.get_by_label("Язык").select_option("en")
-        expect(page.get_by_text("There is no such page")).to_be_visible()
+        expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
         page.reload()
-        expect(page.get_by_text("There is no such page")).to_be_visible()
+        expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
         assert page.locator("html").get_attribute("lang") == "en"
 
     def test_theme_follows_the_system_and_can_be_switched(self, keyed: Stack, open_console: Open) -> None:
@@ -218,7 +218,7 @@ class TestShell:
 
     def test_keyboard_skips_to_the_content_and_follows_the_route(self, keyed: Stack, open_console: Open) -> None:
         page = open_console(f"{keyed.edge}/#/nowhere").page
-        expect(page.get_by_text("There is no such page")).to_be_visible()
+        expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         page.keyboard.press("Enter")

@@ -10,11 +10,14 @@ import requests
 from playwright.sync_api import Page, Route, expect
 
 from testkit.browser import Visit, serious_findings
-from testkit.stack import Stack
+from testkit.stack import Stack, wait_until
 
 Open = Callable[..., Visit]
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+
+EXPECTED = re.compile(r"Failed to load resource: the server responded with a status of (404|409|412|422) ")
+"""Refusals that a test provokes. Chromium complains about each."""
 
 _numbers = count(1)
 
@@ -37,7 +40,7 @@ def visit(stack: Stack, open_console: Open) -> Iterator[Visit]:
     visit = open_console(stack.edge)
     expect(visit.page.get_by_role("table")).to_be_visible()
     yield visit
-    assert visit.complaints == []
+    assert [each for each in visit.complaints if not EXPECTED.search(each)] == []
     assert visit.hosts == {stack.edge.partition("//")[2]}
 
 
@@ -58,7 +61,7 @@ class TestReading:
     def test_search_finds_while_typing_and_drops_late_answers(self, visit: Visit, person: dict[str, Any]) -> None:
         page = visit.page
         late: list[Route] = []
-        page.route(re.compile(r"users\?.*q=Zen(&|$)"), late.append)
+        page.route(re.compile(r"users\?.*q=Zen(&|$)"), lambda route: late.append(route))
         find(page, "Zen")
         expect(page.locator(".users-area")).to_have_attribute("aria-busy", "true")
         page.wait_for_timeout(400)
@@ -80,7 +83,7 @@ class TestReading:
         find(page, "Zenobia")
         expect(row_of(page, person)).to_be_visible()
         page.evaluate("location.hash = '#/nowhere'")
-        expect(page.get_by_text("There is no such page")).to_be_visible()
+        expect(page.get_by_role("heading", name="There is no such page")).to_be_visible()
         page.go_back()
         expect(page.get_by_role("searchbox")).to_have_value("Zenobia")
         expect(row_of(page, person)).to_be_visible()
@@ -125,8 +128,14 @@ class TestReading:
         badge = page.locator(".read", has_text="Rows").locator(".tier")
         find(page, person["name"])
         expect(badge).to_contain_text(re.compile(r"PostgreSQL · [\d.]+ ms"))
-        page.get_by_role("button", name="Read again").click()
-        expect(badge).to_contain_text(re.compile(r"Nginx · [\d.]+ ms"))
+
+        def is_hit() -> bool:
+            page.get_by_role("button", name="Read again").click()
+            expect(page.locator(".users-area")).to_have_attribute("aria-busy", "false")
+            return re.match(r"Nginx · [\d.]+ ms", badge.inner_text()) is not None
+
+        # An edge that has just been fenced, as on a loaded machine, stores nothing for a moment.
+        wait_until(is_hit, every=0.2)
 
 
 class TestWriting:
@@ -154,7 +163,6 @@ class TestWriting:
         assert page.locator("main img").count() == 0
         row_id = str(link.get_attribute("href")).rpartition("/")[2]
         assert requests.delete(f"{stack.app}/users/{row_id}", timeout=5).status_code == 200
-        visit.complaints = [each for each in visit.complaints if "422" not in each]
 
     def test_user_is_edited_in_place_by_keyboard(self, visit: Visit, person: dict[str, Any]) -> None:
         page = visit.page
@@ -189,7 +197,6 @@ class TestWriting:
         dialog.get_by_role("button", name="Save mine").click()
         expect(row_of(page, person)).to_contain_text("Mine")
         assert stored(person)["name"] == "Mine"
-        visit.complaints = [each for each in visit.complaints if "412" not in each]
 
     def test_deleted_user_comes_back_also_after_a_reload(self, visit: Visit, person: dict[str, Any]) -> None:
         page = visit.page
@@ -230,14 +237,13 @@ class TestWriting:
         requests.delete(f"{stack.app}/users/{ids[0]}", timeout=5)
         page.get_by_role("button", name="Delete", exact=True).click()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
-        expect(page.get_by_text("3 users were deleted.")).to_be_visible()
-        expect(page.get_by_text("1 user was already deleted.")).to_be_visible()
+        expect(page.locator(".toasts").get_by_text("3 users were deleted.")).to_be_visible()
+        expect(page.locator(".toasts").get_by_text("1 user was already deleted.")).to_be_visible()
         expect(page.get_by_text("Nobody found")).to_be_visible()
         page.get_by_role("button", name="Undo").click()
         expect(page.locator("tbody tr")).to_have_count(3)
         for row_id in ids[1:]:
             assert requests.delete(f"{stack.app}/users/{row_id}", timeout=5).status_code == 200
-        visit.complaints = [each for each in visit.complaints if "409" not in each]
 
 
 class TestTrouble:
@@ -266,7 +272,7 @@ class TestTrouble:
         visit = open_console(f"{stack.edge}/#/nowhere")
         page = visit.page
         held: list[Route] = []
-        page.route(re.compile(r"/users\?"), held.append)
+        page.route(re.compile(r"/users\?"), lambda route: held.append(route))
         page.get_by_role("link", name="Users", exact=True).click()
         expect(page.locator("main").get_by_text("Loading")).to_be_visible()
         expect(page.locator(".notice")).to_contain_text("The service is slow.")

@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import requests
 from testkit.cluster import Cluster, Host, cluster
 
 from .engine import CommandFailed, Say, build, docker, run
-from .stack import clean_copy, wait_until
+from .stack import T, clean_copy, wait_until
 
 IMAGES = ("velikiy-app:swarm", "velikiy-edge:swarm", "postgres:15-alpine", "redis:7-alpine")
 NAME = "velikiy"
@@ -162,10 +162,10 @@ class Swarm:
     def id_of(self, node: Node) -> str:
         return node.docker("info", "--format", "{{.Swarm.NodeID}}")
 
-    def deploy(self, checkout: Path, **settings: str) -> None:
+    def deploy(self, checkout: Path, *overlays: str, **settings: str) -> None:
         """Deploy the stack files of a checkout. The machine may be busy with other tests, so everything has more time than
         by default."""
-        files = [f"--compose-file={checkout}/deploy/swarm/{name}.yml" for name in ("stack", "servers")]
+        files = [f"--compose-file={checkout}/deploy/swarm/{name}.yml" for name in ("stack", "servers", *overlays)]
         patient = {"DATABASE_TIMEOUT": "3", "REDIS_TIMEOUT": "1"}
         given = {"AUTH": "off", "PORT": str(PORT), "RATE_REQUESTS": "0", "RATE_CONNECTIONS": "0", "IMAGE_TAG": "swarm"}
         given |= patient
@@ -192,11 +192,15 @@ class Swarm:
         assert postgres
         return self.manager.docker("exec", postgres["Id"], "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
 
-    def wait_until_ready(self, limit: float = 180) -> None:
+    def wait_until(self, condition: Callable[[], T], what: str, limit: float) -> T:
+        """Return the first true value of the condition. If there is none, name the tasks and their states."""
         try:
-            wait_until(lambda: all(node.is_ready() for node in self.nodes), "every edge has a lease", limit=limit)
+            return wait_until(condition, what, limit=limit)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.describe()}") from None
+
+    def wait_until_ready(self, limit: float = 180) -> None:
+        self.wait_until(lambda: all(node.is_ready() for node in self.nodes), "every edge has a lease", limit)
 
     def describe(self) -> str:
         form = "{{.Name}} {{.Image}} {{.DesiredState}} {{.CurrentState}} {{.Error}}"
@@ -240,7 +244,8 @@ def _derive(image: str, version: str) -> None:
     """Make another version of an image. `broken` never becomes healthy."""
     lines = [f"FROM {image}:swarm", f"LABEL version={version}"]
     if version == "broken":
-        lines.append('CMD ["sleep", "infinity"]')
+        # Not CMD: the stack file has a command of its own.
+        lines.append('ENTRYPOINT ["sh", "-c", "exec sleep infinity"]')
     command = ["docker", "build", "--quiet", "--tag", f"{image}:{version}", "-"]
     legacy = os.environ | {"DOCKER_BUILDKIT": "0"}
     subprocess.run(command, input="\n".join(lines), text=True, check=True, env=legacy, stdout=subprocess.DEVNULL)

@@ -12,21 +12,24 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import requests
 
+from testkit.certificates import Authority
 from tests.consistency.checker import Checker
 from tests.consistency.history import FOREVER, Operation
 from tests.consistency.load import Load, Running
 from tests.consistency.soak import progress
 
 from .engine import Engine, Say
-from .stack import wait_until
-from .swarm import SERVICES, Node, Swarm, swarm
+from .swarm import PORT, SERVICES, Node, Swarm, swarm
 
 pytestmark = [pytest.mark.swarm, pytest.mark.timeout(900)]
+
+HTTPS_PORT = PORT + 1
 
 LOST_WRITES_S = 20.0
 """Seconds for which writes may fail after a node is lost: rows of lost writers are locked, and one write waits until the
@@ -140,7 +143,7 @@ def edges(stack: Swarm) -> int:
 
 
 def wait_until_apps_run(stack: Swarm, number: int) -> None:
-    wait_until(lambda: len(stack.running("app")) == number, f"{number} apps run", limit=START_LIMIT_S)
+    stack.wait_until(lambda: len(stack.running("app")) == number, f"{number} apps run", limit=START_LIMIT_S)
 
 
 def spread(stack: Swarm) -> None:
@@ -148,7 +151,9 @@ def spread(stack: Swarm) -> None:
     for number in (1, 2):
         stack.service("scale", "--detach", f"velikiy_app={number}")
         wait_until_apps_run(stack, number)
-    wait_until(lambda: all(node.container("app") for node in stack.nodes), "each node has an app", limit=START_LIMIT_S)
+    stack.wait_until(
+        lambda: all(node.container("app") for node in stack.nodes), "each node has an app", limit=START_LIMIT_S
+    )
 
 
 def test_services_run_on_both_nodes_with_their_own_secrets_only(stack: Swarm) -> None:
@@ -185,9 +190,9 @@ def test_apps_come_and_go_and_no_request_fails(stack: Swarm) -> None:
 def test_edges_come_and_go_and_no_request_fails(stack: Swarm) -> None:
     with Traffic(stack).flowing() as traffic:
         stack.service("scale", "--detach", "velikiy_edge=1")
-        wait_until(lambda: edges(stack) == 1, "one edge is registered", limit=START_LIMIT_S)
+        stack.wait_until(lambda: edges(stack) == 1, "one edge is registered", limit=START_LIMIT_S)
         stack.service("scale", "--detach", "velikiy_edge=2")
-        wait_until(lambda: edges(stack) == 2, "both edges are registered", limit=START_LIMIT_S)
+        stack.wait_until(lambda: edges(stack) == 2, "both edges are registered", limit=START_LIMIT_S)
     assert_none_failed(traffic)
 
 
@@ -198,7 +203,7 @@ def test_image_that_never_becomes_healthy_is_rolled_back(stack: Swarm) -> None:
             "--image=velikiy-app:broken",
             "velikiy_app",
         )
-        wait_until(
+        stack.wait_until(
             lambda: stack.update_state("app") == "rollback_completed", "Docker has gone back", limit=START_LIMIT_S
         )
         assert {image for image, _ in stack.running("app")} == {"velikiy-app:swarm"}
@@ -213,17 +218,35 @@ def test_new_version_replaces_apps_and_edges_and_no_request_fails(deployed: tupl
 
     with Traffic(stack).flowing() as traffic:
         stack.deploy(deployed[1], IMAGE_TAG="next")
-        wait_until(is_replaced, "both services have the new image", limit=START_LIMIT_S)
+        stack.wait_until(is_replaced, "both services have the new image", limit=START_LIMIT_S)
     assert_none_failed(traffic)
+
+
+def test_tls_yml_serves_https_on_each_node(deployed: tuple[Swarm, Path], stack: Swarm, tmp_path: Path) -> None:
+    authority, files = Authority(tmp_path), {"tls_cert": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    authority.sign(files["tls_cert"], files["tls_key"], addresses=[node.host.address for node in stack.nodes])
+    for name, file in files.items():
+        stack.manager.docker("secret", "create", f"velikiy.{name}.1", str(file))
+    try:
+        stack.deploy(deployed[1], "tls", HTTPS_PORT=str(HTTPS_PORT))
+        for node in stack.nodes:
+            address = f"https://{node.host.address}:{HTTPS_PORT}/users/1"
+            get = partial(requests.get, address, timeout=5, verify=str(authority.cert))
+            stack.wait_until(get, "the node serves https", limit=START_LIMIT_S)
+            plain = requests.get(f"{node.url}/users/1", timeout=5, allow_redirects=False)
+            assert (plain.status_code, plain.headers["Location"]) == (308, address)
+    finally:
+        stack.deploy(deployed[1])
+        stack.wait_until_ready(limit=START_LIMIT_S)
 
 
 def test_node_that_is_drained_gives_its_tasks_away_and_no_request_fails(stack: Swarm) -> None:
     node = stack.nodes[1]
     with Traffic(stack).flowing() as traffic:
         stack.manager.docker("node", "update", "--availability", "drain", stack.id_of(node))
-        wait_until(lambda: not node.docker("ps", "--quiet"), "the node is empty", limit=START_LIMIT_S)
+        stack.wait_until(lambda: not node.docker("ps", "--quiet"), "the node is empty", limit=START_LIMIT_S)
         stack.manager.docker("node", "update", "--availability", "active", stack.id_of(node))
-        wait_until(node.is_ready, "the edge of the node is back", limit=START_LIMIT_S)
+        stack.wait_until(node.is_ready, "the edge of the node is back", limit=START_LIMIT_S)
     assert_none_failed(traffic)
 
 
@@ -233,7 +256,7 @@ def test_node_without_its_clients_costs_the_others_nothing(stack: Swarm) -> None
         stack.machines.cut(stack.machines.outside, node.host)
         time.sleep(5)
         stack.machines.mend()
-        wait_until(node.is_ready, "the node is reached again", limit=START_LIMIT_S)
+        stack.wait_until(node.is_ready, "the node is reached again", limit=START_LIMIT_S)
     assert not traffic.failed(stack.manager)
     assert not traffic.stale()
 
@@ -246,7 +269,7 @@ def lose(stack: Swarm, cut: Callable[[], None], mend: Callable[[], None]) -> tup
         cut()
         time.sleep(LOST_WRITES_S + 5)
         mend()
-        wait_until(stack.nodes[1].is_ready, "the node is back", limit=START_LIMIT_S)
+        stack.wait_until(stack.nodes[1].is_ready, "the node is back", limit=START_LIMIT_S)
     return traffic, since
 
 

@@ -15,7 +15,10 @@ RESPONSES = [
     ],
     *[
         ("GET", path)
-        for path in ("/docs", "/docs/", "/openapi.json", "/problems/not-found", "/health", "/readyz", "/livez")
+        for path in (
+            *("/docs", "/docs/", "/openapi.json", "/problems/not-found", "/health", "/readyz", "/livez"),
+            *("/favicon.ico", "/robots.txt"),
+        )
     ],
     *[("POST", "/users"), ("PUT", "/users/0"), ("DELETE", "/users/0"), ("PATCH", "/users/1"), ("OPTIONS", "/users")],
     *[("TRACE", "/users"), ("HEAD", "/users/1"), ("GET", "/users/1?q=" + "a" * 5000), ("POST", "/users/batch")],

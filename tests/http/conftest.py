@@ -1,10 +1,12 @@
 import threading
+import uuid
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 
 import pytest
 
 from testkit.browser import OtherOrigin
+from testkit.stack import Stack
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,11 @@ def other_port() -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def email(stack: Stack) -> Iterator[str]:
+    """An unused address. The fixture deletes the users whose addresses begin with it."""
+    address = f"{uuid.uuid4()}@example.com"
+    yield address
+    stack.sql("DELETE FROM users WHERE email LIKE %s", f"{address}%")

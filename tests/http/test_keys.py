@@ -90,7 +90,7 @@ def test_cached_read_with_a_key_is_a_hit_and_without_a_key_401(keyed_stack: Stac
 
 
 @pytest.mark.parametrize(
-    "path", ["/users/1", "/users", "/users/count", "/users/999999", "/nothing", "/users?unknown=1"]
+    "path", ["/users/1", "/users", "/users/count", "/users/1/history", "/users/999999", "/nothing", "/users?unknown=1"]
 )
 def test_every_read_needs_a_key(keyed: str, reader: str, path: str) -> None:
     check_unauthorized(requests.get(f"{keyed}{path}", timeout=5))
@@ -98,7 +98,24 @@ def test_every_read_needs_a_key(keyed: str, reader: str, path: str) -> None:
     assert status(f"{keyed}{path}", reader) in (200, 400, 404)
 
 
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"])
+def test_history_names_the_key_that_has_written(keyed: str, writer: str) -> None:
+    body, headers = {"name": "Keyed", "email": "keyed@example.com"}, bearer(writer)
+    url = keyed + requests.post(f"{keyed}/users", json=body, headers=headers, timeout=5).headers["Location"]
+    requests.patch(url, json={"name": "Again"}, headers=headers, timeout=5)
+    requests.delete(url, headers=headers, timeout=5)
+    items = requests.get(f"{url}/history", headers=headers, timeout=5).json()
+    assert [(it["change"], it["through"], it["changed_by"]) for it in reversed(items)] == [
+        (change, "api", "writer") for change in ("create", "update", "delete")
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/livez", "/readyz", "/health", "/docs", "/openapi.json", "/problems/unauthorized"),
+        *("/favicon.ico", "/robots.txt"),
+    ],
+)
 def test_health_and_documentation_need_no_key(keyed: str, path: str) -> None:
     assert requests.get(f"{keyed}{path}", timeout=5).status_code == 200
 

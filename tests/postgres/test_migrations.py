@@ -19,6 +19,7 @@ REVISIONS = [
     "0006_statistics",
     "0007_idempotency_owner",
     "0008_oldest_code",
+    "0009_row_history",
 ]
 
 

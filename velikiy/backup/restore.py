@@ -135,6 +135,8 @@ def restore(
 
         def change(connection: Connection) -> Change[Restored]:
             connection.deadline = math.inf
+            # The history is that of the backup, as the rows are.
+            connection.execute("SELECT set_config('velikiy.history', 'off', true)")
             _set(connection, statement_timeout=0, idle_in_transaction_session_timeout=0, lock_timeout=0)
             tables = [table for table in service_tables(connection) if not (keep_keys and table.name == KEYS)]
             staged = dict(_stage(connection, archive, older, tables, report))

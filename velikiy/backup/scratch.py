@@ -18,6 +18,7 @@ from velikiy.backup import CannotRestore
 from velikiy.backup.archive import Archive, Section
 from velikiy.backup.tables import LEFT_OUT, copy_in, service_tables
 from velikiy.postgres import CONNECT_OPTIONS, migrate
+from velikiy.postgres.rights import HISTORY_TABLE
 
 PREFIX = "velikiy_scratch_"
 
@@ -60,6 +61,8 @@ def migrated(owner: str, archive: Archive, given: str | None) -> Iterator[tuple[
                 loaded = _load(connection, archive, [name for name in names if name != LEFT_OUT])
                 connection.commit()
                 migrate.upgrade(address, wait=10)
+                if HISTORY_TABLE not in names:  # the present history belongs to later versions of the rows
+                    loaded.append(HISTORY_TABLE)
                 connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
                 yield connection, loaded
         except migrate.CannotMigrate as error:
@@ -68,6 +71,7 @@ def migrated(owner: str, archive: Archive, given: str | None) -> Iterator[tuple[
 
 def _load(connection: psycopg.Connection, archive: Archive, names: Sequence[str]) -> list[str]:
     """Fill the tables. Return the names of the tables that the archive has."""
+    connection.execute("SET LOCAL velikiy.history = off")  # the archive brings its own
     for name in names:
         # The baseline creates three users. Foreign keys are checked when the rows reach the database of the service.
         connection.execute(sql.SQL("TRUNCATE {} CASCADE").format(sql.Identifier(name)))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from velikiy.bulk.input_file import CannotImport
+from velikiy.bulk.input_file import CannotImport, WrongColumns
 from velikiy.resources.base import READ_ONLY, KnownExport, Resource, column_key
 
 MAX_LISTED = 30
@@ -91,9 +91,9 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     if proposal:
         reading.accept(_question(columns, names, known))
     elif missing and (unknown or line):
-        raise CannotImport(_missing_sentence(resource, names, missing, line))
+        raise WrongColumns(_missing_sentence(resource, names, missing, line), names)
     elif unknown and not reading.ignore_unknown and (reading.maps or line):
-        raise CannotImport(_unknown_sentence(resource, unknown, line))
+        raise WrongColumns(_unknown_sentence(resource, unknown, line), names)
     return columns
 
 

@@ -85,10 +85,10 @@ def as_readable(
     Raises:
         CannotImport: The encoding is unknown, or the beginning is in another encoding.
     """
-    codec = _certain(beginning)
+    codec = certain(beginning)
     marked = codec if any(beginning.startswith(mark) for mark, _ in BYTE_ORDER_MARKS) else None
     if given:
-        chosen = _codec(given)
+        chosen = codec_of(given)
         if marked and not marked.startswith(chosen.removesuffix("-sig")):
             raise CannotImport(
                 f"the file begins with the byte order mark of {marked[:6].upper()}: leave out --encoding"
@@ -106,8 +106,12 @@ def as_readable(
     return content, beginning, encoding
 
 
-def _codec(name: str) -> str:
-    """Return Python's name of an encoding."""
+def codec_of(name: str) -> str:
+    """Return Python's name of an encoding.
+
+    Raises:
+        CannotImport
+    """
     try:
         found = codecs.lookup(name)
         "name".encode(found.name)  # some codecs do not encode text
@@ -122,7 +126,7 @@ def _codec(name: str) -> str:
     return found.name
 
 
-def _certain(beginning: bytes) -> str | None:
+def certain(beginning: bytes) -> str | None:
     """Return the encoding that a byte order mark or the zero bytes of UTF-16 and UTF-32 prove, or None."""
     for mark, codec in BYTE_ORDER_MARKS:
         if beginning.startswith(mark):

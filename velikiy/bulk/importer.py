@@ -256,7 +256,7 @@ class Import:
             return new
 
         rows = [row for row in chunk.rows if not row.errors]
-        return write(self.resource, self.gate, rows, self.on_conflict, record)
+        return write(self.resource, self.gate, rows, self.on_conflict, record, "import")
 
 
 def _rejected(chunk: Chunk, outcome: Outcome) -> list[Row]:

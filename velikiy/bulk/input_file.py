@@ -1,6 +1,7 @@
 """The basis of the modules that read a file: the refusal, the formats by name, and looking ahead in a stream."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,15 @@ BOM = b"\xef\xbb\xbf"
 
 class CannotImport(Exception):
     """The reason why a file cannot be imported, or not to its end, as a sentence for the operator."""
+
+
+class WrongColumns(CannotImport):
+    """The columns of a file are not those of the resource: some must be chosen, or left out."""
+
+    def __init__(self, sentence: str, names: Sequence[str]) -> None:
+        super().__init__(sentence)
+        self.names = names
+        """The columns of the file."""
 
 
 def format_by_name(file: str) -> str | None:

@@ -76,20 +76,41 @@ def write(
     rows: list[Row],
     on_conflict: OnConflict,
     record: Callable[[Connection, Outcome], T],
+    command: str,
 ) -> T:
     """Write these rows in one transaction.
 
     Args:
+        command: The name of the command, for the history of the rows.
         record: Called in the same transaction with the outcome. Its result is returned.
 
     Raises:
         DatabaseUnavailable: The outcome is unknown.
     """
+    author = f"command:velikiy {resource.name} {command}"
+    return gate.write(chunk(resource, rows, on_conflict, record), author=author)
+
+
+def chunk(
+    resource: Resource,
+    rows: list[Row],
+    on_conflict: OnConflict,
+    record: Callable[[Connection, Outcome], T],
+    timeout_s: float = CHUNK_TIMEOUT_S,
+    turn_timeout_s: float = TURN_TIMEOUT_S,
+) -> Callable[[Connection], Change[T]]:
+    """Return the change that writes these rows, for `Gate.write`.
+
+    Args:
+        record: See `write`.
+        timeout_s: Seconds that PostgreSQL may take for it.
+        turn_timeout_s: Seconds that it may wait for chunks of other imports.
+    """
 
     def change(connection: Connection) -> Change[T]:
         if rows:
-            _await_turn(connection, resource)
-        _set_timeouts(connection, CHUNK_TIMEOUT_S)
+            _await_turn(connection, resource, turn_timeout_s)
+        _set_timeouts(connection, timeout_s)
         if rows:
             skip_all(connection, resource)
         outcome = _insert(connection, resource, rows, on_conflict)
@@ -99,13 +120,13 @@ def write(
         # The lists, the counts, the changed rows, and cached 404s of the new ids.
         return Change(result, resource.invalidated_by(*outcome.ids) if outcome.ids else ())
 
-    return gate.write(change)
+    return change
 
 
-def _await_turn(connection: Connection, resource: Resource) -> None:
+def _await_turn(connection: Connection, resource: Resource, timeout_s: float) -> None:
     """Let the imports of a resource write one chunk after the other. Two chunks that have the same unique values in
     different orders would wait for each other, and PostgreSQL would abort one of them."""
-    _set_timeouts(connection, TURN_TIMEOUT_S)
+    _set_timeouts(connection, timeout_s)
     lock = lock_id(CachePath(f"chunk of {resource.name}", ""))
     connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
 

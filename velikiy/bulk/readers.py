@@ -65,6 +65,8 @@ class Input(NamedTuple):
     parts: Parts
     rows: Iterator[Row]
     columns: Columns | None
+    names: Sequence[str] = ()
+    """The columns of the file."""
 
     def digest(self) -> bytes:
         """Return the digest of the parts so far, and then that of the way in which they were read."""
@@ -100,15 +102,15 @@ def read(resource: Resource, file: str, content: io.BufferedReader, beginning: b
         if first_end and first_end[0] == b"\r":
             content = io.BufferedReader(CrAsLf(content))
         lines = Lines(content, encoding)
-        columns, rows = _csv(resource, lines, reading)
-        return Input(lines, rows, columns)
+        columns, rows, header = _csv(resource, lines, reading)
+        return Input(lines, rows, columns, header)
     parts, sample = _json_parts(resource, content, beginning, encoding)
     sampled = [members["row"] if is_reject(members) else members for members in sample]
     names = list(dict.fromkeys(name for row in sampled if isinstance(row, dict) for name in _names(row)))
     # Rejected rows have the names of the fields already, so only an option changes their columns.
     is_chosen = reading.maps or reading.ignore_unknown or not all(map(is_reject, sample))
     chosen = choose_columns(resource, names, reading) if names and is_chosen else None
-    return Input(parts, _json(resource, parts, chosen), chosen)
+    return Input(parts, _json(resource, parts, chosen), chosen, names)
 
 
 def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
@@ -124,7 +126,7 @@ def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
 # ---- CSV ----
 
 
-def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, Iterator[Row]]:
+def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, Iterator[Row], list[str]]:
     consumed: list[str] = []
     delimiter, at, refusal = "", 1, None
     for first in itertools.islice(lines, MAX_PREAMBLE_LINES):
@@ -159,7 +161,7 @@ def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, I
             continue  # a title or a version, if the next lines name the columns
         if refusal:
             print_message(f"line {at} names the columns; the lines above it are left out")
-        return columns, _csv_rows(resource, lines, consumed, reader, header, columns)
+        return columns, _csv_rows(resource, lines, consumed, reader, header, columns), header
     raise refusal or CannotImport(
         f"the file is empty; the first line of CSV names the columns: {','.join(resource.fields)}"
     )

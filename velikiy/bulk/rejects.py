@@ -157,7 +157,7 @@ class Rejects:
         """
         if self.is_regular:
             self.file.truncate(self.size)
-        text = b"".join(map(_json_line, rows))
+        text = b"".join(map(json_line, rows))
         try:
             unwritten = memoryview(text)
             while unwritten:
@@ -184,7 +184,8 @@ class Rejects:
             self.size, self._hash = self._written
 
 
-def _json_line(row: Row) -> bytes:
+def json_line(row: Row) -> bytes:
+    """Return a rejected row as a line of the file of rejected rows."""
     return orjson.dumps({"line": row.line, "errors": row.errors, "row": row.given}) + b"\n"
 
 

@@ -33,7 +33,7 @@ def seed_with(resource: Resource, gate: Gate, count: int) -> None:
                 numbers = iter(range(first, first := first + count - created))
                 for rows in prefetch(_seed_chunks(resource, numbers)):
                     with defer_signals():
-                        created += write(resource, gate, rows, "skip", lambda _, outcome: outcome.created)
+                        created += write(resource, gate, rows, "skip", lambda _, outcome: outcome.created, "seed")
                     report(created, created)
     except BaseException:
         if created:

@@ -56,7 +56,7 @@ def open_input(file: str) -> Iterator[tuple[io.FileIO, io.BufferedReader, bytes]
             if (inner := _unpacked(start, stream, raw if layer == 0 else None)) is None:
                 break
             start, stream = peek(inner, MAGIC_BYTES)
-        _refuse_other_kinds(start)
+        refuse_other_kinds(start)
         beginning, content = peek(stream, BEGINNING_BYTES)
         yield raw, content, beginning
 
@@ -82,7 +82,7 @@ def _unpacked(start: bytes, stream: io.BufferedReader, raw: io.FileIO | None) ->
     return None
 
 
-def _refuse_other_kinds(start: bytes) -> None:
+def refuse_other_kinds(start: bytes) -> None:
     """Raise CannotImport if content that begins so is no table."""
     text = start.removeprefix(BOM).lstrip()
     for magic, kind, advice in UNREADABLE:

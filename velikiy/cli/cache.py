@@ -48,6 +48,6 @@ def _cache_path(address: str) -> coherence.CachePath:
     path = path_of(address)
     if path is None:
         raise click.BadParameter(
-            f"'{address}' is not cached. Give /users, one of its pages, /users/count or /users/<id>"
+            f"'{address}' is not cached. Give /users, one of its pages, /users/count, /users/<id> or its /history"
         )
     return path

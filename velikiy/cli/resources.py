@@ -1,4 +1,4 @@
-"""`velikiy users import`, `export` and `seed`, for every resource."""
+"""`velikiy users import`, `export`, `seed` and `erase`, for every resource."""
 
 import errno
 import json
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, get_args
 
 import click
@@ -21,11 +22,15 @@ from velikiy.bulk.seeder import seed_with
 from velikiy.cli.connection import open_gate
 from velikiy.cli.errors import ending_on_signals, os_sentence, setting_sentence
 from velikiy.command_line import CommandGroup
-from velikiy.resources.base import READ_ONLY, Resource
+from velikiy.resources import history
+from velikiy.resources.base import MAX_ID, READ_ONLY, Resource
 from velikiy.settings import BadSetting
 
 REJECTED, UNUSABLE, ENDED_EARLY = 1, 2, 3
 """Exit codes. Click also exits with 2 if an option is wrong."""
+
+ERASE_TIMEOUT_FACTOR = 12
+"""Times of one statement of a command. A row may have many versions, and all stored responses are searched."""
 
 FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EPIPE, errno.ESTALE}
 """Errors of a path that could be opened."""
@@ -37,7 +42,7 @@ def resource_commands(resource: Resource) -> click.Group:
         "--format", "file_format", type=click.Choice(["csv", "ndjson"]), help="Default: from the name of FILE."
     )
 
-    @click.group(resource.name, cls=CommandGroup, help=f"Import, export and seed {resource.name}.")
+    @click.group(resource.name, cls=CommandGroup, help=f"Import, export, seed and erase {resource.name}.")
     def group() -> None:
         pass
 
@@ -177,6 +182,36 @@ def resource_commands(resource: Resource) -> click.Group:
         with _exit_codes(resource, "seed"), open_gate(exit_code=ENDED_EARLY) as (_, gate):
             seed_with(resource, gate, count)
         print_message(f"created {count:,}")
+
+    @group.command()
+    @click.argument("ids", type=click.IntRange(1, MAX_ID), nargs=-1, required=True, metavar="ID...")
+    @click.option("--delete", is_flag=True, help="Delete rows that exist. Without this option they are refused.")
+    def erase(ids: tuple[int, ...], delete: bool) -> None:
+        """Erase all that the service knows of deleted rows, for good.
+
+        This removes their former versions from the history, and their values from stored responses to requests with an
+        Idempotency-Key. Only the note remains that something was erased. Backups that exist are left as they are.
+
+        Exits with 0 if nothing is left of the rows, 1 if a row exists, and 3 if PostgreSQL does not answer: run the
+        command again.
+        """
+        command = f"velikiy {resource.name} erase"
+        status = 0
+        with _exit_codes(resource, "erase"), open_gate(exit_code=ENDED_EARLY) as (_, gate):
+            for row_id in dict.fromkeys(ids):
+                change = partial(history.erase, resource=resource, row_id=row_id, delete=delete, command=command)
+                try:
+                    erased = gate.write(change, ERASE_TIMEOUT_FACTOR, author=f"command:{command}")
+                except history.StillExists:
+                    print_message(f"{command}: {resource.singular} {row_id} exists. Delete it first, or add --delete")
+                    status = 1
+                    continue
+                print_message(
+                    f"nothing to erase of {resource.singular} {row_id}"
+                    if erased is None
+                    else f"erased {resource.singular} {row_id}: {erased:,} change{'' if erased == 1 else 's'}"
+                )
+        sys.exit(status)
 
     return group
 

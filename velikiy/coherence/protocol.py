@@ -35,7 +35,7 @@ from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.shards import UNREGISTERED, ShardMap
 from velikiy.coherence.timing import now
-from velikiy.postgres import CONFIRM, Connection, Database, Deadlock
+from velikiy.postgres import CONFIRM, Connection, Database, Deadlock, Statement
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -85,6 +85,8 @@ class Dropped(NamedTuple):
 class TooLate(Exception):
     """The write's deadline has passed, and its client has received an error. The write was not carried out."""
 
+
+SET_AUTHOR = "SELECT set_config('velikiy.author', $1, true)"
 
 MAX_ATTEMPTS = 3
 """Attempts at a write that PostgreSQL aborts to break a deadlock."""
@@ -142,6 +144,7 @@ class Gate:
         timeout_factor: float = 1,
         lock_first: Sequence[CachePath] = (),
         until: float | None = None,
+        author: str = "",
     ) -> T:
         """Run `change` in a transaction, lock the paths that it invalidates, drop them in every cache, and commit.
 
@@ -149,6 +152,8 @@ class Gate:
             timeout_factor: The time that PostgreSQL has for the write, as a multiple of the time for one request.
             lock_first: The paths that are known in advance. They are locked in the same exchange as BEGIN.
             until: The moment (`timing.now`) after which nothing is committed.
+            author: Who writes, for the history of rows (migrations/sql/row_history.sql): `api:` and the name of an API
+                key, or `command:` and the name of a command.
 
         Raises:
             TooLate: The deadline has passed; the write had no effect.
@@ -156,8 +161,8 @@ class Gate:
         """
         for _ in range(MAX_ATTEMPTS - 1):
             with suppress(Deadlock):
-                return self._write(change, timeout_factor, lock_first, until)
-        return self._write(change, timeout_factor, lock_first, until)
+                return self._write(change, timeout_factor, lock_first, until, author)
+        return self._write(change, timeout_factor, lock_first, until, author)
 
     def _write(
         self,
@@ -165,10 +170,12 @@ class Gate:
         timeout_factor: float,
         lock_first: Sequence[CachePath],
         until: float | None,
+        author: str,
     ) -> T:
         lease = None
         _check_deadline(until)
-        with self.database.transaction(timeout_factor, *locks(lock_first)) as connection:
+        first = (Statement(SET_AUTHOR, (author,)), *locks(lock_first)) if author else locks(lock_first)
+        with self.database.transaction(timeout_factor, *first) as connection:
             outcome, invalidates, prefill = change(connection)
             if invalidates is None or invalidates:
                 lock(connection, invalidates, already_locked=lock_first)

@@ -39,6 +39,8 @@ PAGE = """\
 <link rel="stylesheet" href="{files}/bootstrap.css">
 <link rel="stylesheet" href="{files}/console.css">
 <link rel="stylesheet" href="{files}/users.css">
+<link rel="stylesheet" href="{files}/user.css">
+<link rel="stylesheet" href="{files}/import.css">
 {preloads}
 <script type="module" src="{files}/console.js"></script>
 <body><noscript>This page needs JavaScript. Without it, use <a href="{docs}">the API</a>.</noscript></body>

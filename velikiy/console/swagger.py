@@ -18,8 +18,11 @@ PAGE = """\
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>Velikiy Flask: the API</title>
-<link rel="icon" href="{icon}">
+<link rel="icon" href="favicon.ico">
+<script src="{theme}"></script>
+<link rel="stylesheet" href="{swagger_ui_style}">
 <link rel="stylesheet" href="{style}">
 <div id="page"><noscript>
 This page needs JavaScript. Without it, read <a href="openapi.json">the OpenAPI document</a>.
@@ -47,8 +50,9 @@ def _routes() -> Blueprint:
         return f"docs/{name}"  # relative to the page
 
     page = PAGE.format(
-        icon=address(SWAGGER_UI / "favicon-32x32.png"),
-        style=address(SWAGGER_UI / "swagger-ui.css"),
+        theme=address(Path(__file__).parent / "static/theme.js"),  # as in the console, also its choice
+        swagger_ui_style=address(SWAGGER_UI / "swagger-ui.css"),
+        style=address(Path(__file__).with_suffix(".css")),
         swagger_ui=address(SWAGGER_UI / "swagger-ui-bundle.js"),
         start=address(Path(__file__).with_suffix(".js")),
     )

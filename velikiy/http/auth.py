@@ -19,14 +19,15 @@ from velikiy.http.problems import DETAILS
 from velikiy.keys import store, tokens
 from velikiy.keys.store import ApiKey, UnknownKey
 from velikiy.postgres import DatabaseUnavailable
-from velikiy.resources.base import RESERVED
+from velikiy.resources.base import FILES, RESERVED
 from velikiy.resources.problems import Problem
 
-OPEN = (RESERVED - {"console"}) | {"openapi.json", ".lease", ".keys", ".live"}
+OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys", ".live"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
 
-OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*)")
-"""The page of the console, its files, and the address at which it learns what it may do. They contain no data."""
+OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")
+"""The page of the console, its files, the address at which it learns what it may do, and the addresses of downloads,
+which a key has asked for (velikiy/console/exports.py)."""
 
 CONSOLE = "/console/"
 """Data of the console need a key also where reads need none: they describe the service itself."""

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
+import orjson
 import psycopg
 from pydantic import Field, create_model
 
 from velikiy.coherence import Change
+from velikiy.http.responses import applied
 from velikiy.postgres import Connection
 from velikiy.resources.base import MAX_ID, Resource, Strict
 from velikiy.resources.idempotency import StoredResponse, Write
@@ -41,7 +43,12 @@ class _Refused(Exception):
 
 
 def run(
-    repository: Repository, body: Strict, once: Callable[[Write], Write], until: float | None = None
+    repository: Repository,
+    body: Strict,
+    once: Callable[[Write], Write],
+    until: float | None = None,
+    author: str = "",
+    preference: str = "",
 ) -> StoredResponse:
     """Carry out the batch.
 
@@ -50,6 +57,8 @@ def run(
         body: The operations.
         once: Makes a write that an Idempotency-Key lets happen once (velikiy/resources/idempotency.py).
         until: See `Gate.write`.
+        author: See `Gate.write`.
+        preference: See `requests.preference`. With "representation" each result has the row.
 
     Raises:
         Problem: Some operations cannot be carried out. The problem names each of them, and the batch has no effect.
@@ -57,23 +66,27 @@ def run(
     operations = body.operations  # type: ignore[attr-defined]
     timeout_factor = 1 + len(operations) / OPERATIONS_PER_TIMEOUT
 
+    def carry_out(connection: Connection, operation: Any) -> dict[str, Any]:
+        return _carry_out(repository, connection, operation, with_row=preference == "representation")
+
     def write_all(connection: Connection) -> Change[StoredResponse]:
         _lock(repository, connection, operations)
         try:
-            return _change(repository, [_carry_out(repository, connection, operation) for operation in operations])
+            results = [carry_out(connection, operation) for operation in operations]
         except Refusal:
             raise _Refused from None
+        return _change(repository, results, preference)
 
     def find_errors(connection: Connection) -> Change[StoredResponse]:
         _lock(repository, connection, operations)
-        return _carry_out_each(repository, connection, operations)
+        return _change(repository, _carry_out_each(connection, operations, carry_out), preference)
 
     try:
-        return repository.gate.write(once(write_all), timeout_factor, until=until)
+        return repository.gate.write(once(write_all), timeout_factor, until=until, author=author)
     except (_Refused, psycopg.IntegrityError, psycopg.DataError):
         # Again, with a savepoint after each operation, to name the ones at fault. A savepoint costs as much as an
         # operation.
-        return repository.gate.write(once(find_errors), timeout_factor, until=until)
+        return repository.gate.write(once(find_errors), timeout_factor, until=until, author=author)
 
 
 def _lock(repository: Repository, connection: Connection, operations: list[Any]) -> None:
@@ -81,13 +94,15 @@ def _lock(repository: Repository, connection: Connection, operations: list[Any])
     repository.lock_unique_values(connection, [operation for operation in operations if operation.op != "delete"])
 
 
-def _carry_out_each(repository: Repository, connection: Connection, operations: list[Any]) -> Change[StoredResponse]:
+def _carry_out_each(
+    connection: Connection, operations: list[Any], carry_out: Callable[[Connection, Any], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Raises: Problem"""
     results, errors = [], []
     connection.execute("SAVEPOINT operation")
     for index, operation in enumerate(operations):
         try:
-            results.append(_carry_out(repository, connection, operation))
+            results.append(carry_out(connection, operation))
         except Refusal as refusal:
             [error] = refusal.errors or [{"field": "id", "detail": refusal.detail}]
             errors.append(_error(index, error["field"], error["detail"], refusal.status))
@@ -103,19 +118,21 @@ def _carry_out_each(repository: Repository, connection: Connection, operations: 
     if errors:
         first = "; ".join(f"{error['field']}: {error['detail']}" for error in errors[:10])
         raise Problem("batch-refused", f"The batch had no effect. {first}", errors)
-    return _change(repository, results)
+    return results
 
 
-def _carry_out(repository: Repository, connection: Connection, operation: Any) -> dict[str, Any]:
+def _carry_out(repository: Repository, connection: Connection, operation: Any, *, with_row: bool) -> dict[str, Any]:
     """Raises: Refusal"""
+    if operation.op == "delete":
+        repository.delete(connection, operation.id, None)
+        return {"op": "delete", "id": operation.id, "status": 200}
     if operation.op == "create":
         row_id, entry = repository.create(connection, operation).outcome
-        return {"op": "create", "id": row_id, "status": 201, "etag": entry.etag}
-    if operation.op == "update":
+        result = {"op": "create", "id": row_id, "status": 201, "etag": entry.etag}
+    else:
         entry = repository.update(connection, operation.id, operation, None).outcome
-        return {"op": "update", "id": operation.id, "status": 200, "etag": entry.etag}
-    repository.delete(connection, operation.id, None)
-    return {"op": "delete", "id": operation.id, "status": 200}
+        result = {"op": "update", "id": operation.id, "status": 200, "etag": entry.etag}
+    return {**result, "row": orjson.loads(entry.body)} if with_row else result
 
 
 def _error(index: int, field: str, detail: str, status: int) -> dict[str, Any]:
@@ -123,6 +140,6 @@ def _error(index: int, field: str, detail: str, status: int) -> dict[str, Any]:
     return {"field": name, "detail": detail, "index": index, "status": status}
 
 
-def _change(repository: Repository, results: list[dict[str, Any]]) -> Change[StoredResponse]:
+def _change(repository: Repository, results: list[dict[str, Any]], preference: str) -> Change[StoredResponse]:
     paths = repository.resource.invalidated_by(*{result["id"] for result in results})
-    return Change(StoredResponse(200, {"message": "Done", "results": results}), paths)
+    return Change(StoredResponse(200, {"message": "Done", "results": results}, applied(preference)), paths)

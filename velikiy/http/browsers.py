@@ -18,8 +18,8 @@ DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "[::1]")
 
 EXPOSED_HEADERS = (
-    "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, RateLimit, RateLimit-Policy,"
-    " Retry-After, WWW-Authenticate, X-Cache-Status, X-Request-Id"
+    "Accept-Patch, Age, Allow, Cache-Status, ETag, Idempotency-Replayed, Link, Location, Preference-Applied,"
+    " RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Cache-Status, X-Request-Id"
 )
 """The headers of a response that a page of an allowed origin may read. The Fetch standard names a few more, such as
 Content-Type."""
@@ -28,7 +28,7 @@ PREFLIGHT_HEADERS = {
     "Access-Control-Allow-Methods": "GET, HEAD, POST, PUT, PATCH, DELETE",
     # `*` stands for the headers that libraries add, such as traceparent. It does not cover Authorization, and browsers
     # from before 2019 do not know it.
-    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, *",
+    "Access-Control-Allow-Headers": "Authorization, Content-Type, Idempotency-Key, If-Match, If-None-Match, Prefer, *",
     "Access-Control-Max-Age": "600",
 }
 """The permission of an origin counts for ten minutes, so that a removed origin does not keep it for long."""

@@ -3,6 +3,7 @@
 `./run generate` writes them. They are committed, so that an edge needs no Python, and a test compares them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from velikiy.http.middleware import QUIET
 from velikiy.http.problems import DETAILS
 from velikiy.http.requests import MAX_BATCH_BYTES, MAX_BODY_BYTES
 from velikiy.keys import tokens
-from velikiy.resources.base import ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
+from velikiy.resources.base import FILES, HISTORY, ID, LIST_PARAMETERS, MAX_ID, NAME, RESERVED, registry
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS
 from velikiy.settings import PATH_PREFIX
 
@@ -48,6 +49,9 @@ EDGE_DETAILS = {
 
 MAX_ADDRESS_BYTES = 4096
 """gunicorn refuses a longer request line than 8190 bytes with a page of its own."""
+
+LARGE_BODY = f"/({NAME}/batch|console/import(/preview)?)"
+"""The addresses that take more than MAX_BODY_BYTES: batches, and pieces of an import."""
 
 MAX_BATCHES = 24
 """Batches in progress at one edge. Their bodies wait in a folder of 64 MB (compose.yaml, tmpfs of the edge)."""
@@ -99,8 +103,8 @@ def _routes() -> list[str]:
             "default": "@unknown_method",
             '"~[^\\x20-\\x7e]"': "@unreadable",  # gunicorn answers such a request with a page of its own
             f'"~ .{{{MAX_ADDRESS_BYTES + 1}}}"': "@too_long",
-            f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}|/count)?)$"': "@read",
-            f'"~^1(GET|HEAD) (?<shape>/{name}(/count)?)\\?{parameter}(&{parameter})*$"': "@read",
+            f'"~^1(GET|HEAD) (?<shape>/{name}(/{ID}({HISTORY})?|/count)?)$"': "@read",
+            f'"~^1(GET|HEAD) (?<shape>/{name}(/count|/{ID}{HISTORY})?)\\?{parameter}(&{parameter})*$"': "@read",
             '"~^[01]OPTIONS "': "$options_route",
             '"~^[01](POST|PUT|PATCH|DELETE) "': "@write",
             '"~^[01][A-Z_-]{3,20} "': "@bypass",  # the app refuses a method that it does not know, and gunicorn others
@@ -112,7 +116,7 @@ def _max_body_bytes() -> list[str]:
     return _map(
         "$request_uri",
         "max_body_bytes",
-        {"default": str(MAX_BODY_BYTES), f'"~^/{NAME}/batch(\\?|$)"': str(MAX_BATCH_BYTES)},
+        {"default": str(MAX_BODY_BYTES), f'"~^{LARGE_BODY}(\\?|$)"': str(MAX_BATCH_BYTES)},
     )
 
 
@@ -144,7 +148,7 @@ def _authorization() -> list[str]:
 
 def _own_path() -> list[str]:
     """The service's own addresses, which are logged whatever the status is."""
-    own = "|".join(sorted(RESERVED))
+    own = "|".join(sorted(map(re.escape, RESERVED | FILES)))
     return _map("$request_uri", "own_path", {"default": '"(other)"', f'"~^(?<own>/({own}))(\\?|$)"': "$own"})
 
 
@@ -185,7 +189,7 @@ def _error_pages_and_batches() -> list[str]:
         "error_page 494 =431 /.problem;",
         "",
         "# Many rows in one body. A body that does not fit into memory waits in a file.",
-        f'location ~ "^/{NAME}/batch$" {{',
+        f'location ~ "^{LARGE_BODY}$" {{',
         '    include "${EDGE_DATA}/conf/counted.conf";',
         f"    client_max_body_size {MAX_BATCH_BYTES};",
         '    include "${EDGE_DATA}/conf/limits_of_requests.conf";',
@@ -203,6 +207,7 @@ def _constants() -> list[str]:
     return [
         "return {",
         f'    MAX_ID = "{MAX_ID}",  -- as text: a Lua number is not exact beyond 2^53',
+        f'    HISTORY = "{HISTORY}",',
         f"    FILL_LEASE_MS = {FILL_LEASE_S * 1000:.0f},",
         f"    RENEWAL_S = {RENEWAL_S:g},",
         "}",

@@ -57,6 +57,12 @@ def precondition() -> Precondition | None:
     return holds
 
 
+def expects_no_row() -> bool:
+    """Return whether the request's only precondition is that no row exists (`If-None-Match: *`)."""
+    others = ("If-Match", "If-Unmodified-Since")
+    return request.headers.get("If-None-Match") == "*" and not any(name in request.headers for name in others)
+
+
 def _names(tags: ETags, entry: Entry) -> bool:
     return tags.star_tag or entry.etag.strip('"') in _digests(tags)
 

@@ -7,7 +7,7 @@ from flask import Blueprint, Flask, Response, g
 from velikiy.http.problems import DETAILS
 from velikiy.resources.problems import KINDS, Problem
 
-POLICY = {"Content-Security-Policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'"}
+POLICY = {"Content-Security-Policy": "default-src 'none'; img-src 'self'; base-uri 'none'; frame-ancestors 'none'"}
 
 pages = Blueprint("problems", __name__, url_prefix="/problems")
 
@@ -42,6 +42,7 @@ def show_problem(name: str) -> Response:
 def _page(title: str, body: str) -> Response:
     html = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><h1>{escape(title)}</h1>{body}</html>'
+        f'<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f'<link rel="icon" href="{g.path_prefix}/favicon.ico"><h1>{escape(title)}</h1>{body}</html>'
     )
     return Response(html, headers=POLICY, content_type="text/html; charset=utf-8")

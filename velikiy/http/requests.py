@@ -93,17 +93,32 @@ def page(resource: Resource) -> Page:
         Problem
     """
     given = parameters("cursor", "limit", "sort", *_search_parameters(resource))
-    limit = given.get("limit", str(MAX_PAGE_ROWS))
-    if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= MAX_PAGE_ROWS):
-        raise bad("limit", f"must be a whole number from 1 to {MAX_PAGE_ROWS}")
+    limit, cursor = _limit_and_cursor(given)
     sort = given.get("sort", "id")
     if sort.removeprefix("-") not in ("id", *resource.sort_keys):
         names = ", ".join(["id", *resource.sort_keys])
         raise bad("sort", f"must be one of {names}; a - before the name reverses the order")
-    cursor = given.get("cursor", "")
-    if "cursor" in given and not cursor:
+    return Page(limit, sort, _words(given), cursor, _filters(resource, given))
+
+
+def history_page() -> Page:
+    """Parse the parameters of a history.
+
+    Raises:
+        Problem
+    """
+    limit, cursor = _limit_and_cursor(parameters("cursor", "limit"))
+    return Page(limit, cursor=cursor)
+
+
+def _limit_and_cursor(given: Mapping[str, str]) -> tuple[int, str]:
+    """Raises: Problem"""
+    limit = given.get("limit", str(MAX_PAGE_ROWS))
+    if not (re.fullmatch("[1-9][0-9]{0,3}", limit) and int(limit) <= MAX_PAGE_ROWS):
+        raise bad("limit", f"must be a whole number from 1 to {MAX_PAGE_ROWS}")
+    if given.get("cursor") == "":
         raise bad_cursor()
-    return Page(int(limit), sort, _words(given), cursor, _filters(resource, given))
+    return int(limit), given.get("cursor", "")
 
 
 def search(resource: Resource) -> Page:
@@ -169,6 +184,12 @@ def until() -> float | None:
     """Return the moment after which this write must not be committed, None if the sender sets no deadline."""
     header = request.headers.get("Write-Deadline")
     return deadline.parse(header, request.environ.get("gunicorn.socket")) if header else None
+
+
+def author() -> str:
+    """Return the author of this request's write, for `Gate.write`; empty for a client without an API key."""
+    key = g.get("api_key")
+    return f"api:{key.name}" if key else ""
 
 
 # ---- Accept ----
@@ -244,6 +265,19 @@ def changes(resource: Resource, types: tuple[str, ...], stored: Callable[[], Map
             raise _invalid(error, work) from None
 
 
+def complete(resource: Resource, changes: Body) -> Body:
+    """Return the changes as the fields of a new row.
+
+    Raises:
+        Problem: A field is missing.
+    """
+    with bounded() as work:
+        try:
+            return resource.create_model.model_validate_json(changes.model_dump_json(exclude_unset=True))
+        except ValidationError as error:
+            raise _invalid(error, work) from None
+
+
 def _is_same(sent: Any, stored: Any) -> bool:
     """Compare as JSON: to Python, false equals 0."""
     try:
@@ -261,11 +295,22 @@ def _json(types: tuple[str, ...], limit: int) -> tuple[bytes, Any]:
     content = _read(limit)
     if not content.strip():
         raise Problem("not-json", "The body is empty. Send a JSON object.")
-    _check_type(types)
+    _check_type(types, "JSON in UTF-8")
     try:
         return content, jiter.from_json(content, catch_duplicate_keys=True, allow_inf_nan=False)
     except ValueError as error:
         raise Problem("not-json", f"The body is not JSON: {error}.") from None
+
+
+def content(types: tuple[str, ...], limit: int) -> bytes:
+    """Return the body as it was sent.
+
+    Raises:
+        Problem
+    """
+    sent = _read(limit)
+    _check_type(types, "the options and the bytes of a file")
+    return sent
 
 
 def _invalid(error: ValidationError, work: Work) -> Problem:
@@ -293,23 +338,41 @@ def _read(limit: int) -> bytes:
     return content
 
 
-def _check_type(types: tuple[str, ...]) -> None:
-    """Require a JSON media type: any web page can send a body that has no type or is a form."""
+def _check_type(types: tuple[str, ...], kind: str) -> None:
+    """Require a media type: any web page can send a body that has no type or is a form."""
     if request.headers.get("Content-Encoding", "identity").lower() not in ("", "identity"):
         detail = "The body must not be compressed: send it without Content-Encoding."
         raise Problem("unsupported-media-type", detail, headers={"Accept-Encoding": "identity"})
     charset = request.mimetype_params.get("charset", "utf-8").lower()
     if request.mimetype not in types or charset not in ("utf-8", "utf8"):
-        detail = f"The body must be JSON in UTF-8: send Content-Type: {' or '.join(types)}."
+        detail = f"The body must be {kind}: send Content-Type: {' or '.join(types)}."
         headers = {"Accept-Patch": ", ".join(types)} if request.method == "PATCH" else {"Accept": ", ".join(types)}
         raise Problem("unsupported-media-type", detail, headers=headers)
+
+
+# ---- Prefer ----
+
+PREFERENCE = re.compile(r'(?:"(?:\\.|[^"\\])*+"|[^",])+')
+RETURN = re.compile(r'return[ \t]*=[ \t]*("?)(representation|minimal)\1[ \t]*(;|$)', re.IGNORECASE)
+
+
+def preference() -> str:
+    """Return what the response to a write shall contain (RFC 7240): `representation`, `minimal`, or empty without a
+    preference. The first one counts, and a server ignores others that it does not know."""
+    for member in PREFERENCE.findall(request.headers.get("Prefer", "")):
+        if found := RETURN.match(member.strip(" \t")):
+            return found[2].lower()
+    return ""
 
 
 # ---- idempotency ----
 
 
-def idempotency_key(body: BaseModel) -> Key | None:
-    """Return the header `Idempotency-Key` (IETF draft of that name) with the request that it belongs to."""
+def idempotency_key(body: BaseModel, attached: bytes = b"") -> Key | None:
+    """Return the header `Idempotency-Key` (IETF draft of that name) with the request that it belongs to.
+
+    `attached`: what follows `body` in the request.
+    """
     name = request.headers.get("Idempotency-Key")
     if name is None:
         return None
@@ -322,7 +385,7 @@ def idempotency_key(body: BaseModel) -> Key | None:
     if key := g.get("api_key"):  # two clients may choose one name; a rotated API key still has its retries
         owner, name = key.name, f"{key.name} {name}"
     content = orjson.dumps(body.model_dump(mode="json", exclude_unset=True), option=orjson.OPT_SORT_KEYS)
-    return Key(name, owner, b"%b %b %b" % (request.method.encode(), request.path.encode(), content))
+    return Key(name, owner, b"%b %b %b%b" % (request.method.encode(), request.path.encode(), content, attached))
 
 
 def _unkeyed_client() -> str:

@@ -1,9 +1,11 @@
 """The responses to reads and to writes."""
 
+from dataclasses import replace
+
 import orjson
 from flask import Response, g, request
 
-from velikiy.coherence import Answer
+from velikiy.coherence import Answer, Entry
 from velikiy.http import forwarded, problems
 from velikiy.resources.idempotency import StoredResponse
 from velikiy.resources.problems import MEDIA_TYPE, Problem
@@ -33,6 +35,25 @@ def of_read(answer: Answer) -> Response:
     if not answer.storable:
         response.headers.add("X-Accel-Expires", "0")
     return response
+
+
+def preferred(response: StoredResponse, entry: Entry, preference: str) -> StoredResponse:
+    """Return the response to a write as its client prefers it (RFC 7240). Without a preference it is minimal, too.
+
+    Args:
+        response: The minimal response.
+        entry: The row as a read returns it.
+        preference: See `requests.preference`.
+    """
+    if not preference:
+        return response
+    members = orjson.loads(entry.body) if preference == "representation" else response.members
+    return replace(response, members=members, headers={**response.headers, **applied(preference)})
+
+
+def applied(preference: str) -> dict[str, str]:
+    """Return the header that says that the service has followed the preference."""
+    return {"Preference-Applied": f"return={preference}"} if preference else {}
 
 
 def of_write(stored: StoredResponse) -> Response:

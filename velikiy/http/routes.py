@@ -7,13 +7,13 @@ from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import NotFound
 from werkzeug.routing import BaseConverter
 
-from velikiy.coherence import Change, Gate
+from velikiy.coherence import Change, Entry, Gate
 from velikiy.http import batch, middleware, requests, responses
-from velikiy.http.preconditions import precondition
+from velikiy.http.preconditions import expects_no_row, precondition
 from velikiy.http.requests import JSON, MAX_BATCH_BYTES, MERGE_PATCH
 from velikiy.postgres import Connection
 from velikiy.resources import ids
-from velikiy.resources.base import ID, MAX_ID, Resource
+from velikiy.resources.base import HISTORY, ID, MAX_ID, Resource
 from velikiy.resources.idempotency import IdempotencyKeys, StoredResponse
 from velikiy.resources.pagination import BadCursor
 from velikiy.resources.repository import Repository
@@ -57,6 +57,7 @@ class Routes:
         route("GET", "", self.list_rows)
         route("GET", "/count", self.count)
         route("GET", "/<id:row_id>", self.get)
+        route("GET", f"/<id:row_id>{HISTORY}", self.history)
         route("POST", "", self.create)
         route("POST", "/batch", self.run_batch)
         route("PUT", "/<id:row_id>", self.put)
@@ -81,24 +82,50 @@ class Routes:
         requests.parameters()
         return responses.of_read(self.repository.get(row_id, requests.from_edge()))
 
+    def history(self, row_id: int) -> Response:
+        page = requests.history_page()
+        try:
+            return responses.of_read(self.repository.history(row_id, page, requests.from_edge()))
+        except BadCursor:
+            raise requests.bad_cursor() from None
+
     # ---- writes ----
 
     def create(self) -> Response:
         until = requests.until()
         requests.parameters()
         new = requests.body(self.resource.create_model)
+        preference = requests.preference()
 
         def write(connection: Connection) -> Change[StoredResponse]:
-            change = self.repository.create(connection, new)
-            row_id, entry = change.outcome
-            headers = {"Location": self.resource.row_path(row_id).path, "ETag": entry.etag}
-            return change.with_outcome(StoredResponse(201, {"id": row_id, "message": "Created"}, headers))
+            return self._created(self.repository.create(connection, new), preference)
 
         keyed = self.keys.once(requests.idempotency_key(new), write)
-        return responses.of_write(ids.create(self.resource, self.gate, lambda: self.gate.write(keyed, until=until)))
+        run = partial(self.gate.write, keyed, until=until, author=requests.author())
+        return responses.of_write(ids.create(self.resource, self.gate, run))
+
+    def _created(self, change: Change[tuple[int, Entry]], preference: str) -> Change[StoredResponse]:
+        row_id, entry = change.outcome
+        headers = {"Location": self.resource.row_path(row_id).path, "ETag": entry.etag}
+        response = StoredResponse(201, {"id": row_id, "message": "Created"}, headers)
+        return change.with_outcome(responses.preferred(response, entry, preference))
 
     def put(self, row_id: int) -> Response:
-        return self._update(row_id, JSON)
+        return self._create_again(row_id) if expects_no_row() else self._update(row_id, JSON)
+
+    def _create_again(self, row_id: int) -> Response:
+        until = requests.until()
+        requests.parameters()
+        changes = requests.changes(self.resource, JSON, lambda: None)
+        preference = requests.preference()
+
+        def write(connection: Connection) -> Change[StoredResponse]:
+            self.repository.check_deleted(connection, row_id)
+            new = requests.complete(self.resource, changes)
+            return self._created(self.repository.create_again(connection, row_id, new), preference)
+
+        paths = self.resource.invalidated_by(row_id)
+        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
 
     def patch(self, row_id: int) -> Response:
         return self._update(row_id, MERGE_PATCH)
@@ -108,13 +135,15 @@ class Routes:
         requests.parameters()
         changes = requests.changes(self.resource, types, lambda: self.repository.stored(row_id))
         condition = precondition()
+        preference = requests.preference()
 
         def write(connection: Connection) -> Change[StoredResponse]:
             change = self.repository.update(connection, row_id, changes, condition)
-            return change.with_outcome(StoredResponse(200, {"message": "Updated"}, {"ETag": change.outcome.etag}))
+            response = StoredResponse(200, {"message": "Updated"}, {"ETag": change.outcome.etag})
+            return change.with_outcome(responses.preferred(response, change.outcome, preference))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until))
+        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
 
     def delete(self, row_id: int) -> Response:
         until = requests.until()
@@ -126,12 +155,13 @@ class Routes:
             return change.with_outcome(StoredResponse(200, {"message": "Deleted"}))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until))
+        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
 
     def run_batch(self) -> Response:
         until = requests.until()
         requests.parameters()
         body = requests.body(self.batch_model, limit=MAX_BATCH_BYTES)
         once = partial(self.keys.once, requests.idempotency_key(body))
-        run = partial(batch.run, self.repository, body, once, until)
+        preference = requests.preference()
+        run = partial(batch.run, self.repository, body, once, until, requests.author(), preference)
         return responses.of_write(ids.create(self.resource, self.gate, run))

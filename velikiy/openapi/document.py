@@ -16,10 +16,7 @@ from flask import Flask, Response, g, request
 from velikiy.http import requests
 from velikiy.openapi.operations import (
     DOCUMENT_PATH,
-    METHODS_TAG,
     SERVICE_TAG,
-    head_operation,
-    options_operation,
     plural_words,
     resource_paths,
     service_paths,
@@ -55,9 +52,11 @@ not repeat it.
 Web pages may read and write if they come from the service itself or from an origin that the operator has allowed
 (`CORS_ORIGINS`). Lists and documents of 2 kB and more are compressed for clients that send `Accept-Encoding: gzip`.
 
-Parameters and fields of resources that are not described here are refused; parameters may come in any order. A method
-that an address does not support is 405, and `Allow` lists the methods that it supports. HEAD returns the response of
-GET without the body."""
+Parameters and fields of resources that are not described here are refused; parameters may come in any order.
+
+Every address also supports `HEAD`, if it supports `GET`, and `OPTIONS`: `HEAD` returns the response of `GET` without
+the body, and `OPTIONS` lists the supported methods in `Allow`. Any other method is 405
+([Method Not Allowed](/problems/method-not-allowed)), again with `Allow`."""
 
 
 def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
@@ -67,13 +66,8 @@ def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
     for resource in resources.values():
         paths |= resource_paths(resource)
         schemas |= resource_schemas(resource)
-    for path, operations in paths.items():
-        if "get" in operations:
-            operations["head"] = head_operation(path, operations["get"])
-        operations["options"] = options_operation(path, operations)
-    used = re.findall("#/components/responses/([a-z-]+)", orjson.dumps(paths).decode())
-    # No operation refers to the response for an unsupported method.
-    responses = {name: problem_response(name.split("-or-")) for name in sorted({*used, "method-not-allowed"})}
+    used = set(re.findall("#/components/responses/([a-z-]+)", orjson.dumps(paths).decode()))
+    responses = {name: problem_response(name.split("-or-")) for name in sorted(used)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "Velikiy Flask", "version": API_VERSION, "description": DESCRIPTION, "license": LICENSE},
@@ -84,7 +78,6 @@ def document(resources: Mapping[str, Resource]) -> dict[str, Any]:
                 for name, each in resources.items()
             ),
             {"name": SERVICE_TAG, "description": "Health checks and this document."},
-            {"name": METHODS_TAG, "description": "The methods that every address supports."},
         ],
         # Which operations need the key depends on the operator (AUTH), so it is optional in the document.
         "security": [{}, {"apiKey": []}],

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-from velikiy.http.browsers import PREFLIGHT_HEADERS
 from velikiy.http.requests import JSON, MERGE_PATCH
 
 EXAMPLE_ETAG = '"5d3c8a71f0e2b94c6a1d7f38"'
@@ -75,10 +74,9 @@ HEADERS: dict[str, dict[str, Any]] = {
         "description": "A request with this Idempotency-Key was completed before; this is its response.",
         "schema": {"type": "string", "const": "true"},
     },
-    "Allow": {
-        "description": "The methods that this address supports.",
-        "schema": {"type": "string"},
-        "example": "GET, HEAD, OPTIONS",
+    "Preference-Applied": {
+        "description": "RFC 7240: the service has followed this preference of the request.",
+        "schema": {"type": "string", "enum": ["return=representation", "return=minimal"]},
     },
     "Accept": {"description": "Media types of a body.", "schema": {"type": "string"}, "example": ", ".join(JSON)},
     "Vary": {
@@ -89,10 +87,6 @@ HEADERS: dict[str, dict[str, Any]] = {
     "Access-Control-Allow-Origin": {
         "description": "The origin of the page that may read the response, if the operator has allowed that origin.",
         "schema": {"type": "string"},
-    },
-    **{
-        name: {"description": "The answer to a preflight of an allowed origin.", "schema": {"type": "string"}}
-        for name in PREFLIGHT_HEADERS
     },
     "Accept-Patch": {
         "description": "Media types of the body of PATCH.",

@@ -1,13 +1,12 @@
 """The parameters of operations in the OpenAPI document.
 
-Most have no example, because the page at /docs would send it.
+None but the id has an example, because the page at /docs fills it in and sends it.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from velikiy.http import preconditions, requests
-from velikiy.openapi.headers import EXAMPLE_ETAG
 from velikiy.openapi.schemas import ID_SCHEMA
 from velikiy.resources import pagination
 from velikiy.resources.base import Resource
@@ -26,7 +25,6 @@ IF_NONE_MATCH = _parameter(
     "If-None-Match",
     "ETags that the client has. If the current ETag is among them, the response is 304 without a body.",
     {"type": "string"},
-    example=EXAMPLE_ETAG,
 )
 
 IDEMPOTENCY_KEY = _parameter(
@@ -38,9 +36,18 @@ IDEMPOTENCY_KEY = _parameter(
 )
 
 
+PREFER = _parameter(
+    "header",
+    "Prefer",
+    "`return=representation` (RFC 7240): the response has the row as GET returns it. `return=minimal`: the response is"
+    " the same as without this header.",
+    {"type": "string", "enum": ["return=representation", "return=minimal"]},
+)
+
+
 def _precondition(name: str, description: str) -> dict[str, Any]:
-    schema = {"type": "string", "anyOf": [{"const": "*"}, {"pattern": f"^{preconditions.TAGS}$"}]}
-    return _parameter("header", name, description, schema)
+    # One pattern, and no `anyOf`: openapi-python-client leaves out an operation with such a header.
+    return _parameter("header", name, description, {"type": "string", "pattern": rf"^(\*|{preconditions.TAGS})$"})
 
 
 PRECONDITIONS = [
@@ -49,8 +56,13 @@ PRECONDITIONS = [
         "Write only if the current ETag is one of these; `*`: if the row exists. A weak ETag counts as the"
         " strong one: compression on the way has made it weak, and it names the same version.",
     ),
-    _precondition("If-None-Match", "Write only if the current ETag is not in this list."),
+    _precondition(
+        "If-None-Match",
+        "Write only if the current ETag is not in this list. `*` with PUT creates a deleted row again.",
+    ),
 ]
+
+SORT_DIRECTIONS = {"": "", "-": "_descending"}
 
 _SPACE = r"[ \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 _LETTER = r"[^\s\x00-\x1f\x7f-\x9f]"
@@ -77,19 +89,38 @@ def search_parameters(resource: Resource) -> list[dict[str, Any]]:
     return [*filters, *([SEARCH_PARAMETER] if resource.search_column else [])]
 
 
+PAGE_PARAMETERS = [
+    _parameter(
+        "query",
+        "cursor",
+        "The start of the page, from the `Link` of the previous page.",
+        {"type": "string", "minLength": 1, "pattern": r"^[A-Za-z0-9_\-]+$"},
+    ),
+    _parameter(
+        "query",
+        "limit",
+        "The largest number of items on a page.",
+        {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS},
+    ),
+]
+
+
 def list_parameters(resource: Resource) -> list[dict[str, Any]]:
     """Return the query parameters of the list of rows."""
-    orders = [sign + name for name in ("id", *resource.sort_keys) for sign in ("", "-")]
-    cursor = {"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"}
-    limit = {"type": "integer", "minimum": 1, "maximum": pagination.MAX_PAGE_ROWS, "default": pagination.MAX_PAGE_ROWS}
+    orders = {sign + name: name + way for name in ("id", *resource.sort_keys) for sign, way in SORT_DIRECTIONS.items()}
     return [
-        _parameter("query", "cursor", "The start of the page, from the `Link` of the previous page.", cursor),
-        _parameter("query", "limit", "The largest number of rows on a page.", limit),
+        *PAGE_PARAMETERS,
         *search_parameters(resource),
         _parameter(
             "query",
             "sort",
             "The order of the rows; a `-` before the name reverses it.",
-            {"type": "string", "enum": orders, "default": "id"},
+            {
+                "type": "string",
+                "enum": [*orders],
+                "default": "id",
+                # The names of the values in generated clients, which would number them instead.
+                "x-enum-varnames": [name.upper() for name in orders.values()],
+            },
         ),
     ]

@@ -20,6 +20,30 @@ ROW_VERSION_SCHEMA = {
     "description": "The number of times that the row was written.",
 }
 
+
+def schema_ref(name: str) -> dict[str, Any]:
+    """Return a reference to a schema. Each object is a schema with a name, which generated clients use as well."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+FIELD_ERROR_SCHEMA = {
+    "type": "object",
+    "description": "A field, parameter or header at fault.",
+    "required": ["field", "detail"],
+    "properties": {
+        "field": {
+            "type": "string",
+            "description": "The name; in a batch, the path of the field: `operations.3.name`.",
+        },
+        "detail": {"type": "string"},
+        "index": {"type": "integer", "minimum": 0, "description": "The index of the operation in the batch."},
+        "status": {
+            "type": "integer",
+            "description": "The status that the operation would have as a request of its own.",
+        },
+    },
+}
+
 PROBLEM_SCHEMA = {
     "type": "object",
     "description": "RFC 9457.",
@@ -28,7 +52,6 @@ PROBLEM_SCHEMA = {
         "type": {
             "type": "string",
             "format": "uri-reference",
-            "enum": [f"/problems/{name}" for name in KINDS],
             "description": "The kind of problem, for programs. A page at this address explains what to do:\n\n"
             + "\n".join(
                 f"- [`/problems/{name}`](/problems/{name}) {kind.status} {kind.title}" for name, kind in KINDS.items()
@@ -40,35 +63,37 @@ PROBLEM_SCHEMA = {
         "errors": {
             "type": "array",
             "description": "Each field, parameter or header at fault.",
-            "items": {
-                "type": "object",
-                "required": ["field", "detail"],
-                "properties": {
-                    "field": {
-                        "type": "string",
-                        "description": "The name; in a batch, the path of the field: `operations.3.name`.",
-                    },
-                    "detail": {"type": "string"},
-                    "index": {
-                        "type": "integer",
-                        "minimum": 0,
-                        "description": "The index of the operation in the batch.",
-                    },
-                    "status": {
-                        "type": "integer",
-                        "description": "The status that the operation would have as a request of its own.",
-                    },
-                },
-            },
+            "items": schema_ref("FieldError"),
         },
         "request_id": {"type": "string", "description": "The same id as in `X-Request-Id`."},
     },
 }
 
+VERSION_PROPERTIES: dict[str, Any] = {
+    "version": ROW_VERSION_SCHEMA,
+    "change": {
+        "type": ["string", "null"],
+        "enum": ["create", "update", "delete", "erase", None],
+        "description": "The change that made this version. `erase`: the operator has removed all earlier versions. null: the"
+        " version is older than the history.",
+    },
+    "changed_at": TIME_SCHEMA,
+    "changed_by": {
+        "type": ["string", "null"],
+        "description": "The name of the API key, of the command, or of the role in PostgreSQL; null if unknown.",
+    },
+    "through": {
+        "type": ["string", "null"],
+        "enum": ["api", "command", "sql", None],
+        "description": "The origin: a request (`api`), a command of the operator, or SQL; null if unknown.",
+    },
+}
+
 COUNT_SCHEMA = {"type": "object", "required": ["count"], "properties": {"count": {"type": "integer", "minimum": 0}}}
 
-BATCH_RESULT_SCHEMA = {
+BATCH_RESULT_SCHEMA: dict[str, Any] = {
     "type": "object",
+    "description": "The result of one operation, in the order of the request.",
     "required": ["op", "id", "status"],
     "properties": {
         "op": {"type": "string", "enum": ["create", "update", "delete"]},
@@ -83,6 +108,7 @@ BATCH_RESULT_SCHEMA = {
             "pattern": STRONG_ETAG_PATTERN,
             "description": "The ETag of the row; absent after a delete.",
         },
+        "row": {"type": "object", "description": "With `Prefer: return=representation`: the row as GET returns it."},
     },
 }
 
@@ -119,25 +145,26 @@ FINDING_SCHEMA = {
         "where": {"type": "string"},
     },
 }
-READINESS_SCHEMA = _health_result("ready", "degraded", "not ready", checks=CHECKS_SCHEMA)
+READINESS_SCHEMA = _health_result("ready", "degraded", "not ready", checks=schema_ref("Checks"))
 READINESS_SCHEMA["properties"]["warnings"] = {"type": "array", "items": {"type": "string"}}
-READINESS_SCHEMA["properties"]["findings"] = {"type": "array", "items": FINDING_SCHEMA}
+READINESS_SCHEMA["properties"]["findings"] = {"type": "array", "items": schema_ref("Finding")}
 
 SCHEMAS: dict[str, Any] = {
     "Problem": PROBLEM_SCHEMA,
+    "FieldError": FIELD_ERROR_SCHEMA,
     "Count": COUNT_SCHEMA,
     "Created": _write_result("Created", id=ID_SCHEMA),
     "Updated": _write_result("Updated"),
     "Deleted": _write_result("Deleted"),
-    "BatchDone": _write_result("Done", results={"type": "array", "items": BATCH_RESULT_SCHEMA}),
+    "BatchDone": _write_result("Done", results={"type": "array", "items": schema_ref("BatchResult")}),
+    "BatchResult": BATCH_RESULT_SCHEMA,
     "Health": _health_result("healthy", "unhealthy"),
     "Liveness": _health_result("alive"),
     "Readiness": READINESS_SCHEMA,
+    "Checks": CHECKS_SCHEMA,
+    "Document": {"type": "object", "description": "https://spec.openapis.org/oas/v3.1.1.html describes it."},
+    "Finding": FINDING_SCHEMA,
 }
-
-
-def schema_ref(name: str) -> dict[str, Any]:
-    return {"$ref": f"#/components/schemas/{name}"}
 
 
 def resource_schemas(resource: Resource) -> dict[str, Any]:
@@ -155,4 +182,15 @@ def resource_schemas(resource: Resource) -> dict[str, Any]:
         "version": ROW_VERSION_SCHEMA,
     }
     row = {name: generated_columns.get(name) or fields[name] for name in resource.columns}
-    return {**schemas, resource.title: {"type": "object", "required": [*row], "properties": row}}
+    versions = {
+        **VERSION_PROPERTIES,
+        "row": {
+            "description": "The row after the change, as a read returned it; null if the row was deleted.",
+            "anyOf": [schema_ref(resource.title), {"type": "null"}],
+        },
+    }
+    return {
+        **schemas,
+        resource.title: {"type": "object", "required": [*row], "properties": row},
+        f"{resource.title}Version": {"type": "object", "required": [*versions], "properties": versions},
+    }

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 import psycopg
 
-SERVICE_TABLES = ("caches", "idempotency_keys", "imports", "api_keys")
+HISTORY_TABLE = "row_history"
+
+SERVICE_TABLES = ("caches", "idempotency_keys", "imports", "api_keys", HISTORY_TABLE)
 """The tables of the service, besides those of the resources."""
 
 MISSING = """

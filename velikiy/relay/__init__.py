@@ -2,7 +2,7 @@
 
 listener    SQL that another program writes invalidates its paths in both tiers
 live        sums up what edges and apps count, for the console's page Live
-janitor     readmits Redis, removes edges that are gone, deletes expired idempotency keys
+janitor     readmits Redis, removes edges that are gone, deletes expired idempotency keys and histories
 
 Any number of relays may run. The app's own writes need none.
 """

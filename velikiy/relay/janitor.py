@@ -1,8 +1,10 @@
-"""The janitor readmits a fenced Redis, removes edges that are gone, and deletes expired idempotency keys."""
+"""The janitor readmits a fenced Redis, removes edges that are gone, and deletes expired idempotency keys and
+histories."""
 
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 
 import psycopg
 import structlog
@@ -17,7 +19,7 @@ from velikiy.findings.announcer import Announcer
 from velikiy.findings.caches import Table, edges, redis, table
 from velikiy.findings.postgres import Diagnosis, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
-from velikiy.resources import idempotency
+from velikiy.resources import history, idempotency
 from velikiy.resources.base import registry
 
 log = structlog.get_logger()
@@ -33,7 +35,7 @@ MAX_SETTLING_S = 8.0
 round and doubles with each change, so that a cluster that moves slots for hours does not fence Redis each second."""
 
 CLEAN_UP_S = 60.0
-"""Seconds between two deletions of expired idempotency keys."""
+"""Seconds between two deletions of expired idempotency keys, and of expired entries in histories."""
 
 
 SERVER = """
@@ -56,9 +58,11 @@ class Seen:
 
 
 class Janitor:
-    def __init__(self, database: Database, gate: Gate) -> None:
+    def __init__(self, database: Database, gate: Gate, history_days: int = 0) -> None:
+        """`history_days`: days after which a version that was replaced is forgotten, 0 for never."""
         self.database = database
         self.gate = gate
+        self.history_days = history_days
         self._ours = UNREGISTERED
         """The servers that this relay reached last."""
 
@@ -85,9 +89,7 @@ class Janitor:
                 if time.monotonic() - reachable_since > EDGE_EXPIRY_S:
                     self.remove_expired_edges()
                 if time.monotonic() - cleaned_up_at > CLEAN_UP_S:
-                    with self.database.autocommit() as connection:
-                        more = idempotency.clean_up(connection)
-                    cleaned_up_at = 0.0 if more else time.monotonic()
+                    cleaned_up_at = 0.0 if self.clean_up() else time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
                 reachable_since = time.monotonic()
                 self.seen.findings = [self._diagnosis.finding(within=0)]
@@ -97,6 +99,14 @@ class Janitor:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
             time.sleep(ROUND_S)  # after the first round: a stack that has started uses Redis at once
+
+    def clean_up(self) -> bool:
+        """Delete some of what has expired. Return whether more may be left."""
+        with self.database.autocommit() as connection:
+            more = idempotency.clean_up(connection)
+        if self.history_days:
+            more = self.gate.write(partial(history.purge, days=self.history_days)) or more
+        return more
 
     def announce(self) -> None:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""

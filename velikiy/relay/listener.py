@@ -42,12 +42,18 @@ def connect(settings: Settings) -> "Relay":
     database = Database(settings.direct_url, size=4, timeout=settings.database_timeout)
     gate = coherence.connect(database, settings)
     database.open()
-    return Relay(database, gate, {name: it.invalidated_by for name, it in registry().items()})
+    paths_of = {name: it.invalidated_by for name, it in registry().items()}
+    return Relay(database, gate, paths_of, settings.history_days)
 
 
 class Relay:
-    def __init__(self, database: Database, gate: Gate, paths_of: dict[str, PathsOf]) -> None:
-        """`paths_of`: for each table with triggers, the paths that a write to the row with this id invalidates."""
+    def __init__(self, database: Database, gate: Gate, paths_of: dict[str, PathsOf], history_days: int = 0) -> None:
+        """
+        Args:
+            paths_of: For each table with triggers, the paths that a write to the row with this id invalidates.
+            history_days: See `Janitor`.
+        """
+        self.history_days = history_days
         self.database = database
         self.gate = gate
         self.paths_of = paths_of
@@ -56,7 +62,7 @@ class Relay:
 
     def run(self, heartbeat: Path | None = None) -> None:
         """Run for ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
-        janitor = Janitor(self.database, self.gate)
+        janitor = Janitor(self.database, self.gate, self.history_days)
         threading.Thread(target=janitor.run, daemon=True).start()
         threading.Thread(target=Live(self.gate, janitor.seen).run, daemon=True).start()
         threading.Thread(target=self._warn_of_two_leaders, daemon=True).start()

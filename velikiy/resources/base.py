@@ -29,10 +29,16 @@ LIST_PARAMETERS = ("cursor", "limit", "q", "sort")
 RESERVED = frozenset({"console", "docs", "health", "livez", "problems", "readyz"})
 """First segments of the service's own addresses. No resource has one of these names, and no edge caches them."""
 
+FILES = frozenset({"openapi.json", "favicon.ico", "robots.txt"})
+"""The service's own files. No resource can have such a name."""
+
 NAME = "[a-z][a-z0-9_]{0,40}"
 ID = "[1-9][0-9]{0,18}"
 """The shapes of a resource's name and of an id, as regular expressions. The edge recognises paths by the same shapes
 (velikiy/http/edge_config.py)."""
+
+HISTORY = "/history"
+"""What follows the address of a row in the address of its history."""
 
 MAX_ID = 2**63 - 1
 
@@ -65,10 +71,9 @@ def _is_whole(value: Any) -> bool:
 
 def _describe_body(schema: dict[str, Any]) -> None:
     _describe(schema)
-    for name in READ_ONLY:
-        schema["properties"].setdefault(
-            name, {"description": "Ignored, so that a row can be sent back as it was read."}
-        )
+    # Not among the properties, so that no generated client offers them.
+    ignored = ", ".join(f"`{name}`" for name in READ_ONLY if name not in schema["properties"])
+    schema["description"] = f"A row may be sent back as it was read: {ignored} are ignored."
 
 
 class Body(Strict):
@@ -184,6 +189,11 @@ class Resource:
     def row_path(self, row_id: int) -> CachePath:
         return CachePath(f"/{self.name}/{row_id}", f"{self.singular}:{row_id}")
 
+    def history_address(self, row_id: int) -> str:
+        """Return the address of a row's history. It belongs to the path of the row: whatever changes the history of a
+        row invalidates the row anyway, and a write need not lock and drop a further path."""
+        return self.row_path(row_id).path + HISTORY
+
     def invalidated_by(self, *row_ids: int) -> tuple[CachePath, ...]:
         """Return the paths that creating, updating or deleting these rows invalidates. A row's path may hold a 404."""
         return (*map(self.row_path, row_ids), self.list_path, self.count_path)
@@ -208,10 +218,10 @@ class Resource:
             fields[name] = (kind, Field(None, description=information.description, examples=information.examples))
         return create_model(f"{self.title}Changes", __base__=_Changes, **fields)
 
-    @property
-    def example(self) -> dict[str, Any]:
-        """The first example of each field."""
-        return {name: field.examples[0] for name, field in self.create_model.model_fields.items() if field.examples}
+    def example(self, number: int) -> dict[str, Any]:
+        """Return this example of each field, counted from 0, or its last one."""
+        fields = self.create_model.model_fields.items()
+        return {name: field.examples[: number + 1][-1] for name, field in fields if field.examples}
 
     @property
     def title(self) -> str:
@@ -220,10 +230,12 @@ class Resource:
 
 def _describe_changes(schema: dict[str, Any]) -> None:
     _describe_body(schema)
-    changeable = [name for name in schema["properties"] if name not in (*READ_ONLY, *BATCH_FIELDS)]
-    for name in changeable:
-        del schema["properties"][name]["default"]  # absent is not null
-    schema["anyOf"] = [{"required": [name]} for name in changeable]
+    schema["description"] = f"At least one field. Absent fields keep their values. {schema['description']}"
+    for name, property_ in schema["properties"].items():
+        if name not in BATCH_FIELDS:
+            del property_["default"]  # absent is not null
+    # The number of members, and no `anyOf` of required fields: generators of clients make no type of that.
+    schema["minProperties"] = len(schema.get("required", ())) + 1
 
 
 class _Changes(Body):
@@ -253,10 +265,10 @@ def registry() -> dict[str, Resource]:
 
 def path_of(address: str) -> CachePath | None:
     """Return the path of an address as clients spell it, without its query; None if nothing is cached there."""
-    spelled = re.fullmatch(f"/({NAME})(?:/(count|{ID}))?", address.partition("?")[0])
+    spelled = re.fullmatch(f"/({NAME})(?:/(count|({ID})({HISTORY})?))?", address.partition("?")[0])
     resource = registry().get(spelled[1]) if spelled else None
     if not spelled or not resource:
         return None
     if not spelled[2]:
         return resource.list_path
-    return resource.count_path if spelled[2] == "count" else resource.row_path(int(spelled[2]))
+    return resource.row_path(int(spelled[3])) if spelled[3] else resource.count_path

@@ -16,6 +16,7 @@ from psycopg.types.json import Json
 
 from velikiy.coherence import Change
 from velikiy.postgres import Connection
+from velikiy.resources.base import Resource
 from velikiy.resources.problems import RETRY_LATER, Problem
 
 RETENTION = "24 hours"
@@ -53,6 +54,10 @@ CLEAN_UP = f"""
         SELECT ctid FROM idempotency_keys WHERE created_at < now() - interval '{RETENTION}'
         ORDER BY created_at LIMIT {CLEAN_UP_BATCH} FOR UPDATE SKIP LOCKED))
 """  # noqa: S608
+
+
+FIND_ROW = "SELECT key, response FROM idempotency_keys WHERE response::text ~ %s FOR UPDATE"
+REPLACE = "UPDATE idempotency_keys SET response = %s WHERE key = %s"
 
 
 class Key(NamedTuple):
@@ -188,6 +193,25 @@ class _Standing:
 def clean_up(connection: Connection) -> bool:
     """Delete keys that have expired. Return whether more of them may be left."""
     return connection.execute(CLEAN_UP).rowcount == CLEAN_UP_BATCH
+
+
+def forget_row(connection: Connection, resource: Resource, row_id: int) -> int:
+    """Remove this row from all responses that contain it, and return how many there are. A request that is repeated
+    still is not carried out again."""
+    address = resource.row_path(row_id).path
+    found = connection.execute(FIND_ROW, (f'"id": ?{row_id}[,}}]',)).fetchall()
+    forgotten = 0
+    for key, response in found:
+        members, headers = response["members"], response["headers"]
+        with_row = [it for it in members.get("results", []) if it["id"] == row_id and it.pop("row", None)]
+        if headers.get("Location") == address and "message" not in members:
+            response["members"] = {"id": row_id, "message": "Created"}
+            del headers["Preference-Applied"]
+        elif not with_row:
+            continue
+        connection.execute(REPLACE, (Json(response, dumps=orjson.dumps), key))
+        forgotten += 1
+    return forgotten
 
 
 def _lock_id(key: Key) -> int:

@@ -102,7 +102,7 @@ def select(resource: Resource, page: Page, *, scan_window: int = 0) -> tuple[sql
     key, descending = sql.SQL(sort.expression), page.sort.startswith("-")
     after, position = sql.Composed([sql.SQL("true")]), list[Any]()
     if page.cursor:
-        position = [*_decode(page.cursor, page.sort, sort)]
+        position = [*decode_cursor(page.cursor, page.sort, sort)]
         after = sql.SQL("({key}, id) {beyond} (%s::{type}, %s)").format(
             key=key, beyond=sql.SQL("<" if descending else ">"), type=sql.SQL(sort.type)
         )
@@ -161,28 +161,36 @@ def matching(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
 def link(resource: Resource, page: Page, rows: list[Any]) -> str:
     """Return the `Link` header (RFC 8288) of a page, empty if the page is the whole list. `rows`: the result of
     `select`."""
-    links = []
-    if len(rows) > page.limit:
-        last_id, sort_value, _ = rows[page.limit - 1]
-        cursor = _encode(page.sort, sort_value, last_id)
-        links.append(_link(resource, replace(page, cursor=cursor), "next"))
-    if links or page.cursor:
-        links.append(_link(resource, replace(page, cursor=""), "first"))
-    return ", ".join(links)
+    if len(rows) <= page.limit:
+        return links(resource.list_path.path, page, "")
+    last_id, sort_value, _ = rows[page.limit - 1]
+    return links(resource.list_path.path, page, encode_cursor(page.sort, sort_value, last_id))
 
 
-def _link(resource: Resource, page: Page, relation: str) -> str:
-    return f'<{resource.list_path.path}{"?" if page.variant else ""}{page.variant}>; rel="{relation}"'
+def links(address: str, page: Page, next_cursor: str) -> str:
+    """Return the `Link` header of a page at this address. `next_cursor` is empty for the last page."""
+    pages = {"next": replace(page, cursor=next_cursor)} if next_cursor else {}
+    if pages or page.cursor:
+        pages["first"] = replace(page, cursor="")
+    return ", ".join(
+        f'<{address}{"?" if it.variant else ""}{it.variant}>; rel="{relation}"' for relation, it in pages.items()
+    )
 
 
 # ---- cursors: opaque to clients, so that their content can change ----
 
 
-def _encode(sort: str, sort_value: str, row_id: int) -> str:
+def encode_cursor(sort: str, sort_value: str, row_id: int) -> str:
+    """Return the cursor behind the row with this id and sort value."""
     return base64.urlsafe_b64encode(orjson.dumps([sort, sort_value, row_id])).rstrip(b"=").decode()
 
 
-def _decode(cursor: str, sort: str, key: Sort) -> tuple[str, int]:
+def decode_cursor(cursor: str, sort: str, key: Sort) -> tuple[str, int]:
+    """Return the sort value and the id.
+
+    Raises:
+        BadCursor
+    """
     try:
         encoded_sort, sort_value, row_id = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except (ValueError, TypeError, binascii.Error):
@@ -190,7 +198,7 @@ def _decode(cursor: str, sort: str, key: Sort) -> tuple[str, int]:
     # type(): True is an int as well, and PostgreSQL would not compare it with an id.
     valid = encoded_sort == sort and isinstance(sort_value, str) and type(row_id) is int and 0 < row_id <= MAX_ID
     valid = valid and bool(re.fullmatch(SORT_VALUES.get(key.type, ".*"), sort_value, re.DOTALL))
-    # Base64 and JSON have many spellings for one cursor. Only the spelling of `_encode` is accepted.
-    if not valid or _encode(sort, sort_value, row_id) != cursor:
+    # Base64 and JSON have many spellings for one cursor. Only the spelling of `encode_cursor` is accepted.
+    if not valid or encode_cursor(sort, sort_value, row_id) != cursor:
         raise BadCursor
     return sort_value, row_id

@@ -14,7 +14,7 @@ from psycopg import sql
 from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, FillLease, Gate, NotTried, found
 from velikiy.coherence.locks import lock_id
 from velikiy.postgres import Connection, Row, Statement
-from velikiy.resources import pagination
+from velikiy.resources import history, pagination
 from velikiy.resources.base import Body, Resource
 from velikiy.resources.ids import IdTaken
 from velikiy.resources.pagination import BadCursor, Page
@@ -74,6 +74,8 @@ class Repository:
             "fields": sql.SQL(", ").join(map(sql.Identifier, resource.fields)),
             "values": sql.SQL(", ".join(f"${n}" for n in range(1, len(resource.fields) + 1))),
             "row": ROW,
+            "name": sql.Literal(resource.name),
+            "values_after_id": sql.SQL(", ".join(f"${n}" for n in range(2, len(resource.fields) + 2))),
         }
 
         def statement(text: LiteralString) -> str:
@@ -89,6 +91,16 @@ class Repository:
         self._update = statement(
             "WITH r AS (UPDATE {table} SET {{}} WHERE id = $1 RETURNING {columns}) SELECT {row} FROM r"
         )
+        # A deleted row that is created again has the id and the time of its creation from its history, and a trigger
+        # continues its versions.
+        self._insert_again = statement(
+            "WITH r AS (INSERT INTO {table} (id, {fields}, created_at) OVERRIDING SYSTEM VALUE VALUES ("
+            "$1, {values_after_id}, coalesce((SELECT (before->>'created_at')::timestamptz FROM row_history"
+            " WHERE resource = {name} AND row_id = $1 AND before IS NOT NULL ORDER BY version DESC LIMIT 1), now()))"
+            " RETURNING {columns}) SELECT {row} FROM r"
+        )
+        self._is_known = statement("SELECT FROM row_history WHERE resource = {name} AND row_id = $1 LIMIT 1")
+        self._histories = history.Histories(resource)
         self._quoted = {name: sql.Identifier(name).as_string() for name in resource.fields}
         self._delete = statement("DELETE FROM {table} WHERE id = $1 RETURNING id")
 
@@ -148,6 +160,19 @@ class Repository:
 
         return self.gate.read(self.resource.count_path, page.variant, load, from_edge)
 
+    def history(self, row_id: int, page: Page, from_edge: FillLease | NotTried | None = NOT_TRIED) -> Answer:
+        """Return a page of the row's versions as a JSON array, or an entry with status 404 if no row ever had this id.
+
+        Raises:
+            BadCursor
+        """
+        beginning = self._histories.before(row_id, page)
+
+        def load(connection: Connection) -> Entry:
+            return self._histories.load(connection, row_id, page, beginning) or self._missing(row_id)
+
+        return self.gate.read(self.resource.row_path(row_id), history.variant(page), load, from_edge)
+
     def stored(self, row_id: int) -> dict[str, Any] | None:
         """Return the members of the row in PostgreSQL, None if it does not exist.
 
@@ -167,6 +192,32 @@ class Repository:
         assert written is not None  # INSERT ... RETURNING returns a row or raises
         row_id, entry = written
         return self._change((row_id, entry), row_id, entry)
+
+    def check_deleted(self, connection: Connection, row_id: int) -> None:
+        """
+        Raises:
+            NotFound: The history knows no such row.
+            PreconditionFailed: A row with this id exists.
+        """
+        # Twice: the first attempt waits for a transaction that deletes the row, or deletes it and creates it again.
+        if self.lock(connection, [row_id]) or self.lock(connection, [row_id]):
+            raise PreconditionFailed(self.resource)
+        if connection.query(Statement(self._is_known, (row_id,))) == [[]]:
+            raise NotFound(self.resource, row_id)
+
+    def create_again(self, connection: Connection, row_id: int, new: Body) -> Change[tuple[int, Entry]]:
+        """Create a row that was deleted, under the id that it had (`check_deleted`).
+
+        Raises:
+            Conflict, PreconditionFailed
+        """
+        values = new.model_dump()
+        try:
+            written = self._write(connection, self._insert_again, [row_id, *map(values.get, self.resource.fields)])
+        except psycopg.errors.UniqueViolation:  # another writer has created the row at the same moment
+            raise PreconditionFailed(self.resource) from None
+        assert written is not None  # INSERT ... RETURNING returns a row or raises
+        return self._change(written, row_id, written[1])
 
     def update(
         self, connection: Connection, row_id: int, changes: Body, precondition: Precondition | None

@@ -13,14 +13,17 @@ class NewUser(Body):
     name: Annotated[
         str,
         Line(100),
-        Field(description="1 to 100 characters, trimmed, with at least one visible character.", examples=["Alice"]),
+        Field(
+            description="1 to 100 characters, trimmed, with at least one visible character.",
+            examples=["Alice", "Dora", "Emil", "Alice Adams"],
+        ),
     ]
     email: Annotated[
         str,
         Email(),
         Field(
             description="An e-mail address of at most 254 characters, trimmed. It must be unique; case is ignored.",
-            examples=["alice@example.com"],
+            examples=["alice@example.com", "dora@example.com", "emil@example.com", "alice.adams@example.com"],
         ),
     ]
 

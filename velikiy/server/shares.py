@@ -8,8 +8,10 @@ from collections import deque
 from enum import Enum, auto
 from typing import Any
 
-COSTLY = re.compile(rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]")
-"""The beginnings of searches, counts with a search, and batches."""
+COSTLY = re.compile(
+    rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]|POST /console/import[/ ?]|GET /console/tiers[ ?]"
+)
+"""The beginnings of searches, counts with a search, batches, pieces of an import, and looks at every tier."""
 
 
 def costly_threads(threads: int) -> int:

@@ -350,6 +350,7 @@ def _show_addresses(plan: Plan, seconds: float, *, port_was_chosen: bool) -> Non
 def _show_hints(plan: Plan) -> None:
     trust = f"--cacert {shlex.quote(plan.tls_cert)} " if plan.tls_cert == str(plan.own_certificate) else ""
     report(f"  try     curl -i {trust}{display_url(plan.edge_urls[0])}/users")
+    report(f"  console {display_url(plan.edge_urls[0])}/    (in a browser)")
     report(f"  docs    {display_url(plan.edge_urls[0])}/docs")
     report(f"  logs    {command('logs', '-f', home=plan.home)}    (files in {plan.logs})")
     if plan.options:

@@ -33,7 +33,7 @@ export function address(path) {
 
 // Sends a request, and returns { ok, status, headers, body, problem, source, aborted }. It never throws.
 //
-// body: an object, sent as JSON. problem: { title, detail, errors } of a failed request; without any answer its status
+// body: an object, sent as JSON; a text or a Blob, sent as it is. problem: { title, detail, errors } of a failed request; without any answer its status
 // is 0 and `problem.kind` is "away" or "slow". aborted: `signal` has fired, so nobody waits for the answer.
 // A write carries what the rules against foreign pages want (velikiy/http/browsers.py): a JSON media type, and the
 // browser adds Sec-Fetch-Site.
@@ -55,7 +55,7 @@ async function send(method, path, { body, headers = {}, signal, timeout = TIMEOU
     const response = await fetch(address(path), {
       method,
       headers: sent,
-      body: body === undefined ? undefined : typeof body === "string" ? body : JSON.stringify(body),
+      body: body === undefined || typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body),
       signal: signal ? AbortSignal.any([signal, slow]) : slow,
       redirect: "error",
       cache: "no-store", // the badge shows the tiers of the service, not the browser's own cache

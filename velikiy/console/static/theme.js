@@ -12,6 +12,7 @@
     }
     const theme = chosen === "light" || chosen === "dark" ? chosen : dark.matches ? "dark" : "light";
     document.documentElement.dataset.bsTheme = theme;
+    document.documentElement.classList.toggle("dark-mode", theme === "dark"); // for Swagger UI at /docs
   };
   apply();
   dark.addEventListener("change", apply);

@@ -119,13 +119,12 @@ class UsersView {
   // ---- where ----
 
   typed() {
+    this.place.q = this.search.value.trim();
+    this.place.cursors = [""];
+    this.place.note({ isNew: false }); // each letter as a place of its own would bury the way back
     clearTimeout(this.typing);
     this.typing = setTimeout(() => {
-      if (this.signal.aborted) return;
-      this.place.q = this.search.value.trim();
-      this.place.cursors = [""];
-      this.place.note({ isNew: false }); // each letter as a place of its own would bury the way back
-      this.load();
+      if (!this.signal.aborted) this.load();
     }, TYPING_MS);
   }
 
