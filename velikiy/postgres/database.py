@@ -46,6 +46,9 @@ PATIENT = {
     "lock_timeout": "0",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "10s",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+    "standard_conforming_strings": "on",  # the migrations have strings with escapes of Unicode
     "client_min_messages": "warning",
 }
 """Settings of the sessions of commands and the relay, which have deadlines of their own. They win over those of the
