@@ -37,6 +37,9 @@ SESSION = {
     "standard_conforming_strings": "on",
     "client_min_messages": "warning",  # PostgreSQL warns of a commit whose wait for its standby was cancelled
     "idle_session_timeout": "0",
+    # A search takes one core. Otherwise the share of the searches (velikiy/server/shares.py) would bound a third of what
+    # they take: PostgreSQL adds two processes to each.
+    "max_parallel_workers_per_gather": "0",
     "velikiy.passes_gate": "on",  # the app invalidates its own writes; the relay need not
 }
 """Settings that each session of the pools needs. They win over those of the role, the database and the address."""
