@@ -54,7 +54,7 @@ class Edit {
         "aria-describedby": `problem-${field}-${id}` });
     }
     this.message = element("div", { class: "field-problem", role: "alert" });
-    this.source = element("span", {}, badge(answer.source));
+    this.source = element("div", {}, badge(answer.source));
     this.save = element("button", { type: "button", class: "btn btn-sm btn-primary", id: `save-${id}`,
       onclick: () => this.send() }, t("save"));
     const cancel = element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", id: `cancel-${id}`,
@@ -64,7 +64,7 @@ class Edit {
       element("td", { class: "column-id" }, String(id)),
       element("td", { class: "column-name" }, this.inputs.name, this.problems.name, this.message),
       element("td", { class: "column-email" }, this.inputs.email, this.problems.email),
-      element("td", { class: "column-edit", colSpan: 2 }, this.source, this.save, cancel));
+      element("td", { class: "column-edit", colSpan: 2 }, this.save, cancel, this.source));
   }
 
   get values() {
