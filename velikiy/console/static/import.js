@@ -233,7 +233,7 @@ function reasons(errors) {
 function start() {
   const { content, preview: known, options } = draft;
   const format = { ...options, format: known.format, encoding: known.encoding };
-  job = new Import(content, format, { isWhole: known.is_whole, id: draft.unfinished, changed: () => redraw?.() });
+  job = new Import(content, format, { isWhole: known.is_whole, earlier: draft.unfinished, changed: () => redraw?.() });
   job.name = draft.file.name;
   draft = null;
   run();
