@@ -140,8 +140,8 @@ export class Import {
 // ---- an import that was interrupted with its page ----
 
 // What is kept in the browser names the file by its length and a number made of it, and contains none of it.
-function keep({ id, file, plan }) {
-  write({ id, file, plan, at: Date.now() });
+function keep({ id, file, plan, options }) {
+  write({ id, file, plan, options, at: Date.now() });
 }
 
 // Returns whether the service has refused the piece, and would refuse it again.
@@ -162,12 +162,12 @@ function write(value) {
   }
 }
 
-// Returns { id, plan } of the import of this file that was interrupted, or null.
+// Returns { id, plan, options } of the import of this file that was interrupted, or null.
 export async function unfinished(content) {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) ?? "null");
     if (!kept || Date.now() - kept.at > KEPT_MS) return null;
-    return kept.file === await fingerprint(content) && kept.plan.length ? { id: kept.id, plan: kept.plan } : null;
+    return kept.file === await fingerprint(content) && kept.plan.length ? kept : null;
   } catch {
     return null;
   }
