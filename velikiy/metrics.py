@@ -207,7 +207,7 @@ _DROP_KEYS = {
         "velikiy_drop_duration_seconds",
         "velikiy_drop_duration_seconds_bucket",
         ["le"],
-        [floatToGoString(bound)],
+        [floatToGoString(bound)],  # type: ignore[no-untyped-call]
         "Time of a writer from its drop to the acknowledgement of every cache.",
     ): bucket
     for bucket, bound in enumerate((*DURATION_BUCKETS_S, float("inf")))

@@ -8,8 +8,11 @@ import builtins
 import re
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
+
+PACKAGE = f"{Path(__file__).parent}/"
 
 MAX_FRAMES = 20
 MAX_CHAIN = 5
@@ -54,8 +57,8 @@ def sender(error: BaseException) -> str:
     """Return the function that has sent a failed statement to PostgreSQL, as `velikiy/resources/repository.py:216
     _write`, or an empty string."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        _, package, file = frame.filename.rpartition("/velikiy/")
-        if package and not file.startswith("postgres/"):
+        file = frame.filename.removeprefix(PACKAGE)
+        if file != frame.filename and not file.startswith("postgres/"):
             return f"velikiy/{file}:{frame.lineno} {frame.name}"
     return ""
 

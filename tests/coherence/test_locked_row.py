@@ -87,7 +87,7 @@ def test_writers_beyond_a_few_are_refused_at_once_and_writes_of_other_rows_succe
         for number in range(10):
             began = time.monotonic()
             response = requests.put(f"{stack.edges[number % 2]}/users/2", json={"name": f"Other {number}"}, timeout=5)
-            assert (response.status_code, time.monotonic() - began < 0.7) == (200, True)
+            assert (response.status_code, time.monotonic() - began < 2) == (200, True)
             [(count,)] = stack.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")
             assert count <= len(stack.apps) * 2  # one for each process
         assert len(statuses) - before > 20
@@ -97,6 +97,7 @@ def test_writers_beyond_a_few_are_refused_at_once_and_writes_of_other_rows_succe
         assert "not carried out" in refused.json()["detail"]
 
 
+@pytest.mark.long
 def test_writers_of_many_locked_rows_are_refused_at_once_too(stack: Stack) -> None:
     with psycopg.connect(stack.postgres) as outside:
         outside.execute("SELECT FROM users FOR UPDATE")
@@ -114,7 +115,7 @@ def test_writers_of_many_locked_rows_are_refused_at_once_too(stack: Stack) -> No
                 took.append(time.monotonic() - began)
                 for edge in stack.edges:
                     assert lease_ms(edge) > 0
-    assert sorted(took)[5] < 0.7
+    assert sorted(took)[5] < 1.5
 
 
 def test_reads_of_a_locked_table_leave_threads_to_other_requests(stack: Stack) -> None:
@@ -139,7 +140,7 @@ def test_reads_of_a_locked_table_leave_threads_to_other_requests(stack: Stack) -
             for _ in range(10):
                 began = time.monotonic()
                 assert requests.get(f"{stack.edge}/openapi.json", timeout=5).status_code == 200
-                assert time.monotonic() - began < 0.7
+                assert time.monotonic() - began < 2
                 assert is_hit(url)
                 assert all(lease_ms(edge) > 0 for edge in stack.edges)
             outside.rollback()

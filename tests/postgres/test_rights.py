@@ -192,6 +192,7 @@ def test_missing_tables_of_the_service_are_named_and_the_table_of_the_caches_is_
         assert not [it for it in hazards(connection, ["users"]) if it.name == "postgres.rights"]
 
 
+@pytest.mark.long
 def test_readiness_names_a_server_that_accepts_no_writes(stack: Stack) -> None:
     server = partial(psycopg.connect, superuser_dsn(stack), autocommit=True)
     with server() as connection:

@@ -472,6 +472,7 @@ class TestIdleTransaction:
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
 
 
+@pytest.mark.long
 def test_server_without_a_free_connection_is_named_and_requests_get_503(stack: Stack) -> None:
     def limit(connections: int) -> None:
         as_superuser(stack, f"ALTER ROLE velikiy_owner CONNECTION LIMIT {connections}")

@@ -349,7 +349,9 @@ class TestChangesOfATable:
             stack.sql("ANALYZE users")
             await_looks(stack, 1)
 
-    @pytest.mark.parametrize("kind", ["child", "parent", "partition"])
+    @pytest.mark.parametrize(
+        "kind", ["parent", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("child", "partition"))]
+    )
     def test_write_to_a_table_of_the_same_family_is_seen_and_the_log_names_it(self, stack: Stack, kind: str) -> None:
         family = f"users_{kind}"
         if kind == "child":

@@ -37,6 +37,9 @@ SESSION = {
     "standard_conforming_strings": "on",
     "client_min_messages": "warning",  # PostgreSQL warns of a commit whose wait for its standby was cancelled
     "idle_session_timeout": "0",
+    # A search takes one core. Otherwise the share of the searches (velikiy/server/shares.py) would bound a third of what
+    # they take: PostgreSQL adds two processes to each.
+    "max_parallel_workers_per_gather": "0",
     "velikiy.passes_gate": "on",  # the app invalidates its own writes; the relay need not
 }
 """Settings that each session of the pools needs. They win over those of the role, the database and the address."""
@@ -46,6 +49,9 @@ PATIENT = {
     "lock_timeout": "0",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "10s",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+    "standard_conforming_strings": "on",  # the migrations have strings with escapes of Unicode
     "client_min_messages": "warning",
 }
 """Settings of the sessions of commands and the relay, which have deadlines of their own. They win over those of the

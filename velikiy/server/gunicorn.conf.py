@@ -97,15 +97,17 @@ def post_fork(server: Any, worker: Any) -> None:
     if server.cfg.reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "velikiy"]:
             del sys.modules[name]
+    from velikiy import metrics  # not at the top: the master counts nothing
+
+    metrics.APP_WORKER_STARTS.inc()  # here, so that workers count that end while they load the app
 
 
 def post_worker_init(worker: Any) -> None:
     """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
     a worker of the version before."""
-    from velikiy import metrics  # not at the top: the master counts nothing
+    from velikiy import metrics
     from velikiy.server import watch
 
-    metrics.APP_WORKER_STARTS.inc()
     if worker.number == 0:
         metrics.serve()
     watch.begin(worker)

@@ -199,17 +199,17 @@ function findingCards(found) {
 
 // ---- the parts ----
 
-const KINDS = { edge: "Edge", app: "App", redis: "Redis", relay: "Relay", postgres: "PostgreSQL" };
+const KINDS = ["edge", "app", "redis", "relay", "postgres"];
 const FINE = new Set(["registered", "answers"]);
 
 function inOrder(parts) {
-  const place = (part) => Object.keys(KINDS).indexOf(part.kind);
+  const place = (part) => KINDS.indexOf(part.kind);
   return [...parts].sort((one, other) => place(one) - place(other)
     || one.name.localeCompare(other.name, undefined, { numeric: true }));
 }
 
 function partRow(part, now) {
-  const name = part.name ? `${KINDS[part.kind]} ${part.name.replace(/^(edge|app) ?(?=\d+$)/, "")}` : KINDS[part.kind];
+  const name = [t(`kind_${part.kind}`), part.name.replace(/^app(?=\d+$)/, "")].join(" ").trim();
   const state = part.kind === "redis" && part.state === "registered" ? "answers" : part.state;
   const fenced = part.fenced_since ? t("since", { time: moment(part.fenced_since * 1000) }) : "";
   const cell = (key, ...content) => element("td", { class: content[0] === "–" ? "live-none" : null,

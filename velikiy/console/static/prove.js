@@ -10,7 +10,7 @@ import { texts } from "./texts/prove.js";
 const t = translator(texts);
 
 const TIER_NAMES = { nginx: "Nginx", redis: "Redis", postgres: "PostgreSQL", stale: "STALE" };
-const LEFT = 150, RIGHT = 14, TOP = 26, LANE = 30, HEAD = 24, GAP = 16, AXIS = 22;
+const LEFT = 172, RIGHT = 14, TOP = 26, LANE = 30, HEAD = 24, GAP = 16, AXIS = 22;
 const LEAST_WIDTH = 860; // narrower, the reads of one lane would lie on each other: a phone scrolls sideways
 const DRAW_EVERY_MS = 100;
 
@@ -43,6 +43,7 @@ export async function show(main, { query, api, signal }) {
     element("summary", {}, t("numbers")));
 
   button.addEventListener("click", () => (controller ? controller.abort() : start()));
+  frame.addEventListener("scroll", keepNamesInView);
   const resized = new ResizeObserver(() => drawAll());
   resized.observe(frame);
   signal.addEventListener("abort", () => resized.disconnect());
@@ -92,6 +93,11 @@ export async function show(main, { query, api, signal }) {
     // A narrow window follows what happens now.
     frame.scrollLeft = run.began && !run.isOver
       ? LEFT + (passed / seconds) * (LEAST_WIDTH - LEFT) - frame.clientWidth + 40 : atEnd;
+  }
+
+  // Whoever scrolls sideways on a phone still sees which half is which.
+  function keepNamesInView() {
+    for (const name of frame.querySelectorAll(".prove-group")) name.setAttribute("x", frame.scrollLeft + 10);
   }
 
   function fillNumbers() {
