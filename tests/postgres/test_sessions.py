@@ -419,7 +419,7 @@ class TestIdleTransaction:
             time.sleep(1.5)
             return outcome
 
-        assert insert.write(registry()["users"], gate, [], "reject", keep) == insert.Outcome()
+        assert insert.write(registry()["users"], gate, [], "reject", keep, "import") == insert.Outcome()
 
     def test_transaction_of_an_export_outlasts_a_slow_reader(
         self, stack: Stack, impatient_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
