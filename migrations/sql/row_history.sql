@@ -27,7 +27,8 @@ BEGIN
     IF current_setting('velikiy.history', true) = 'off' THEN
         RETURN NEW;
     END IF;
-    SELECT max(version) INTO latest FROM row_history WHERE resource = TG_TABLE_NAME AND row_id = NEW.id;
+    -- As text: the index does not serve a comparison with a name.
+    SELECT max(version) INTO latest FROM row_history WHERE resource = TG_TABLE_NAME::text AND row_id = NEW.id;
     IF latest >= NEW.version THEN
         NEW.version := latest + 1;
     END IF;

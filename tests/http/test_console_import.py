@@ -183,7 +183,8 @@ def test_files_that_cannot_be_read_are_refused_with_the_reason(stack: Stack, con
 
 
 @pytest.mark.parametrize(
-    "options", ["", "{}x", '{"on_conflict": "drop"}', '{"head": -1}', '{"other": 1}', '{"resource": "nothing"}']
+    "options",
+    ["", "{}x", '{"rows": 1001}', '{"on_conflict": "drop"}', '{"head": -1}', '{"other": 1}', '{"resource": "nothing"}'],
 )
 def test_options_are_checked(stack: Stack, options: str) -> None:
     headers = {"Content-Type": "application/octet-stream"}

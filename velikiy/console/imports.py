@@ -32,8 +32,8 @@ from velikiy.resources.validation import errors_of
 MEDIA_TYPE = "application/octet-stream"
 """No form can send this type, so a browser asks first whether a page of another origin may."""
 
-TIMEOUT_FACTOR = 3
-"""The time of a piece, in times of one request, as of a batch with as many operations."""
+TIMEOUT_FACTOR = 6
+"""The time of a piece, in times of one request. The edge's deadline for writes may end it earlier."""
 
 PREVIEW_ROWS = 10
 
@@ -56,6 +56,8 @@ class Options(Strict):
     line: Annotated[int, Field(ge=0)] = 0
     done: Annotated[int, Field(ge=0)] = 0
     is_last: bool = False
+    rows: Annotated[int, Field(ge=1, le=upload.MAX_ROWS)] = upload.MAX_ROWS
+    """Rows to read at most. The page takes fewer while the database is slow."""
 
     @property
     def reading(self) -> Reading:
@@ -92,7 +94,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
         requests.parameters()
         options, resource, content = _request(resources)
         try:
-            piece = _read(resource, content, options)
+            piece = _read(resource, content, options, options.rows)
         except WrongColumns as error:
             raise _refusal(error) from None
         valid = [row for row in piece.rows if not row.errors]
@@ -137,7 +139,7 @@ def _request(resources: Mapping[str, Resource]) -> tuple[Options, Resource, byte
     return options, resource, content
 
 
-def _read(resource: Resource, content: bytes, options: Options, most: int = upload.MAX_ROWS) -> Piece:
+def _read(resource: Resource, content: bytes, options: Options, most: int) -> Piece:
     """Raises: Problem, WrongColumns"""
     place = Place(options.head, options.line, options.done, options.is_last)
     try:

@@ -74,8 +74,8 @@ VERSION_PROPERTIES: dict[str, Any] = {
     "change": {
         "type": ["string", "null"],
         "enum": ["create", "update", "delete", "erase", None],
-        "description": "The change that made this version. `erase`: the operator has removed all earlier versions. null: the"
-        " version is older than the history.",
+        "description": "The change that made this version. `erase`: the operator has removed all earlier versions."
+        " null: the version is older than the history.",
     },
     "changed_at": TIME_SCHEMA,
     "changed_by": {

@@ -81,6 +81,7 @@ async function choose(file) {
     return;
   }
   draft.unfinished = await unfinished(draft.content);
+  if (draft.unfinished) draft.options = { ...draft.unfinished.options };
   await preview();
 }
 
@@ -233,7 +234,9 @@ function reasons(errors) {
 function start() {
   const { content, preview: known, options } = draft;
   const format = { ...options, format: known.format, encoding: known.encoding };
-  job = new Import(content, format, { isWhole: known.is_whole, id: draft.unfinished, changed: () => redraw?.() });
+  // Read in another way, the pieces would be others.
+  const isSame = JSON.stringify(format) === JSON.stringify(draft.unfinished?.options);
+  job = new Import(content, format, { isWhole: known.is_whole, earlier: isSame ? draft.unfinished : null, changed: () => redraw?.() });
   job.name = draft.file.name;
   draft = null;
   run();
@@ -261,7 +264,7 @@ function drawJob() {
       ["created", "updated", "unchanged", "skipped", "rejected"]
         .filter((name) => counts[name] || name === "created" || name === "rejected")
         .map((name) => element("div", { class: `count-${name}` }, element("dt", {}, t(name)), element("dd", {}, number(counts[name]))))),
-    problem && element("p", { class: "import-problem", role: "alert" }, explain(problem),
+    problem && element("p", { class: "import-problem", role: "alert" }, problem.kind === "row" ? t("row_too_long") : explain(problem),
       (state === "failed" || state === "stopped") && [" ", t("nothing_half")]),
     counts.rejected > 0 && element("div", { class: "rejects" },
       element("p", { class: "explanation" }, t("rejects_text")),

@@ -6,7 +6,10 @@ import { request } from "./api.js";
 const MAX_BYTES = 1_900_000; // with the options and the head of the file below the 2 MB of the service
 const FIRST_BYTES = 256 * 1024;
 const MIN_BYTES = 64 * 1024;
-const ROWS = 1000; // of a piece at most
+const FIRST_ROWS = 200;
+const MIN_ROWS = 50;
+const MAX_ROWS = 1000; // of a piece; the service takes no more
+const PIECE_MS = 1000; // a piece should take about as long, far below the time that the service gives it
 const MAX_TRIES = 8;
 const MAX_PAUSE_MS = 10_000;
 const TIMEOUT_MS = 60_000;
@@ -28,12 +31,15 @@ function body(options, ...parts) {
 }
 
 export class Import {
-  // id: of an import of this file that was interrupted; its pieces are not carried out again.
-  constructor(content, options, { isWhole, id, changed }) {
+  // earlier: { id, plan } of an import of this file that was interrupted. The pieces of its plan, [bytes, rows] each, are
+  // sent again as they were, so that the service recognises them and carries none out twice.
+  constructor(content, options, { isWhole, earlier, changed }) {
     this.content = content;
     this.options = options;
     this.isWhole = isWhole;
-    this.id = id ?? newId();
+    this.id = earlier?.id ?? newId();
+    this.plan = earlier?.plan ?? [];
+    this.sentPieces = 0;
     this.changed = changed;
     this.state = "running";
     this.problem = null;
@@ -43,6 +49,7 @@ export class Import {
     this.offset = 0;
     this.place = { head: 0, line: 0, done: 0 };
     this.size = isWhole ? content.size : Math.min(FIRST_BYTES, content.size);
+    this.rows = FIRST_ROWS;
   }
 
   get progress() {
@@ -56,15 +63,19 @@ export class Import {
   // Imports to the end, or until it is stopped or fails. After that it can be called again, to continue.
   async run() {
     this.isStopping = false;
-    await keep(this);
+    this.file ??= await fingerprint(this.content);
     this.enter("running");
     for (;;) {
       if (this.isStopping) return this.enter("stopped");
+      if (this.sentPieces < this.plan.length) [this.size, this.rows] = this.plan[this.sentPieces];
+      else this.plan.push([this.size, this.rows]);
+      keep(this); // before it is sent
       const answer = await this.send();
       if (!answer) return this.enter("stopped");
-      if (!answer.ok) return this.enter(answer.status >= 400 && answer.status < 500 && answer.status !== 401 && answer.status !== 403 ? "failed" : "stopped", answer.problem);
+      if (!answer.ok) return this.enter(isFinal(answer.status) ? "failed" : "stopped", answer.problem);
+      this.sentPieces++;
       const result = answer.body;
-      this.take(result);
+      this.take(result, answer.source.milliseconds);
       if (result.is_end) {
         forget();
         return this.enter("done");
@@ -83,8 +94,8 @@ export class Import {
     const piece = this.content.slice(this.offset, this.offset + this.size);
     const head = this.offset ? this.content.slice(0, this.place.head) : new Blob();
     const isLast = this.offset + this.size >= this.content.size;
-    const sent = body({ ...this.options, ...this.place, head: head.size, is_last: isLast }, head, piece);
-    const key = `${this.id}-${this.offset}-${this.place.done}-${this.size}`;
+    const sent = body({ ...this.options, ...this.place, head: head.size, is_last: isLast, rows: this.rows }, head, piece);
+    const key = `${this.id}-${this.sentPieces}`;
     for (let tries = 1; ; tries++) {
       const answer = await request("POST", "/console/import",
         { body: sent, headers: { ...TYPE, "Idempotency-Key": key }, timeout: TIMEOUT_MS });
@@ -100,7 +111,7 @@ export class Import {
     }
   }
 
-  take(result) {
+  take(result, milliseconds) {
     for (const name of Object.keys(this.counts)) this.counts[name] += result[name];
     if (result.rejects) {
       this.rejects.push(new Blob([result.rejects]));
@@ -111,8 +122,10 @@ export class Import {
     }
     this.offset += result.read;
     const rows = result.created + result.updated + result.unchanged + result.skipped + result.rejected;
+    const timely = Math.round((this.rows * PIECE_MS) / Math.max(milliseconds, 1));
+    this.rows = Math.min(MAX_ROWS, this.rows * 2, Math.max(MIN_ROWS, timely));
     if (!this.isWhole && rows && result.read) {
-      const wanted = Math.ceil((result.read / rows) * ROWS * 1.1);
+      const wanted = Math.ceil((result.read / rows) * this.rows * 1.1);
       this.size = Math.min(MAX_BYTES, Math.max(MIN_BYTES, wanted));
     }
   }
@@ -126,9 +139,14 @@ export class Import {
 
 // ---- an import that was interrupted with its page ----
 
-// What is kept in the browser names the file by its length and a number made of its beginning, and contains none of it.
-async function keep(job) {
-  write({ id: job.id, file: await fingerprint(job.content), at: Date.now() });
+// What is kept in the browser names the file by its length and a number made of it, and contains none of it.
+function keep({ id, file, plan, options }) {
+  write({ id, file, plan, options, at: Date.now() });
+}
+
+// Returns whether the service has refused the piece, and would refuse it again.
+function isFinal(status) {
+  return status >= 400 && status < 500 && status !== 401 && status !== 403;
 }
 
 function forget() {
@@ -144,12 +162,12 @@ function write(value) {
   }
 }
 
-// Returns the id of the import of this file that was interrupted, or null.
+// Returns { id, plan, options } of the import of this file that was interrupted, or null.
 export async function unfinished(content) {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT) ?? "null");
     if (!kept || Date.now() - kept.at > KEPT_MS) return null;
-    return kept.file === await fingerprint(content) ? kept.id : null;
+    return kept.file === await fingerprint(content) && kept.plan.length ? kept : null;
   } catch {
     return null;
   }
