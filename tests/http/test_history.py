@@ -139,6 +139,17 @@ class TestChanges:
         assert requests.get(f"{stack.edge}/users/{user}", timeout=5).json()["version"] == 4
         assert versions(stack, user)[-2:] == [(3, "delete", None), (4, "create", "Other")]
 
+    def test_triggers_find_former_versions_by_an_index(self, stack: Stack) -> None:
+        with psycopg.connect(stack.postgres) as connection:
+            connection.execute("SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan")
+            connection.execute(
+                "PREPARE latest (name, bigint) AS"
+                " SELECT max(version) FROM row_history WHERE resource = $1::text AND row_id = $2"
+            )
+            plan = connection.execute("EXPLAIN EXECUTE latest ('users', 1)").fetchall()
+        [condition] = [line for (line,) in plan if "Index Cond" in line]
+        assert "resource = " in condition
+
     def test_first_version_of_a_row_without_entries_is_the_row_itself(self, stack: Stack, email: str) -> None:
         user = create(stack.edge, email)
         stack.sql("DELETE FROM row_history WHERE row_id = %s", user)
