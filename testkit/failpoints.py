@@ -101,9 +101,9 @@ class FailpointGate(Gate):
         self.failpoints.reach("after the commit")
         return outcome
 
-    def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
+    def _drop_at_edges(self, connection: Connection, *more: Any) -> list[Cache]:
         self.failpoints.reach("between the drops")
-        fenced = super()._drop_at_edges(connection, paths)
+        fenced = super()._drop_at_edges(connection, *more)
         self.failpoints.reach("before the commit")
         return fenced
 

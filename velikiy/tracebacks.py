@@ -8,8 +8,11 @@ import builtins
 import re
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from types import CodeType, TracebackType
 from typing import Any
+
+PACKAGE = f"{Path(__file__).parent}/"
 
 MAX_FRAMES = 20
 MAX_CHAIN = 5
@@ -48,6 +51,16 @@ def _parts(error: BaseException, trace: TracebackType | None, chain: int) -> Ite
     if isinstance(error, BaseExceptionGroup) and chain > 1:
         for part in error.exceptions[:MAX_CHAIN]:
             yield from _parts(part, part.__traceback__, 1)
+
+
+def sender(error: BaseException) -> str:
+    """Return the function that has sent a failed statement to PostgreSQL, as `velikiy/resources/repository.py:216
+    _write`, or an empty string."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = frame.filename.removeprefix(PACKAGE)
+        if file != frame.filename and not file.startswith("postgres/"):
+            return f"velikiy/{file}:{frame.lineno} {frame.name}"
+    return ""
 
 
 def message(error: BaseException, trace: TracebackType | None = None) -> str:

@@ -11,11 +11,21 @@ local resolver = require "resolver"
 local CHECK_INTERVAL_S = 1
 local CHECK_TIMEOUT_MS = 500
 
+-- The first try of a read is short where there is another app, because an app or a worker may be stopped or cut off.
+-- Under overload every first try would be too short, and each read would be sent twice: so only as many tries may fail
+-- as a tenth of the reads.
+local SHORT_TRY_S = 0.3
+local SHARE_OF_SHORT_TRIES = 0.1
+local MAX_SHORT_TRIES = 10  -- at once, of each worker
+local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
+
 local _M = {}
 
 local apps = {}   -- as configured: { name, port }, without a port at a Unix socket
-local peers = {}  -- the present addresses: { address, port, down }
+local peers = {}  -- the present addresses: { address, port, down, hangs }
 local turn = 0
+local database_timeout_s
+local short_tries = MAX_SHORT_TRIES  -- that are left
 
 
 -- Update the peers. A peer that stays keeps its state.
@@ -27,15 +37,16 @@ local function update_peers()
     for _, app in ipairs(apps) do
         for _, address in ipairs(app.name.addresses) do
             new[#new + 1] = old[address .. ":" .. (app.port or "")]
-                or { address = address, port = app.port, down = false }
+                or { address = address, port = app.port, down = false, hangs = false }
         end
     end
     peers = new
 end
 
 
--- In init_by_lua, where an error stops the start.
-function _M.configure(list)
+-- In init_by_lua, where an error stops the start. timeout: DATABASE_TIMEOUT, in which an app answers a read.
+function _M.configure(list, timeout)
+    database_timeout_s = tonumber(timeout)
     for item in list:gmatch("[^,%s]+") do
         local host, port = item:match("^(.+):(%d+)$")
         if item:find("^unix:.") then
@@ -59,9 +70,9 @@ function _M.connect(socket, peer)
 end
 
 
--- Return whether an instance answers and stays. A write is sent once, so it cannot find out by itself that an instance
--- is gone: if one of two were gone, every second write would fail. An instance that is about to stop answers 503 to
--- this header (velikiy/http/health.py).
+-- Return whether an instance answers and stays, and whether it answers. A write is sent once, so it cannot find out by
+-- itself that an instance is gone: if one of two were gone, every second write would fail. An instance that is about to
+-- stop answers 503 to this header (velikiy/http/health.py).
 function _M.is_alive(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
@@ -70,7 +81,13 @@ function _M.is_alive(peer)
         line = socket:receiveany(64)  -- once: an app that sends byte by byte must not keep this timer
     end
     socket:close()
-    return line ~= nil and line:find(" 200 ", 1, true) ~= nil
+    return line ~= nil and line:find(" 200 ", 1, true) ~= nil, line ~= nil
+end
+
+
+local function check(peer)
+    local alive, answers = _M.is_alive(peer)
+    peer.down, peer.hangs = not alive, not answers
 end
 
 
@@ -78,13 +95,21 @@ local function check_peers(premature)
     if premature or #peers < 2 then  -- a single instance gets every request in any case
         return
     end
-    local checks = {}
-    for i, peer in ipairs(peers) do
-        checks[i] = { peer = peer, thread = ngx.thread.spawn(_M.is_alive, peer) }
+    for _, peer in ipairs(peers) do
+        ngx.thread.spawn(check, peer)
     end
-    for _, check in ipairs(checks) do
-        local _, alive = ngx.thread.wait(check.thread)
-        check.peer.down = not alive
+end
+
+
+-- Leave a peer alone until a check has ended, which begins now.
+local function doubt(peer)
+    if not peer.down and #peers > 1 then
+        peer.down = true
+        ngx.timer.at(0, function(premature)
+            if not premature then
+                check(peer)
+            end
+        end)
     end
 end
 
@@ -130,20 +155,52 @@ function _M.choose(failed)
 end
 
 
--- In balancer_by_lua, once for each try.
+-- Return the seconds that this try of a read may take.
+-- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE.
+local function time_of(peer, tries, has_fallback, ctx)
+    if tries == 1 then
+        short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
+        if #peers > 1 and (peer.hangs or short_tries >= 1) then
+            return SHORT_TRY_S
+        end
+        ctx.was_long = true
+    elseif has_fallback and (ctx.was_long or peer.hangs) then
+        return SHORT_TRY_S
+    end
+    return database_timeout_s + (has_fallback and 0 or peer.hangs and 0 or MARGIN_S)
+end
+
+
+-- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the second
+-- connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale"
+-- where the tries of a read are short, else empty.
 function _M.balance()
-    local ctx = ngx.ctx
-    local failed = ctx.peer
+    local ctx, fallback = ngx.ctx, ngx.var.fallback
+    local failed, tries = ctx.peer, (ctx.tries or 0) + 1
+    local is_read = ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD"
+    local is_short = is_read and fallback and fallback ~= ""
+    ctx.tries = tries
     if failed then
-        failed.down = true  -- until the next check
-    elseif ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD" then
-        balancer.set_more_tries(1)
+        doubt(failed)
+        local _, status = balancer.get_last_failure()
+        if is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
+            if tries > 2 then
+                return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
+            end
+            short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
+        end
+    elseif is_read then
+        balancer.set_more_tries(is_short and 2 or 1)
     end
     local peer = _M.choose(failed)
     if not peer then
         return ngx.exit(ngx.HTTP_BAD_GATEWAY)
     end
     ctx.peer = peer
+    if is_short then
+        local seconds = time_of(peer, tries, fallback == "stale", ctx)
+        balancer.set_timeouts(math.min(seconds, 1), nil, seconds)
+    end
     balancer.set_current_peer(peer.address, peer.port)
 end
 

@@ -72,11 +72,11 @@ local function request(socket, lines)
 end
 
 
-local function fetch_over_http1(uri, fill_lease)
+local function fetch_over_http1(uri, fill_lease, fallback)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
                     "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", traces.for_apps(var),
-                    "\r\nFill-Lease: ", fill_lease, "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
+                    "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback, "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
     local response = request(socket, concat(lines)) or { status = 502, header = {}, body = "" }
     socket:close()
@@ -85,12 +85,13 @@ end
 
 
 -- Return the response, the address of the app, and the seconds until its header arrived.
-function _M.fetch(fill_lease)
+-- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua).
+function _M.fetch(fill_lease, fallback)
     if ngx.var.http2 ~= "" then
-        return fetch_over_http1(ngx.var.request_uri, fill_lease)
+        return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback)
     end
     local upstream = {}
-    local vars = { fill_lease = fill_lease, traced = ngx.var.traced }
+    local vars = { fill_lease = fill_lease, fallback = fallback, traced = ngx.var.traced }
     local response = ngx.location.capture("/.app", { vars = vars, ctx = upstream })
     return response, upstream.app, upstream.seconds
 end
@@ -99,7 +100,7 @@ end
 -- Return an app's response with the entry of an API key.
 function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
-        return (fetch_over_http1(path, ""))
+        return (fetch_over_http1(path, "", "none"))
     end
     return ngx.location.capture("/.key", { vars = { key_path = path } })
 end

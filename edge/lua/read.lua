@@ -83,7 +83,8 @@ end
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
     local var = ngx.var
-    local response, app, seconds = origin.fetch(fill_lease or "")
+    local fallback = store.get(generations.key_of(path, query)) and "stale" or "none"
+    local response, app, seconds = origin.fetch(fill_lease or "", fallback)
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     local failed = response.status >= 502 and response.status <= 504 or response.truncated
     local entry = not failed and store.pack(response, var.id)

@@ -10,8 +10,6 @@ local metrics = require "metrics"
 local signature = require "signature"
 
 local RETRY_S = 0.1             -- after a renewal that failed
-local MAX_PAUSE_S = 32          -- before an edge registers again that writers could not reach again and again
-local STEADY_S = 10             -- an edge that held its lease for longer registers at once
 local HANG_S = 5                -- after this time a renewal that has not ended no longer delays the next
 local MAX_RESPONSE_BYTES = 16384 -- more than a shard map for edges (velikiy/coherence/shards.py)
 local CONNECT_TIMEOUT_MS = 200
@@ -27,9 +25,9 @@ local instance_id, host, port
 local logged  -- the last message: each state is logged once, and not each second
 
 -- A writer that does not reach this edge waits for its exclusion. If only some of the apps reach the edge (another host
--- with the same database, whose apps do not reach this loopback), each registration costs such a writer seconds, so the
--- pause before the next one doubles.
-local registered_at, pause_s, register_at = 0, 0, 0
+-- with the same database, whose apps do not reach this loopback), or the edge is slow, each registration costs such a
+-- writer time. So the apps refuse it for a while (velikiy/coherence/membership.py:Record).
+local register_at = 0
 
 local is_renewing = false
 
@@ -74,8 +72,8 @@ end
 
 
 -- Send a request to an app. Return the lease: its milliseconds, the servers that the edge may use as Redis as long (nil
--- for none), and `users:user` for each resource, percent-encoded. Or return nil and the status, 0 without a
--- signed response.
+-- for none), and `users:user` for each resource, percent-encoded. Or return nil, the status and the content; the status
+-- is 0 without a signed response.
 local function request(action, epoch)
     local peer = balancer.choose()
     if not peer then
@@ -87,13 +85,14 @@ local function request(action, epoch)
     local signed, request_mac = signature.sign_request("POST", target, body)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CONNECT_TIMEOUT_MS, CONNECT_TIMEOUT_MS, RESPONSE_TIMEOUT_MS)
-    local status, milliseconds, redis, resources
+    local status, content, milliseconds, redis, resources
     if balancer.connect(socket, peer)
         and socket:send("POST " .. target .. " HTTP/1.0\r\nContent-Type: application/x-www-form-urlencoded\r\n"
                         .. signature.HEADER .. ": " .. signed .. "\r\n"
                         .. "Content-Length: " .. #body .. "\r\n\r\n" .. body) then
         local response = receive_all(socket, now_ms() + RESPONSE_TIMEOUT_MS) or ""
-        local head, content = response:match("^(.-\r\n)\r\n(.*)$")
+        local head
+        head, content = response:match("^(.-\r\n)\r\n(.*)$")
         status = head and head:match("^HTTP/1%.%d (%d%d%d) ")
         -- A response that is not signed has another sender: another program listens on the port of an app that ended.
         if not status or not signature.is_response(request_mac, status, content,
@@ -107,7 +106,7 @@ local function request(action, epoch)
     if milliseconds then
         return { milliseconds = tonumber(milliseconds), redis = redis:match("^[^-].*"), resources = resources }
     end
-    return nil, tonumber(status or 0)
+    return nil, tonumber(status or 0), content
 end
 
 
@@ -170,9 +169,6 @@ local function renew()
         log_once("this edge was fenced, because writers could not reach it: it empties its cache and registers again")
         metrics.count("fences_total")
         state:delete("registered")
-        local steady = now_ms() - registered_at > STEADY_S * 1000
-        pause_s = steady and 0 or math.min(math.max(2 * pause_s, 1), MAX_PAUSE_S)
-        register_at = now_ms() + pause_s * 1000
     end
     if now_ms() < register_at then
         return false
@@ -180,16 +176,19 @@ local function renew()
     -- In this order: writers may learn of this edge again only once it has a new epoch.
     epoch = lease.begin_epoch()
     local requested_at = now_ms()
-    local granted, status = request("register", epoch)
+    local granted, status, content = request("register", epoch)
     state:set("refusal", status)
     if granted then
         state:set("registered", epoch)
-        registered_at = requested_at
         grant(epoch, requested_at, granted)
         logged = nil
     elseif status == 424 then
         log_once("an app cannot reach this edge's control listener (EDGE_CONTROL, EDGE_ADDRESS; port "
                  .. port .. "): the cache is not used")
+    elseif status == 429 then
+        local pause_s = tonumber(content) or 1
+        register_at = now_ms() + pause_s * 1000
+        log_once("writers have fenced this edge again and again: the cache is not used for seconds")
     elseif status == 403 then
         log_once("MAX_EDGES edges are registered already: the cache is not used")
     end

@@ -49,7 +49,7 @@ BEGIN
     IF current_setting('velikiy.history', true) = 'off' THEN
         RETURN NULL;
     END IF;
-    -- What other triggers and foreign keys write counts as SQL from outside, as it does for the relay.
+    -- A row that another trigger or a foreign key writes counts as SQL from outside, as it does for the relay.
     IF current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' OR pg_trigger_depth() > 1 THEN
         way := 'sql';
         writer := session_user;

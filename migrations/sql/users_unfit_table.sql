@@ -2,6 +2,12 @@
 SELECT 'it is not a plain table'
 FROM pg_class WHERE oid = 'users'::regclass AND relkind <> 'r'
 UNION ALL
+SELECT format('the table %s inherits from it, so ids and e-mails are not unique', inhrelid::regclass)
+FROM pg_inherits WHERE inhparent = 'users'::regclass
+UNION ALL
+SELECT format('it inherits from the table %s, whose writes fire no trigger here', inhparent::regclass)
+FROM pg_inherits WHERE inhrelid = 'users'::regclass
+UNION ALL
 SELECT 'it lacks the column ' || wanted.name
 FROM (VALUES ('id'), ('name'), ('email'), ('created_at')) wanted(name)
 WHERE NOT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'users'::regclass AND attname = wanted.name)

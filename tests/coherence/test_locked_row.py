@@ -34,7 +34,7 @@ def row_locked(stack: Stack, user: int) -> Iterator[None]:
 
 
 @contextmanager
-def clients_writing(stack: Stack, user: int) -> Iterator[list[int]]:
+def clients_writing(stack: Stack, user: int, count: int = CLIENTS, pause: float = 0) -> Iterator[list[int]]:
     """Run clients that write this row again and again; yield the growing list of their status codes."""
     statuses: list[int] = []
     finished = threading.Event()
@@ -44,8 +44,9 @@ def clients_writing(stack: Stack, user: int) -> Iterator[list[int]]:
         while not finished.is_set():
             response = requests.put(f"{edge}/users/{user}", json={"name": f"Client {number}"}, timeout=30)
             statuses.append(response.status_code)
+            time.sleep(pause)
 
-    clients = [threading.Thread(target=write, args=(number,)) for number in range(CLIENTS)]
+    clients = [threading.Thread(target=write, args=(number,)) for number in range(count)]
     for client in clients:
         client.start()
     try:
@@ -76,6 +77,91 @@ def test_writers_of_a_locked_row_cost_no_edge_its_cache_lease_and_no_other_row_i
             lock.close()
             wait_until(lambda: 200 in statuses, what="the row can be written again")
     assert set(results) == {"HIT"}
+
+
+def test_writers_beyond_a_few_are_refused_at_once_and_writes_of_other_rows_succeed(stack: Stack) -> None:
+    with row_locked(stack, 1), clients_writing(stack, 1, pause=0.2) as statuses:
+        time.sleep(2)  # the first writers have waited for as long as they may
+        waiting = "wait_event_type = 'Lock' AND application_name = 'velikiy writes'"
+        before = len(statuses)
+        for number in range(10):
+            began = time.monotonic()
+            response = requests.put(f"{stack.edges[number % 2]}/users/2", json={"name": f"Other {number}"}, timeout=5)
+            assert (response.status_code, time.monotonic() - began < 2) == (200, True)
+            [(count,)] = stack.sql(f"SELECT count(*) FROM pg_stat_activity WHERE {waiting}")
+            assert count <= len(stack.apps) * 2  # one for each process
+        assert len(statuses) - before > 20
+        refused = requests.put(f"{stack.edge}/users/1", json={"name": "Refused"}, timeout=5)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert "locked" in refused.json()["detail"]
+        assert "not carried out" in refused.json()["detail"]
+
+
+@pytest.mark.long
+def test_writers_of_many_locked_rows_are_refused_at_once_too(stack: Stack) -> None:
+    with psycopg.connect(stack.postgres) as outside:
+        outside.execute("SELECT FROM users FOR UPDATE")
+        with ExitStack() as clients:
+            for user in (1, 2, 3):
+                clients.enter_context(clients_writing(stack, user, count=20))
+            time.sleep(2)
+            took = []
+            for number in range(9):
+                began = time.monotonic()
+                response = requests.put(
+                    f"{stack.edges[number % 2]}/users/{number % 3 + 1}", json={"name": "A"}, timeout=5
+                )
+                assert response.status_code == 503
+                took.append(time.monotonic() - began)
+                for edge in stack.edges:
+                    assert lease_ms(edge) > 0
+    assert sorted(took)[5] < 1.5
+
+
+def test_reads_of_a_locked_table_leave_threads_to_other_requests(stack: Stack) -> None:
+    url = f"{stack.edge}/users/2"
+    wait_until(lambda: is_hit(url))
+    finished = threading.Event()
+
+    def read(number: int) -> None:
+        while not finished.is_set():
+            edge = stack.edges[number % 2]
+            statuses.append(requests.get(f"{edge}/users?limit={number + 1}&sort=-name", timeout=30).status_code)
+
+    statuses: list[int] = []
+    readers = [threading.Thread(target=read, args=(number,)) for number in range(64)]
+    with psycopg.connect(stack.postgres) as outside:
+        stack.redis().flushdb()
+        outside.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        for reader in readers:
+            reader.start()
+        try:
+            time.sleep(2)  # the first reads have waited for as long as they may
+            for _ in range(10):
+                began = time.monotonic()
+                assert requests.get(f"{stack.edge}/openapi.json", timeout=5).status_code == 200
+                assert time.monotonic() - began < 2
+                assert is_hit(url)
+                assert all(lease_ms(edge) > 0 for edge in stack.edges)
+            outside.rollback()
+            wait_until(lambda: statuses[-20:] == [200] * 20, what="reads succeed again")
+        finally:
+            finished.set()
+            for reader in readers:
+                reader.join()
+    assert set(statuses) <= {200, 503}
+
+
+def test_list_and_count_are_stored_while_writers_wait_for_a_row(stack: Stack) -> None:
+    """The waiting writers hold no lock of a path: they lock the paths after the row."""
+    with row_locked(stack, 1), clients_writing(stack, 1, count=2) as statuses:
+        wait_until(lambda: statuses)  # a client tries again
+        for number in range(50):
+            url = f"{stack.edge}/users?limit={number + 1}&sort=name"
+            requests.get(url, timeout=5)
+            assert is_hit(url)
+        wait_until(lambda: is_hit(f"{stack.edge}/users/count"), within=1)
+        assert set(statuses) == {503}
 
 
 def test_misses_are_served_while_writers_wait_for_a_locked_row(stack: Stack) -> None:

@@ -18,7 +18,7 @@ from testkit.stack import EDGE_SECRET, Stack, folder, free_ports, run, wait_unti
 from velikiy.coherence import CachePath, Caches, EdgeTier, RedisTier
 from velikiy.coherence import redis_lease as redis_lease_module
 from velikiy.coherence.host import HOST
-from velikiy.coherence.membership import Cache
+from velikiy.coherence.membership import Cache, Renewals
 from velikiy.coherence.redis_connections import Connections
 from velikiy.coherence.redis_lease import RedisLease
 from velikiy.coherence.redis_tier import DoesNotAnswer
@@ -131,6 +131,34 @@ class TestFences:
             caches.readmit_redis(redis._replace(epoch="an earlier one"), server)
             assert caches.redis(connection).fenced
         wait_until(lambda: caches.in_use() is not None)  # the relay empties Redis and readmits it
+
+
+class TestClocks:
+    def test_edges_stay_registered_when_the_clock_of_postgresql_is_set(self, stack: Stack, caches: Caches) -> None:
+        """The trigger dates each renewal as if the clock had been set by an hour since. The relay of the stack looks too."""
+        edges = "SELECT name, epoch FROM caches WHERE kind = 'edge' AND fenced_at IS NULL ORDER BY 1"
+        before, renewals = stack.sql(edges), Renewals(2.5)
+        stack.sql(
+            "CREATE FUNCTION dated() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$BEGIN NEW.renewed_at := NEW.renewed_at - interval '1 h'; RETURN NEW; END$$"
+        )
+        stack.sql("CREATE TRIGGER dated BEFORE UPDATE ON caches FOR EACH ROW EXECUTE FUNCTION dated()")
+        try:
+            until = time.monotonic() + 3.5
+            while time.monotonic() < until:
+                assert caches.expired_edges(renewals) == []
+                time.sleep(0.3)
+            assert stack.sql(edges) == before
+        finally:
+            stack.sql("DROP FUNCTION dated CASCADE")
+
+    def test_row_that_is_not_renewed_lapses_by_the_clock_of_the_relay(self) -> None:
+        renewals = Renewals(0.2)
+        assert renewals.lapsed([("a", "1", "x"), ("b", "1", "x")]) == set()
+        time.sleep(0.3)
+        assert renewals.lapsed([("a", "1", "x"), ("b", "1", "y")]) == {"a"}
+        renewals.forget()
+        assert renewals.lapsed([("a", "1", "x")]) == set()
 
 
 class TestDeletedRows:

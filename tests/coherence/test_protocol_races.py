@@ -1,5 +1,6 @@
 """Races between a reader and a writer in one process: one of them stops at a chosen point while the other runs through."""
 
+import math
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -206,7 +207,9 @@ def test_failed_write_invalidates_no_path_and_releases_its_locks(row: CachedRow)
         assert not writer_in_flight(connection, row.path)
 
 
-def test_known_paths_are_locked_before_the_change_and_other_paths_after_it(row: CachedRow) -> None:
+def test_known_paths_are_locked_behind_the_statement_that_writes_the_row_and_other_paths_after_the_change(
+    row: CachedRow,
+) -> None:
     other_path = CachePath(f"/other/{row.id}", f"other:{row.id}")
     observed = []
 
@@ -217,14 +220,16 @@ def test_known_paths_are_locked_before_the_change_and_other_paths_after_it(row: 
     def change(connection: Connection) -> Change[None]:
         connection.query(Statement("SELECT 1"))
         observed.append(locked())
+        connection.write(Statement("SELECT 1"))
+        observed.append(locked())
         return Change(None, (row.path, other_path))
 
     row.tier.before_drop = lambda: observed.append(locked())
-    row.gate.write(change, lock_first=[row.path])
+    row.gate.write(change, known_paths=[row.path])
     observed.append(locked())
-    row.gate.write(lambda connection: Change(None, ()), lock_first=[row.path])  # locks a path and invalidates none
+    row.gate.write(lambda connection: Change(None, ()), known_paths=[row.path])  # invalidates no path
     observed.append(locked())
-    assert observed == [(True, False), (True, True), (False, False), (False, False)]
+    assert observed == [(False, False), (True, False), (True, True), (False, False), (False, False)]
 
 
 def test_change_without_any_statement_holds_its_lock_at_the_drop(row: CachedRow) -> None:
@@ -235,7 +240,7 @@ def test_change_without_any_statement_holds_its_lock_at_the_drop(row: CachedRow)
             observed.append(writer_in_flight(connection, row.path))
 
     row.tier.before_drop = observe
-    row.gate.write(lambda connection: Change(None, (row.path,)), lock_first=[row.path])
+    row.gate.write(lambda connection: Change(None, (row.path,)), known_paths=[row.path])
     assert observed == [True]
 
 
@@ -313,8 +318,8 @@ class TestGroupCommit:
         def end_session_of_leader() -> None:
             stack.sql(
                 "SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'"
-                " AND (classid::bigint << 32) | objid::bigint = %s",
-                lock_id(rows[1].path),
+                " AND objsubid = 2 AND objid = %s",
+                lock_id(rows[1].path) & 0xFFFFFFFF,
             )
 
         first, second, third = self.write_all(rows, in_second_round=end_session_of_leader)
@@ -423,6 +428,31 @@ def test_probe_and_load_have_two_snapshots_whatever_the_isolation_level_of_the_r
         row.stack.sql("ALTER ROLE velikiy_owner RESET default_transaction_isolation")
 
 
-def test_lock_ids_of_two_paths_differ_and_fit_into_a_bigint() -> None:
+def test_lock_ids_of_two_paths_differ_and_fit_into_an_int() -> None:
     assert lock_id(CachePath("/users/1", "user:1")) != lock_id(CachePath("/users", "all_users"))
-    assert -(2**63) <= lock_id(CachePath("/users/1", "")) < 2**63
+    assert -(2**31) <= lock_id(CachePath("/users/1", "")) < 2**31
+
+
+def test_locks_of_other_programs_are_taken_for_no_writer(row: CachedRow) -> None:
+    """Neither small numbers nor numbers of 64 bits collide with the locks of paths."""
+    number = lock_id(row.path)
+    with Connection.connect(row.stack.postgres, autocommit=True) as foreign:
+        foreign.execute("SELECT pg_advisory_lock(%s::bigint), pg_advisory_lock(%s::int, 1)", (number, number))
+        foreign.execute("SELECT pg_advisory_lock(n) FROM generate_series(1, 1000) n")
+        assert row.value() == "old"
+        assert row.read().cache_status.startswith("redis; hit")
+        row.write("new")
+        assert row.value() == "new"
+
+
+def test_reads_are_answered_uncached_while_a_session_has_filled_the_table_of_locks(row: CachedRow) -> None:
+    row.stack.redis().flushdb()
+    with Connection.connect(row.stack.postgres, autocommit=True) as foreign:
+        foreign.deadline = math.inf
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            foreign.execute("SELECT pg_advisory_lock(n) FROM generate_series(1, 1000000) n")
+        try:
+            assert row.value() == "old"
+            assert not row.read().storable
+        finally:
+            foreign.execute("SELECT pg_advisory_unlock_all()")

@@ -1,4 +1,4 @@
-"""The steps of one write on the wire: lock, SQL, drop in Redis, list of edges, drops at the edges, COMMIT, fill, response."""
+"""The steps of one write on the wire: SQL, lock, drop in Redis, list of edges, drops at the edges, COMMIT, fill, response."""
 
 import selectors
 import socket
@@ -146,7 +146,7 @@ def test_write_sends_its_steps_in_the_order_of_the_protocol(
     steps = step_names(trace)
     before_edges, at_edges, after_edges = steps[:6], steps[6:10], steps[10:]
     # Two drops for the list and the count; the script drops the user and returns the fill lease to the writer.
-    assert before_edges == ["lock", "SQL", "drop in Redis", "drop in Redis", "script in Redis", "list of edges"]
+    assert before_edges == ["SQL", "lock", "drop in Redis", "drop in Redis", "script in Redis", "list of edges"]
     # Both edges are invalidated in parallel, and both have acknowledged before the next step.
     assert sorted(at_edges) == ["acknowledgement of an edge"] * 2 + ["drop at an edge"] * 2
     # The writer sends its prefill before the response, and does not wait for the reply.

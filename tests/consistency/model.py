@@ -99,6 +99,8 @@ SCENARIOS = {
     "an edge hangs, a registration is late": Scenario(faults=("edge hangs", "registration is late")),
     "an edge leaves": Scenario(faults=("edge leaves",)),
     "an edge moves": Scenario(faults=("edge moves",)),
+    "an edge is slow": Scenario(faults=("edge is slow",)),
+    "Redis is slow": Scenario(faults=("redis is slow",)),
     "Redis hangs": Scenario(faults=("redis hangs",)),
     "Redis hangs, two writers": Scenario(rows=(7, 8), faults=("redis hangs",)),
     "Redis comes back": Scenario(fenced=0),
@@ -285,6 +287,8 @@ class Model:
             ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
             if c.cache_lease != LEASED_BEFORE_FENCE or not p.fence_waits or ended:
                 yield f"{name} continues without {cache}: 3 s after its fence", w, True
+            if c.state == UP and c.fence:  # a fenced cache that acknowledges costs no wait
+                yield f"{name} drops at {cache}, which is fenced", self.dropped_while_fenced(w, k), True
         elif c.state == DEAD or (c.state == MOVED and not p.refusal_on_loopback_only):
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
         elif c.fence in (FENCED, EMPTIED):
@@ -305,6 +309,12 @@ class Model:
                 w.put("caches", k, fence=UNCOMMITTED if c.fence == NO_FENCE else FENCED, cache_lease=cache_lease),
                 False,
             )
+
+    def dropped_while_fenced(self, w: World, k: int) -> World:
+        if k:
+            return self.new_generation(w, k) if self.p.drop_changes_generation else w
+        w = self.lose_leases(w) if self.p.drop_takes_leases else w
+        return w.put("caches", 0, body=-1, fill_lease=w.caches[0].fill_lease and not self.p.drop_takes_leases)
 
     # a read
 
@@ -424,6 +434,9 @@ class Model:
             yield f"*** {name} gives its lease up", leaving.spend("edge leaves")
         elif k and "edge moves" in w.faults:
             yield f"*** {name} moves, another machine has its old address", to(w.spend("edge moves"), state=MOVED)
+        elif f"{kind} is slow" in w.faults and not c.fence:
+            # A writer fences it, and need not wait: the cache has acknowledged.
+            yield f"*** {name} is slow, a fence is written", to(w.spend(f"{kind} is slow"), fence=UNCOMMITTED)
         elif f"{kind} hangs" in w.faults:
             yield f"*** {name} stops responding to the app", to(w.spend(f"{kind} hangs"), state=HUNG)
         lease = f"{name}'s cache lease" if k else "the cache lease for Redis"

@@ -88,9 +88,9 @@ def after(file: str, line: str, stall: str = STALL) -> Replacement:
     return Replacement(file, f"{line}\n", f"{line}\n{indent}{stall}\n")
 
 
-LOCK = "                lock(connection, invalidates, already_locked=lock_first)"
+LOCK = "                lock(connection, invalidates, already_locked=() if connection.behind else known_paths)"
 BEFORE_DROP = after(PROTOCOL, LOCK, LONG_STALL)
-DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill)"
+DROP_IN_REDIS = "        leases, redis = self._drop_in_redis(connection, paths, prefill, times)"
 DROPPED_IN_REDIS = after(PROTOCOL, DROP_IN_REDIS)
 SENT_TO_EDGE = after(EDGE_CLIENT, "        drop.send(until)")
 DROPPED_EVERYWHERE = after(
@@ -98,7 +98,7 @@ DROPPED_EVERYWHERE = after(
 )
 PROBE = "checked, before = connection.enqueue(check(path)), connection.exchanges"
 PROBED = after(PROTOCOL, f"            {PROBE}", f"connection.query(); {STALL}")
-LOADED = after(PROTOCOL, "            entry = load(connection)")
+LOADED = after(PROTOCOL, "                entry = load(connection)")
 RENEWING = after(
     RENEWAL,
     "        local requested_at = now_ms()  -- before the request: its response may arrive late",
@@ -124,7 +124,7 @@ SLOW_REDIS_READ = Replacement(
 TWO_SECONDS = '__import__("time").sleep(2)'
 REDIS_EMPTIED = after("velikiy/relay/janitor.py", "            shards = self.gate.redis_tier.empty()", TWO_SECONDS)
 SLOW_FILL = after(
-    PROTOCOL, "            entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
+    PROTOCOL, "                entry = load(connection)", f"if __import__('random').random() < 0.3: {TWO_SECONDS}"
 )
 RETURN_STALLS = (SLOW_REDIS_READ, REDIS_EMPTIED, SLOW_FILL)
 
@@ -181,7 +181,7 @@ BUGS = (
         (
             DROPPED_IN_REDIS,
             DROPPED_EVERYWHERE,
-            Replacement(PROTOCOL, "locks(lock_first)", "()"),
+            Replacement(PROTOCOL, "connection.behind = locks(known_paths)", "pass"),
             Replacement(PROTOCOL, f"{LOCK}\n", ""),
             Replacement(
                 PROTOCOL,
@@ -216,9 +216,9 @@ BUGS = (
             Replacement(
                 PROTOCOL,
                 DROP_IN_REDIS,
-                f"        at_edges = self._drop_at_edges(connection, paths)\n{DROP_IN_REDIS}",
+                f"        at_edges = self._drop_at_edges(connection, paths, times)\n{DROP_IN_REDIS}",
             ),
-            Replacement(PROTOCOL, "fenced + self._drop_at_edges(connection, paths)", "fenced + at_edges"),
+            Replacement(PROTOCOL, "silent += self._drop_at_edges(connection, paths, times)", "silent += at_edges"),
         ),
     ),
     Mutant(
@@ -310,7 +310,7 @@ BUGS = (
         (
             Replacement(
                 PROTOCOL,
-                "        self.caches.fence([redis])\n        return {}, redis\n",
+                "        self.caches.fence([redis], counts=is_silent)\n        return {}, redis\n",
                 "        return {}, None\n",
             ),
         ),

@@ -1,4 +1,4 @@
-"""What the console shows of each cache tier, and its purges."""
+"""The console shows each cache tier's entry for a path, and purges the path."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Every change of a row is in its history, whoever makes it, and no edge serves an older history than the row."""
+"""Every change of a row is in its history, SQL from outside included, and no edge serves an older history than the row."""
 
 from subprocess import CompletedProcess
 from typing import Any

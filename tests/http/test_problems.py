@@ -2,6 +2,7 @@
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import psycopg
 import pytest
@@ -81,7 +82,16 @@ def test_each_error_has_its_problem_type(
         assert response.json["request_id"] in response.headers["x-request-id"]
 
 
-def test_missing_column_is_500_and_logged_without_the_values_of_the_row(own_stack: Stack) -> None:
+def test_missing_right_or_column_is_500_and_logged_without_the_values_of_the_row(own_stack: Stack) -> None:
+    put = partial(send_request, own_stack.edge, "PUT", "/users/1", JSON, b'{"name": "A"}')
+    own_stack.sql("REVOKE UPDATE ON users FROM velikiy")
+    for _ in range(20):  # more than a process has connections
+        response = put()
+        check_raw_problem(response, 500)
+        assert "denies the service access" in response.json["detail"]
+        assert send_request(own_stack.app, "GET", "/users/1").status == 200
+    own_stack.sql("GRANT UPDATE ON users TO velikiy")
+    assert put().status == 200
     own_stack.sql("ALTER TABLE users RENAME COLUMN email TO mail")
     new = b'{"name": "A", "email": "a@example.com"}'
     for base_url in (own_stack.app, own_stack.edge):
@@ -98,6 +108,7 @@ def test_missing_column_is_500_and_logged_without_the_values_of_the_row(own_stac
     log = wait_until(log_with_last_request)
     assert '"sqlstate":"42703"' in log.replace(" ", "")
     assert "email" in log  # the message names the column, and quotes no value
+    assert re.search(r'"statement":"velikiy/resources/repository\.py:\d+ _write"', log.replace('": "', '":"'))
     assert "a@example.com" not in log
     assert "postgres.unavailable" not in log
 
@@ -111,7 +122,11 @@ def test_detail_for_a_cancelled_write_says_that_the_database_cancelled_it(
         response = pool.submit(send_request, base_url, "PUT", target, JSON, b'{"name": "A"}')
         wait_until(lambda: stack.sql(f"SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE {waiting}"))
         check_raw_problem(response.result(), 503)
-    assert response.result().json["detail"].startswith("The database cancelled the request. The outcome of a write")
+    assert (
+        response.result()
+        .json["detail"]
+        .startswith("The database cancelled the request. The request was not carried out")
+    )
     assert response.result().headers["retry-after"] == "1"
 
 

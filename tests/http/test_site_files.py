@@ -30,7 +30,7 @@ class TestBoth:
         etag = get(base_url + path).headers["ETag"]
         response = get(base_url + path, **{"If-None-Match": etag})
         assert (response.status_code, response.content) == (304, b"")
-        assert response.headers["ETag"] == etag
+        assert response.headers["ETag"].removeprefix("W/") == etag.removeprefix("W/")
 
     def test_head_has_the_headers_of_get(self, base_url: str, path: str) -> None:
         head = requests.head(base_url + path, timeout=5)

@@ -17,6 +17,10 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
 
     Malformed keys and cursors stay unchanged.
     """
+    for name in ("If-Match", "If-None-Match"):
+        # The coverage phase fills conditions with these values where the document has no example of one.
+        if case.headers.get(name) == "" or (case.headers.get(name) == "0" and not _is_negative(case)):
+            del case.headers[name]
     key = case.headers.get("Idempotency-Key")
     if isinstance(key, str) and re.fullmatch(IDEMPOTENCY_KEY, key):
         case.headers["Idempotency-Key"] = str(uuid.uuid4())
@@ -34,6 +38,10 @@ def problem_has_a_documented_type(ctx: Any, response: Any, case: Any) -> None:
     if documented:
         kind = response.json()["type"].rpartition("/")[2]
         assert kind in documented.rpartition("/")[2].split("-or-"), f"{kind} is not documented for this operation"
+
+
+def _is_negative(case: Any) -> bool:
+    return bool(case.meta is not None and case.meta.generation.mode.name == "NEGATIVE")
 
 
 def _cursor(case: Any) -> dict[str, str]:

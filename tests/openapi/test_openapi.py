@@ -166,7 +166,7 @@ def schemas() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 class TestClients:
-    """What generators of clients need. tests/openapi/test_generated_clients.py runs them, which takes longer."""
+    """Generators of clients need these properties. tests/openapi/test_generated_clients.py runs them, which takes longer."""
 
     def test_parameters_have_one_simple_type(self) -> None:
         for path, method, operation in operations():
@@ -332,4 +332,4 @@ def test_generated_requests_get_documented_responses(fuzzed_stack: Stack, tmp_pa
     )
     assert completed.returncode == 0, completed.stdout[-20_000:] + completed.stderr
     cases = re.search(r"(\d+) generated", completed.stdout)
-    assert cases and int(cases[1]) > 3000, completed.stdout[-2000:]
+    assert cases and int(cases[1]) > 1500, completed.stdout[-2000:]

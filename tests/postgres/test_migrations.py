@@ -106,6 +106,10 @@ def test_adopted_empty_table_starts_with_id_1(empty_dsn: str) -> None:
             "password is unknown to this service",
         ),
         ("TABLE users (id int, name text, email text, created_at date, version text)", "version has type text"),
+        (
+            "TABLE users (id int, name text, email text, created_at date); CREATE TABLE more () INHERITS (users)",
+            "the table more inherits from it",
+        ),
         ("VIEW users AS SELECT 1 AS id, 'a' AS name, 'b' AS email, now() AS created_at", "not a plain table"),
     ],
 )

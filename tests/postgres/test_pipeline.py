@@ -1,6 +1,7 @@
 """Statements that travel to PostgreSQL together (velikiy/postgres/pipeline.py:Connection)."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psycopg
 import pytest
@@ -18,6 +19,13 @@ def connection(database: Database) -> Iterator[Connection]:
         connection.execute("CREATE TEMPORARY TABLE t (n int UNIQUE, word text)")
         yield connection
         connection.execute("DROP TABLE t")
+
+
+@contextmanager
+def transaction_that_begins_with_a_lock(database: Database) -> Iterator[Connection]:
+    with database.transaction() as connection:
+        connection.enqueue(Statement("BEGIN"), TAKE_LOCK)
+        yield connection
 
 
 def count(connection: Connection, statement: Statement) -> int:
@@ -66,7 +74,7 @@ def test_connection_keeps_a_limited_number_of_prepared_statements(
 def test_enqueued_statement_runs_before_the_next_statement_whichever_method_sends_it(
     database: Database, method: str
 ) -> None:
-    with database.transaction(1, TAKE_LOCK) as connection:
+    with transaction_that_begins_with_a_lock(database) as connection:
         if method == "query":
             assert count(connection, Statement(COUNT_LOCKS)) == 1
         elif method == "execute":
@@ -79,16 +87,16 @@ def test_enqueued_statement_runs_before_the_next_statement_whichever_method_send
 
 
 def test_enqueued_statement_stays_enqueued_when_a_value_cannot_be_encoded(database: Database) -> None:
-    with database.transaction(1, TAKE_LOCK) as connection:
+    with transaction_that_begins_with_a_lock(database) as connection:
         with pytest.raises(psycopg.DataError):
             connection.query(Statement("SELECT $1::text", ("a\0",)))
         assert count(connection, Statement(COUNT_LOCKS)) == 1
 
 
 def test_transaction_without_a_statement_leaves_no_lock(database: Database) -> None:
-    with database.transaction(1, TAKE_LOCK):
+    with transaction_that_begins_with_a_lock(database):
         pass
-    with pytest.raises(KeyError), database.transaction(1, TAKE_LOCK):
+    with pytest.raises(KeyError), transaction_that_begins_with_a_lock(database):
         raise KeyError
     with database.autocommit() as connection:
         assert count(connection, Statement(COUNT_LOCKS)) == 0

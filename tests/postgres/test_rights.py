@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
 import psycopg
 import pytest
+import requests
 from psycopg.conninfo import make_conninfo
 
 from testkit.databases import create_database, drop_database, execute, fetch_rows, superuser_dsn
@@ -14,6 +16,8 @@ from testkit.outages import readiness
 from testkit.stack import Stack, wait_until
 from velikiy.bulk.insert import vacuum
 from velikiy.coherence import Gate
+from velikiy.findings.postgres import hazards
+from velikiy.postgres import Connection
 from velikiy.postgres.migrate import CannotMigrate, upgrade
 from velikiy.postgres.rights import SERVICE_TABLES, missing_rights
 from velikiy.resources.base import registry
@@ -171,3 +175,38 @@ def test_readiness_names_a_right_that_is_missing(stack: Stack) -> None:
     finally:
         upgrade(stack.postgres, wait=5, app_role="velikiy")
     wait_until(lambda: "lacks rights" not in str(readiness(stack)))
+
+
+def test_missing_tables_of_the_service_are_named_and_the_table_of_the_caches_is_created_again(
+    stack: Stack, owner: str
+) -> None:
+    upgrade(owner, wait=5, app_role="velikiy")
+    with Connection.connect(as_app(stack, owner), autocommit=True) as connection:
+        execute(owner, "DROP TABLE caches, idempotency_keys")
+        [found] = [it for it in hazards(connection, ["users"]) if it.name == "postgres.tables"]
+        assert "caches, idempotency_keys" in found.what
+        assert upgrade(owner, wait=5, app_role="velikiy") == []
+        assert connection.execute("SELECT name FROM caches").fetchall() == [("redis",)]
+        [found] = [it for it in hazards(connection, ["users"]) if it.name == "postgres.tables"]
+        assert "caches" not in found.what
+        assert not [it for it in hazards(connection, ["users"]) if it.name == "postgres.rights"]
+
+
+@pytest.mark.long
+def test_readiness_names_a_server_that_accepts_no_writes(stack: Stack) -> None:
+    server = partial(psycopg.connect, superuser_dsn(stack), autocommit=True)
+    with server() as connection:
+        connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        connection.execute("SELECT pg_reload_conf()")
+    try:
+        wait_until(lambda: "postgres.read_only" in str(readiness(stack)), within=5)
+        response = requests.put(f"{stack.edge}/users/1", json={"name": "A"}, timeout=5)
+        assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
+        assert "read-only" in response.json()["detail"]
+        assert "not carried out" in response.json()["detail"]
+    finally:
+        with server() as connection:
+            connection.execute("SET default_transaction_read_only = off")
+            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            connection.execute("SELECT pg_reload_conf()")
+    wait_until(lambda: requests.put(f"{stack.edge}/users/1", json={"name": "A"}, timeout=5).status_code == 200)

@@ -349,6 +349,37 @@ class TestChangesOfATable:
             stack.sql("ANALYZE users")
             await_looks(stack, 1)
 
+    @pytest.mark.parametrize(
+        "kind", ["parent", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("child", "partition"))]
+    )
+    def test_write_to_a_table_of_the_same_family_is_seen_and_the_log_names_it(self, stack: Stack, kind: str) -> None:
+        family = f"users_{kind}"
+        if kind == "child":
+            stack.sql(f"CREATE TABLE {family} () INHERITS (users)")
+        elif kind == "parent":
+            stack.sql(f"CREATE TABLE {family} (LIKE users); ALTER TABLE users INHERIT {family}")
+        else:
+            stack.sql(
+                f"CREATE TABLE {family} (LIKE users) PARTITION BY RANGE (id);"
+                f" ALTER TABLE {family} ATTACH PARTITION users DEFAULT"
+            )
+        try:
+            wait_until(lambda: family in stack.log("relay"), within=3, what="the log names the table")
+            warm(stack, 2)
+            if kind == "child":
+                stack.sql(f"INSERT INTO {family} (id, name, email) VALUES (907, 'Child', 'child907@example.com')")
+                expect_name_within_2_s(stack, 907, "Child")
+            else:
+                stack.sql(f"UPDATE {family} SET name = 'Family' WHERE id = 2")
+                expect_name_within_2_s(stack, 2, "Family")
+        finally:
+            if kind == "parent":
+                stack.sql(f"ALTER TABLE users NO INHERIT {family}")
+            elif kind == "partition":
+                stack.sql(f"ALTER TABLE {family} DETACH PARTITION users")
+            stack.sql(f"DROP TABLE {family}; ANALYZE users")
+            await_looks(stack, 1)
+
     def test_change_of_a_table_is_seen_within_2_s_during_a_flood_of_notifications(self, stack: Stack) -> None:
         finished = threading.Event()
 

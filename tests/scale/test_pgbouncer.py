@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.scale, pytest.mark.exclusive]
 
 CONNECT_QUERY = (
     'SET velikiy.passes_gate = on; SET TimeZone = UTC; SET default_transaction_isolation = "read committed";'
-    " SET synchronous_commit = on; SET statement_timeout = 1000; SET idle_in_transaction_session_timeout = 10000"
+    " SET synchronous_commit = on; SET statement_timeout = 1000; SET lock_timeout = 800; SET idle_in_transaction_session_timeout = 3000"
 )
 
 CONFIGURATION = """
@@ -107,6 +107,21 @@ def test_start_names_what_the_sessions_of_a_pooler_lack(stack: Stack) -> None:
         lacking = refused(*command, DATABASE_URL=pooler, DATABASE_DIRECT_URL=stack.postgres)
         assert "velikiy.passes_gate=on" in lacking and "connect_query" in lacking
         assert "DATABASE_DIRECT_URL" in refused(*command, DATABASE_URL=pooler)
+
+
+def test_writes_bound_their_own_transactions_behind_a_pooler_that_does_not(stack: Stack) -> None:
+    """A process that is stopped inside a transaction would keep a session of the pooler, a row and its paths for good."""
+    without_timeouts = CONNECT_QUERY.partition(" SET statement_timeout")[0]
+    with pgbouncer(stack, f"connect_query='{without_timeouts}'") as pooler:
+        database = Database(pooler, size=1, timeout=1, pooled=True)
+        database.open()
+        try:
+            for factor, idle in ((1, "3s"), (3, "5s")):
+                with database.transaction(factor) as connection:
+                    [shown] = connection.execute("SHOW idle_in_transaction_session_timeout").fetchall()
+                    assert shown == (idle,)
+        finally:
+            database.close()
 
 
 def test_apps_use_no_session_of_a_pooler_that_lacks_settings(stack: Stack) -> None:

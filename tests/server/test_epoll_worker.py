@@ -42,7 +42,7 @@ def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[byt
     if "pieces" in parameters:
         start_response("200 OK", [("Content-Type", "text/plain")])  # without a length, so the response is chunked
         return [b"x" * 50_000, b"y" * 50_000, b"z"]
-    if environ.get("velikiy.is_refused") or getattr(environ["gunicorn.socket"], "is_refused", False):
+    if environ.get("velikiy.refused_as") or getattr(environ["gunicorn.socket"], "refused_as", ""):
         start_response("503 Busy", [("Content-Length", "0")])
         return []
     if "exit" in parameters:

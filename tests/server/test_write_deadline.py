@@ -13,13 +13,15 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
-from testkit.failpoints import Failpoints, Users, failpoint_gate
+from testkit.failpoints import FailpointGate, Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
+from testkit.outages import pids_of
 from testkit.raw_http import send_request
-from testkit.stack import Stack, children_of, running, wait_until
+from testkit.stack import Stack, running, wait_until
 from velikiy.coherence import TooLate
-from velikiy.coherence.deadline import CLOCK, parse
+from velikiy.coherence.deadline import CLOCK, Deadline, deadline_of, parse
 from velikiy.coherence.timing import now
+from velikiy.postgres import Connection, database
 
 
 @pytest.fixture(scope="module", params=["epoll", pytest.param("gthread", marks=pytest.mark.plain_worker)])
@@ -31,13 +33,16 @@ def slow(request: pytest.FixtureRequest) -> Iterator[Stack]:
 
 
 @contextmanager
-def stopped_worker(stack: Stack, name: str) -> Iterator[None]:
-    (worker,) = children_of(stack.pids()[name])
-    os.kill(worker, signal.SIGSTOP)
+def stopped_app(stack: Stack, name: str) -> Iterator[None]:
+    """Stop an app with its master, which would kill a worker that is stopped alone."""
+    pids = pids_of(stack, name)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        os.kill(worker, signal.SIGCONT)
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 def puts(stack: Stack, app: str) -> int:
@@ -49,12 +54,12 @@ def name_of(url: str) -> str:
     return str(requests.get(url, timeout=5).json()["name"])
 
 
-def test_write_that_waits_in_a_stopped_worker_does_not_overwrite_a_newer_write(slow: Stack) -> None:
+def test_write_that_waits_in_a_stopped_app_does_not_overwrite_a_newer_write(slow: Stack) -> None:
     url = f"{slow.edge}/users/1"
     before = puts(slow, "app1")
     with ThreadPoolExecutor(4) as pool:
-        with stopped_worker(slow, "app1"):
-            # An edge takes its apps in turn, so some of these requests wait in the stopped worker.
+        with stopped_app(slow, "app1"):
+            # An edge takes its apps in turn, so some of these requests wait in the stopped app.
             late = list(
                 pool.map(lambda n: requests.put(url, json={"name": f"Late {n}"}, timeout=20).status_code, range(4))
             )
@@ -75,7 +80,7 @@ def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_
         return response.status, response.body.decode()
 
     with ThreadPoolExecutor(2) as pool:
-        with stopped_worker(slow, "app1"):
+        with stopped_app(slow, "app1"):
             hasty, patient = pool.submit(put, 1000), pool.submit(put, 60_000)
             time.sleep(1.5)  # longer than the first deadline, and shorter than the second
         assert patient.result()[0] == 200
@@ -85,22 +90,72 @@ def test_app_without_the_clock_of_the_edge_counts_the_deadline_from_the_arrival_
     assert name_of(f"{slow.app}/users/2") == "Elsewhere 60000"
 
 
-def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(stack: Stack) -> None:
-    failpoints = Failpoints()
-    gate = failpoint_gate(stack.postgres, stack.redis_url, failpoints)
+class Update:
+    """An update of a user through a gate of this process, which stops at failpoints."""
+
+    def __init__(self, stack: Stack, gate: FailpointGate, user: int) -> None:
+        self.stack, self.gate, self.user = stack, gate, user
+        self.failpoints = gate.failpoints
+        self.rows = Users(gate).rows
+        self.new = self.rows.resource.update_model.model_validate({"name": "After"})
+
+    def run(self, deadline: Deadline) -> None:
+        self.gate.write(lambda connection: self.rows.update(connection, self.user, self.new, None), deadline=deadline)
+
+    def check_that_nothing_was_committed(self) -> None:
+        for base in (*self.stack.edges, *self.stack.apps):
+            assert name_of(f"{base}/users/{self.user}") == "Before"
+
+
+@pytest.fixture
+def update(stack: Stack) -> Iterator[Update]:
+    gate = failpoint_gate(stack.postgres, stack.redis_url, Failpoints())
     gate.database.open()
-    try:
-        users = Users(gate)
-        user = users.create("Before", "deadline@example.com")
-        new = users.rows.resource.update_model.model_validate({"name": "After"})
-        failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
+    users = Users(gate)
+    user = users.create("Before", "deadline@example.com")
+    yield Update(stack, gate, user)
+    users.delete(user)
+    gate.database.close()
+
+
+def test_write_that_becomes_too_late_just_before_its_commit_is_rolled_back(update: Update) -> None:
+    update.failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
+    with pytest.raises(TooLate):
+        update.run(Deadline(now() + 0.3))
+    update.check_that_nothing_was_committed()
+
+
+def test_process_that_is_stopped_between_the_comparison_and_commit_commits_nothing_when_it_continues(
+    update: Update, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = database._commit
+
+    def stopped(connection: Connection, until: float | None) -> None:
+        monkeypatch.undo()
+        time.sleep(0.5)
+        commit(connection, until)
+
+    monkeypatch.setattr(database, "_commit", stopped)
+    with pytest.raises(TooLate):
+        update.run(Deadline(now() + 0.4))
+    update.check_that_nothing_was_committed()
+
+
+def test_write_whose_client_hangs_up_before_its_commit_is_rolled_back(update: Update) -> None:
+    edge, app = socket.socketpair()
+    with edge, app:
+        update.failpoints.actions["before the commit"] = edge.close
         with pytest.raises(TooLate):
-            gate.write(lambda connection: users.rows.update(connection, user, new, None), until=now() + 0.3)
-        for base in (*stack.edges, *stack.apps):
-            assert name_of(f"{base}/users/{user}") == "Before"
-        users.delete(user)
-    finally:
-        gate.database.close()
+            update.run(Deadline(now() + 10, app))
+    update.check_that_nothing_was_committed()
+
+
+def test_write_without_a_deadline_of_an_edge_has_one_of_the_app() -> None:
+    """Its client may have given up, and an app that was stopped for long cannot know."""
+    for header in (None, "malformed"):
+        deadline = deadline_of(header, None, timeout=1)
+        assert 8.9 < deadline.moment - now() <= 9
+        assert deadline.edge is None
 
 
 def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> None:

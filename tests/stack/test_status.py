@@ -7,9 +7,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 import psycopg
@@ -22,7 +25,7 @@ from testkit.databases import redis_server
 from testkit.outages import hanging
 from testkit.stack import ROOT, Stack, children_of, clean_environment, folder, run, running, wait_until
 from velikiy.coherence import CachePath, RedisTier
-from velikiy.coherence.locks import EVERYTHING, lock_id
+from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
 from velikiy.findings import Finding, caches, configuration, merged
 from velikiy.findings.postgres import hazards, why_away
 from velikiy.postgres import Connection
@@ -136,6 +139,7 @@ class TestWhatIsWrong:
             assert completed.returncode == 1
             assert completed.stdout.startswith("something is wrong, and requests are answered\n")
             assert "WRONG    Redis is out of use" in completed.stdout
+            assert f"logs --data {breakable.data} relay" in completed.stdout, "the advice can be pasted"
             breakable.sql("DELETE FROM caches WHERE name = 'redis'")
             await_finding(breakable, "redis.row_missing")
             assert "redis.row_missing" in readiness(breakable.edge)
@@ -159,7 +163,7 @@ class TestWhatIsWrong:
 
     def test_foreign_lock_of_a_path_is_named_with_its_session(self, breakable: Stack) -> None:
         with psycopg.connect(breakable.postgres, application_name="a person's psql") as foreign:
-            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(CachePath("/users", "")),))
+            foreign.execute("SELECT pg_advisory_lock(%s, %s)", (PATHS, lock_id(CachePath("/users", ""))))
             found = await_finding(breakable, "locks.foreign")
             assert "/users" in found.what
             assert "a person's psql" in found.what
@@ -175,6 +179,30 @@ class TestWhatIsWrong:
             found = await_finding(breakable, "locks.blocking")
             assert "a long ALTER" in found.what
             assert "has locked the table users" in found.what
+            line = wait_until(
+                lambda: [it for it in breakable.log("relay").splitlines() if "has locked the table users" in it],
+                within=SOON_S,
+            )[-1]
+            logged = json.loads(line)
+            assert str(foreign.info.backend_pid) in logged["what"]
+            assert abs(datetime.fromisoformat(logged["since"]).timestamp() - time.time()) < 30
+
+    def test_session_that_lets_writers_of_a_row_wait_is_named(self, breakable: Stack) -> None:
+        with psycopg.connect(breakable.postgres, application_name="a forgotten psql") as foreign:
+            foreign.execute("SELECT FROM users WHERE id = 1 FOR UPDATE")
+            finished = threading.Event()
+
+            def write() -> None:
+                while not finished.is_set():
+                    requests.put(f"{breakable.edge}/users/1", json={"name": "A"}, timeout=10)
+
+            with ThreadPoolExecutor(1) as pool:
+                writer = pool.submit(write)
+                try:
+                    wait_until(lambda: "a forgotten psql" in breakable.log("relay"), within=2 * SOON_S)
+                finally:
+                    finished.set()
+                writer.result()
 
     @pytest.mark.parametrize(
         ("server", "name"), [("postgres", "postgres.silent"), ("redis", "redis.unusable"), ("app1", "process.silent")]
@@ -220,7 +248,7 @@ class TestDoctor:
             psycopg.connect(breakable.postgres, application_name="velikiy relay", autocommit=True),
             psycopg.connect(breakable.postgres) as foreign,
         ):
-            foreign.execute("SELECT pg_advisory_lock(%s)", (lock_id(EVERYTHING),))
+            foreign.execute("SELECT pg_advisory_lock(%s, %s)", (PATHS, lock_id(EVERYTHING)))
             pid = foreign.info.backend_pid
             secrets = shutil.copytree(breakable.data / "secrets", opened / "secrets")
             shutil.copy(breakable.data / "stack.json", opened)
@@ -228,7 +256,7 @@ class TestDoctor:
             (secrets / "edge_secret").chmod(0o644)
             examined = self.doctor(breakable, tmp_path, SECRETS_DIR=str(secrets))
         assert examined.returncode == 1, examined.stdout + examined.stderr
-        assert "which stands for a write to every path: no read is cached." in examined.stdout
+        assert "for a write to every path: no read is cached." in examined.stdout
         assert f'./run psql -c "SELECT pg_terminate_backend({pid})"' in examined.stdout
         assert "2 relays" in examined.stdout
         assert f"chmod go-rwx {secrets}/edge_secret" in examined.stdout
@@ -248,7 +276,7 @@ def test_redis_whose_user_may_not_empty_it_is_named_with_the_missing_command() -
         tier = RedisTier(f"redis://weak:secret@127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
         assert tier.lacking_rights() == ["FLUSHDB"]
         row = caches.Row("redis", "", "1", time.time(), True, 0.0, 0.0)
-        [found] = caches.redis(tier, caches.Table(row, [], []))
+        [found] = caches.redis(tier, caches.Table(row, [], [], {}))
         assert (found.name, found.wrong) == ("redis.refused", True)
         assert "may not run FLUSHDB" in found.what
         assert "+flushdb" in found.advice

@@ -130,7 +130,9 @@ def _dump(address: str, snapshot: str, left_out: list[str], output: IO[bytes]) -
         *[f"--lock-wait-timeout={LOCK_TIMEOUT_S}s", f"--exclude-table-data={LEFT_OUT}"],
         *(f"--exclude-table={name}" for name in left_out),
     ]
-    environment = {**client_programs.environment(address), "LC_ALL": "C.UTF-8"}
+    # The snapshot is one of the primary.
+    primary = {"PGTARGETSESSIONATTRS": str(CONNECT_OPTIONS["target_session_attrs"])}
+    environment = {**client_programs.environment(address), **primary, "LC_ALL": "C.UTF-8"}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.PIPE, env=environment
     )

@@ -56,7 +56,7 @@ def migrated(owner: str, archive: Archive, given: str | None) -> Iterator[tuple[
     with _database(owner, given) as address:
         try:
             migrate.upgrade(address, wait=10, to=archive.revision)
-            with psycopg.connect(address, application_name="velikiy restore") as connection:
+            with psycopg.connect(address, **CONNECT_OPTIONS, application_name="velikiy restore") as connection:
                 names = [name for (name,) in connection.execute(TABLES, (migrate.VERSION_TABLE,)).fetchall()]
                 loaded = _load(connection, archive, [name for name in names if name != LEFT_OUT])
                 connection.commit()

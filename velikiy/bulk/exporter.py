@@ -32,7 +32,7 @@ def export_to(resource: Resource, gate: Gate, file: str, file_format: str, *, fo
     statement = _copy(resource, file_format, _without_formulas(resource, gate) if for_excel else None)
     written = 0
     with open_output(file) as output, gate.database.transaction() as connection:
-        connection.execute("SET LOCAL statement_timeout = 0")
+        connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
         # PostgreSQL may have sent all rows, and be idle, long before the reader of a pipe has read them.
         connection.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
         [(estimate,)] = connection.execute(

@@ -27,8 +27,8 @@ from velikiy.bulk.readers import Input, Row, read
 from velikiy.bulk.rejects import Rejects
 from velikiy.bulk.signals import defer_signals
 from velikiy.bulk.unpack import open_input
-from velikiy.coherence import CachePath, Gate
-from velikiy.coherence.locks import lock_id
+from velikiy.coherence import Gate
+from velikiy.coherence.locks import OTHERS, number_of
 from velikiy.postgres import Connection
 from velikiy.resources.base import Resource
 
@@ -157,9 +157,9 @@ class Import:
     def _exclusive(self, file_digest: bytes) -> Iterator[Progress]:
         """Yield the stored progress of this file, under a lock that keeps out other imports of the file."""
         key = (self.resource.name, file_digest)
-        lock = lock_id(CachePath(f"import {self.resource.name} {file_digest.hex()}", ""))
+        lock = (OTHERS, number_of(f"import {self.resource.name} {file_digest.hex()}"))
         with self.gate.database.autocommit() as connection:
-            [(is_locked,)] = connection.execute("SELECT pg_try_advisory_lock(%s)", (lock,)).fetchall()
+            [(is_locked,)] = connection.execute("SELECT pg_try_advisory_lock(%s, %s)", lock).fetchall()
             if not is_locked:
                 raise CannotImport("another import of this file is running: wait for its end")
             try:
@@ -171,7 +171,7 @@ class Import:
             finally:
                 connection.deadline = None  # the deadline was that of the first statement
                 with suppress(psycopg.Error):
-                    connection.execute("SELECT pg_advisory_unlock(%s)", (lock,))
+                    connection.execute("SELECT pg_advisory_unlock(%s, %s)", lock)
 
     def _rejects(self, progress: Progress, raw: io.FileIO) -> Rejects | None:
         """Return the destination of rejected rows; None for a file in a rehearsal."""

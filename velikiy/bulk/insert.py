@@ -13,8 +13,8 @@ import psycopg
 from psycopg import sql
 
 from velikiy.bulk.readers import Row
-from velikiy.coherence import CachePath, Change, Gate
-from velikiy.coherence.locks import lock_id
+from velikiy.coherence import Change, Gate
+from velikiy.coherence.locks import OTHERS, number_of
 from velikiy.postgres import Connection, DatabaseUnavailable
 from velikiy.resources.base import Resource
 from velikiy.resources.ids import skip_all
@@ -127,15 +127,14 @@ def _await_turn(connection: Connection, resource: Resource, timeout_s: float) ->
     """Let the imports of a resource write one chunk after the other. Two chunks that have the same unique values in
     different orders would wait for each other, and PostgreSQL would abort one of them."""
     _set_timeouts(connection, timeout_s)
-    lock = lock_id(CachePath(f"chunk of {resource.name}", ""))
-    connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
+    connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", (OTHERS, number_of(f"chunk of {resource.name}")))
 
 
 def _set_timeouts(connection: Connection, seconds: float) -> None:
     connection.deadline = time.monotonic() + seconds
     # Between two statements the transaction is idle while `record` writes to a disk, which may be slow.
     connection.execute(
-        "SELECT set_config('statement_timeout', %(time)s, true),"
+        "SELECT set_config('statement_timeout', %(time)s, true), set_config('lock_timeout', %(time)s, true),"
         " set_config('idle_in_transaction_session_timeout', %(time)s, true)",
         {"time": f"{seconds:.0f}s"},
     )
@@ -393,7 +392,7 @@ def vacuum(resource: Resource, gate: Gate) -> None:
     collect its statistics, which plans depend on."""
     with suppress(DatabaseUnavailable, psycopg.Error, KeyboardInterrupt), gate.database.autocommit() as connection:
         connection.deadline = math.inf
-        connection.execute("SET statement_timeout = 0")
+        connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
         [(owned,)] = connection.execute(OWNED, (resource.name,)).fetchall()
         statement = "VACUUM (ANALYZE, SKIP_LOCKED) {}" if owned else "CALL analyze_rows({}::regclass)"
         table = sql.Identifier(resource.name) if owned else sql.Literal(resource.name)

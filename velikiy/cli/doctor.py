@@ -132,7 +132,7 @@ class Examination:
             yield postgres.unreadable()
             return
         yield from postgres.hazards(self.connection, self.tables)
-        yield from postgres.connections(self.connection)
+        yield from postgres.archive(self.connection)
         believers = Database(dsn, size=1, timeout=1).believers()
         if len(believers) > 1:
             yield postgres.two_leaders(believers)

@@ -17,8 +17,9 @@ inspect             what each tier holds, for people
 from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry, found
 from velikiy.coherence.membership import Caches
-from velikiy.coherence.protocol import NOT_TRIED, Answer, Change, Gate, NotTried, TooLate, connect
+from velikiy.coherence.protocol import NOT_TRIED, Answer, Change, Gate, NotTried, connect
 from velikiy.coherence.redis_tier import FillLease, RedisTier
+from velikiy.postgres import TooLate
 
 __all__ = [
     "NOT_TRIED",

@@ -16,6 +16,11 @@ class CachePath(NamedTuple):
     key: str
     """The key of its hash in Redis: `user:7`."""
 
+    @property
+    def table(self) -> str:
+        """The first part of the path: `users`."""
+        return self.path.split("/", 2)[1]
+
 
 class Entry(NamedTuple):
     """A response as a tier stores it: the status, the headers that vary, and the bytes of the body.

@@ -1,6 +1,9 @@
 """Advisory locks on paths. They show a reader that a writer is in flight.
 
 A writer holds the lock of each path that it invalidates until its transaction ends. A reader only probes the lock.
+
+PostgreSQL's advisory locks are numbers that all programs of a database share. The service uses the form with two
+numbers, the first of which is its own, so that it never takes a lock of another program for a writer.
 """
 
 import hashlib
@@ -9,6 +12,12 @@ from functools import cache, lru_cache
 
 from velikiy.coherence.entry import CachePath
 from velikiy.postgres import CONFIRMED, Connection, Row, Statement
+
+PATHS = 0x76656C69
+"""The first number of the locks of paths ("veli" in ASCII)."""
+
+OTHERS = PATHS + 1
+"""The first number of the other locks of the service: of imports, unique values and idempotency keys."""
 
 MAX_PATH_LOCKS = 64
 """Locks of one write. Each lock takes one of some thousand entries in a table that all sessions share
@@ -20,7 +29,7 @@ EVERYTHING = CachePath("*", "")
 
 def lock(connection: Connection, paths: Sequence[CachePath] | None, already_locked: Sequence[CachePath] = ()) -> None:
     """Lock these paths, or every path for None, until the transaction ends. The paths in `already_locked` are left
-    out: they are locked already, or the next statement locks them."""
+    out."""
     connection.query(*locks(None if paths is None else [path for path in paths if path not in already_locked]))
 
 
@@ -32,7 +41,7 @@ def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
     mode, so that they do not take each other for such a writer.
     """
     if paths is None or len(paths) > MAX_PATH_LOCKS:
-        return (Statement("SELECT pg_advisory_xact_lock($1)", (lock_id(EVERYTHING),)),)
+        return (Statement(f"SELECT pg_advisory_xact_lock({PATHS}, $1)", (lock_id(EVERYTHING),)),)
     if not paths:
         return ()
     return (Statement(_each(len(paths)), [lock_id(path) for path in paths]),)
@@ -40,12 +49,12 @@ def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
 
 @cache
 def _each(count: int) -> str:
-    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared(${n})' for n in range(1, count + 1))}"
+    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared({PATHS}, ${n})' for n in range(1, count + 1))}"
 
 
 CHECK = f"""
-SELECT CASE WHEN pg_try_advisory_lock($1) THEN NOT pg_advisory_unlock($1) ELSE true END
-    OR CASE WHEN pg_try_advisory_lock_shared($2) THEN NOT pg_advisory_unlock_shared($2) ELSE true END,
+SELECT CASE WHEN pg_try_advisory_lock({PATHS}, $1) THEN NOT pg_advisory_unlock({PATHS}, $1) ELSE true END
+    OR CASE WHEN pg_try_advisory_lock_shared({PATHS}, $2) THEN NOT pg_advisory_unlock_shared({PATHS}, $2) ELSE true END,
     {CONFIRMED}
 """
 
@@ -79,6 +88,10 @@ def writer_in_flight(connection: Connection, path: CachePath) -> bool:
 
 @lru_cache(maxsize=4096)
 def lock_id(path: CachePath) -> int:
-    """Return the number of the path's advisory lock: 64 bits, signed. If two paths had one number, only speed would
-    suffer."""
-    return int.from_bytes(hashlib.blake2b(path.path.encode(), digest_size=8).digest(), signed=True)
+    """Return the number of the path's lock: 32 bits, signed. If two paths have one number, only speed suffers."""
+    return number_of(path.path)
+
+
+def number_of(name: str) -> int:
+    """Return the second number of the lock with this name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), signed=True)

@@ -10,7 +10,11 @@ server does not use it, and its writes fence Redis, because they cannot drop any
 as processes reach different servers, each is announced in a row of its own, and Redis stays out of use for all.
 
 Clocks of different machines are never compared: the holder counts its lease from before the query, and the writer
-counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people and for cleaning up.
+counts the wait from when the fence is visible to all. `renewed_at` and `fenced_at` are for people. The relay cleans up:
+it looks whether `renewed_at` changes, and does not compare it with a clock, because a clock may be set (`Renewals`).
+
+A cache that writers fence again and again is readmitted after a pause that doubles (`Record`). A row of its own, which
+no statement takes for a cache, counts the fences: an edge that registers again would not keep a count.
 """
 
 import threading
@@ -23,7 +27,7 @@ import structlog
 from velikiy import metrics
 from velikiy.coherence.host import HOST
 from velikiy.coherence.shards import ShardMap
-from velikiy.coherence.timing import EXCLUSION_S
+from velikiy.coherence.timing import EXCLUSION_S, FORGIVEN_AFTER_S, MAX_FENCES, PAUSE_S
 from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Statement
 from velikiy.settings import is_loopback
 
@@ -80,6 +84,44 @@ class Cache(NamedTuple):
         return self.instance_id.startswith(f"{HOST}/") and is_loopback(host)
 
 
+RECORD = "fences of "
+"""The name of the row that counts the fences of a cache begins so. The column `epoch` has the number, and `renewed_at`
+the moment of the last fence."""
+
+COUNT_FENCE = """
+WITH fenced AS (
+    UPDATE caches SET fenced_at = clock_timestamp() WHERE fenced_at IS NULL
+    AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[])) RETURNING name
+), counted AS (
+    INSERT INTO caches AS c (name, kind, address, epoch, excluded)
+    SELECT %(record)s || name, 'redis', '', '1', true FROM fenced WHERE %(counts)s
+    ON CONFLICT (name) DO UPDATE SET renewed_at = clock_timestamp(), epoch = least(%(most)s, 1 + greatest(0,
+        c.epoch::int - floor(extract(epoch FROM clock_timestamp() - c.renewed_at) / %(forgiven)s)::int
+    ))::text
+)
+SELECT name FROM fenced
+"""
+
+
+class Record(NamedTuple):
+    """The fences of a cache by writers."""
+
+    fences: int = 0
+    since_s: float = 0.0
+    """Seconds since the last fence."""
+
+    @property
+    def lately(self) -> int:
+        """The fences that are not forgotten."""
+        return max(0, self.fences - int(self.since_s / FORGIVEN_AFTER_S))
+
+    @property
+    def pause_left_s(self) -> float:
+        """Seconds until the cache may be readmitted. If PostgreSQL's clock was set back, the pause is over."""
+        pause = PAUSE_S * 2 ** (self.fences - 2) if self.fences > 1 else 0.0
+        return max(0.0, pause - self.since_s) if self.since_s >= 0 else 0.0
+
+
 class Grant(NamedTuple):
     """A cache lease that an edge gets."""
 
@@ -94,6 +136,28 @@ because leases that were granted before may still be valid."""
 RIVAL_S = 10.0
 """Seconds for which an announced server counts as in use. A relay announces its own each second while Redis is fenced,
 any other process when one of its writes finds Redis in use and reaches another server."""
+
+
+class Renewals:
+    """Tells the rows that are renewed from the rows that are not, by the clock of this process."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds`: the time after which a row that has not changed has lapsed."""
+        self._seconds = seconds
+        self._seen: dict[tuple[str, str], tuple[str, float]] = {}
+
+    def lapsed(self, rows: Sequence[tuple[str, str, str]]) -> set[str]:
+        """Look at all rows: their names, epochs and renewals. Return the names of the rows that have lapsed."""
+        at = time.monotonic()
+        before, self._seen = self._seen, {}
+        for name, epoch, renewal in rows:
+            known = before.get((name, epoch))
+            self._seen[name, epoch] = known if known and known[0] == renewal else (renewal, at)
+        return {name for (name, _), (_, since) in self._seen.items() if at - since > self._seconds}
+
+    def forget(self) -> None:
+        """Begin again: in an outage of PostgreSQL nothing is renewed."""
+        self._seen.clear()
 
 
 class Caches:
@@ -153,14 +217,17 @@ class Caches:
                 (shards.id, str(shards)),
             )
 
-    def announced(self, connection: Connection) -> list[ShardMap]:
-        """Return the servers that processes have announced in the last RIVAL_S."""
+    def announced(self, connection: Connection, renewals: Renewals) -> list[ShardMap]:
+        """Return the servers that processes announce, and delete those that have lapsed."""
         rows = connection.execute(
-            "SELECT address FROM caches WHERE kind = 'redis' AND name <> %s"
-            " AND renewed_at > clock_timestamp() - make_interval(secs => %s) ORDER BY name",
-            (REDIS, RIVAL_S),
-        )
-        return [ShardMap.parse(address) for (address,) in rows.fetchall()]
+            "SELECT name, address, epoch, renewed_at::text FROM caches"
+            " WHERE kind = 'redis' AND name <> %s AND NOT starts_with(name, %s) ORDER BY name",
+            (REDIS, RECORD),
+        ).fetchall()
+        lapsed = renewals.lapsed([(name, epoch, renewal) for name, _, epoch, renewal in rows])
+        if lapsed:
+            connection.execute("DELETE FROM caches WHERE kind = 'redis' AND name = ANY (%s)", (sorted(lapsed),))
+        return [ShardMap.parse(address) for name, address, _, _ in rows if name not in lapsed]
 
     def adopt_redis(self, redis: Cache, shards: ShardMap) -> None:
         """Register another server as Redis, without a fence. It has just been emptied, and the one that was registered
@@ -177,8 +244,11 @@ class Caches:
         if adopted.rowcount:
             log.info("redis.registered", address=shards.address)
 
-    def fence(self, caches: Sequence[Cache]) -> None:
+    def fence(self, caches: Sequence[Cache], *, counts: bool = False, reason: str = "") -> None:
         """Grant no further leases for these caches. The fence is visible to all once this returns, and not before.
+
+        Args:
+            counts: Whether the pause before the next readmission grows.
 
         Raises:
             DatabaseUnavailable
@@ -186,15 +256,41 @@ class Caches:
         if not caches:
             return
         with self.database.autocommit() as connection:
-            fenced = connection.execute(
-                "UPDATE caches SET fenced_at = clock_timestamp() WHERE fenced_at IS NULL"
-                " AND (name, epoch) IN (SELECT * FROM unnest(%(names)s::text[], %(epochs)s::text[]))",
-                _which(caches),
-            )
+            values = {"record": RECORD, "counts": counts, "most": MAX_FENCES, "forgiven": FORGIVEN_AFTER_S}
+            fenced = connection.execute(COUNT_FENCE, {**_which(caches), **values})
         if fenced.rowcount:  # else another writer was faster
             for cache in caches:
                 metrics.FENCES.labels(cache.kind).inc()
-        log.warning("cache.fenced", caches=[cache.shown for cache in caches])
+        log.warning("cache.fenced", caches=[cache.shown for cache in caches], **({"reason": reason} if reason else {}))
+
+    def record(self, connection: Connection, name: str) -> Record:
+        """Return the fences of the cache with this name."""
+        row = connection.execute(
+            "SELECT epoch::int, extract(epoch FROM clock_timestamp() - renewed_at)::float8 FROM caches WHERE name = %s",
+            (f"{RECORD}{name}",),
+        ).fetchone()
+        return Record(*row) if row else Record()
+
+    def pause_left(self, name: str, epoch: str) -> float:
+        """Return the seconds until the edge with this name may register. During the pause, exclude it: an edge that
+        requests a new epoch has given the earlier ones up, so no writer need wait for them. A request that comes late
+        names an epoch that is not newer.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        with self.database.reserved() as connection:
+            pause = self.record(connection, name).pause_left_s
+            if pause:
+                fenced = connection.execute(
+                    "SELECT epoch FROM caches WHERE name = %s AND fenced_at IS NOT NULL AND NOT excluded", (name,)
+                ).fetchone()
+                if fenced and _is_newer(epoch, fenced[0]):
+                    connection.execute(
+                        "UPDATE caches SET excluded = true WHERE name = %s AND epoch = %s AND fenced_at IS NOT NULL",
+                        (name, fenced[0]),
+                    )
+            return pause
 
     def await_exclusion(self, caches: Sequence[Cache]) -> None:
         """Wait until no lease for these fenced caches is left, then exclude them. Return at once for caches that are
@@ -326,26 +422,31 @@ class Caches:
             )
         return bool(readmitted.rowcount)
 
-    def expired_edges(self, seconds: float) -> list[Cache]:
-        """Return the edges that are fenced or have not renewed their lease for so many seconds of PostgreSQL's
-        clock."""
+    def expired_edges(self, renewals: Renewals) -> list[Cache]:
+        """Return the edges that are fenced or have lapsed."""
         with self.database.autocommit() as connection:
             rows = connection.execute(
-                "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded FROM caches"
+                "SELECT name, address, epoch, fenced_at IS NOT NULL, excluded, renewed_at::text FROM caches"
                 " WHERE kind = 'edge'"
-                " AND (fenced_at IS NOT NULL OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
-                (seconds,),
-            )
-            return [Cache(*row) for row in rows.fetchall()]
+            ).fetchall()
+        lapsed = renewals.lapsed([(row[0], row[2], row[5]) for row in rows])
+        edges = [Cache(*row[:5]) for row in rows]
+        return [edge for edge in edges if edge.fenced or edge.name in lapsed]
 
-    def forget_announced(self, shards: ShardMap | None = None) -> None:
-        """Delete what no process has announced in the last RIVAL_S, and the given servers."""
+    def forget_announced(self, shards: ShardMap) -> None:
+        """Delete the announcement of these servers."""
         with self.database.autocommit() as connection:
             connection.execute(
-                "DELETE FROM caches WHERE kind = 'redis' AND name <> %s"
-                " AND (name = %s OR renewed_at < clock_timestamp() - make_interval(secs => %s))",
-                (REDIS, shards.id if shards else "", RIVAL_S),
+                "DELETE FROM caches WHERE kind = 'redis' AND name <> %s AND name = %s", (REDIS, shards.id)
             )
+
+    def forget_old_records(self, connection: Connection) -> None:
+        """Delete the records whose fences are all forgotten."""
+        connection.execute(
+            "DELETE FROM caches WHERE kind = 'redis' AND starts_with(name, %s)"
+            " AND renewed_at < clock_timestamp() - make_interval(secs => %s)",
+            (RECORD, FORGIVEN_AFTER_S * MAX_FENCES),
+        )
 
     def forget(self, cache: Cache) -> None:
         """Delete the row of an excluded cache. If the cache is alive, it registers again."""
@@ -353,6 +454,12 @@ class Caches:
             connection.execute(
                 "DELETE FROM caches WHERE name = %s AND epoch = %s AND excluded", (cache.name, cache.epoch)
             )
+
+
+def _is_newer(epoch: str, other: str) -> bool:
+    """Return whether a run of an edge has begun the epoch, `<run>.<number>`, after the other one."""
+    (run, _, number), (other_run, _, other_number) = epoch.partition("."), other.partition(".")
+    return run == other_run and number.isdecimal() and other_number.isdecimal() and int(number) > int(other_number)
 
 
 def _which(caches: Sequence[Cache]) -> dict[str, list[str]]:

@@ -13,29 +13,35 @@ PostgreSQL makes a commit visible before it releases the lock.
 Redis is dropped before the edges, because an edge may copy an entry from Redis.
 
 A cache that does not acknowledge a drop is fenced: its cache lease is not renewed, and the writer waits until every
-lease that was already granted has expired (`timing.EXCLUSION_S`).
+lease that was already granted has expired (`timing.EXCLUSION_S`). A fenced cache that acknowledges costs no wait.
 
 No step depends on comparing clocks of different machines. docs/protocol.md explains the whole.
 """
 
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum, auto
 from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
+import psycopg
+
 from velikiy import metrics
+from velikiy.coherence.deadline import Deadline
 from velikiy.coherence.edge_client import EdgeTier
 from velikiy.coherence.entry import CachePath, Entry
 from velikiy.coherence.group_commit import Drop, GroupCommit
 from velikiy.coherence.locks import check, is_replicated, is_written, lock, locks
-from velikiy.coherence.membership import REDIS, Cache, Caches
+from velikiy.coherence.membership import MISSING, REDIS, Cache, Caches
 from velikiy.coherence.redis_connections import OtherServer
 from velikiy.coherence.redis_tier import DoesNotAnswer, FillLease, Hit, RedisTier
 from velikiy.coherence.shards import UNREGISTERED, ShardMap
-from velikiy.coherence.timing import now
-from velikiy.postgres import CONFIRM, Connection, Database, Deadlock, Statement
+from velikiy.coherence.slowness import Slowness
+from velikiy.coherence.timing import EXCLUSION_S, now
+from velikiy.postgres import CONFIRM, Connection, Database, DatabaseUnavailable, Deadlock, Statement, TooLate
+from velikiy.postgres.database import allow_idle
 from velikiy.settings import Settings
 
 T = TypeVar("T")
@@ -79,14 +85,17 @@ class Dropped(NamedTuple):
     """Fill leases for the paths that writers want to prefill."""
 
     fenced: list[Cache]
-    """Caches that are fenced but may still be in use. The writer waits for their exclusion before it commits."""
+    """Caches that are fenced, may still be in use, and have not acknowledged the drop. The writer waits for their
+    exclusion before it commits."""
 
 
-class TooLate(Exception):
-    """The write's deadline has passed, and its client has received an error. The write was not carried out."""
-
+MARGIN_S = 2.0
+"""Seconds for a busy machine, within which a writer that has waited for an exclusion sends its next statement."""
 
 SET_AUTHOR = "SELECT set_config('velikiy.author', $1, true)"
+
+IN_USE = MISSING._replace(fenced=False)
+"""Stands for Redis beside edges, without its row."""
 
 MAX_ATTEMPTS = 3
 """Attempts at a write that PostgreSQL aborts to break a deadlock."""
@@ -101,6 +110,9 @@ class Gate:
         self.redis_tier = redis_tier
         self.edge_tier = edge_tier
         self._group = GroupCommit[Dropped]()
+        self._locked_tables: dict[str, threading.Lock] = {}
+        """The tables that another session has locked, each with the lock of the one read that tries it."""
+        self._slowness = Slowness()
 
     def read(
         self,
@@ -123,10 +135,15 @@ class Gate:
         found = self.redis_tier.read(path, variant) if isinstance(from_edge, NotTried) else from_edge
         if isinstance(found, Hit):
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
-        with self.database.autocommit() as connection:
+        with self._unless_locked(path.table), self.database.autocommit() as connection:
             # Each statement has its own snapshot: the lock is probed before the snapshot that counts.
             checked, before = connection.enqueue(check(path)), connection.exchanges
-            entry = load(connection)
+            try:
+                entry = load(connection)
+            except psycopg.errors.OutOfMemory:
+                # A session has filled the table of locks, so a writer in flight would not show: count on a writer.
+                checked, entry = [], load(connection)
+                connection.query(CONFIRM)
             written = is_written(checked)
             if connection.exchanges - before > 1 and is_replicated(checked):
                 connection.query(CONFIRM)  # `check` has confirmed the first exchange only
@@ -138,20 +155,44 @@ class Gate:
             entry, True, "redis; fwd=uri-miss; stored" if isinstance(found, FillLease) else "redis; fwd=bypass"
         )
 
+    @contextmanager
+    def _unless_locked(self, table: str) -> Iterator[None]:
+        """Let one read at a time try a table that another session has locked, such as for ALTER TABLE. The others fail
+        at once: else every thread would wait.
+
+        Raises:
+            DatabaseUnavailable
+        """
+        turn = self._locked_tables.get(table)
+        if turn and not turn.acquire(blocking=False):
+            raise DatabaseUnavailable("another read waits for the locked table") from psycopg.errors.LockNotAvailable()
+        try:
+            yield
+            if turn:
+                self._locked_tables.pop(table, None)
+        except DatabaseUnavailable as error:
+            if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+                self._locked_tables.setdefault(table, threading.Lock())
+            raise
+        finally:
+            if turn:
+                turn.release()
+
     def write(
         self,
         change: Callable[[Connection], Change[T]],
         timeout_factor: float = 1,
-        lock_first: Sequence[CachePath] = (),
-        until: float | None = None,
+        known_paths: Sequence[CachePath] = (),
+        deadline: Deadline | None = None,
         author: str = "",
     ) -> T:
         """Run `change` in a transaction, lock the paths that it invalidates, drop them in every cache, and commit.
 
         Args:
             timeout_factor: The time that PostgreSQL has for the write, as a multiple of the time for one request.
-            lock_first: The paths that are known in advance. They are locked in the same exchange as BEGIN.
-            until: The moment (`timing.now`) after which nothing is committed.
+            known_paths: The paths that are known in advance. They are locked in the exchange in which `change` writes
+                the row (`Connection.write`), and after it: a writer that waits for the row keeps no path uncached.
+            deadline: The moment after which nothing is committed.
             author: Who writes, for the history of rows (migrations/sql/row_history.sql): `api:` and the name of an API
                 key, or `command:` and the name of a command.
 
@@ -161,30 +202,31 @@ class Gate:
         """
         for _ in range(MAX_ATTEMPTS - 1):
             with suppress(Deadlock):
-                return self._write(change, timeout_factor, lock_first, until, author)
-        return self._write(change, timeout_factor, lock_first, until, author)
+                return self._write(change, timeout_factor, known_paths, deadline, author)
+        return self._write(change, timeout_factor, known_paths, deadline, author)
 
     def _write(
         self,
         change: Callable[[Connection], Change[T]],
         timeout_factor: float,
-        lock_first: Sequence[CachePath],
-        until: float | None,
+        known_paths: Sequence[CachePath],
+        deadline: Deadline | None,
         author: str,
     ) -> T:
         lease = None
-        _check_deadline(until)
-        first = (Statement(SET_AUTHOR, (author,)), *locks(lock_first)) if author else locks(lock_first)
-        with self.database.transaction(timeout_factor, *first) as connection:
+        _check_deadline(deadline)
+        first = [Statement(SET_AUTHOR, (author,))] if author else []
+        with self.database.transaction(timeout_factor, deadline.moment if deadline else None, *first) as connection:
+            connection.behind = locks(known_paths)
             outcome, invalidates, prefill = change(connection)
             if invalidates is None or invalidates:
-                lock(connection, invalidates, already_locked=lock_first)
+                lock(connection, invalidates, already_locked=() if connection.behind else known_paths)
                 lease = self.drop(connection, invalidates, prefill[0] if prefill else None)
             else:
                 connection.query(CONFIRM)  # a COMMIT of nothing would not wait for the standby
-            # Last: a process that is stopped from here on holds the row lock, so no newer write can be acknowledged
-            # until the process continues or PostgreSQL ends the transaction.
-            _check_deadline(until)
+            # Last. A process that is stopped from here on holds the row lock, so no newer write can be acknowledged;
+            # and PostgreSQL compares the deadline again when it receives the COMMIT.
+            _check_deadline(deadline)
         if prefill and lease:
             # Only after the commit: before it, Redis would show a row that PostgreSQL does not show, or never will.
             # Readers that arrive in between wait for this fill or go to PostgreSQL.
@@ -216,7 +258,7 @@ class Gate:
             self._await_exclusion(connection, dropped.fenced)
             if any(cache.name == REDIS for cache in dropped.fenced):
                 # Drop at the edges again: until its exclusion Redis had the old entry, and an edge could copy it.
-                self._await_exclusion(connection, self._drop_at_edges(connection, paths))
+                self._await_exclusion(connection, self._drop_at_edges(connection, paths, {}))
         return dropped.leases.get(prefill) if prefill else None
 
     def _drop_all(self, connection: Connection, drops: Sequence[Drop]) -> Dropped:
@@ -229,35 +271,70 @@ class Gate:
         prefill = (
             [drop.prefill for drop in drops if drop.prefill and named[drop.prefill] == 1] if paths is not None else []
         )
-        leases, redis = self._drop_in_redis(connection, paths, prefill)
-        fenced = [redis] if redis and not redis.excluded else []
-        return Dropped(leases, fenced + self._drop_at_edges(connection, paths))
+        times: dict[Cache, float] = {}
+        leases, redis = self._drop_in_redis(connection, paths, prefill, times)
+        silent = [redis] if redis and not redis.excluded else []
+        silent += self._drop_at_edges(connection, paths, times)
+        self._fence_slow_caches(connection, times)
+        return Dropped(leases, silent)
+
+    def _fence_slow_caches(self, connection: Connection, times: dict[Cache, float]) -> None:
+        """Take a cache that is slow again and again out of use, so that no write waits for it. This writer need not
+        wait: the cache has acknowledged its drop."""
+        for cache in self._slowness.slow(times):
+            with connection.deadline_paused():
+                with self.database.autocommit() as other:
+                    lately = self.caches.record(other, cache.name).lately
+                    cache = self.caches.redis(other) if cache.name == REDIS else cache
+                if not cache.fenced and self._slowness.is_repeated(cache, lately):
+                    self.caches.fence([cache], counts=True, reason="it acknowledges slowly, again and again")
 
     def _drop_in_redis(
-        self, connection: Connection, paths: Sequence[CachePath] | None, prefill: Sequence[CachePath]
+        self,
+        connection: Connection,
+        paths: Sequence[CachePath] | None,
+        prefill: Sequence[CachePath],
+        times: dict[Cache, float],
     ) -> tuple[dict[CachePath, FillLease], Cache | None]:
-        """Return the fill leases, and Redis if it is fenced."""
-        shards = self.redis_tier.registered()
+        """Return the fill leases, and Redis if it is fenced and has not acknowledged. Add the seconds that it took to
+        `times`."""
+        shards, is_silent = self.redis_tier.registered(), False
         for _ in range(2):  # the second time at the server that is registered meanwhile
             if shards is None:
                 # Read after the locks were taken: a process that uses a readmitted Redis finds the locks. A lease
                 # replaces the row, because no Redis is readmitted before every lease has expired.
                 redis = self.caches.redis(connection)
                 if redis.fenced:
-                    return {}, redis
+                    return {}, None if self._drops_in_fenced_redis(connection, redis, paths) else redis
                 shards = redis.shards or UNREGISTERED
             with connection.deadline_paused():
                 try:
-                    return self.redis_tier.drop(paths, prefill, shards=shards), None
+                    began = now()
+                    leases = self.redis_tier.drop(paths, prefill, shards=shards)
                 except DoesNotAnswer as error:
                     metrics.UNACKNOWLEDGED.labels(REDIS, str(error)).inc()
+                    is_silent = True
                     break
                 except OtherServer as error:
                     self.adopt(error.found)
+                else:
+                    times[IN_USE] = now() - began
+                    return leases, None
             shards = None
         redis = self.caches.redis(connection)
-        self.caches.fence([redis])
+        self.caches.fence([redis], counts=is_silent)
         return {}, redis
+
+    def _drops_in_fenced_redis(self, connection: Connection, redis: Cache, paths: Sequence[CachePath] | None) -> bool:
+        """Return whether a fenced Redis, which may still be in use, has acknowledged. A cluster may be fenced because a
+        key has two copies, of which a drop reaches one."""
+        shards = ShardMap.parse(redis.address) if redis.address else UNREGISTERED
+        if redis.excluded or shards is UNREGISTERED or shards.is_cluster:
+            return False
+        with connection.deadline_paused(), suppress(DoesNotAnswer, OtherServer):
+            self.redis_tier.drop(paths, shards=shards)
+            return True
+        return False
 
     def adopt(self, found: ShardMap) -> None:
         """Register the servers that this process reaches, if the registered server is surely gone; else announce them.
@@ -275,23 +352,31 @@ class Gate:
         else:
             self.caches.announce(found)
 
-    def _drop_at_edges(self, connection: Connection, paths: Sequence[CachePath] | None) -> list[Cache]:
-        """Return the edges that are fenced but may still be in use. The list of edges is read now, after the drop in
-        Redis: an edge that registers later finds no old entry there."""
+    def _drop_at_edges(
+        self, connection: Connection, paths: Sequence[CachePath] | None, times: dict[Cache, float]
+    ) -> list[Cache]:
+        """Return the edges that have not acknowledged and may still be in use, which are fenced by then. Add to `times`
+        the seconds that each of the others took. The list of edges is read now, after the drop in Redis: an edge that
+        registers later finds no old entry there.
+
+        A fenced edge also gets the drop: if it acknowledges, it has forgotten the paths, whatever it may still use."""
         edges = self.caches.edges(connection)
         with connection.deadline_paused():
-            silent = self.edge_tier.drop([edge for edge in edges if not edge.fenced], paths)
-            self.caches.fence(silent)
-        return [*silent, *(edge for edge in edges if edge.fenced)]
+            silent = self.edge_tier.drop(edges, paths, times)
+            self.caches.fence([edge for edge in silent if not edge.fenced], counts=True)
+        return silent
 
     def _await_exclusion(self, connection: Connection, fenced: Sequence[Cache]) -> None:
+        if not fenced:
+            return
+        allow_idle(connection, EXCLUSION_S + self.database.timeout + MARGIN_S)
         with connection.deadline_paused():
             self.caches.await_exclusion(fenced)
 
 
-def _check_deadline(until: float | None) -> None:
+def _check_deadline(deadline: Deadline | None) -> None:
     """Raises: TooLate"""
-    if until is not None and now() >= until:
+    if deadline and deadline.is_over():
         metrics.LATE_WRITES.inc()
         raise TooLate
 

@@ -403,6 +403,11 @@ def _exchange(connection: Any, *commands: tuple[Argument, ...]) -> list[Any]:
 MOVING = "the cluster moves hash slots"
 UNCOVERED = "the cluster does not serve all hash slots"
 
+NO_MEMORY = "has no memory left, and evicts no entries (maxmemory-policy)"
+CANNOT_SAVE = "refuses writes, because it cannot save its data to disk"
+LOADING = "is loading its data"
+NO_RIGHTS = "does not permit its user the commands or keys that this service needs"
+
 REFUSALS = {
     "WRONGPASS": "refuses the user or the password",
     "invalid username-password": "refuses the user or the password",
@@ -416,12 +421,17 @@ REFUSALS = {
     "protected mode": "is in protected mode and serves only its own machine",
     "READONLY": "is a replica that accepts no writes",
     "read only replica": "is a replica that accepts no writes",
-    "NOPERM": "does not permit its user the commands or keys that this service needs",
-    "no permissions": "does not permit its user the commands or keys that this service needs",
+    "NOPERM": NO_RIGHTS,
+    "no permissions": NO_RIGHTS,
     "unknown command": "lacks a command that this service needs (renamed or switched off)",
     "DB index is out of range": "has no database of this number",
     "max number of clients": "has no room for further clients (maxclients)",
     "INFO lacks run_id": "does not name its run_id in INFO, so this service cannot tell it from another Redis",
+    "OOM command": NO_MEMORY,
+    "MISCONF": CANNOT_SAVE,
+    "LOADING": LOADING,
+    "BUSY ": "is busy with a script of another program",
+    "NOREPLICAS": "refuses writes, because it has too few replicas",
     UNCOVERED: "is a cluster that does not serve all hash slots now",
     "CLUSTERDOWN": "is a cluster that does not serve all hash slots now",
     MOVING: "is a cluster that moves hash slots between its servers now",

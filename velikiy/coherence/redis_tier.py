@@ -46,6 +46,9 @@ return lacking
 """
 """Finds out what Redis' user may run, without running it."""
 
+MAX_TRIAL_KEYS = 1000
+"""Enough that nearly every server of a cluster holds one of them."""
+
 OTHER_DATA = "OTHERDATA"
 """The error of read.lua."""
 
@@ -307,6 +310,28 @@ class RedisTier:
         except (DoesNotAnswer, OtherServer, redis.exceptions.RedisError, OSError):
             return []
         return sorted(lacking)
+
+    def trial(self, trial_key: str) -> str:
+        """Do at each server what reads and writes do, with this key of no row. Return why Redis refuses that, as the
+        rest of a sentence about Redis; an empty string if it works."""
+        try:
+            shards = self.identify()
+            for server in shards.servers:
+                keys = (trial_key, *(f"{trial_key}{number}" for number in range(MAX_TRIAL_KEYS)))
+                key = next((key for key in keys if shards.shard_of(key).server == server), "")
+                if key:  # a primary without slots gets no keys
+                    at = self._drop_servers.connections_to(server, shards)
+                    at.run(DROP, (key, "trial", 1000), before=[("UNLINK", key)], at=server.id)
+                    at.run(FILL, (key, "", "trial", b"trial", 1000), at=server.id)
+                    at.run(READ, (key, "other", "trial", 1000, ""), at=server.id)
+                    at.exchange(("UNLINK", key), at=server.id)
+        except DoesNotAnswer as error:
+            return str(error)
+        except OtherServer:  # it has just changed
+            return ""
+        except AWAY as error:
+            return refusal(error) or NO_ANSWER
+        return ""
 
     def is_surely_gone(self, registered: ShardMap, found: ShardMap) -> bool:
         """Return whether this server has ended, because another run of Redis was found at its only place."""

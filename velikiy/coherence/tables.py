@@ -6,10 +6,14 @@ from typing import NamedTuple
 from velikiy.postgres import Connection
 
 TABLES = """
-WITH RECURSIVE tables AS (
+WITH RECURSIVE own AS (
     SELECT name, to_regclass(name)::oid AS id FROM unnest(%s::text[]) name
-    UNION
-    SELECT name, inhrelid FROM tables JOIN pg_inherits ON inhparent = id
+), children AS (
+    SELECT name, id FROM own UNION SELECT name, inhrelid FROM children JOIN pg_inherits ON inhparent = id
+), parents AS (
+    SELECT name, id FROM own UNION SELECT name, inhparent FROM parents JOIN pg_inherits ON inhrelid = id
+), tables AS (
+    SELECT name, id FROM children UNION SELECT name, id FROM parents
 )
 SELECT
     name,
@@ -29,8 +33,9 @@ CROSS JOIN LATERAL (
 ) its_triggers
 GROUP BY name
 """
-"""For each name: the identity of the table and of the tables that inherit from it, as text; and the tables that lack a
-trigger for INSERT, DELETE, UPDATE or TRUNCATE (4 + 8 + 16 + 32 in pg_trigger.tgtype).
+"""For each name: the identity of the table, of the tables that inherit from it and of those from which it inherits, as
+text; and the tables that lack a trigger for INSERT, DELETE, UPDATE or TRUNCATE (4 + 8 + 16 + 32 in pg_trigger.tgtype).
+A statement fires only the triggers of the table that it names: UPDATE of a parent changes rows of its children as well.
 
 ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
 TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
@@ -44,7 +49,7 @@ class WatchedTable(NamedTuple):
     """Another text after the table was restored, swapped, altered or truncated."""
 
     without_triggers: list[str]
-    """The tables, of this table and its children, whose triggers are missing or disabled."""
+    """The tables, of this table, its children and its parents, whose triggers are missing or disabled."""
 
 
 def watched_tables(connection: Connection, names: Sequence[str]) -> list[WatchedTable]:

@@ -22,6 +22,20 @@ RENEWAL_S = 1.0
 FILL_LEASE_S = 3.0
 """Seconds after which a fill lease is void and another reader may fill the entry. Only speed depends on it."""
 
+SLOW_S = 0.15
+"""A drop that takes longer is slow, if another cache has acknowledged in a third of that time."""
+
+SLOW_WINDOW_S = 10.0
+MAX_SLOW_DROPS = 3
+"""A cache that is so often slow in SLOW_WINDOW_S is fenced. A cache that was fenced lately is fenced at once."""
+
+FORGIVEN_AFTER_S = 60.0
+"""Seconds of use after which one fence of a cache is forgotten."""
+
+PAUSE_S = 4.0
+MAX_FENCES = 6
+"""The pause before a cache is readmitted doubles with each fence: none, 4 s, 8 s, ... 64 s."""
+
 CLOCK_DRIFT = 0.01
 """The share by which two clocks may run apart; quartz clocks stay far below a thousandth."""
 

@@ -53,7 +53,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
     routes = Blueprint("console_export", __name__, url_prefix="/console")
     resource = resources["users"]
     one_at_a_time = threading.Semaphore()
-    """Of the threads of a process, downloads take one: other requests do not wait for them."""
+    """Downloads take one thread of a process, so that other requests do not wait for them."""
 
     def mac(file_format: str, until: str) -> str:
         return hmac.digest(secret.encode(), f"export\n{file_format}\n{until}".encode(), "sha256").hex()

@@ -88,7 +88,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
 
     @routes.post("")
     def run() -> Response:
-        until = requests.until()
+        deadline = requests.deadline(gate.database.timeout)
         requests.parameters()
         options, resource, content = _request(resources)
         try:
@@ -112,7 +112,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
         seconds = TIMEOUT_FACTOR * gate.database.timeout
         change = chunk(resource, valid, options.on_conflict, record, seconds, seconds)
         keyed = keys.once(requests.idempotency_key(options, content), change)
-        stored = gate.write(keyed, TIMEOUT_FACTOR, until=until, author=requests.author())
+        stored = gate.write(keyed, TIMEOUT_FACTOR, deadline=deadline, author=requests.author())
         for position, errors in stored.members["refused"]:
             valid[position] = valid[position]._replace(errors=errors)
         return _json(_result(piece, valid, stored), stored.headers)

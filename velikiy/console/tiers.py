@@ -1,4 +1,4 @@
-"""What each tier holds for one address, and the purge of its path, for the console (docs/console.md)."""
+"""Show the entry of each tier for one address, and purge its path, for the console (docs/console.md)."""
 
 from typing import Any, Literal
 

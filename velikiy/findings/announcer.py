@@ -1,7 +1,9 @@
 """The log says what is wrong when it begins, and when it is over."""
 
 import re
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 import structlog
 
@@ -15,16 +17,24 @@ class Announcer:
 
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], Finding] = {}
+        self._seen_since: dict[tuple[str, str], float] = {}
         self._announced: dict[tuple[str, str], Finding] = {}
 
     def report(self, findings: Iterable[Finding]) -> None:
         """Log the findings that have begun, and the announced findings that are over."""
         # Numbers in a sentence, such as seconds, may change from look to look.
         now = {(it.name, re.sub(r"\d+", "", it.what)): it for it in findings}
+        self._seen_since = {key: self._seen_since.get(key, time.time()) for key in now}
         for key in now.keys() & self._seen.keys() - self._announced.keys():
             self._announced[key] = it = now[key]
             write = log.error if it.wrong else log.warning
-            write("finding", name=it.name, what=it.what, advice=it.advice)
+            # PostgreSQL shows the times of a session only to its own role.
+            since = it.since or self._seen_since[key]
+            write("finding", name=it.name, what=it.what, advice=it.advice, since=_time(since))
         for key in self._announced.keys() - now.keys():
             log.info("finding.over", name=self._announced.pop(key).name)
         self._seen = now
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")

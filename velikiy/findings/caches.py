@@ -1,10 +1,12 @@
 """Findings about the caches: Redis, the edges, and the right to use them."""
 
+import time
 from datetime import datetime
 from typing import NamedTuple
 
 from velikiy.coherence import RedisTier
-from velikiy.coherence.membership import REDIS, RIVAL_S
+from velikiy.coherence.membership import RECORD, REDIS, Record
+from velikiy.coherence.redis_connections import CANNOT_SAVE, NO_MEMORY, NO_RIGHTS
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import LEASE_S
@@ -17,6 +19,9 @@ SELECT
     extract(epoch FROM renewed_at), extract(epoch FROM clock_timestamp() - renewed_at), kind
 FROM caches ORDER BY address
 """
+
+NO_ROW = "user:0"
+"""A key of the form that the keys of rows have, for Redis users who are limited to these. No row has the id 0."""
 
 REDIS_COSTS = "reads that miss at the edge go to PostgreSQL."
 
@@ -49,18 +54,23 @@ class Table(NamedTuple):
     announced: list[ShardMap]
     """The servers that processes reach as Redis and that are not registered."""
 
+    records: dict[str, Record]
+    """How often writers have fenced a cache, by its name."""
+
 
 def table(connection: Connection) -> Table:
-    redis, found, announced = None, [], []
+    redis, found, announced, records = None, [], [], {}
     for name, address, epoch, fenced, excluded, renewed, silent, kind in connection.execute(ROWS).fetchall():
         row = Row(name, address, epoch, fenced and float(fenced), excluded, float(renewed), float(silent))
         if name == REDIS:
             redis = row
+        elif name.startswith(RECORD):
+            records[name.removeprefix(RECORD)] = Record(int(epoch), float(silent))
         elif kind == "edge":
             found.append(row)
-        elif row.silent_s < RIVAL_S:
+        else:
             announced.append(ShardMap.parse(address))
-    return Table(redis, found, announced)
+    return Table(redis, found, announced, records)
 
 
 def redis(tier: RedisTier, caches: Table) -> list[Finding]:
@@ -93,6 +103,10 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     lacking = tier.lacking_rights()
     if lacking:
         return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
+    if reason := tier.trial(NO_ROW):
+        return [_refuses(reason, since)]
+    if row.fenced_at and (unsteady := _unsteady(REDIS, "Redis", caches)):
+        return unsteady
     if row.fenced_at:
         return [
             Finding(
@@ -103,7 +117,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
                 since=since,
             )
         ]
-    return _another_server(row.shards, ours)
+    return _another_server(row.shards, ours) or _unsteady(REDIS, "Redis", caches)
 
 
 def redis_unusable(error: DoesNotAnswer, since: float | None = None) -> Finding:
@@ -113,6 +127,20 @@ def redis_unusable(error: DoesNotAnswer, since: float | None = None) -> Finding:
         "Check REDIS_URL, its user and its password, and ./run logs redis.",
         since=since,
     )
+
+
+REDIS_ADVICE = {
+    NO_MEMORY: "Run CONFIG SET maxmemory-policy allkeys-lru, or raise maxmemory, and do the same in its configuration.",
+    CANNOT_SAVE: "See its log for the cause, such as a full disk. The service needs nothing saved: CONFIG SET save ''"
+    " switches it off.",
+    NO_RIGHTS: "Grant them as an administrator of Redis: ACL SETUSER NAME ~* +@all",
+}
+
+
+def _refuses(reason: str, since: float | None) -> Finding:
+    """Return the finding about a Redis that answers and refuses what reads and writes need."""
+    advice = REDIS_ADVICE.get(reason, "Check its configuration, its log, and the user of REDIS_URL.")
+    return Finding("redis.unusable", f"Redis {reason}: {REDIS_COSTS}", advice, since=since)
 
 
 def _refused(lacking: list[str], *, out_of_use: bool, since: float | None) -> Finding:
@@ -194,6 +222,35 @@ def silent_apps(number: int) -> Finding:
     )
 
 
+def unsteady(caches: Table) -> list[Finding]:
+    """Return the edges that writers have fenced again and again."""
+    return [
+        finding
+        for name in caches.records
+        if name != REDIS
+        for finding in _unsteady(name, f"The edge at {name.rpartition('@')[2]}", caches)
+    ]
+
+
+def _unsteady(name: str, shown: str, caches: Table) -> list[Finding]:
+    record = caches.records.get(name, Record())
+    if record.lately < 2:
+        return []
+    pause = record.pause_left_s
+    state = f"is out of use for {pause:.0f} s more" if pause else "is in use again"
+    return [
+        Finding(
+            "redis.unsteady" if name == REDIS else "edge.unsteady",
+            f"{shown} was fenced {record.fences} times lately, because it acknowledged writes late or not at all. It"
+            f" {state}.",
+            "Find out what makes it slow: its log, the CPU time and memory of its machine, the network to it. Each"
+            " further fence doubles the pause.",
+            wrong=bool(pause),
+            since=time.time() - record.since_s,
+        )
+    ]
+
+
 def no_edges() -> Finding:
     return Finding(
         "edge.none",
@@ -218,6 +275,11 @@ REFUSED_LEASES = {
     "424": (
         "An app cannot reach its control listener.",
         "Check EDGE_CONTROL and EDGE_ADDRESS, and firewalls between app and edge.",
+    ),
+    "429": (
+        "Writers have fenced it again and again, because it acknowledged writes late or not at all.",
+        "It comes back after a pause of up to 64 s. Find out what makes it slow: ./run logs edge, and the CPU time and"
+        " memory of its machine.",
     ),
     "403": ("MAX_EDGES edges are registered already.", "Stop edges that are not needed, or raise MAX_EDGES."),
 }

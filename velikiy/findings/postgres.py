@@ -9,11 +9,11 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from velikiy.coherence import CachePath
-from velikiy.coherence.locks import EVERYTHING, lock_id
+from velikiy.coherence.locks import EVERYTHING, OTHERS, PATHS, lock_id
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings import Finding
 from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, Connection, forgets
-from velikiy.postgres.rights import missing_rights
+from velikiy.postgres.rights import SERVICE_TABLES, missing_rights
 
 # The catalog answers at once. A query of the table would wait while another session has locked it.
 READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'), false)"
@@ -34,7 +34,9 @@ SELECT
     ARRAY(SELECT name FROM unnest(%s::text[]) name JOIN pg_class ON oid = to_regclass(name) WHERE relpersistence = 'u'),
     CASE WHEN current_setting('synchronous_standby_names') = '' THEN (SELECT count(*) FROM pg_stat_replication) END,
     (SELECT reset_val FROM pg_settings WHERE name = 'synchronous_commit'),
-    extract(epoch FROM clock_timestamp())
+    extract(epoch FROM clock_timestamp()),
+    current_setting('transaction_read_only') = 'on',
+    ARRAY(SELECT name FROM unnest(%s::text[]) name WHERE to_regclass(name) IS NULL)
 """
 
 OLD_LOCK_S = 15.0
@@ -47,16 +49,32 @@ OWN = "velikiy %"
 FOREIGN_LOCKS = """
 SELECT
     session.pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)),
-    (classid::bigint << 32) | objid::bigint, application_name LIKE %(own)s
+    array_agg(concat(classid, ' ', objid) ORDER BY classid, objid), application_name LIKE %(own)s
 FROM pg_locks JOIN pg_stat_activity session USING (pid)
 WHERE locktype = 'advisory' AND granted AND pid <> pg_backend_pid()
     AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-    AND objsubid = 1 AND classid <> 0
-    AND (application_name NOT LIKE %(own)s OR xact_start < clock_timestamp() - make_interval(secs => %(old)s))
+    AND (
+        (objsubid = 2 AND classid IN (%(paths)s, %(others)s))
+        OR (objsubid = 1 AND (classid::bigint << 32) | objid::bigint = %(migration)s)
+    )
+    AND (
+        application_name NOT LIKE %(own)s
+        OR xact_start NOT BETWEEN clock_timestamp() - make_interval(secs => %(old)s) AND clock_timestamp()
+    )
+GROUP BY 1, 2, 3, 4, 5, 7
+ORDER BY 1
+"""
+"""The sessions with advisory locks whose first number is that of this service. Other locks belong to other programs,
+and disturb no read. A time in the future is old as well: the clock was set back since."""
+
+LOCK_HOARDERS = """
+SELECT pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)), count
+FROM (SELECT pid, count(*) FROM pg_locks WHERE NOT fastpath GROUP BY pid) held JOIN pg_stat_activity session USING (pid)
+WHERE count > current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4
 ORDER BY pid
 """
-"""The advisory locks that this service takes for locks of its writers. Its numbers have 64 bits: locks with two
-numbers, or with a small one, belong to other programs and disturb no read."""
+"""The sessions that fill a quarter of the table of locks, which all sessions share. Once it is full, no write gets a
+lock (out_of_memory)."""
 
 BLOCKERS = """
 SELECT
@@ -64,7 +82,8 @@ SELECT
     string_agg(DISTINCT what, ', ')
 FROM (
     SELECT unnest(pg_blocking_pids(pid)) AS pid, 'lets other sessions wait' AS what
-    FROM pg_locks WHERE NOT granted AND waitstart < clock_timestamp() - interval '0.3 s'
+    FROM pg_locks
+    WHERE NOT granted AND waitstart NOT BETWEEN clock_timestamp() - interval '0.3 s' AND clock_timestamp()
     UNION ALL
     SELECT pid, 'has locked the table ' || relation::regclass
     FROM pg_locks
@@ -73,7 +92,7 @@ FROM (
 ) blockers
 JOIN pg_stat_activity session USING (pid)
 WHERE datname = current_database() AND pid <> pg_backend_pid()
-    AND (xact_start IS NULL OR xact_start < clock_timestamp() - interval '1 s')
+    AND (xact_start IS NULL OR xact_start NOT BETWEEN clock_timestamp() - interval '1 s' AND clock_timestamp())
 GROUP BY 1, 2, 3, 4, 5
 ORDER BY 1
 """
@@ -193,7 +212,9 @@ class Diagnosis:
 def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     """Return the states of PostgreSQL in which a write may be lost, not be seen, or wait."""
     before = time.time()
-    [(unlogged, asynchronous, commits, their_time)] = connection.execute(HAZARDS, ([*tables],)).fetchall()
+    [(unlogged, asynchronous, commits, their_time, read_only, absent)] = connection.execute(
+        HAZARDS, ([*tables], [*tables, *SERVICE_TABLES])
+    ).fetchall()
     found = [
         Finding(
             "postgres.forgets",
@@ -203,6 +224,25 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
         )
         for setting in forgets(connection)
     ]
+    if read_only:
+        found.append(
+            Finding(
+                "postgres.read_only",
+                "PostgreSQL accepts no writes (default_transaction_read_only), so writes get 503 and edges lose their"
+                " cache leases.",
+                "Run in psql: ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf(); or reset it"
+                " for the role and the database.",
+            )
+        )
+    if absent:
+        found.append(
+            Finding(
+                "postgres.tables",
+                f"Tables of the service are missing: {', '.join(absent)}. A restore may have left them out. Requests"
+                " that need them fail.",
+                "Run velikiy migrate, which creates `caches` again. Restore others from a backup (docs/backup.md).",
+            )
+        )
     if asynchronous:
         found.append(
             Finding(
@@ -242,6 +282,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
             )
         )
     found += relay(connection)
+    found += connections(connection)
     if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
         seconds = abs(float(their_time) - before)
         found.append(
@@ -294,23 +335,36 @@ def relay_silent(since: float, pid: int = 0) -> Finding:
 def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     """Return the sessions that keep others waiting, and the sessions that hold locks of this service."""
     held_for = {
-        MIGRATION_LOCK: "for a migration: no other migration begins.",
-        lock_id(EVERYTHING): "for a write to every path: no read is cached.",
+        _numbers(MIGRATION_LOCK >> 32, MIGRATION_LOCK): "a migration: no other migration begins",
+        _numbers(PATHS, lock_id(EVERYTHING)): "a write to every path: no read is cached",
         **{
-            lock_id(CachePath(f"/{table}", "")): f"for a write to /{table}: reads of it are not cached."
+            _numbers(PATHS, lock_id(CachePath(f"/{table}", ""))): f"a write to /{table}: reads of it are not cached"
             for table in tables
         },
     }
     found = []
-    for pid, user, program, address, since, number, own in connection.execute(
-        FOREIGN_LOCKS, {"own": OWN, "old": OLD_LOCK_S}
-    ).fetchall():
-        meaning = held_for.get(number, "for a write to a path: reads of it are not cached.")
+    values = {"own": OWN, "old": OLD_LOCK_S, "paths": PATHS, "others": OTHERS, "migration": MIGRATION_LOCK}
+    for pid, user, program, address, since, numbers, own in connection.execute(FOREIGN_LOCKS, values).fetchall():
+        meanings = [held_for[it] for it in numbers if it in held_for]
+        if any(it.startswith(f"{PATHS} ") and it not in held_for for it in numbers):
+            meanings.append("a write to a path: reads of it are not cached, and its writes may get 503")
+        count = "an advisory lock" if len(numbers) == 1 else f"{len(numbers)} advisory locks"
         found.append(
             Finding(
                 "locks.stuck" if own else "locks.foreign",
-                f"{_session(pid, user, program, address)} holds the advisory lock {number}, which stands {meaning}",
+                f"{_session(pid, user, program, address)} holds {count} of this service"
+                + (f", for {'; for '.join(meanings)}." if meanings else "."),
                 _terminate(pid),
+                since=since and float(since),
+            )
+        )
+    for pid, user, program, address, since, held in connection.execute(LOCK_HOARDERS).fetchall():
+        found.append(
+            Finding(
+                "locks.many",
+                f"{_session(pid, user, program, address)} holds {held} locks. Once PostgreSQL has no room for more,"
+                " writes get 503 and reads are not cached.",
+                f"{_terminate(pid)}. Or raise max_locks_per_transaction.",
                 since=since and float(since),
             )
         )
@@ -326,6 +380,28 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     return found
 
 
+ARCHIVER = """
+SELECT failed_count, extract(epoch FROM last_failed_time), extract(epoch FROM last_archived_time) FROM pg_stat_archiver
+WHERE current_setting('archive_mode') <> 'off' AND last_failed_time > coalesce(last_archived_time, '-infinity')
+"""
+
+
+def archive(connection: Connection) -> list[Finding]:
+    """Return whether PostgreSQL cannot archive its log."""
+    return [
+        Finding(
+            "postgres.archive",
+            f"PostgreSQL cannot archive its log (WAL): {failures} attempts have failed. A recovery would end at the"
+            " last archived file, and the log fills the disk.",
+            "Run ./run logs postgres, which has the message of archive_command. Check that the folder WAL_ARCHIVE"
+            " exists, has room, and may be written by PostgreSQL.",
+            wrong=False,
+            since=float(archived or failed),
+        )
+        for failures, failed, archived in connection.execute(ARCHIVER).fetchall()
+    ]
+
+
 def relays(connection: Connection) -> int:
     """Return how many relays listen to this database."""
     [(count, _)] = connection.execute(RELAYS).fetchall()
@@ -333,9 +409,23 @@ def relays(connection: Connection) -> int:
 
 
 CONNECTIONS = """
-SELECT count(*), current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
-FROM pg_stat_activity WHERE backend_type = 'client backend'
+SELECT used, allowed FROM (VALUES
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    ),
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()),
+        (SELECT nullif(datconnlimit, -1) FROM pg_database WHERE datname = current_database())
+    ),
+    (
+        (SELECT count(*) FROM pg_stat_activity WHERE usename = current_user),
+        (SELECT nullif(rolconnlimit, -1) FROM pg_roles WHERE rolname = current_user)
+    )
+) limits (used, allowed)
+WHERE allowed IS NOT NULL ORDER BY used::float / allowed DESC LIMIT 1
 """
+"""The limit of the server, of the database or of the role that is nearest."""
 
 
 def connections(connection: Connection) -> list[Finding]:
@@ -347,7 +437,8 @@ def connections(connection: Connection) -> list[Finding]:
         Finding(
             "postgres.connections",
             f"{used} of {allowed} connections to PostgreSQL are in use. Without a free one, requests get 503.",
-            "Raise max_connections, or lower APPS, APP_WORKERS or APP_THREADS.",
+            "Raise max_connections (or the CONNECTION LIMIT of the role or the database), or lower APPS, APP_WORKERS or"
+            " APP_THREADS.",
             wrong=False,
         )
     ]
@@ -396,6 +487,11 @@ def two_leaders(hosts: list[str]) -> Finding:
         " that the other lacks.",
         "Stop all but the leader that your failover manager names (docs/scaling-postgresql.md).",
     )
+
+
+def _numbers(first: int, second: int) -> str:
+    """Return the two numbers of a lock as pg_locks shows them."""
+    return f"{first} {second & 0xFFFFFFFF}"
 
 
 def _session(pid: int, user: str | None, program: str, address: str | None) -> str:

@@ -27,7 +27,7 @@ OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys", ".live"}
 
 OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")
 """The page of the console, its files, the address at which it learns what it may do, and the addresses of downloads,
-which a key has asked for (velikiy/console/exports.py)."""
+which are given out for a key (velikiy/console/exports.py)."""
 
 CONSOLE = "/console/"
 """Data of the console need a key also where reads need none: they describe the service itself."""

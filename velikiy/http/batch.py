@@ -8,6 +8,7 @@ import psycopg
 from pydantic import Field, create_model
 
 from velikiy.coherence import Change
+from velikiy.coherence.deadline import Deadline
 from velikiy.http.responses import applied
 from velikiy.postgres import Connection
 from velikiy.resources.base import MAX_ID, Resource, Strict
@@ -46,7 +47,7 @@ def run(
     repository: Repository,
     body: Strict,
     once: Callable[[Write], Write],
-    until: float | None = None,
+    deadline: Deadline | None = None,
     author: str = "",
     preference: str = "",
 ) -> StoredResponse:
@@ -56,7 +57,7 @@ def run(
         repository: The rows.
         body: The operations.
         once: Makes a write that an Idempotency-Key lets happen once (velikiy/resources/idempotency.py).
-        until: See `Gate.write`.
+        deadline: See `Gate.write`.
         author: See `Gate.write`.
         preference: See `requests.preference`. With "representation" each result has the row.
 
@@ -82,11 +83,11 @@ def run(
         return _change(repository, _carry_out_each(connection, operations, carry_out), preference)
 
     try:
-        return repository.gate.write(once(write_all), timeout_factor, until=until, author=author)
+        return repository.gate.write(once(write_all), timeout_factor, deadline=deadline, author=author)
     except (_Refused, psycopg.IntegrityError, psycopg.DataError):
         # Again, with a savepoint after each operation, to name the ones at fault. A savepoint costs as much as an
         # operation.
-        return repository.gate.write(once(find_errors), timeout_factor, until=until, author=author)
+        return repository.gate.write(once(find_errors), timeout_factor, deadline=deadline, author=author)
 
 
 def _lock(repository: Repository, connection: Connection, operations: list[Any]) -> None:

@@ -53,12 +53,15 @@ def install(app: Flask, resources: dict[str, Resource], caches: Caches, edge_tie
     @app.post("/.lease/register")
     def register() -> Response:
         """Return the lease. Or return 424 if no request reaches the edge, because each write would wait for its
-        exclusion again, or 403 if MAX_EDGES are registered. No other program can answer for the edge, because the edge
+        exclusion again, 403 if MAX_EDGES are registered, or 429 and the seconds to wait if writers have fenced the edge
+        again and again. No other program can answer for the edge, because the edge
         signs."""
         request_mac = _request_mac(signer)
         edge = _parse()
         address = _address(edge)
         cache = Cache(f"{edge.instance_id}@{address}", address, edge.epoch, fenced=False, excluded=False)
+        if pause := caches.pause_left(cache.name, edge.epoch):
+            return _signed(signer, request_mac, 429, f"{pause:.1f}")
         if not edge_tier.reaches(cache):
             log.warning("edge.unreachable", address=address)
             return _signed(signer, request_mac, 424, f"the edge does not answer at {address}")

@@ -21,6 +21,11 @@ REQUEST_ID = re.compile("[!-~]{1,64}")
 QUIET = ("/livez", "/readyz", "/.lease/", "/.keys/", "/.live")
 """Addresses that edges and health checks request every second. Their log lines have the level debug."""
 
+REFUSALS = {
+    "busy": "Too many searches and batches are in progress.",
+    "locked": "Other writes already wait for rows that another session has locked.",
+}
+
 
 def begin() -> None:
     header = request.environ.get("HTTP_X_REQUEST_ID", "")
@@ -32,10 +37,12 @@ def begin() -> None:
 
 
 def refuse_beyond_the_share() -> None:
-    """Refuse a search or a batch while its share of the threads is busy (velikiy/server/shares.py)."""
+    """Refuse a search or a batch while its share of the threads is busy, and a write while others wait for its row
+    (velikiy/server/shares.py)."""
     environ = request.environ
-    if environ.get("velikiy.is_refused") or getattr(environ.get("gunicorn.socket"), "is_refused", False):
-        detail = "Too many searches and batches are in progress. The request was not carried out and can be retried."
+    reason = environ.get("velikiy.refused_as") or getattr(environ.get("gunicorn.socket"), "refused_as", "")
+    if reason:
+        detail = f"{REFUSALS[reason]} The request was not carried out and can be retried."
         raise Problem("unavailable", detail, headers=RETRY_LATER)
 
 

@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 from velikiy.coherence import TooLate
 from velikiy.postgres import DatabaseUnavailable
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS, MEDIA_TYPE, RETRY_LATER, SQLSTATES, Problem
+from velikiy.tracebacks import sender
 
 log = structlog.get_logger()
 
@@ -21,6 +22,10 @@ DETAILS = {
 }
 """Details of errors that the framework or the edge raises as well. The framework's own sentences speak of URLs that
 were entered manually."""
+
+OUTCOME_UNKNOWN = "The outcome of a write is unknown: read before you retry."
+NO_ANSWER = "The database does not answer, or has no free connection."
+NOT_CARRIED_OUT = "The request was not carried out and can be retried."
 
 
 def respond(problem: Problem) -> Response:
@@ -50,32 +55,40 @@ def _database_unavailable(error: DatabaseUnavailable) -> Response:
     # With an SQLSTATE the database has answered: it shuts down, is full, or has cancelled the statement.
     sqlstate = getattr(error.__cause__, "sqlstate", None)
     if sqlstate in SQLSTATES:
-        detail = SQLSTATES[sqlstate][1]
+        cause = SQLSTATES[sqlstate][1]
     else:
-        cause = "The database cancelled the request." if sqlstate else "The database does not answer."
-        detail = f"{cause} The outcome of a write is unknown: read before you retry."
+        cause = "The database cancelled the request." if sqlstate else NO_ANSWER
+    # Without a COMMIT nothing is carried out, now or later.
+    detail = f"{cause} {OUTCOME_UNKNOWN if error.may_be_committed else NOT_CARRIED_OUT}"
     return respond(Problem("unavailable", detail, headers=RETRY_LATER))
 
 
 def _write_too_late(_: TooLate) -> Response:
     log.warning("write.too_late")
-    detail = "The write missed the deadline of the edge. It was not carried out and can be retried."
+    detail = f"The write missed its deadline, or its client had gone. {NOT_CARRIED_OUT}"
     return respond(Problem("unavailable", detail, headers=RETRY_LATER))
 
 
 def _statement_error(error: psycopg.Error) -> Response:
+    detail = "The database refused a statement."
     if error.sqlstate in SQLSTATES:
         kind, detail = SQLSTATES[error.sqlstate]
-        if kind != "unavailable":
+        if kind == "unavailable":
+            log.warning("postgres.unavailable", cause=f"{type(error).__name__} {error.sqlstate}")
+            return respond(Problem(kind, f"{detail} {NOT_CARRIED_OUT}", headers=RETRY_LATER))
+        if KINDS[kind].status < 500:
             return respond(Problem(kind, detail))
-        log.warning("postgres.unavailable", cause=f"{type(error).__name__} {error.sqlstate}")
-        return respond(Problem(kind, detail, headers=RETRY_LATER))
     # The message and the traceback may quote a row, so neither is logged. The message of a wrong statement (class 42)
     # names only the table or the column.
     message = error.diag.message_primary if (error.sqlstate or "").startswith("42") else None
-    log.error("postgres.error", error=type(error).__name__, sqlstate=error.sqlstate, message=message)
-    detail = "The database refused a statement. The logs have the details under `request_id`."
-    return respond(Problem("internal-error", detail))
+    log.error(
+        "postgres.error",
+        error=type(error).__name__,
+        sqlstate=error.sqlstate,
+        message=message,
+        statement=sender(error),
+    )
+    return respond(Problem("internal-error", f"{detail} The logs have the details under `request_id`."))
 
 
 def _bug(error: Exception) -> Response:

@@ -11,7 +11,8 @@ from flask import g, request
 from gunicorn.http.errors import ParseException
 from pydantic import BaseModel, ValidationError
 
-from velikiy.coherence import NOT_TRIED, FillLease, NotTried, deadline
+from velikiy.coherence import NOT_TRIED, FillLease, NotTried
+from velikiy.coherence.deadline import Deadline, deadline_of
 from velikiy.resources.base import Body, Resource
 from velikiy.resources.idempotency import Key
 from velikiy.resources.pagination import MAX_PAGE_ROWS, Page
@@ -180,10 +181,9 @@ def from_edge() -> FillLease | NotTried | None:
     return None if header == "-" else FillLease(header)
 
 
-def until() -> float | None:
-    """Return the moment after which this write must not be committed, None if the sender sets no deadline."""
-    header = request.headers.get("Write-Deadline")
-    return deadline.parse(header, request.environ.get("gunicorn.socket")) if header else None
+def deadline(timeout: float) -> Deadline:
+    """Return the moment after which this write must not be committed. `timeout`: DATABASE_TIMEOUT."""
+    return deadline_of(request.headers.get("Write-Deadline"), request.environ.get("gunicorn.socket"), timeout)
 
 
 def author() -> str:

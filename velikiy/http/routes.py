@@ -92,7 +92,7 @@ class Routes:
     # ---- writes ----
 
     def create(self) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         new = requests.body(self.resource.create_model)
         preference = requests.preference()
@@ -101,7 +101,7 @@ class Routes:
             return self._created(self.repository.create(connection, new), preference)
 
         keyed = self.keys.once(requests.idempotency_key(new), write)
-        run = partial(self.gate.write, keyed, until=until, author=requests.author())
+        run = partial(self.gate.write, keyed, deadline=deadline, author=requests.author())
         return responses.of_write(ids.create(self.resource, self.gate, run))
 
     def _created(self, change: Change[tuple[int, Entry]], preference: str) -> Change[StoredResponse]:
@@ -114,7 +114,7 @@ class Routes:
         return self._create_again(row_id) if expects_no_row() else self._update(row_id, JSON)
 
     def _create_again(self, row_id: int) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         changes = requests.changes(self.resource, JSON, lambda: None)
         preference = requests.preference()
@@ -125,13 +125,15 @@ class Routes:
             return self._created(self.repository.create_again(connection, row_id, new), preference)
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
+        return responses.of_write(
+            self.gate.write(write, known_paths=paths, deadline=deadline, author=requests.author())
+        )
 
     def patch(self, row_id: int) -> Response:
         return self._update(row_id, MERGE_PATCH)
 
     def _update(self, row_id: int, types: tuple[str, ...]) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         changes = requests.changes(self.resource, types, lambda: self.repository.stored(row_id))
         condition = precondition()
@@ -143,10 +145,12 @@ class Routes:
             return change.with_outcome(responses.preferred(response, change.outcome, preference))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
+        return responses.of_write(
+            self.gate.write(write, known_paths=paths, deadline=deadline, author=requests.author())
+        )
 
     def delete(self, row_id: int) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         condition = precondition()
 
@@ -155,13 +159,15 @@ class Routes:
             return change.with_outcome(StoredResponse(200, {"message": "Deleted"}))
 
         paths = self.resource.invalidated_by(row_id)
-        return responses.of_write(self.gate.write(write, lock_first=paths, until=until, author=requests.author()))
+        return responses.of_write(
+            self.gate.write(write, known_paths=paths, deadline=deadline, author=requests.author())
+        )
 
     def run_batch(self) -> Response:
-        until = requests.until()
+        deadline = requests.deadline(self.gate.database.timeout)
         requests.parameters()
         body = requests.body(self.batch_model, limit=MAX_BATCH_BYTES)
         once = partial(self.keys.once, requests.idempotency_key(body))
         preference = requests.preference()
-        run = partial(batch.run, self.repository, body, once, until, requests.author(), preference)
+        run = partial(batch.run, self.repository, body, once, deadline, requests.author(), preference)
         return responses.of_write(ids.create(self.resource, self.gate, run))

@@ -6,8 +6,10 @@ from velikiy.postgres.database import (
     Database,
     DatabaseUnavailable,
     Deadlock,
+    TooLate,
     forgets,
     lacking_settings,
+    patient,
 )
 from velikiy.postgres.leader import CONFIRM, CONFIRMED, Leader
 from velikiy.postgres.pipeline import Connection, Row, Statement
@@ -24,6 +26,8 @@ __all__ = [
     "Leader",
     "Row",
     "Statement",
+    "TooLate",
     "forgets",
     "lacking_settings",
+    "patient",
 ]

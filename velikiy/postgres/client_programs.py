@@ -11,6 +11,9 @@ from pathlib import Path
 
 import psycopg.pq
 
+CONNECT_TIMEOUT_S = "10"
+"""A server that hangs accepts connections, and psql would wait for its reply for ever."""
+
 
 class NotInstalled(Exception):
     """The program is not installed. The text is a sentence for the operator."""
@@ -35,4 +38,4 @@ def environment(address: str) -> dict[str, str]:
     """Return the environment of a program that connects to this address."""
     options = psycopg.pq.Conninfo.parse(address.encode())
     given = {option.envvar.decode(): option.val.decode() for option in options if option.envvar and option.val}
-    return {**os.environ, **given}
+    return {**os.environ, "PGCONNECT_TIMEOUT": CONNECT_TIMEOUT_S, **given}

@@ -4,17 +4,17 @@ import math
 import select
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import psycopg
 import structlog
-from psycopg.conninfo import conninfo_to_dict
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 from psycopg_pool import ConnectionPool, PoolTimeout, TooManyRequests
 
-from velikiy import metrics, traces
+from velikiy import metrics
 from velikiy.postgres.leader import CONFIRM, Leader
 from velikiy.postgres.pipeline import Connection, Statement
 
@@ -30,6 +30,33 @@ CONNECT_OPTIONS: dict[str, Any] = {
 }
 """Settings of every connection that this project opens. They win over those in the DSN."""
 
+SESSION = {
+    "TimeZone": "UTC",  # times leave PostgreSQL as JSON, always with +00:00
+    # Each statement needs a snapshot of its own: a lock is probed before the row is read.
+    "default_transaction_isolation": "read committed",
+    "standard_conforming_strings": "on",
+    "client_min_messages": "warning",  # PostgreSQL warns of a commit whose wait for its standby was cancelled
+    "idle_session_timeout": "0",
+    # A search takes one core. Otherwise the share of the searches (velikiy/server/shares.py) would bound a third of what
+    # they take: PostgreSQL adds two processes to each.
+    "max_parallel_workers_per_gather": "0",
+    "velikiy.passes_gate": "on",  # the app invalidates its own writes; the relay need not
+}
+"""Settings that each session of the pools needs. They win over those of the role, the database and the address."""
+
+PATIENT = {
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_session_timeout": "0",
+    "idle_in_transaction_session_timeout": "10s",
+    "default_transaction_isolation": "read committed",
+    "synchronous_commit": "on",
+    "standard_conforming_strings": "on",  # the migrations have strings with escapes of Unicode
+    "client_min_messages": "warning",
+}
+"""Settings of the sessions of commands and the relay, which have deadlines of their own. They win over those of the
+role and the database, and not over those of the address."""
+
 KEEP = """
 SELECT set_config(
     'synchronous_commit',
@@ -41,13 +68,26 @@ SELECT set_config(
 are too weak, and `remote_apply` is stronger. The statement sets the value even if it is right already: a later reload
 of the server's settings does not change it."""
 
-IDLE_S = 9
-"""Seconds that a transaction may be idle in addition to the time of a request: two fences of 3 s each, and 3 s of
-room. Then PostgreSQL ends it. Otherwise a stopped process would keep its row and its paths locked for good."""
+IDLE_S = 2
+"""Seconds that a transaction may be idle in addition to the time of a request: twice the time of two drops. Then
+PostgreSQL ends it. Otherwise a stopped process would keep its row and its paths locked for good. A writer that has to
+wait for a fence gets more (`allow_idle`)."""
+
+LOCK_SHARE = 0.8
+"""The share of its time that a request may wait for a lock. Less than all, so that the error names the lock
+(lock_not_available) and not only the time (query_canceled)."""
 
 SET_TIMEOUTS = """
-SELECT set_config('statement_timeout', $1, true), set_config('idle_in_transaction_session_timeout', $2, true)
+SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true),
+    set_config('idle_in_transaction_session_timeout', $3, true)
 """
+
+ALLOW_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
+
+IN_TIME = "SELECT 1 / (clock_timestamp() < now() + $1::interval)::int"
+"""Fails (division_by_zero) once a transaction is older than so much. It travels with COMMIT, which PostgreSQL does not
+run after an error. So a process that is stopped before it sends COMMIT commits nothing when it continues too late. If
+the clock of PostgreSQL steps forward, the writes of that moment are refused."""
 
 UNAVAILABLE = (
     PoolTimeout,
@@ -65,7 +105,17 @@ RESERVED_CONNECTIONS = 2
 
 
 class DatabaseUnavailable(Exception):
-    """PostgreSQL did not answer in time or at all. The outcome of a write that was sent is unknown."""
+    """PostgreSQL did not answer in time or at all."""
+
+    def __init__(self, cause: str = "", *, may_be_committed: bool = False) -> None:
+        """`may_be_committed`: the COMMIT of a write was sent, and its outcome is unknown."""
+        super().__init__(cause)
+        self.may_be_committed = may_be_committed
+
+
+class TooLate(Exception):
+    """The write's deadline has passed, and its client has received an error or is gone. The write was not carried
+    out."""
 
 
 class Deadlock(DatabaseUnavailable):
@@ -78,6 +128,16 @@ def forgets(connection: psycopg.Connection) -> list[str]:
         "SELECT name || '=off' FROM unnest(ARRAY['fsync', 'full_page_writes']) name WHERE current_setting(name) = 'off'"
     )
     return [setting for (setting,) in switched_off]
+
+
+def options(settings: Mapping[str, str]) -> str:
+    """Return the settings as options of a connection."""
+    return " ".join(f"-c {name}={value.replace(' ', chr(92) + ' ')}" for name, value in settings.items())
+
+
+def patient(dsn: str) -> str:
+    """Return the address for a session with the settings of PATIENT."""
+    return make_conninfo(dsn, options=f"{options(PATIENT)} {conninfo_to_dict(dsn).get('options') or ''}".strip())
 
 
 class Pool(ConnectionPool[Connection]):
@@ -111,21 +171,14 @@ class Database:
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
 
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
-        options: list[str] = (
-            []
-            if self._pooled
-            else [
-                str(conninfo_to_dict(dsn).get("options") or ""),
-                "-c timezone=UTC",  # times leave PostgreSQL as JSON, always with +00:00
-                # Each statement needs a snapshot of its own: a lock is probed before the row is read.
-                r"-c default_transaction_isolation=read\ committed",
-                # Our own deadline closes the connection, but a backend that waits for a lock does not notice that:
-                # each such request would leave a backend behind, up to max_connections.
-                f"-c statement_timeout={math.ceil(self.timeout * 1000)}",
-                f"-c idle_in_transaction_session_timeout={_idle(self.timeout)}",
-                "-c velikiy.passes_gate=on",  # the app invalidates its own writes; the relay need not
-            ]
-        )
+        # Our own deadline closes the connection, but a backend that waits for a lock does not notice that: each such
+        # request would leave a backend behind, up to max_connections.
+        timeouts = {
+            "statement_timeout": f"{math.ceil(self.timeout * 1000)}",
+            "lock_timeout": f"{math.ceil(self.timeout * LOCK_SHARE * 1000)}",
+            "idle_in_transaction_session_timeout": f"{_idle(self.timeout)}",
+        }
+        given = str(conninfo_to_dict(dsn).get("options") or "")
         return Pool(
             self._leader.conninfo,
             connection_class=Connection,
@@ -137,7 +190,7 @@ class Database:
                 "prepare_threshold": None,
                 "application_name": f"velikiy {name}",
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
-                **({"options": " ".join(options)} if options else {}),
+                **({} if self._pooled else {"options": f"{given} {options(SESSION | timeouts)}"}),
             },
             configure=self._configure,
             min_size=1,
@@ -198,21 +251,26 @@ class Database:
         return self._borrow(self._reserved)
 
     @contextmanager
-    def transaction(self, timeout_factor: float = 1, *first: Statement) -> Iterator[Connection]:
+    def transaction(
+        self, timeout_factor: float = 1, until: float | None = None, *first: Statement
+    ) -> Iterator[Connection]:
         """Commit when the block ends; roll back when it raises.
 
         Args:
             timeout_factor: The time of the transaction, in times of one request.
-            first: Statements that the transaction begins with. They are sent with the first statement of the block.
+            until: The moment (CLOCK_BOOTTIME) after which PostgreSQL does not commit.
+            first: Statements that travel with BEGIN.
 
         Raises:
-            DatabaseUnavailable: The COMMIT may have happened all the same.
+            TooLate: The moment has passed.
+            DatabaseUnavailable: The COMMIT may have happened all the same (`may_be_committed`).
         """
         with self._borrow(self._writes, timeout_factor) as connection:
             try:
                 seconds = timeout_factor * self.timeout
-                set_timeouts = Statement(SET_TIMEOUTS, (f"{math.ceil(seconds * 1000)}", f"{_idle(seconds)}"))
-                connection.enqueue(Statement("BEGIN"), *([set_timeouts] if timeout_factor > 1 else []), *first)
+                # Not every pooler sets timeouts for its sessions.
+                longer = [_set_timeouts(seconds)] if timeout_factor > 1 or self._pooled else []
+                connection.enqueue(Statement("BEGIN"), *longer, *first)
                 yield connection
             except BaseException as error:
                 connection.enqueue()  # statements that were not sent yet need no rollback
@@ -221,7 +279,7 @@ class Database:
                 if not connection.closed and isinstance(error, Exception):
                     connection.query(CONFIRM)  # a refusal shows what was read: an old leader may refuse wrongly
                 raise
-            _commit(connection)
+            _commit(connection, until)
 
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
@@ -230,11 +288,13 @@ class Database:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
             connection.deadline += (timeout_factor - 1) * self.timeout
+            connection.commit_was_sent = False
             try:
                 yield connection
             finally:
                 connection.deadline = None
                 connection.enqueue()
+                connection.behind = ()
                 pool.putconn(connection)
         except psycopg.errors.DeadlockDetected as error:
             metrics.DEADLOCKS.inc()
@@ -243,7 +303,8 @@ class Database:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
                 self._leader.doubt(connection, self._reconnect)
-            raise DatabaseUnavailable(_cause(error)) from error
+            committed = connection is not None and connection.commit_was_sent
+            raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
 
     def _reconnect(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):
@@ -292,6 +353,17 @@ def _idle(seconds: float) -> int:
     return (math.ceil(seconds) + IDLE_S) * 1000
 
 
+def _set_timeouts(seconds: float) -> Statement:
+    """Return the statement that sets the timeouts of a transaction with so much time."""
+    values = (seconds * 1000, seconds * LOCK_SHARE * 1000, _idle(seconds))
+    return Statement(SET_TIMEOUTS, [f"{math.ceil(value)}" for value in values])
+
+
+def allow_idle(connection: Connection, seconds: float) -> None:
+    """Let the transaction be idle for so long, because it waits for something other than PostgreSQL."""
+    connection.query(Statement(ALLOW_IDLE, (f"{math.ceil(seconds * 1000)}",)))
+
+
 def _configure(connection: Connection) -> None:
     """Raises: psycopg.Error. This server is an old leader, or its standby does not answer."""
     connection.execute(KEEP)
@@ -312,6 +384,8 @@ LACKING = """
 SELECT name || '=' || value FROM unnest(%s::text[], %s::text[]) AS required (name, value)
 WHERE current_setting(name, true) IS DISTINCT FROM value
     AND (name, current_setting(name, true)) IS DISTINCT FROM ('synchronous_commit', 'remote_apply')
+UNION ALL
+SELECT 'client_min_messages=warning' WHERE current_setting('client_min_messages') = 'error'
 """
 
 
@@ -330,13 +404,29 @@ def lacking_settings(connection: psycopg.Connection) -> list[str]:
     return [setting for (setting,) in lacking]
 
 
-def _commit(connection: Connection) -> None:
+def _commit(connection: Connection, until: float | None) -> None:
+    """
+    Raises:
+        TooLate
+        psycopg.Error
+    """
     if connection.info.transaction_status == TransactionStatus.INERROR:
         # PostgreSQL answers ROLLBACK to this COMMIT, and no error: the write would be acknowledged and not done.
         connection.rollback()
         raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
-    with traces.span("PostgreSQL", lambda: {"db.system.name": "postgresql", "db.query.text": "COMMIT"}):
-        connection.commit()
+    in_time = []
+    if until is not None:
+        # BEGIN has reached PostgreSQL before its result arrived here, so PostgreSQL counts at least as much as passes.
+        in_time = [Statement(IN_TIME, (f"{until - connection.queue_arrived_at:.3f} s",))]
+    connection.commit_was_sent = True
+    try:
+        connection.query(*in_time, Statement("COMMIT"))
+    except psycopg.errors.DivisionByZero:
+        connection.commit_was_sent = False
+        with suppress(psycopg.Error):
+            connection.rollback()
+        metrics.LATE_WRITES.inc()
+        raise TooLate from None
 
 
 def _is_readable(connection: Connection) -> bool:

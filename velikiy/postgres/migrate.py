@@ -22,7 +22,7 @@ from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy import Connection as SqlConnection
 from sqlalchemy import Engine, create_engine, exc, pool, text
 
-from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK
+from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, patient
 
 MIGRATIONS = Path(__file__).parent.parent.parent / "migrations"
 
@@ -171,6 +171,7 @@ def upgrade(
                 carry_over = str(state.revision) if carried_over and scripts[0] == lacking[0] else None
                 step = partial(_apply, engine, code, scripts, in_transaction, carry_over, role)
                 _retried(connection, lock_wait, step)
+            _retried(connection, lock_wait, lambda: _heal(engine))
             if role and not lacking:
                 _retried(connection, lock_wait, lambda: _grant_alone(engine, role))
             applied = [BASELINE] if carried_over else []
@@ -250,6 +251,13 @@ def _finish(transaction: SqlConnection, code: Code, newest: Script, app_role: st
         transaction.execute(text(update), {"oldest": oldest})
     if app_role:
         _grant(transaction, app_role)
+
+
+def _heal(engine: Engine) -> None:
+    """Create the table of the caches again if a restore has left it out. Its rows come back by themselves."""
+    with engine.begin() as transaction:
+        if transaction.execute(text("SELECT to_regclass('caches') IS NULL")).scalar():
+            transaction.execute(text(statements("caches")))
 
 
 def _grant_alone(engine: Engine, app_role: str) -> None:
@@ -402,7 +410,7 @@ def await_migration(dsn: str, *, wait: float) -> None:
 
 def _state_at(dsn: str) -> State:
     """Raises: psycopg.Error"""
-    with psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
+    with psycopg.connect(patient(dsn), **CONNECT_OPTIONS, application_name="velikiy migrate") as connection:
         return _state(connection)
 
 
@@ -478,7 +486,7 @@ def _connect(dsn: str, wait: float) -> psycopg.Connection:
     until = time.monotonic() + wait
     while True:
         try:
-            return psycopg.connect(dsn, **CONNECT_OPTIONS, application_name="velikiy migrate")
+            return psycopg.connect(patient(dsn), **CONNECT_OPTIONS, application_name="velikiy migrate")
         except psycopg.OperationalError as error:
             if time.monotonic() >= until:
                 raise CannotMigrate(

@@ -20,7 +20,7 @@ from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from velikiy import traces
+from velikiy import statement_waits, traces
 
 POSTGRES_PID = "postgres_pid"
 """The field of a log line that names the session of PostgreSQL in which a statement of the request failed."""
@@ -65,6 +65,13 @@ class Connection(psycopg.Connection):
         self._numbers = itertools.count()
         self._queued: Sequence[Statement] = ()
         self._queued_results: list[list[Row]] = []
+        self.queue_arrived_at = 0.0
+        """The moment (CLOCK_BOOTTIME) at which the results of the statements that were queued last, such as BEGIN, had
+        arrived."""
+        self.commit_was_sent = False
+        """True once the COMMIT of the present request may have reached PostgreSQL."""
+        self.behind: Sequence[Statement] = ()
+        """Statements that the next `write` sends behind its own, and then forgets."""
         self.exchanges = 0
         """Exchanges so far. Each is a transaction of its own in autocommit mode."""
         self._unreplicated = False
@@ -106,8 +113,20 @@ class Connection(psycopg.Connection):
         queued, self._queued = len(self._queued), ()
         with traces.span("PostgreSQL", lambda: _described(encoded)):
             results = self._wait_until_deadline(self._exchange(encoded))
-        self._queued_results += results[:queued]
+        if queued:
+            self.queue_arrived_at = time.clock_gettime(time.CLOCK_BOOTTIME)
+            self._queued_results += results[:queued]
         return results[queued:]
+
+    def write(self, statement: Statement) -> list[Row]:
+        """Run a statement that changes a row, and send the statements in `behind` with it. They run after the statement
+        has got the row: a writer that waits for a row has not run them yet.
+
+        Raises:
+            psycopg.Error
+        """
+        behind, self.behind = self.behind, ()
+        return self.query(statement, *behind)[0]
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Apply the deadline. psycopg routes every blocking operation through this method."""
@@ -117,6 +136,7 @@ class Connection(psycopg.Connection):
     def _wait_until_deadline(self, gen: PQGen[RV], interval: float = 0.1) -> RV:
         deadline = self.deadline if self.deadline is not None else time.monotonic() + 1.0
         self.exchanges += 1
+        statement_waits.begin()
         try:
             result = super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
         except psycopg.Error as error:
@@ -124,6 +144,8 @@ class Connection(psycopg.Connection):
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
                 self.pgconn.finish()
             raise
+        finally:
+            statement_waits.end()
         if self._unreplicated:
             self._unreplicated = False
             raise psycopg.OperationalError("the wait for the synchronous standby was cancelled")

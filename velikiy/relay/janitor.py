@@ -11,13 +11,13 @@ import structlog
 
 from velikiy import metrics
 from velikiy.coherence import Gate
-from velikiy.coherence.membership import MISSING
+from velikiy.coherence.membership import MISSING, REDIS, RIVAL_S, Renewals
 from velikiy.coherence.redis_tier import OTHER_ADVICE, DoesNotAnswer
 from velikiy.coherence.shards import UNREGISTERED
 from velikiy.findings import Finding
 from velikiy.findings.announcer import Announcer
-from velikiy.findings.caches import Table, edges, redis, table
-from velikiy.findings.postgres import Diagnosis, hazards, sessions
+from velikiy.findings.caches import Table, edges, redis, table, unsteady
+from velikiy.findings.postgres import Diagnosis, archive, hazards, sessions
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources import history, idempotency
 from velikiy.resources.base import registry
@@ -75,23 +75,23 @@ class Janitor:
         self._announcer, self._diagnosis = Announcer(), Diagnosis(database.dsn)
         self.seen = Seen()
         self._evictions = 0
+        self._edges, self._announcements = Renewals(EDGE_EXPIRY_S), Renewals(RIVAL_S)
 
     def run(self) -> None:
         """Run for ever."""
-        reachable_since = time.monotonic()
         cleaned_up_at = 0.0
         while True:
             try:
                 self.report()
                 self.look_after_redis()
                 self.announce()
-                # During an outage of PostgreSQL no edge could renew its lease: edges get the time to do so.
-                if time.monotonic() - reachable_since > EDGE_EXPIRY_S:
-                    self.remove_expired_edges()
+                self.remove_expired_edges()
                 if time.monotonic() - cleaned_up_at > CLEAN_UP_S:
                     cleaned_up_at = 0.0 if self.clean_up() else time.monotonic()
             except (psycopg.Error, DatabaseUnavailable):
-                reachable_since = time.monotonic()
+                # During an outage no edge could renew its lease: edges get the time to do so.
+                self._edges.forget()
+                self._announcements.forget()
                 self.seen.findings = [self._diagnosis.finding(within=0)]
                 self.seen.postgres_answers = False
                 self._announcer.report(self.seen.findings)
@@ -104,6 +104,7 @@ class Janitor:
         """Delete some of what has expired. Return whether more may be left."""
         with self.database.autocommit() as connection:
             more = idempotency.clean_up(connection)
+            self.gate.caches.forget_old_records(connection)
         if self.history_days:
             more = self.gate.write(partial(history.purge, days=self.history_days)) or more
         return more
@@ -112,12 +113,12 @@ class Janitor:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
         tables = [*registry()]
         with self.database.autocommit() as connection:
-            found = [*hazards(connection, tables), *sessions(connection, tables)]
+            found = [*hazards(connection, tables), *sessions(connection, tables), *archive(connection)]
             known = table(connection)
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
         self.seen.table, self.seen.postgres_answers = known, True
         self.seen.postgres = {"started": float(started), "sessions": sessions_open, "max_sessions": int(max_sessions)}
-        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known)]
+        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)]
         self._announcer.report(self.seen.findings)
 
     def report(self) -> None:
@@ -157,6 +158,7 @@ class Janitor:
         caches = self.gate.caches
         with self.database.autocommit() as connection:
             redis = caches.redis(connection)
+            caches.announced(connection, self._announcements)  # deletes old ones
         if redis == MISSING:
             caches.insert_redis()  # as a fenced cache: the next round readmits it
             return
@@ -173,7 +175,8 @@ class Janitor:
         if ours.is_cluster and ours.id != self._ours.id:
             self._note_change()
         # An earlier server at our address was restarted or replaced. If other processes still use it, they announce it.
-        caches.forget_announced(self._ours if self._ours.id != ours.id else None)
+        if self._ours.id != ours.id:
+            caches.forget_announced(self._ours)
         self._ours = ours
         if redis.shards and redis.shards.id == ours.id:
             self._logged = ""
@@ -190,9 +193,12 @@ class Janitor:
         if ours.is_cluster and time.monotonic() - self._changed_at < self._settling_s:
             return
         with self.database.autocommit() as connection:
-            rivals = [it.address for it in caches.announced(connection) if not it.overlaps(ours)]
+            rivals = [it.address for it in caches.announced(connection, self._announcements) if not it.overlaps(ours)]
+            pause = caches.record(connection, REDIS).pause_left_s
         if rivals:
             self._log_once("redis.contested", ours=ours.address, others=rivals, advice=OTHER_ADVICE)
+            return
+        if pause:  # writers have fenced it again and again
             return
         try:
             shards = self.gate.redis_tier.empty()
@@ -223,7 +229,7 @@ class Janitor:
     def remove_expired_edges(self) -> None:
         """Remove edges that are gone, so that no write waits for them and the list does not grow."""
         caches = self.gate.caches
-        expired = caches.expired_edges(EDGE_EXPIRY_S)
+        expired = caches.expired_edges(self._edges)
         if expired:
             caches.fence(expired)
             caches.await_exclusion(expired)

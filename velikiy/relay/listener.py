@@ -17,7 +17,7 @@ from velikiy import coherence, metrics
 from velikiy.coherence import CachePath, Gate
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings.postgres import without_triggers as finding_without_triggers
-from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets
+from velikiy.postgres import CONFIRM, CONNECT_OPTIONS, Connection, Database, DatabaseUnavailable, forgets, patient
 from velikiy.relay.janitor import Janitor
 from velikiy.relay.live import Live
 from velikiy.resources.base import registry
@@ -32,6 +32,9 @@ HEARTBEAT_S = 0.5
 
 IDENTITY_CHECK_S = 1.0
 """Seconds between two comparisons of the tables' identity."""
+
+AT_ONCE_S = 0.001
+"""A `select` that takes less time has not waited: a notification had arrived before."""
 
 RECONNECT_S = 0.2
 """Seconds between two attempts to connect."""
@@ -92,7 +95,10 @@ class Relay:
             psycopg.Error, DatabaseUnavailable
         """
         with Connection.connect(
-            self.database.conninfo(), **CONNECT_OPTIONS, autocommit=True, application_name="velikiy relay"
+            patient(self.database.conninfo()),
+            **CONNECT_OPTIONS,
+            autocommit=True,
+            application_name="velikiy relay",
         ) as connection:
             received: list[str] = []
             connection.add_notify_handler(lambda notification: received.append(notification.payload))
@@ -106,13 +112,18 @@ class Relay:
             self._drop(None)
             metrics.RELAYS_LISTENING.set(1)
             log.info("relay.listening")
+            taken_at = time.monotonic()
             while True:
                 if heartbeat:
                     heartbeat.touch()
                 pause = min(HEARTBEAT_S, compare_at - time.monotonic())
+                asleep_at = time.monotonic()
                 select.select([connection.fileno()], [], [], max(0.0, pause))
                 metrics.RELAY_ANSWERED_AT.set_to_current_time()
                 woken_at = time.monotonic()
+                # A notification that was there already may have waited since the last were taken, while these were
+                # processed.
+                arrived_at = woken_at if woken_at - asleep_at > AT_ONCE_S else taken_at
                 # Within a second, or the connection is lost (Connection.wait). An old leader would answer
                 # a SELECT, and notify of nothing.
                 connection.execute(CONFIRM.text)
@@ -126,13 +137,14 @@ class Relay:
                     # Without its triggers, any row of a table may have changed since the last comparison.
                     if changed or self._without_triggers:
                         self._drop(None)
+                taken_at = time.monotonic()
                 if received:
                     # Together: a program that writes row by row may have sent hundreds meanwhile.
                     payloads = received.copy()
                     received.clear()
                     self._drop(self.paths(payloads))
                     metrics.RELAY_NOTIFICATIONS.inc(len(payloads))
-                    metrics.RELAY_LAG.observe(time.monotonic() - woken_at)
+                    metrics.RELAY_LAG.observe(time.monotonic() - arrived_at)
 
     def _tables(self, connection: Connection) -> dict[str, str]:
         """Return the identity of each table, and warn once of a table whose triggers do not fire."""

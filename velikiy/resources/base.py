@@ -38,7 +38,7 @@ ID = "[1-9][0-9]{0,18}"
 (velikiy/http/edge_config.py)."""
 
 HISTORY = "/history"
-"""What follows the address of a row in the address of its history."""
+"""The end of the address of a history, behind the address of its row."""
 
 MAX_ID = 2**63 - 1
 

@@ -16,7 +16,7 @@ from velikiy.resources.base import HISTORY, MAX_ID, Resource, registry
 from velikiy.resources.pagination import BY_ID, BadCursor, Page
 
 CURSOR = "history"
-"""What a cursor of a history has for an order. Cursors of lists are not valid here."""
+"""The order in the cursors of histories. Cursors of lists have others, and are not valid here."""
 
 SELECT: LiteralString = """
 WITH entries AS MATERIALIZED (

@@ -15,6 +15,7 @@ import orjson
 from psycopg.types.json import Json
 
 from velikiy.coherence import Change
+from velikiy.coherence.locks import OTHERS, number_of
 from velikiy.postgres import Connection
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import RETRY_LATER, Problem
@@ -24,7 +25,7 @@ RETENTION = "24 hours"
 CLEAN_UP_BATCH = 5000
 """Keys that one statement deletes, in far less than DATABASE_TIMEOUT."""
 
-TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s)"
+TRY_LOCK = "SELECT pg_try_advisory_xact_lock(%s, %s)"
 FIND = f"SELECT request, response FROM idempotency_keys WHERE key = %s AND created_at > now() - interval '{RETENTION}'"  # noqa: S608
 STORE = """
     INSERT INTO idempotency_keys (key, owner, request, response) VALUES (%s, %s, %s, %s)
@@ -122,7 +123,7 @@ class IdempotencyKeys:
 
         def keyed(connection: Connection) -> Change[StoredResponse]:
             digest = hashlib.sha256(key.request).digest()
-            locked = connection.execute(TRY_LOCK, (_lock_id(key),)).fetchone()
+            locked = connection.execute(TRY_LOCK, (OTHERS, number_of(f"idempotency {key.name}"))).fetchone()
             if not locked or not locked[0]:
                 detail = "A request with this Idempotency-Key is still in progress. Retry in a second."
                 raise Problem("in-flight", detail, headers=RETRY_LATER)
@@ -212,7 +213,3 @@ def forget_row(connection: Connection, resource: Resource, row_id: int) -> int:
         connection.execute(REPLACE, (Json(response, dumps=orjson.dumps), key))
         forgotten += 1
     return forgotten
-
-
-def _lock_id(key: Key) -> int:
-    return int.from_bytes(hashlib.blake2b(b"idempotency " + key.name.encode(), digest_size=8).digest(), signed=True)

@@ -109,9 +109,10 @@ KINDS = {
     "unavailable": Kind(
         503,
         "Service Unavailable",
-        "The database does not answer in time or cannot serve the request at the moment, or too many searches and"
-        " batches are in progress. Retry after `Retry-After` seconds. The outcome of a write is unknown: read before"
-        " you retry, or send writes with an Idempotency-Key.",
+        "The database does not answer in time or cannot serve the request at the moment, another session has locked"
+        " what the request needs, or too many searches and batches are in progress. Retry after `Retry-After` seconds."
+        " `detail` shows whether the request was carried out: if the outcome of a write is unknown, read before you"
+        " retry, or send writes with an Idempotency-Key.",
     ),
     "gateway-timeout": Kind(
         504,
@@ -134,14 +135,21 @@ SQLSTATES = {
     "22P02": ("invalid", "A value has the wrong format."),
     "22021": ("invalid", "A text contains a character that cannot be stored."),
     # A deadlock: PostgreSQL has ended one of the writers.
-    "40001": ("unavailable", "A concurrent write conflicted with this request, which had no effect. Retry."),
-    "40P01": ("unavailable", "A concurrent write conflicted with this request, which had no effect. Retry."),
-    # The server answers and cannot serve the request: it is a standby, its tables are missing, rights are missing, it
-    # has no room for locks. A missing column (42703) is no member: a statement misspells it, and a retry does not help.
+    "40001": ("unavailable", "A concurrent write conflicted with this request."),
+    "40P01": ("unavailable", "A concurrent write conflicted with this request."),
+    # The server answers and cannot serve the request: it is a standby, its tables are missing, it has no room. A
+    # missing column (42703) is no member: a statement misspells it, and a retry does not help. Nor does it where rights
+    # are missing.
     "25006": ("unavailable", "The database is read-only at the moment."),
     "42P01": ("unavailable", "The database is not set up yet: its tables are missing."),
-    "42501": ("unavailable", "The database denies the service access to its tables."),
+    "42501": ("internal-error", "The database denies the service access to its tables."),
+    "53100": ("unavailable", "The disk of the database is full."),
     "53200": ("unavailable", "The database has too little memory for this request at the moment."),
+    "53300": ("unavailable", "The database has no free connection at the moment."),
+    "55P03": ("unavailable", "Another session has locked what this request needs."),
+    "57P01": ("unavailable", "The database is shutting down."),
+    "57P02": ("unavailable", "The database is restarting."),
+    "57P03": ("unavailable", "The database is starting."),
 }
 """The kind of problem and its detail by the SQLSTATE of a failed statement (PostgreSQL manual, appendix A)."""
 

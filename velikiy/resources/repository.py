@@ -11,8 +11,8 @@ import orjson
 import psycopg
 from psycopg import sql
 
-from velikiy.coherence import NOT_TRIED, Answer, CachePath, Change, Entry, FillLease, Gate, NotTried, found
-from velikiy.coherence.locks import lock_id
+from velikiy.coherence import NOT_TRIED, Answer, Change, Entry, FillLease, Gate, NotTried, found
+from velikiy.coherence.locks import OTHERS, number_of
 from velikiy.postgres import Connection, Row, Statement
 from velikiy.resources import history, pagination
 from velikiy.resources.base import Body, Resource
@@ -236,7 +236,7 @@ class Repository:
     def delete(self, connection: Connection, row_id: int, precondition: Precondition | None) -> Change[None]:
         """Raises: NotFound, PreconditionFailed"""
         self._check(connection, row_id, precondition)
-        if connection.query(Statement(self._delete, (row_id,))) == [[]]:
+        if not connection.write(Statement(self._delete, (row_id,))):
             raise NotFound(self.resource, row_id)
         return self._change(None, row_id, self._missing(row_id))
 
@@ -249,11 +249,11 @@ class Repository:
         do not deadlock. Values that are freed meanwhile can still deadlock: PostgreSQL aborts one of the writers, and
         the gate tries again."""
         ids = {
-            lock_id(CachePath(f"{self.resource.name}.{field} {zlib.crc32(value.encode()) % UNIQUE_VALUE_LOCKS}", ""))
+            number_of(f"{self.resource.name}.{field} {zlib.crc32(value.encode()) % UNIQUE_VALUE_LOCKS}")
             for field in self.resource.unique.values()
             for value in _folded(connection, [getattr(b, field) for b in bodies if field in b.model_fields_set])
         }
-        connection.execute("SELECT pg_advisory_xact_lock(key) FROM unnest(%s::bigint[]) key", (sorted(ids),))
+        connection.execute("SELECT pg_advisory_xact_lock(%s, key) FROM unnest(%s::int[]) key", (OTHERS, sorted(ids)))
 
     def _check(self, connection: Connection, row_id: int, precondition: Precondition | None) -> None:
         if precondition is None:
@@ -269,7 +269,7 @@ class Repository:
 
     def _write(self, connection: Connection, statement: str, values: list[Any]) -> tuple[int, Entry] | None:
         try:
-            (rows,) = connection.query(Statement(statement, values))
+            rows = connection.write(Statement(statement, values))
         except psycopg.errors.UniqueViolation as error:
             field = self.resource.unique.get(error.diag.constraint_name or "")
             if field is None and statement == self._insert:

@@ -6,9 +6,9 @@ sending side, but other clients may do that and wait for the response.
 """
 
 import errno
-import select
-import socket
 from typing import Any
+
+from velikiy.hang_ups import is_hung_up
 
 DEADLINE_HEADER = "Write-Deadline"
 """The header field that every edge sends with a write, and no other client."""
@@ -24,15 +24,3 @@ def discard(worker: Any, request: Any) -> None:
     if is_from_edge and is_hung_up(request.unreader.sock):
         worker.log.info("write.abandoned")
         raise ConnectionResetError(errno.ECONNRESET, "the client has hung up")
-
-
-def is_hung_up(connection: socket.socket) -> bool:
-    """Return whether the other side has closed the connection, or its sending side."""
-    return has_event(connection, select.POLLRDHUP)
-
-
-def has_event(connection: socket.socket, event: int) -> bool:
-    """Return whether the kernel reports the event now. It always reports POLLHUP and POLLERR too."""
-    poll = select.poll()
-    poll.register(connection, event)
-    return bool(poll.poll(0))

@@ -12,10 +12,11 @@ All threads wait at one epoll. The kernel wakes one thread for each request, and
 connection until the thread registers it again.
 
 No class of requests can take all threads, nor all connections to PostgreSQL, of which there is one for each thread.
-Writes wait for row locks, so at most five eighths of the threads carry out writes; further writes queue without a
-thread. Searches and batches take a hundred times as long as other requests, so at most a quarter of the threads carries
-them out; a few more queue, and the others are refused at once. Cache leases and health checks have a reserved thread,
-which serves them while all other threads are busy: without it, a locked row would cost every edge its cache.
+Writes wait for row locks, so at most five eighths of the threads carry out writes, of one row one thread less; further
+writes queue without a thread, and are refused once the writes before them wait for another session. Searches and
+batches take a hundred times as long as other requests, so at most a quarter of the threads carries them out; a few more
+queue, and the others are refused at once. Cache leases and health checks have a reserved thread, which serves them
+while all other threads are busy: without it, a locked row would cost every edge its cache.
 """
 
 import select
@@ -29,9 +30,10 @@ from typing import Any
 
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
+from velikiy.hang_ups import has_event, is_hung_up
 from velikiy.kernel_timeouts import Socket
-from velikiy.server.abandoned_writes import DEADLINE_HEADER, has_event, is_hung_up
-from velikiy.server.shares import COSTLY, Admission, Share, costly_threads
+from velikiy.server.abandoned_writes import DEADLINE_HEADER
+from velikiy.server.shares import COSTLY, Admission, Share, WriteShare, costly_threads
 from velikiy.server.stopping import StoppingWorker
 
 READABLE_ONCE = select.EPOLLIN | select.EPOLLONESHOT
@@ -52,6 +54,9 @@ MAX_COSTLY_WAIT_S = 1.0
 
 DEADLINE = f"\r\n{DEADLINE_HEADER}: ".encode()
 
+REFUSAL_INTERVAL_S = 0.25
+"""Seconds between two looks at the queue of writes, while there is one."""
+
 RESERVED_INTERVAL_S = 0.1
 """The longest wait of a reserved request. Each look while all threads are busy costs some microseconds for each
 connection that waits."""
@@ -65,9 +70,9 @@ class ClientSocket(Socket):
     def __init__(self, accepted: socket.socket) -> None:
         super().__init__(accepted)
         self._buffered = b""
-        self.is_refused = False
-        """True if the present request is refused, because its share of the threads is busy
-        (velikiy/http/middleware.py:refuse_beyond_the_share)."""
+        self.refused_as = ""
+        """Why the present request is refused: "busy", because its share of the threads is; "locked", because another
+        session has locked the row; empty if it is not (velikiy/http/middleware.py:refuse_beyond_the_share)."""
 
     def setblocking(self, flag: bool, /) -> None:
         """Do nothing. gthread changes the mode up to four times for each request."""
@@ -108,13 +113,16 @@ class Worker(StoppingWorker):
         self._waiting_threads: deque[None] = deque()
         """An element for each thread that waits for a request. The reserved thread does not count."""
         self._all_busy = threading.Event()
-        self._writes = Share(max(1, self.cfg.threads * 5 // 8))
+        waits = _waits()
+        self._writes = WriteShare(max(1, self.cfg.threads * 5 // 8), waits.is_long, waits.was_long)
+        self._has_queued_writes = threading.Event()
         costly = costly_threads(self.cfg.threads)
         self._costly = Share(costly, costly * COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S)
         # Daemons: the process does not wait for threads that still serve a request when the time to stop is over.
         for number in range(self.cfg.threads):
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
         threading.Thread(target=self._serve_reserved, name="reserved", daemon=True).start()
+        threading.Thread(target=self._refuse_locked, name="refusals", daemon=True).start()
         _metrics().watch(self._sample)
         self.poller.register(self.method_queue.fileno(), selectors.EVENT_READ, self.method_queue.run_callbacks)
         while self.alive and self.is_parent_alive():
@@ -182,37 +190,53 @@ class Worker(StoppingWorker):
             for connection in reserved:  # after the other connections are available to all threads again
                 self._serve_request(connection)
 
+    def _refuse_locked(self) -> None:
+        """Refuse queued writes that would wait for another session."""
+        while True:
+            self._has_queued_writes.wait()
+            time.sleep(REFUSAL_INTERVAL_S)
+            if not self._writes.queued:
+                self._has_queued_writes.clear()
+                if self._writes.queued:  # queued just before
+                    self._has_queued_writes.set()
+            for connection in self._writes.refused():
+                self._handle(connection, refused_as="locked")
+
     def _serve_request(self, connection: Any) -> None:
         """Serve the request that has arrived. If it has to queue for its share, the thread of another request of that
         share serves it afterwards."""
         try:
-            share = self._share_of(_receive_beginning(connection))
+            beginning = _receive_beginning(connection)
         except OSError:  # the client has hung up
             self._discard(connection)
             return
+        share = self._share_of(beginning)
         if share is None:
             self._handle(connection)
             return
-        admission = share.enter(connection)
+        refused_as = "locked" if share is self._writes else "busy"
+        admission = share.enter(connection, beginning)
         if admission is Admission.REFUSED:
-            self._handle(connection, is_refused=True)
+            self._handle(connection, refused_as)
+        elif admission is Admission.QUEUED and share is self._writes:
+            self._has_queued_writes.set()
         elif admission is Admission.ADMITTED:
             while connection is not None:
                 if _is_abandoned(connection):
                     self.log.info("write.abandoned")
                     self._discard(connection)
                 else:
-                    self._handle(connection, is_refused=admission is Admission.REFUSED)
+                    self._handle(connection, refused_as if admission is Admission.REFUSED else "")
                 connection, admission = share.leave()
 
-    def _share_of(self, beginning: bytes) -> Share | None:
+    def _share_of(self, beginning: bytes) -> Share | WriteShare | None:
         """Return the share of the threads that carries out this request, None for all threads."""
         if COSTLY.match(beginning):
             return self._costly
         return None if beginning.startswith((*READS, LEASES)) else self._writes
 
-    def _handle(self, connection: Any, is_refused: bool = False) -> None:
-        connection.sock.is_refused = is_refused
+    def _handle(self, connection: Any, refused_as: str = "") -> None:
+        connection.sock.refused_as = refused_as
         try:
             if self.handle(connection) is True:
                 connection.sock.flush()
@@ -268,6 +292,13 @@ def _metrics() -> Any:
     from velikiy import metrics
 
     return metrics
+
+
+def _waits() -> Any:
+    # As above.
+    from velikiy import statement_waits
+
+    return statement_waits
 
 
 def _receive_beginning(connection: Any) -> bytes:

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from velikiy import logs
-from velikiy.server import abandoned_writes, cpu_pinning, handover, worker_ends
+from velikiy.server import abandoned_writes, cpu_pinning, handover, stopped_workers, worker_ends
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
@@ -87,6 +87,7 @@ pre_fork = cpu_pinning.assign_number
 def on_starting(server: Any) -> None:
     worker_ends.forget()
     handover.install(server)
+    stopped_workers.install(server)
 
 
 def post_fork(server: Any, worker: Any) -> None:
@@ -96,15 +97,17 @@ def post_fork(server: Any, worker: Any) -> None:
     if server.cfg.reload:
         for name in [name for name in sys.modules if name.partition(".")[0] == "velikiy"]:
             del sys.modules[name]
+    from velikiy import metrics  # not at the top: the master counts nothing
+
+    metrics.APP_WORKER_STARTS.inc()  # here, so that workers count that end while they load the app
 
 
 def post_worker_init(worker: Any) -> None:
     """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
     a worker of the version before."""
-    from velikiy import metrics  # not at the top: the master counts nothing
+    from velikiy import metrics
     from velikiy.server import watch
 
-    metrics.APP_WORKER_STARTS.inc()
     if worker.number == 0:
         metrics.serve()
     watch.begin(worker)

@@ -29,7 +29,7 @@ def limited(app: App, costly: Share) -> App:
         if not COSTLY.match(f"{environ['REQUEST_METHOD']} {environ['RAW_URI']} ".encode("latin-1")):
             return app(environ, start_response)
         if costly.enter(None) is Admission.REFUSED:
-            environ["velikiy.is_refused"] = True
+            environ["velikiy.refused_as"] = "busy"
             return app(environ, start_response)
         try:
             return app(environ, start_response)  # the response is complete then

@@ -17,7 +17,7 @@ from typing import Any
 
 from gunicorn.workers.gthread import ThreadWorker
 
-from velikiy.server.abandoned_writes import has_event
+from velikiy.hang_ups import has_event
 
 LEAVING_S = 2.5
 """The edges check each instance once a second (edge/lua/balancer.lua), and wait up to half a second for the answer."""

@@ -8,8 +8,9 @@ import psycopg
 import redis
 from psycopg.conninfo import conninfo_to_dict
 
-from velikiy.coherence.redis_connections import DROP, refusal
+from velikiy.coherence.redis_connections import CANNOT_SAVE, DROP, LOADING, NO_MEMORY, refusal
 from velikiy.coherence.redis_servers import NotReady, RedisServers
+from velikiy.coherence.redis_tier import RedisTier
 from velikiy.coherence.shards import SLOTS, Server, ShardMap
 from velikiy.findings.postgres import next_step
 from velikiy.postgres import CONNECT_OPTIONS, lacking_settings
@@ -113,17 +114,40 @@ def check_redis(url: str) -> None:
         shards = servers.discover()
         for server in shards.servers:
             _check_redis_server(servers, server, shards)
+        _warn_of_later_refusals(url)
     except NotReady as error:
         report(f"warning: the Redis of REDIS_URL {refusal(error)}. Until it has settled, the service works without it.")
     except (redis.exceptions.RedisError, OSError) as error:
-        if sentence := refusal(error):
+        sentence = refusal(error)
+        if sentence in PASSING:
+            report(f"warning: the Redis of REDIS_URL {sentence}. Until that is mended, the service works without it.")
+        elif sentence:
             raise Refusal(f"The Redis of REDIS_URL {sentence}. Correct the address or the server.") from None
-        if isinstance(error, redis.exceptions.ResponseError):
+        elif isinstance(error, redis.exceptions.ResponseError):
             raise Refusal(f"The Redis of REDIS_URL refuses to serve: {error}.") from None
+        else:
+            report(
+                f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without"
+                " it, more slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
+            )
+
+
+PASSING = (NO_MEMORY, CANNOT_SAVE, LOADING)
+"""Reasons that a Redis of the user's own may have for a while: the service works without it meanwhile."""
+
+
+def _warn_of_later_refusals(url: str) -> None:
+    """Warn of what makes Redis useless, although writes work: reads that it refuses, and commands that are needed after
+    an outage."""
+    tier = RedisTier(url, lambda: None, ttl=60, timeout=REDIS_TIMEOUT_S)
+    if lacking := tier.lacking_rights():
+        rights = " ".join(f"+{command.lower()}" for command in lacking)
         report(
-            f"warning: the Redis of REDIS_URL does not answer ({type(error).__name__}). The service works without it, "
-            "more slowly. Check the host, the port, and whether the server expects TLS (rediss://)."
+            f"warning: the user of REDIS_URL may not run {', '.join(lacking)}: Redis stays out of use after an outage."
+            f" Grant it as an administrator of Redis: ACL SETUSER NAME {rights}"
         )
+    elif reason := tier.trial(PROBE_KEY):
+        report(f"warning: the Redis of REDIS_URL {reason}. Until that is mended, the service works without it.")
 
 
 def _check_redis_server(servers: RedisServers, server: Server, shards: ShardMap) -> None:

@@ -153,6 +153,7 @@ def _look_at_postgres(status: Status, table_is_known: threading.Event) -> None:
                 status.findings.append(postgres.unreadable())
                 return
             status.findings += [*postgres.hazards(connection, tables), *postgres.sessions(connection, tables)]
+            status.findings += postgres.archive(connection)
             with suppress(psycopg.ProgrammingError):  # it is missing, or may not be read: the hazards name that
                 status.table = caches.table(connection)
     except psycopg.Error:
@@ -162,7 +163,7 @@ def _look_at_postgres(status: Status, table_is_known: threading.Event) -> None:
     finally:
         table_is_known.set()
     if status.table:
-        status.findings += _edges_of_the_table(status)
+        status.findings += [*_edges_of_the_table(status), *caches.unsteady(status.table)]
 
 
 def _edges_of_the_table(status: Status) -> list[Finding]:

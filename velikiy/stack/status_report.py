@@ -1,6 +1,7 @@
 """`./run status` as text and as JSON."""
 
 import platform
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 
 from velikiy.findings import Finding, caches, machine
 from velikiy.findings.processes import Process
-from velikiy.stack import consoles, log_view, running_settings
+from velikiy.stack import consoles, log_view, messages, running_settings
 from velikiy.stack.log_lines import iso
 from velikiy.stack.plan import Plan
 from velikiy.stack.start import display_url
 from velikiy.stack.status import Status, last_heartbeat
 
 SHOWN_ERRORS = 5
+
+COMMAND = re.compile(r"(?<!\S)\./run ([a-z-]+)")
+"""A command in the advice of a finding. `--data` may stand directly behind its name."""
 
 TELLING_FIELDS = ("reason", "text", "what", "cause")
 """The fields of an error's line that say more than its message."""
@@ -27,8 +31,8 @@ def as_json(status: Status) -> dict[str, Any]:
     state: dict[str, Any] = {
         "ready": status.ready,
         "serves": status.serves,
-        "findings": [it.as_json() for it in status.findings],
-        "warnings": [sentence(it) for it in status.findings],
+        "findings": [it.as_json() for it in findings_for_people(status)],
+        "warnings": [sentence(it) for it in findings_for_people(status)],
         "edges": plan.edge_urls,
         "apps": plan.app_urls,
         "postgres": _address(plan, "database_url"),
@@ -97,6 +101,15 @@ def _caches(status: Status) -> list[dict[str, Any]]:
     ]
 
 
+def findings_for_people(status: Status) -> list[Finding]:
+    """Return the findings with commands that can be pasted: with the data folder, unless it is the default."""
+    return [it._replace(advice=COMMAND.sub(lambda match: _command(match, status), it.advice)) for it in status.findings]
+
+
+def _command(match: re.Match[str], status: Status) -> str:
+    return messages.command(match[1], home=status.plan.home)
+
+
 def sentence(it: Finding) -> str:
     where = f"{it.where}: " if it.where and it.where not in it.what else ""
     since = f" (since {caches.at(it.since)})" if it.since else ""
@@ -110,7 +123,8 @@ def text(status: Status) -> list[str]:
     first = "ready, with warnings" if warns else "ready"
     if not status.ready:
         first = "something is wrong, and requests are answered" if status.serves else "not ready"
-    lines = [first, *(f"  {'WRONG  ' if it.wrong else 'warning'}  {sentence(it)}" for it in status.findings)]
+    findings = findings_for_people(status)
+    lines = [first, *(f"  {'WRONG  ' if it.wrong else 'warning'}  {sentence(it)}" for it in findings)]
     lines += [f"  {display_url(url)}" for url in plan.edge_urls]
     lines.append(f"  {'process':<10} {'state':<9} {'pid':>7} {'up for':>9} {'restarts':>8} {'memory':>8}")
     for it in status.processes:

@@ -51,8 +51,13 @@ export function translator(texts) {
   };
 }
 
+// Returns the reader's own variety of the chosen language, such as en-GB: numbers and dates differ between varieties.
+function variety() {
+  return navigator.languages?.find((tag) => tag.toLowerCase().split("-")[0] === chosen) ?? chosen;
+}
+
 export function number(value, digits = 0) {
-  return new Intl.NumberFormat(chosen, { maximumFractionDigits: digits }).format(value);
+  return new Intl.NumberFormat(variety(), { maximumFractionDigits: digits }).format(value);
 }
 
 // Returns a moment in the time zone of the reader: the time of day for today, else with the date.
@@ -60,7 +65,7 @@ export function moment(text) {
   const date = new Date(text);
   const isToday = date.toDateString() === new Date().toDateString();
   const style = isToday ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
-  return new Intl.DateTimeFormat(chosen, style).format(date);
+  return new Intl.DateTimeFormat(variety(), style).format(date);
 }
 
 // Returns milliseconds with as many digits as they deserve.

@@ -64,8 +64,7 @@ class Edit {
       element("td", { class: "column-id" }, String(id)),
       element("td", { class: "column-name" }, this.inputs.name, this.problems.name, this.message),
       element("td", { class: "column-email" }, this.inputs.email, this.problems.email),
-      element("td", { class: "column-created_at" }, this.source),
-      element("td", { class: "column-actions" }, this.save, cancel));
+      element("td", { class: "column-edit", colSpan: 2 }, this.source, this.save, cancel));
   }
 
   get values() {

@@ -165,6 +165,10 @@ class UsersView {
     this.area.setAttribute("aria-busy", "false");
     this.drawProblem(answer);
     if (answer.ok) {
+      if (this.counted !== place.q) { // the number of another search would be a wrong one
+        this.total = this.countSource = null;
+        this.drawCount();
+      }
       this.rows = answer.body;
       this.next = nextCursor(answer.headers);
       this.listSource = answer.source;
@@ -176,6 +180,7 @@ class UsersView {
     const counted = await count;
     if (load !== this.loads || counted.aborted) return;
     this.total = counted.ok ? counted.body.count : null;
+    this.counted = place.q;
     this.countSource = counted.source;
     this.drawCount();
     this.drawBadges();
