@@ -152,7 +152,9 @@ function _M.exchange()
     end
     keep(body)
     metrics.report_for_live(lines)
-    ask_apps(lines)
+    if body:find("\nwants_apps") then
+        ask_apps(lines)
+    end
     return signature.respond(request, ngx.HTTP_OK, table.concat(lines, "\n"))
 end
 
@@ -160,7 +162,7 @@ end
 -- ---- for clients ----
 
 
--- Return the edges that can be read through this edge (through.lua), as JSON, and the id of this one.
+-- Return the edges that can be read through this edge (through.lua), as JSON, and the id of this edge.
 function _M.edges()
     return '{"edges":' .. (shared:get("edges") or "[]") .. ',"this":"' .. (shared:get("this") or "") .. '"}'
 end

@@ -89,6 +89,11 @@ class TestExperiment:
 
 
 class TestThroughAnotherEdge:
+    @pytest.mark.parametrize("method", ["POST", "OPTIONS", "DELETE"])
+    def test_the_edge_answers_reads_only(self, stack: Stack, method: str) -> None:
+        for path in ("/console/live", "/console/edges", "/console/through/01234567/users/1"):
+            assert requests.request(method, f"{stack.edge}{path}", timeout=5).status_code in (204, 404, 405)
+
     @pytest.mark.parametrize(
         ("address", "status"),
         [

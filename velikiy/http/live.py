@@ -1,4 +1,4 @@
-"""What this app reports for the console's page Live. An edge requests it for the relay (edge/lua/live.lua).
+"""The account of this app for the console's page Live. An edge requests it for the relay (edge/lua/live.lua).
 
 The counts are those of all processes that count into one folder: the workers of a container, or of a whole stack
 without Docker. The relay adds up each folder once.

@@ -47,7 +47,7 @@ SELECT
 
 @dataclass
 class Seen:
-    """What the janitor has seen in its last round, for the page Live (velikiy/relay/live.py)."""
+    """The state that the janitor has found in its last round, for the page Live (velikiy/relay/live.py)."""
 
     table: Table | None = None
     findings: list[Finding] = field(default_factory=list)

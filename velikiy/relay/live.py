@@ -46,6 +46,10 @@ EDGE_TIMEOUT_S = 1.0
 SAMPLES_PER_EXCHANGE = 150
 """A new edge gets the past in several parts: a body must fit into its buffer (client_body_buffer_size 64k)."""
 
+ASKING_EDGES = 4
+"""Edges that request the accounts of their apps in one round, in turn: with many edges, each app would answer all of
+them all the time. An account costs an app 1 ms."""
+
 GONE_S = 900.0
 """Seconds for which a part that is gone stays on the page."""
 
@@ -63,7 +67,7 @@ QUANTILES = (0.5, 0.95, 0.99)
 
 
 class Account(NamedTuple):
-    """What one edge has reported."""
+    """The report of one edge."""
 
     facts: dict[str, str]
     counts: dict[str, list[float]]
@@ -80,7 +84,7 @@ class Live:
         self.seen = seen
         self._samples: deque[tuple[int, str]] = deque(maxlen=SAMPLES)
         self._counts: dict[str, list[float]] = {}
-        """What each source had counted at the last sample."""
+        """The counts of each source at the last sample."""
 
         self._parts: dict[str, dict[str, Any]] = {}
         self._newest: dict[str, int] = {}
@@ -88,6 +92,10 @@ class Live:
 
         self._names: dict[str, str] = {}
         """The last known name of each edge."""
+
+        self._rounds = 0
+        self._apps: dict[str, tuple[int, dict[str, Any]]] = {}
+        """The last account of each app, with the round in which it came."""
 
         self._edges: list[Row] = []
         self._wants_history = True
@@ -108,7 +116,9 @@ class Live:
         """Exchange with every edge, and make the next sample and state."""
         if self.seen.table:
             self._edges = self.seen.table.edges
-        accounts = dict(zip(self._edges, self._workers.map(self._exchange, self._edges), strict=True))
+        self._rounds += 1
+        asks = [number % self._turns == self._rounds % self._turns for number in range(len(self._edges))]
+        accounts = dict(zip(self._edges, self._workers.map(self._exchange, self._edges, asks), strict=True))
         heard = [account for account in accounts.values() if account]
         if self._wants_history and heard:
             self._take_history(heard)
@@ -118,15 +128,22 @@ class Live:
             self._samples.append((slot, self._sample(slot, accounts)))
         self._state = self._describe(accounts, counts_requests)
 
+    @property
+    def _turns(self) -> int:
+        """After so many rounds, each edge has requested the accounts of its apps."""
+        return max(1, -(-len(self._edges) // ASKING_EDGES))
+
     # ---- the exchange ----
 
-    def _exchange(self, edge: Row) -> Account | None:
+    def _exchange(self, edge: Row, asks_apps: bool) -> Account | None:
         cache = Cache(edge.name, edge.address, edge.epoch, fenced=False, excluded=False)
         newest = self._newest.get(edge.name, 0)
         missing = [f"sample {slot} {sample}" for slot, sample in self._samples if slot > newest][:SAMPLES_PER_EXCHANGE]
         lines = ["live", *missing]
         if self._state:
             lines += [f"state {_json(self._state)}", *self._addresses()]
+        if asks_apps:
+            lines.append("wants_apps")
         if self._wants_history:
             lines.append("wants_history")
         text = self.gate.edge_tier.exchange(cache, "\n".join(lines), EDGE_TIMEOUT_S)
@@ -203,10 +220,12 @@ class Live:
             part, found = _edge(row, self._names.get(row.name, row.address), account)
             present.append(part)
             findings += [it._replace(where=part["name"]) for it in found]
-        apps = {app["name"]: app for account in accounts.values() if account for app in account.apps}
+        for app in (app for account in accounts.values() if account for app in account.apps):
+            self._apps[app["name"]] = (self._rounds, app)
+        self._apps = {name: it for name, it in self._apps.items() if it[0] > self._rounds - self._turns}
         present += [
             {**_part("app", app["name"]), **{name: app[name] for name in ("started", "memory", "workers")}}
-            for app in apps.values()
+            for _, app in self._apps.values()
         ]
         findings += _silent_apps([account for account in accounts.values() if account])
         present += [self._redis(findings), self._relay(), self._postgres()]

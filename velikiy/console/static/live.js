@@ -215,7 +215,7 @@ function partRow(part, now) {
   const cell = (key, ...content) => element("td", { class: content[0] === "–" ? "live-none" : null,
     dataset: { label: t(`column_${key}`) } }, content);
   const lease = part.kind !== "edge" || !part.answers ? "–"
-    : part.lease_ms ? t("lease", { seconds: number(part.lease_ms / 1000, 1), epoch: part.epoch }) : t("no_lease");
+    : part.lease_ms ? t("seconds", { value: number(part.lease_ms / 1000, 1) }) : t("no_lease");
   return element("tr", { dataset: { kind: part.kind, state } },
     element("th", { scope: "row" }, name, details(part)),
     cell("state", element("span", { class: `live-state ${FINE.has(state) ? "live-state-fine" : "live-state-wrong"}` },

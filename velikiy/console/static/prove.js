@@ -28,9 +28,14 @@ export async function show(main, { query, api, signal }) {
     return;
   }
   cleanUp(api);
-  const edges = edgesOf(answer.body);
-  let run = newRun(), controller = null;
+  let edges = edgesOf(answer.body), run = newRun(), controller = null;
 
+  const reached = element("p", { class: "prove-edges" });
+  const showReached = (found) => {
+    edges = edgesOf(found);
+    reached.textContent = found.edges.length ? t("edges", { count: edges.length }) : t("edges_unknown");
+  };
+  showReached(answer.body);
   const button = element("button", { type: "button", class: "btn btn-primary btn-lg prove-start", id: "prove-start" },
     t("start"));
   const progress = element("progress", { class: "prove-progress", max: seconds, value: 0, hidden: true,
@@ -51,6 +56,8 @@ export async function show(main, { query, api, signal }) {
   async function start() {
     controller = new AbortController();
     const own = AbortSignal.any([signal, controller.signal]);
+    const found = await api.request("GET", "/console/edges", { signal: own }); // others may run by now
+    if (found.ok) showReached(found.body);
     run = newRun();
     message.replaceChildren();
     verdict.textContent = "";
@@ -77,8 +84,8 @@ export async function show(main, { query, api, signal }) {
 
   function conclude() {
     const { stale, aside, judged, missed } = totals(run);
-    const sentences = [stale ? t("verdict_stale", { count: stale }) : t("verdict_none", { count: judged }),
-      t("verdict_aside", { count: aside })];
+    const sentences = judged ? [stale ? t("verdict_stale", { count: stale }) : t("verdict_none", { count: judged }),
+      t("verdict_aside", { count: aside })] : [];
     if (missed) sentences.push(t("verdict_missed", { count: missed }));
     verdict.textContent = sentences.join(" ");
     announce(verdict.textContent);
@@ -108,8 +115,7 @@ export async function show(main, { query, api, signal }) {
   main.replaceChildren(
     head(),
     element("p", { class: "prove-lead" }, t("lead", { seconds })),
-    element("div", { class: "prove-row" }, button, progress, element("p", { class: "prove-edges" },
-      answer.body.edges.length ? t("edges", { count: edges.length }) : t("edges_unknown"))),
+    element("div", { class: "prove-row" }, button, progress, reached),
     message, counters, verdict, frame, legend(), numbers,
     element("section", { class: "prove-how" },
       element("h2", {}, t("how")),
