@@ -54,8 +54,7 @@ def _parts(error: BaseException, trace: TracebackType | None, chain: int) -> Ite
 
 
 def sender(error: BaseException) -> str:
-    """Return the function that has sent a failed statement to PostgreSQL, as `velikiy/resources/repository.py:216
-    _write`, or an empty string."""
+    """Return the file, line and function that sent a failed statement to PostgreSQL, or an empty string."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = frame.filename.removeprefix(PACKAGE)
         if file != frame.filename and not file.startswith("postgres/"):

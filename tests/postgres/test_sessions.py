@@ -487,6 +487,7 @@ def test_server_without_a_free_connection_is_named_and_requests_get_503(stack: S
                 with ExitStack() as held:
                     for take in (database.autocommit, database.transaction):
                         held.enter_context(take()).extend_deadline(60)
+                    stack.redis().flushdb()
                     for method in ("GET", "PUT"):
                         response = requests.request(method, f"{url}/users/1", json={"name": "A"}, timeout=5)
                         check_problem(response, 503)
