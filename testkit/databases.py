@@ -66,8 +66,10 @@ def redis_server(data: Path | None = None, port: int = 0) -> Iterator[int]:
     ) as server:
         with Redis(port=port) as client:
             wait_until(lambda: answers(client))
-        yield port
-        server.terminate()
+        try:
+            yield port
+        finally:
+            server.terminate()
 
 
 def answers(client: Redis) -> bool:

@@ -17,6 +17,7 @@ local CHECK_TIMEOUT_MS = 500
 local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
 local MAX_SHORT_TRIES = 10  -- at once, of each worker
+local PATIENT_S = 5         -- after a 503: PostgreSQL is away, and a second try would find the same
 local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
 
 local _M = {}
@@ -26,6 +27,7 @@ local peers = {}  -- the present addresses: { address, port, down, hangs }
 local turn = 0
 local database_timeout_s
 local short_tries = MAX_SHORT_TRIES  -- that are left
+local patient_until = 0  -- (ngx.now)
 
 
 -- Update the peers. A peer that stays keeps its state.
@@ -155,12 +157,18 @@ function _M.choose(failed)
 end
 
 
+-- An app has answered 503.
+function _M.be_patient()
+    patient_until = ngx.now() + PATIENT_S
+end
+
+
 -- Return the seconds that this try of a read may take.
 -- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE.
 local function time_of(peer, tries, has_fallback, ctx)
     if tries == 1 then
         short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
-        if #peers > 1 and (peer.hangs or short_tries >= 1) then
+        if #peers > 1 and (peer.hangs or short_tries >= 1 and ngx.now() > patient_until) then
             return SHORT_TRY_S
         end
         ctx.was_long = true

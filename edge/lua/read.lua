@@ -1,6 +1,7 @@
 -- A cached read, tier by tier: the memory of this edge, Redis, an app. If no app can answer, the last entry is served
 -- with a mark.
 
+local balancer = require "balancer"
 local generations = require "generations"
 local lease = require "lease"
 local metrics = require "metrics"
@@ -86,6 +87,9 @@ local function fetch_from_app(path, query, key, result, reason, fill_lease)
     local fallback = store.get(generations.key_of(path, query)) and "stale" or "none"
     local response, app, seconds = origin.fetch(fill_lease or "", fallback)
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
+    if response.status == 503 then
+        balancer.be_patient()
+    end
     local failed = response.status >= 502 and response.status <= 504 or response.truncated
     local entry = not failed and store.pack(response, var.id)
     local stored = key and entry and generations.store_if_current(path, query, key, entry)

@@ -284,6 +284,31 @@ def test_redis_whose_user_may_not_empty_it_is_named_with_the_missing_command() -
         assert tier.lacking_rights() == []
 
 
+@pytest.mark.parametrize(
+    ("spoil", "mend", "reason"),
+    [
+        ("ACL SETUSER weak -hset", "ACL SETUSER weak +hset", "does not permit its user the commands"),
+        ("ACL SETUSER weak resetkeys ~other:*", "ACL SETUSER weak ~*", "does not permit its user the commands"),
+        ("ACL SETUSER weak resetpass", "ACL SETUSER weak >secret", "refuses the user or the password"),
+        ("REPLICAOF 127.0.0.1 1", "REPLICAOF NO ONE", "is a replica that accepts no writes"),
+    ],
+)
+def test_redis_that_answers_and_refuses_is_named_with_the_reason_until_it_is_mended(
+    spoil: str, mend: str, reason: str
+) -> None:
+    with redis_server() as port, Redis(port=port) as admin:
+        admin.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "+@all")
+        tier = RedisTier(f"redis://weak:secret@127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
+        known = caches.Table(caches.Row("redis", str(tier.identify()), "1", None, False, 0.0, 0.0), [], [], {})
+        assert caches.redis(tier, known) == []
+        admin.execute_command(*spoil.split())
+        [found] = caches.redis(tier, known)
+        assert found.name == "redis.unusable"
+        assert reason in found.what
+        admin.execute_command(*mend.split())
+        wait_until(lambda: "unusable" not in str(caches.redis(tier, known)))
+
+
 def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable: Stack) -> None:
     read_only = make_conninfo(breakable.postgres, options="-c default_transaction_read_only=on")
     assert why_away(read_only).name == "postgres.standby"

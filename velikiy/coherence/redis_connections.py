@@ -427,6 +427,7 @@ REFUSALS = {
     "DB index is out of range": "has no database of this number",
     "max number of clients": "has no room for further clients (maxclients)",
     "INFO lacks run_id": "does not name its run_id in INFO, so this service cannot tell it from another Redis",
+    "user executing the script can't": NO_RIGHTS,
     "OOM command": NO_MEMORY,
     "MISCONF": CANNOT_SAVE,
     "LOADING": LOADING,
