@@ -4,6 +4,7 @@ import math
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -87,6 +88,17 @@ class Pool(ConnectionPool[Connection]):
         super().__init__(*args, **options)
         self.away = False
         self.probe = threading.Lock()
+
+    def _get_ready_connection(self, timeout: float | None) -> Connection | None:
+        """Forget requests that have given up, before the library counts them; it holds its lock here.
+
+        The library forgets them only when it has a connection to lend. An outage that lasted longer than `max_waiting`
+        timeouts would fill the queue, each request would be refused at once, and none would let the pool connect again:
+        the process would stay without PostgreSQL until its restart.
+        """
+        if len(self._waiting) >= self.max_waiting:
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.error is None)
+        return super()._get_ready_connection(timeout)
 
 
 class Database:
