@@ -125,3 +125,13 @@ def test_rules_and_dashboard_stand_in_files_that_the_documents_name() -> None:
     text = (ROOT / "docs/monitoring.md").read_text()
     for file in ("deploy/prometheus/rules.yaml", "deploy/grafana/dashboard.json", "docs/runbook.md"):
         assert Path(file).name in text, file
+
+
+def test_each_alert_fires_in_the_test_with_a_real_prometheus() -> None:
+    text = (ROOT / "tests/monitoring/test_live.py").read_text()
+    fired = {
+        name
+        for names in re.findall(r'firing\((.*?)\)|"(\w+)" in own\.firing', text, re.DOTALL)
+        for name in re.findall(r"\bVelikiy\w+", " ".join(names))
+    }
+    assert fired == set(ALERTS)

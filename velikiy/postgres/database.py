@@ -4,6 +4,7 @@ import math
 import select
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
@@ -37,8 +38,8 @@ SESSION = {
     "standard_conforming_strings": "on",
     "client_min_messages": "warning",  # PostgreSQL warns of a commit whose wait for its standby was cancelled
     "idle_session_timeout": "0",
-    # A search takes one core. Otherwise the share of the searches (velikiy/server/shares.py) would bound a third of what
-    # they take: PostgreSQL adds two processes to each.
+    # A search takes one core: PostgreSQL would add two processes to each, and the share of the searches
+    # (velikiy/server/shares.py) would bound a third of what they take.
     "max_parallel_workers_per_gather": "0",
     "velikiy.passes_gate": "on",  # the app invalidates its own writes; the relay need not
 }
@@ -147,6 +148,17 @@ class Pool(ConnectionPool[Connection]):
         super().__init__(*args, **options)
         self.away = False
         self.probe = threading.Lock()
+
+    def _get_ready_connection(self, timeout: float | None) -> Connection | None:
+        """Forget requests that have given up, before the library counts them; it holds its lock here.
+
+        The library forgets them only when it has a connection to lend. An outage that lasted longer than `max_waiting`
+        timeouts would fill the queue, each request would be refused at once, and none would let the pool connect again:
+        the process would stay without PostgreSQL until its restart.
+        """
+        if len(self._waiting) >= self.max_waiting:
+            self._waiting = deque(waiting for waiting in self._waiting if waiting.error is None)
+        return super()._get_ready_connection(timeout)
 
 
 class Database:
