@@ -68,9 +68,21 @@ class TestExperiment:
         stack, key = keyed_edges
         page = open_with_key(f"{stack.edge}/#/prove?seconds=60", key).page
         page.get_by_role("button", name="Write and read").click()
-        wait_until(lambda: experiments(stack))
+        expect(page.locator(".prove-frame .prove-read").first).to_be_visible()
         page.close()
         wait_until(lambda: not experiments(stack), within=10)
+
+    def test_deletes_the_row_of_an_earlier_page_that_never_learned_its_id(
+        self, keyed_edges: Keyed, open_with_key: Open
+    ) -> None:
+        stack, key = keyed_edges
+        row = {"name": "Prove it, version 1", "email": "prove-it-0123456789ab@example.com"}
+        headers = {"Authorization": f"Bearer {key}"}
+        assert requests.post(f"{stack.edge}/users", json=row, headers=headers, timeout=5).status_code == 201
+        page = open_with_key(f"{stack.edge}/#/users", key).page
+        page.evaluate("email => localStorage.setItem('prove-it', email)", row["email"])
+        page.goto(f"{stack.edge}/#/prove")
+        wait_until(lambda: not experiments(stack))
 
     def test_says_why_it_cannot_begin(self, keyed_edges: Keyed, open_with_key: Open) -> None:
         stack, key = keyed_edges

@@ -8,7 +8,7 @@ const WRITE_EVERY_MS = [700, 1500];
 const READ_EVERY_MS = 130;
 const MAX_READS_PER_S = 40; // of all edges together
 const OWN_EMAIL = /^prove-it-[0-9a-f]{12}@example\.com$/;
-const KEPT = "prove-it"; // in localStorage: the id of the row while it exists
+const KEPT = "prove-it"; // in localStorage: the e-mail address of the row while it exists
 
 // Runs the experiment and fills `run`. Returns { problem } if it could not begin.
 //
@@ -18,10 +18,10 @@ export async function perform({ api, edges, run, signal, seconds = SECONDS }) {
   const stop = new AbortController();
   const ends = AbortSignal.any([signal, stop.signal]);
   const email = `prove-it-${[...crypto.getRandomValues(new Uint8Array(6))].map((n) => n.toString(16).padStart(2, "0")).join("")}@example.com`;
+  keep(email); // before the row exists: a page that is closed right now never learns its id
   const made = await api.request("POST", "/users", { body: { name: nameOf(1), email } });
   if (!made.ok) return { problem: made.problem };
   const path = `/users/${(made.headers.get("Location") ?? "").split("/").at(-1)}`;
-  keep(path);
   const leave = () => remove(api, path, true);
   addEventListener("pagehide", leave);
   const began = performance.now();
@@ -67,11 +67,12 @@ export async function perform({ api, edges, run, signal, seconds = SECONDS }) {
 
 // Deletes the row of an experiment whose page was closed midway, or whose last request failed.
 export async function cleanUp(api) {
-  const path = kept();
-  if (!path) return;
-  const answer = await api.request("GET", path, { asks: false });
-  if (answer.ok && OWN_EMAIL.test(answer.body?.email ?? "")) await remove(api, path);
-  else if (answer.ok || answer.status === 404) keep("");
+  const email = kept();
+  if (!email) return;
+  const answer = await api.request("GET", `/users?email=${encodeURIComponent(email)}`, { asks: false });
+  if (!answer.ok) return;
+  if (answer.body.length) await remove(api, `/users/${answer.body[0].id}`);
+  else keep("");
 }
 
 async function remove(api, path, isLeaving = false) {
@@ -84,9 +85,9 @@ async function remove(api, path, isLeaving = false) {
   if (answer.ok || answer.status === 404) keep("");
 }
 
-function keep(path) {
+function keep(email) {
   try {
-    if (path) localStorage.setItem(KEPT, path);
+    if (email) localStorage.setItem(KEPT, email);
     else localStorage.removeItem(KEPT);
   } catch {
     // Then only this page deletes the row.
@@ -95,7 +96,7 @@ function keep(path) {
 
 function kept() {
   try {
-    return /^\/users\/[1-9][0-9]*$/.exec(localStorage.getItem(KEPT) ?? "")?.[0];
+    return OWN_EMAIL.exec(localStorage.getItem(KEPT) ?? "")?.[0];
   } catch {
     return null;
   }
