@@ -174,8 +174,8 @@ end
 
 
 -- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the
--- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale"
--- where the tries of a read are short, else empty.
+-- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or
+-- "stale" where the tries of a read are short, else empty.
 function _M.balance()
     local ctx, fallback = ngx.ctx, ngx.var.fallback
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
