@@ -179,9 +179,9 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
--- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the second
--- connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale"
--- where the tries of a read are short, else empty.
+-- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the
+-- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or
+-- "stale" where the tries of a read are short, else empty.
 function _M.balance()
     local ctx, fallback = ngx.ctx, ngx.var.fallback
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1

@@ -76,7 +76,8 @@ local function fetch_over_http1(uri, fill_lease, fallback)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
                     "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", traces.for_apps(var),
-                    "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback, "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
+                    "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback,
+                    "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
     local response = request(socket, concat(lines)) or { status = 502, header = {}, body = "" }
     socket:close()

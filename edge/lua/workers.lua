@@ -1,6 +1,6 @@
 -- Replaces a worker that is stopped (SIGSTOP): its clients would wait, and without worker 0 the edge would accept no
--- drops and lose its cache lease. Each worker looks after the next one, so the work does not grow with their number. The
--- master starts a worker with the same number in place of one that is killed.
+-- drops and lose its cache lease. Each worker looks after the next one, so the work does not grow with their number.
+-- The master starts a worker with the same number in place of one that is killed.
 --
 -- Relies on: the state of a process in /proc/<pid>/stat of proc(5), and that workers run as one user.
 -- Remove when: Nginx's master replaces workers that are stopped.
