@@ -280,7 +280,8 @@ def test_session_that_locks_a_table(monitored: Monitored) -> None:
     locking.execute("LOCK TABLE users")
     threading.Thread(target=lambda: suppress_all(locking.execute, "SELECT pg_sleep(600)"), daemon=True).start()
     with (
-        repeating(reader(monitored.stack.app), clients=60),
+        repeating(reader(monitored.stack.apps[0]), clients=30),
+        repeating(reader(monitored.stack.apps[1]), clients=30),
         monitored.firing("VelikiySlowRequests", "VelikiyThreadsBusy"),
     ):
         listed = monitored.follow(
