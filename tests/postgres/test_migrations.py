@@ -20,6 +20,7 @@ REVISIONS = [
     "0007_idempotency_owner",
     "0008_oldest_code",
     "0009_row_history",
+    "0010_lock_numbers",
 ]
 
 
