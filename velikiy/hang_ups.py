@@ -1,4 +1,4 @@
-"""Whether the other side of a connection has closed it."""
+"""Notices that the other side of a connection has closed it."""
 
 import select
 import socket

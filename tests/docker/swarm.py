@@ -193,7 +193,7 @@ class Swarm:
         return self.manager.docker("exec", postgres["Id"], "psql", "-U", "postgres", "-d", "velikiy", "-Atc", query)
 
     def wait_until(self, condition: Callable[[], T], what: str, limit: float) -> T:
-        """Return the first true value of the condition. If there is none, name the tasks and their states."""
+        """Return the first true value of the condition. Without one, name the tasks and their states."""
         try:
             return wait_until(condition, what, limit=limit)
         except AssertionError as error:

@@ -450,9 +450,9 @@ class TestForwardedHeaders:
         assert not app.received
 
     @pytest.mark.parametrize(
-        ("line", "times"), [("GET /r/502", 2), ("GET /r/502?x", 2), ("PUT /r/502", 1), ("POST /r/batch", 1)]
+        ("line", "times"), [("GET /r/502", 3), ("GET /r/502?x", 3), ("PUT /r/502", 1), ("POST /r/batch", 1)]
     )
-    def test_failed_read_is_tried_twice_and_a_write_once(self, app: FakeApp, line: str, times: int) -> None:
+    def test_failed_read_is_tried_three_times_and_a_write_once(self, app: FakeApp, line: str, times: int) -> None:
         app.respond = lambda request: plain(request, 502)
         assert send_raw(app, line).status_code == 502
         assert len(app.received) == times

@@ -281,6 +281,6 @@ class TestUnchangedFields:
 
 
 class TestAddresses:
-    @pytest.mark.parametrize("path", ["/", "/user", "/users/", "//users", "/users/1/", "/Users", "/users/1/x"])
+    @pytest.mark.parametrize("path", ["/user", "/users/", "//users", "/users/1/", "/Users", "/users/1/x"])
     def test_unknown_address_is_404(self, stack: Stack, path: str) -> None:
         check_problem(requests.get(stack.app + path, timeout=5, allow_redirects=False), 404)

@@ -100,9 +100,7 @@ def test_document_names_the_server_and_the_problems_as_clients_of_the_proxy_see_
     behind, direct = (requests.get(f"{base}/openapi.json", timeout=5) for base in (api, trusting.edge))
     assert (behind.json()["servers"], direct.json()["servers"]) == ([{"url": "/api"}], [{"url": "/"}])
     assert list(behind.json()["paths"]) == list(direct.json()["paths"])
-    assert behind.json()["components"]["schemas"]["Problem"]["properties"]["type"]["enum"][0].startswith(
-        "/api/problems/"
-    )
+    assert "(/api/problems/" in behind.json()["components"]["schemas"]["Problem"]["properties"]["type"]["description"]
     assert not re.search(r'["`(]/problems/', behind.text)
     assert behind.headers["ETag"] != direct.headers["ETag"]
     for url, response in ((api, behind), (trusting.edge, direct)):

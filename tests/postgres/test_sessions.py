@@ -486,7 +486,7 @@ def test_server_without_a_free_connection_is_named_and_requests_get_503(stack: S
                 assert "postgres.connections" in [it["name"] for it in found["findings"]]
                 with ExitStack() as held:
                     for take in 2 * (database.autocommit, database.transaction):
-                        with suppress(DatabaseUnavailable):  # the pool has only those that it opened before the limit
+                        with suppress(DatabaseUnavailable):  # the pool has only connections from before the limit
                             held.enter_context(take()).extend_deadline(60)
                     stack.redis().flushdb()
                     for method in ("GET", "PUT"):

@@ -230,7 +230,7 @@ class Caches:
             )
 
     def announced(self, connection: Connection, renewals: Renewals) -> list[ShardMap]:
-        """Return the servers that processes announce, and delete those that have lapsed."""
+        """Return the servers that processes announce, and delete lapsed announcements."""
         rows = connection.execute(
             "SELECT name, address, epoch, renewed_at::text FROM caches"
             " WHERE kind = 'redis' AND name <> %s AND NOT starts_with(name, %s) ORDER BY name",

@@ -33,7 +33,7 @@ CROSS JOIN LATERAL (
 ) its_triggers
 GROUP BY name
 """
-"""For each name: the identity of the table, of the tables that inherit from it and of those from which it inherits, as
+"""For each name: the identity of the table, of its parents and of the tables that inherit from it, as
 text; and the tables that lack a trigger for INSERT, DELETE, UPDATE or TRUNCATE (4 + 8 + 16 + 32 in pg_trigger.tgtype).
 A statement fires only the triggers of the table that it names: UPDATE of a parent changes rows of its children as well.
 

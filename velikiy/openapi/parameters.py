@@ -40,8 +40,8 @@ PREFER = _parameter(
     "header",
     "Prefer",
     "`return=representation` (RFC 7240): the response has the row as GET returns it. `return=minimal`: the response is"
-    " the same as without this header.",
-    {"type": "string", "enum": ["return=representation", "return=minimal"]},
+    " the same as without this header. Other preferences have no effect.",
+    {"type": "string"},
 )
 
 
