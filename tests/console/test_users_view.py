@@ -226,12 +226,14 @@ class TestWriting:
         expect(page.locator("tbody tr")).to_have_count(4)
         page.locator(f"#choose-{ids[3]}").check()
         page.locator(f"#choose-{ids[1]}").click(modifiers=["Shift"])
-        expect(page.get_by_text("3 chosen")).to_be_visible()
+        expect(page.get_by_text("3 selected")).to_be_visible()
         page.keyboard.press("Shift+ArrowDown")
-        expect(page.get_by_text("4 chosen")).to_be_visible()
+        expect(page.get_by_text("4 selected")).to_be_visible()
         with page.expect_download() as download:
             page.get_by_role("button", name="Export as CSV").click()
-        lines = download.value.path().read_text().splitlines()
+        content = download.value.path().read_bytes()
+        assert content.startswith(b"\xef\xbb\xbf")  # as CSV for Excel
+        lines = content.decode("utf-8-sig").splitlines()
         assert lines[0] == "id,name,email,created_at,updated_at,version"
         assert f'{ids[0]},"Chosen, 0",chosen0@view.example' in lines[4]
         requests.delete(f"{stack.app}/users/{ids[0]}", timeout=5)
