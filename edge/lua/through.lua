@@ -1,9 +1,12 @@
 -- Reads a row through another edge, for the page Prove it: a browser reaches one edge only, the one that it connects
 -- to. This edge sends a signed request to the control listener of the other edge, which sends the read to its own
--- listener for clients, with the API key of the client. So the read passes each step of a read there.
+-- listener for clients. So the read passes each step of a read there. With AUTH=all the read needs the API key of the
+-- client, which this edge sends once the other one has proven that it has the secret: another program may have taken
+-- the port of an edge that has ended.
 --
 -- A client chooses among the edges that PostgreSQL has registered, by a digest, and never an address.
 
+local keys = require "keys"
 local live = require "live"
 local renewal = require "renewal"
 local signature = require "signature"
@@ -34,12 +37,17 @@ function _M.forward(id, path)
         return ngx.exit(ngx.HTTP_NOT_FOUND)
     end
     local name, number = address:match("^(.*):(%d+)$")
-    local target = "/through?path=" .. path .. "&edge=" .. ngx.escape_uri(instance_id)
-    local authorization = ngx.var.forwarded_authorization
-    local headers = authorization ~= "" and "Authorization: " .. authorization .. "\r\n" or ""
-    local status, body = signed_client.get(function(socket)
+    local function connect(socket)
         return socket:connect(name, tonumber(number))
-    end, target, headers, TIMEOUT_MS)
+    end
+    local target, headers = "/through?edge=" .. ngx.escape_uri(instance_id), ""
+    if keys.are_needed then
+        if not signed_client.get(connect, target, "", TIMEOUT_MS) then
+            return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        end
+        headers = "Authorization: " .. ngx.var.forwarded_authorization .. "\r\n"
+    end
+    local status, body = signed_client.get(connect, target .. "&path=" .. path, headers, TIMEOUT_MS)
     local code, etag, cache_result, cache_status, content
     if status == "200" then
         code, etag, cache_result, cache_status, content = body:match("^(%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(.*)$")
@@ -93,10 +101,12 @@ end
 -- At the control listener, for another edge.
 function _M.answer()
     local request = signature.request_mac("") or ngx.exit(ngx.HTTP_UNAUTHORIZED)
-    local path = (ngx.var.arg_path or ""):match(PATH)
-    if not path or ngx.unescape_uri(ngx.var.arg_edge or "") ~= renewal.instance_id() then
+    if ngx.unescape_uri(ngx.var.arg_edge or "") ~= renewal.instance_id() then
         return ngx.exit(ngx.HTTP_CONFLICT)
+    elseif not ngx.var.arg_path then  -- the question whether this is an edge
+        return signature.respond(request, ngx.HTTP_OK, "")
     end
+    local path = ngx.var.arg_path:match(PATH) or ngx.exit(ngx.HTTP_CONFLICT)
     local authorization = ngx.var.http_authorization
     local response = read(path, authorization and "Authorization: " .. authorization .. "\r\n" or "")
     return signature.respond(request, response and ngx.HTTP_OK or ngx.HTTP_BAD_GATEWAY, response or "away")

@@ -62,6 +62,16 @@ class TestFences:
             assert cache_row(stack, cache.name) == ("2", False, False)
             assert caches.renew("a/b", "2") is not None
 
+    def test_late_registration_of_an_old_epoch_replaces_no_later_one_of_the_same_run(
+        self, stack: Stack, caches: Caches
+    ) -> None:
+        cache = edge_cache("a/b", "192.0.2.9:1")
+        assert caches.register("a/b", cache.address, "run.10") is not None
+        assert caches.register("a/b", cache.address, "run.9") is None
+        assert cache_row(stack, cache.name) == ("run.10", False, False)
+        assert caches.register("a/b", cache.address, "run.11") is not None
+        assert caches.register("a/b", cache.address, "another.1") is not None
+
     def test_late_registration_of_an_old_epoch_does_not_shorten_the_wait_for_exclusion(
         self, stack: Stack, caches: Caches
     ) -> None:

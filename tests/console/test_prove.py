@@ -1,7 +1,12 @@
 """The page Prove it: the experiment through two edges, with and without keys."""
 
+import hashlib
 import re
+import socket
+import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 
 import pytest
 import requests
@@ -133,3 +138,30 @@ class TestThroughAnotherEdge:
         direct = requests.get(f"{stack.edges[1]}/users/{new_user['id']}", timeout=5)
         assert direct.headers["X-Cache-Status"] == "HIT"
         assert direct.headers["ETag"] == answer.headers["ETag"]
+
+    def test_sends_no_key_to_a_program_on_the_port_of_an_edge_that_has_ended(self, keyed_edges: Keyed) -> None:
+        stack, key = keyed_edges
+        with socket.create_server(("127.0.0.1", 0)) as stranger:
+            port, received = stranger.getsockname()[1], []
+
+            def listen() -> None:
+                with suppress(OSError):
+                    while True:
+                        connection, _ = stranger.accept()
+                        with connection:
+                            received.append(connection.recv(65536))
+                            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+
+            threading.Thread(target=listen, daemon=True).start()
+            name = f"gone/1@127.0.0.1:{port}"
+            add = "INSERT INTO caches (name, kind, address, epoch, excluded) VALUES (%s, 'edge', %s, '1', true)"
+            stack.sql(add, name, name.partition("@")[2])
+            digest = hashlib.sha256(b"gone/1").hexdigest()[:8]
+            through = f"{stack.edge}/console/through/{digest}/users/1"
+            get = partial(requests.get, through, headers={"Authorization": f"Bearer {key}"}, timeout=5)
+            wait_until(lambda: get().status_code == 502, within=20)
+            stack.sql("DELETE FROM caches WHERE name = %s", name)
+            stranger.shutdown(socket.SHUT_RDWR)
+        asked = [request for request in received if request.startswith(b"GET /through")]
+        assert asked
+        assert not any(key.encode() in request for request in received)

@@ -53,6 +53,13 @@ def test_download_in_several_parts_repeats_and_loses_no_row(stack: Stack, many: 
     assert len(set(lines)) == len(lines)
 
 
+def test_log_has_no_address_that_opens_a_download(stack: Stack) -> None:
+    given = address(stack)
+    request_id = requests.get(given, timeout=10).headers["X-Request-Id"]
+    wait_until(lambda: request_id in stack.log("edge1"))
+    assert given.split("/")[-2] not in stack.log("edge1") + stack.log("app1")
+
+
 def test_address_of_a_download_cannot_be_made_up(stack: Stack) -> None:
     given = address(stack)
     ticket, name = given.split("/")[-2:]

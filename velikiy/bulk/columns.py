@@ -1,5 +1,6 @@
 """The columns of a file that become the fields of a resource."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,9 @@ def describe(columns: Columns) -> Iterator[str]:
         yield f"  {field} ← {text}"
 
 
+MAX_COLUMNS = 1000
+
+
 def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, line: int | None = None) -> Columns:
     """Return the columns of the fields, by the options, by their names, or by the names of well-known programs.
 
@@ -73,6 +77,8 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     Raises:
         CannotImport
     """
+    if len(names) > MAX_COLUMNS:
+        raise CannotImport(f"the file names {len(names):,} columns, but may have at most {MAX_COLUMNS:,}")
     known = next((export for export in resource.known_exports if export.columns <= set(map(column_key, names))), None)
     sources = _given(resource, names, reading)
     _add_namesakes(resource, names, sources, reading, line)
@@ -160,9 +166,9 @@ def _is_in_another_case(resource: Resource, names: Sequence[str]) -> bool:
 
 
 def _check_unique(columns: Columns, names: Sequence[str], line: int | None) -> None:
-    folded = [name.casefold() for name in names]
+    folded = Counter(name.casefold() for name in names)
     for name in names:
-        if folded.count(name.casefold()) > 1 and _uses(columns.sources, name):
+        if folded[name.casefold()] > 1 and _uses(columns.sources, name):
             raise CannotImport(_twice_sentence(names, name, line))
 
 

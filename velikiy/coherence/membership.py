@@ -103,6 +103,18 @@ SELECT name FROM fenced
 """
 
 
+REGISTER = r"""
+INSERT INTO caches AS c (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)
+ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,
+    renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false
+WHERE NOT CASE WHEN c.epoch ~ '^[^.]+\.\d{1,18}$' AND excluded.epoch ~ '^[^.]+\.\d{1,18}$'
+    THEN split_part(c.epoch, '.', 1) = split_part(excluded.epoch, '.', 1)
+        AND split_part(excluded.epoch, '.', 2)::bigint < split_part(c.epoch, '.', 2)::bigint
+    ELSE false END
+"""
+"""An epoch is `<run>.<number>`. A registration that arrives late must not replace a later one of the same run."""
+
+
 class Record(NamedTuple):
     """The fences of a cache by writers."""
 
@@ -355,7 +367,8 @@ class Caches:
 
     def register(self, instance_id: str, address: str, epoch: str) -> Grant | None:
         """Register an edge that is new or returns, with an epoch that was never used, and return its lease; None if
-        `max_edges` other edges are registered, because each edge costs each write a request.
+        `max_edges` other edges are registered, because each edge costs each write a request, or if the edge has
+        registered a later epoch: this app was stopped for a while.
 
         Another edge that was registered at this address may be running elsewhere: it is fenced, and the relay removes
         it.
@@ -374,12 +387,10 @@ class Caches:
                 " WHERE address = %s AND name <> %s AND fenced_at IS NULL",
                 (address, f"{instance_id}@{address}"),
             )
-            connection.execute(
-                "INSERT INTO caches (name, kind, address, epoch) VALUES (%s, 'edge', %s, %s)"
-                " ON CONFLICT (name) DO UPDATE SET address = excluded.address, epoch = excluded.epoch,"
-                " renewed_at = excluded.renewed_at, fenced_at = NULL, excluded = false",
-                (f"{instance_id}@{address}", address, epoch),
-            )
+            registered = connection.execute(REGISTER, (f"{instance_id}@{address}", address, epoch))
+            if not registered.rowcount:
+                log.warning("edge.late_registration", instance_id=instance_id, address=address, epoch=epoch)
+                return None
             shards = self.redis(connection).shards
         log.info("edge.registered", instance_id=instance_id, address=address, epoch=epoch)
         return Grant(shards.for_edges if shards else "")

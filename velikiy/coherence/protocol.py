@@ -135,7 +135,7 @@ class Gate:
         found = self.redis_tier.read(path, variant) if isinstance(from_edge, NotTried) else from_edge
         if isinstance(found, Hit):
             return Answer(found.entry, True, f"redis; hit; ttl={found.ttl}")
-        with self._unless_locked(path.table), self.database.autocommit() as connection:
+        with self._unless_locked(path.table, variant), self.database.autocommit() as connection:
             # Each statement has its own snapshot: the lock is probed before the snapshot that counts.
             checked, before = connection.enqueue(check(path)), connection.exchanges
             try:
@@ -156,13 +156,14 @@ class Gate:
         )
 
     @contextmanager
-    def _unless_locked(self, table: str) -> Iterator[None]:
+    def _unless_locked(self, table: str, variant: str) -> Iterator[None]:
         """Let one read at a time try a table that another session has locked, such as for ALTER TABLE. The others fail
-        at once: else every thread would wait.
+        at once: else every thread would wait. A variant that begins with a slash reads another table.
 
         Raises:
             DatabaseUnavailable
         """
+        table += "/" if variant.startswith("/") else ""
         turn = self._locked_tables.get(table)
         if turn and not turn.acquire(blocking=False):
             raise DatabaseUnavailable("another read waits for the locked table") from psycopg.errors.LockNotAvailable()
@@ -282,7 +283,8 @@ class Gate:
         """Take a cache that is slow again and again out of use, so that no write waits for it. This writer need not
         wait: the cache has acknowledged its drop."""
         for cache in self._slowness.slow(times):
-            with connection.deadline_paused():
+            # If PostgreSQL lends no connection now, a later write fences the cache.
+            with connection.deadline_paused(), suppress(DatabaseUnavailable):
                 with self.database.autocommit() as other:
                     lately = self.caches.record(other, cache.name).lately
                     cache = self.caches.redis(other) if cache.name == REDIS else cache

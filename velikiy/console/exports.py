@@ -14,8 +14,9 @@ from collections.abc import Iterator, Mapping
 
 import orjson
 import structlog
-from flask import Blueprint, Flask, Response
+from flask import Blueprint, Flask, Response, g
 
+from velikiy import logs
 from velikiy.bulk import exporter
 from velikiy.coherence import Gate
 from velikiy.http import requests
@@ -63,6 +64,8 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
         file_format = requests.parameters("format").get("format", "csv")
         if file_format not in FORMATS:
             raise requests.bad("format", f"must be one of {', '.join(FORMATS)}")
+        if key := g.get("api_key"):
+            logs.audit(key_id=key.id, key=key.name, method="GET", route="/console/export", request_id=g.request_id)
         until = str(int(time.time()) + TICKET_S)
         ticket = f"{file_format}-{until}-{mac(file_format, until)}"
         address = f"/console/downloads/{ticket}/{resource.name}.{FORMATS[file_format][0]}"

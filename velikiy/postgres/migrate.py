@@ -124,6 +124,14 @@ class Code:
         applied = self.revisions.index(state.revision) + 1 if state.revision in self.revisions else 0
         return self.scripts[applied : self.revisions.index(to) + 1 if to else None]
 
+    def is_safe(self, script: Script, running: str | None) -> bool:
+        """Return whether code of the revision `running` works with the tables after this migration. None: no code
+        runs."""
+        oldest = self.usable_from[self.revisions.index(script.revision)]
+        return running is None or (
+            running in self.revisions and self.revisions.index(oldest) <= self.revisions.index(running)
+        )
+
     def oldest_code(self, newest: Script) -> str:
         """Return the oldest revision whose code works with the tables after the migrations up to `newest`."""
         applied = self.usable_from[: self.revisions.index(newest.revision) + 1]
@@ -142,7 +150,8 @@ def upgrade(
         dsn: The address of the database, with the role that owns the tables.
         wait: Seconds to wait for PostgreSQL.
         app_role: The role of the apps, which gets the rights on the tables that it lacks. None if it is the same role.
-        lock_wait: Seconds to try again while other transactions keep tables locked.
+        lock_wait: Seconds to try again while other transactions keep tables locked, or while apps run that do not suit
+            the new tables.
         to: The revision to stop at; None for the newest.
 
     Raises:
@@ -166,6 +175,7 @@ def upgrade(
             carried_over = state.revision in (*OLDER, BEFORE_THE_BASELINE)
             if carried_over:
                 lacking.remove(code.scripts[0])
+            _await_end_of_apps(connection, code, lacking, state, lock_wait)
             for in_transaction, group in groupby(lacking, _is_in_transaction):
                 scripts = list(group)
                 carry_over = str(state.revision) if carried_over and scripts[0] == lacking[0] else None
@@ -198,6 +208,36 @@ def _alone(connection: psycopg.Connection) -> Iterator[None]:
     connection.execute(f"SET lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
     connection.autocommit = False
     yield
+
+
+APPS = """
+SELECT DISTINCT coalesce(host(client_addr), 'this machine') FROM pg_stat_activity
+WHERE datname = current_database() AND application_name IN ('velikiy reads', 'velikiy writes', 'velikiy reserved')
+ORDER BY 1
+"""
+
+
+def _await_end_of_apps(
+    connection: psycopg.Connection, code: Code, lacking: list[Script], state: State, within: float
+) -> None:
+    """Wait until no app and no relay is connected, if one of the migrations does not suit older code. `./run up` has
+    stopped them; other orchestrators start the migration beside them.
+
+    Raises:
+        CannotMigrate: They still run.
+    """
+    unsafe = [script.revision for script in lacking if not code.is_safe(script, state.revision)]
+    deadline = time.monotonic() + within
+    while unsafe and (apps := [str(host) for (host,) in connection.execute(APPS).fetchall()]):
+        connection.rollback()
+        if time.monotonic() > deadline:
+            raise CannotMigrate(
+                f"the migration {' and '.join(unsafe)} does not suit apps and relays of an older version, and some are"
+                f" connected from {', '.join(apps)}. Stop them, such as by scaling them to 0, and start the migration"
+                " again; nothing was changed"
+            )
+        time.sleep(LOCK_POLL_S)
+    connection.rollback()
 
 
 def _apply(
@@ -343,17 +383,12 @@ def pending(dsn: str, *, wait: float = 0, running: str | None = None) -> list[Mi
     if not code.can_use(state):
         raise CannotMigrate(_newer(state))
     runs = running or state.revision
-
-    def is_safe(script: Script) -> bool:
-        oldest = code.usable_from[code.revisions.index(script.revision)]
-        return runs is None or (runs in code.revisions and code.revisions.index(oldest) <= code.revisions.index(runs))
-
     return [
         Migration(
             script.revision,
             " ".join((script.doc or "").split()),
             code.usable_from[code.revisions.index(script.revision)],
-            is_safe(script),
+            code.is_safe(script, runs),
         )
         for script in code.lacking(state)
     ]
@@ -387,16 +422,19 @@ def age(revision: str) -> Literal["newest", "older", "unknown"]:
 
 
 def await_migration(dsn: str, *, wait: float) -> None:
-    """Wait until another process has applied every migration of this code. A newer database is fine.
+    """Wait until another process has applied every migration of this code. A newer database is fine if this code works
+    with it.
 
     Raises:
-        CannotMigrate: The time is over.
+        CannotMigrate: The time is over, or this code is too old for the database.
     """
     code = Code(MIGRATIONS)
     deadline = time.monotonic() + wait
     while True:
         try:
             state = _state_at(dsn)
+            if not code.can_use(state):
+                raise CannotMigrate(_newer(state))
             if state.revision and not code.lacking(state):
                 return
             present = f"the database has the revision {state.revision}" if state.revision else "there are no tables yet"
