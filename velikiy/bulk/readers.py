@@ -84,7 +84,8 @@ class Input(NamedTuple):
         if digest != self.digest():
             raise CannotImport(
                 f"an import of this file was interrupted after {self.parts.noun} {number:,}, and read the file in"
-                " another way: give the same --map, --encoding and --format again, or start over with --restart"
+                " another way",
+                ": give the same --map, --encoding and --format again, or start over with --restart",
             )
         return True
 

@@ -150,8 +150,8 @@ def _read(resource: Resource, content: bytes, options: Options, most: int) -> Pi
 
 
 def _refusal(error: CannotImport) -> Problem:
-    """Return the refusal in the words of the page, which has a choice where the command line has an option."""
-    sentence = str(error).replace("--encoding", "the encoding")
+    """Return the refusal without the advice, which names options of the command line: the page has choices instead."""
+    sentence = error.sentence
     return Problem("invalid", f"{sentence[:1].upper()}{sentence[1:]}.", [])
 
 
