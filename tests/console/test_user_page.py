@@ -184,7 +184,7 @@ def test_old_version_is_restored_and_a_deleted_user_brought_back(
 
     requests.patch(address, json={"name": "Fourth"}, timeout=5)
     page.get_by_role("button", name="Restore version 2").click()
-    expect(page.get_by_text("The user was changed meanwhile")).to_be_visible()
+    expect(page.locator(".toast-text").last).to_contain_text("The user was changed meanwhile")
     expect(page.get_by_role("heading", level=1)).to_have_text("Fourth")
 
     page.get_by_role("button", name="Delete", exact=True).click()
