@@ -88,8 +88,8 @@ export async function deleteUser(row, isRepeated = false) {
   let seen = row;
   for (;;) {
     const now = await request("GET", `/users/${row.id}`);
-    if (now.status === 404) return alreadyGone(row, isRepeated);
-    if (!now.ok) return deletionFailed(now.problem, row, isRepeated);
+    if (now.status === 404) return alreadyGone(seen, isRepeated);
+    if (!now.ok) return deletionFailed(now.problem, seen, isRepeated);
     if (now.body.version !== seen.version) {
       if (await showConflict({ base: seen, current: now.body, mine: null }) !== "mine") return changed();
       seen = now.body;
@@ -99,8 +99,8 @@ export async function deleteUser(row, isRepeated = false) {
       offerUndo([now.body]);
       return changed();
     }
-    if (answer.status === 404) return alreadyGone(row, isRepeated);
-    if (answer.status !== 412) return deletionFailed(answer.problem, row, isRepeated || isUnknown(answer));
+    if (answer.status === 404) return alreadyGone(seen, isRepeated);
+    if (answer.status !== 412) return deletionFailed(answer.problem, seen, isRepeated || isUnknown(answer));
   }
 }
 
