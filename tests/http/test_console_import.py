@@ -174,7 +174,7 @@ def test_preview_of_unknown_columns_lets_the_page_choose(stack: Stack) -> None:
         (b"%PDF-1.7", "a PDF"),
         (b"name,name,email\n", "twice"),
         (b"", "empty"),
-        (b"name,\nAnn,1\n", "lacks email"),
+        (b"name,phone\nAnn,1\n", "lacks email"),
     ],
 )
 def test_files_that_cannot_be_read_are_refused_with_the_reason(stack: Stack, content: bytes, part: str) -> None:
