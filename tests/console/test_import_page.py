@@ -50,7 +50,7 @@ def test_columns_are_shown_and_changed_and_rejects_are_downloaded(
     expect(start).to_be_disabled()
     page.get_by_label("Column for Name", exact=True).select_option("Vorname")
     page.get_by_label("Column for E-mail", exact=True).select_option("Wohin")
-    page.get_by_role("button", name="Join another column for Name").click()
+    page.get_by_role("button", name="Add a column for Name").click()
     page.get_by_label("Column for Name", exact=True).last.select_option("Wer")
     expect(page.get_by_role("cell", name="Ann Lee")).to_be_visible()
     expect(page.locator(".first-rows .bad")).to_have_count(1)
@@ -148,3 +148,19 @@ def test_all_users_are_downloaded(stack: Stack, open_console: Open, tmp_path: Pa
     assert text.startswith("\ufeffid,name,email")
     [(rows,)] = stack.sql("SELECT count(*) FROM users")
     assert len(text.splitlines()) == rows + 1
+
+
+def test_members_of_a_file_cannot_be_taken_for_words_of_the_page(stack: Stack, domain: str, open_console: Open) -> None:
+    visit = open_console(f"{stack.edge}/#/import")
+    page = visit.page
+    rows = [
+        {"name": "Ann", "email": f"a@{domain}"},
+        {"name": "Bob", "email": f"b@{domain}", "constructor": 1, "line": 2},
+    ]
+    choose(page, "\n".join(map(json.dumps, rows)).encode(), "people.ndjson")
+    expect(page.locator(".first-rows .bad")).to_contain_text("constructor")
+    page.get_by_role("button", name="Import", exact=True).click()
+    expect(page.locator(".count-rejected dd")).to_have_text("1")
+    expect(page.locator(".rejects li")).to_contain_text("constructor")
+    assert imported(stack, domain) == 1
+    assert visit.complaints == []

@@ -96,7 +96,7 @@ class TestExperiment:
             "**/users", lambda route: route.fulfill(status=503, content_type="application/problem+json", body="{}")
         )
         page.get_by_role("button", name="Write and read").click()
-        expect(page.get_by_text("The service cannot answer just now", exact=False)).to_be_visible()
+        expect(page.get_by_text("The service cannot answer right now", exact=False)).to_be_visible()
 
     def test_fits_a_phone(self, keyed_edges: Keyed, open_with_key: Open) -> None:
         stack, key = keyed_edges

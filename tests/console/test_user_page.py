@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from testkit.browser import Visit, serious_findings
 from testkit.stack import Stack
@@ -84,6 +84,48 @@ def test_change_is_saved_and_a_refused_change_stays_in_its_field(
     assert requests.get(f"{stack.edge}/users/{user['id']}", timeout=5).json()["version"] == 2
 
 
+def test_what_was_typed_stays_when_the_user_is_read_again_and_when_the_view_is_left(
+    stack: Stack, user: dict[str, Any], open_console: Open
+) -> None:
+    page = open_user(open_console, stack, user).page
+    assert user["name"] not in page.title()
+    page.get_by_label("Name").fill("Typed")
+    requests.patch(f"{stack.edge}/users/{user['id']}", json={"email": f"new.{user['email']}"}, timeout=5)
+    page.evaluate("dispatchEvent(new Event('userschange'))")
+    expect(page.locator(".history-item")).to_have_count(2)
+    expect(page.get_by_label("Name")).to_have_value("Typed")
+    page.get_by_role("link", name="All users").click()
+    expect(page.get_by_role("searchbox")).to_be_visible()
+    page.go_back()
+    expect(page.get_by_label("Name")).to_have_value("Typed")
+    page.get_by_role("button", name="Save").click()
+    expect(page.get_by_role("dialog")).to_contain_text(f"new.{user['email']}")  # it has changed since it was seen
+    page.get_by_role("button", name="Go on editing").click()
+    page.get_by_role("button", name="Discard").click()
+    expect(page.get_by_label("Name")).to_have_value(user["name"])
+    expect(page.get_by_label("E-mail")).to_have_value(f"new.{user['email']}")
+
+
+def test_save_whose_answer_is_lost_is_recognised(stack: Stack, user: dict[str, Any], open_console: Open) -> None:
+    page = open_user(open_console, stack, user).page
+
+    def lose(route: Route) -> None:
+        if route.request.method == "PATCH":
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(f"**/users/{user['id']}", lose)
+    page.get_by_label("Name").fill("Renamed")
+    page.keyboard.press("Enter")
+    expect(page.locator(".form-problem")).to_contain_text("The service does not answer.")
+    page.unroute_all()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", level=1)).to_have_text("Renamed")
+    assert requests.get(f"{stack.edge}/users/{user['id']}", timeout=5).json()["version"] == 2
+
+
 def test_lost_race_shows_both_versions(stack: Stack, user: dict[str, Any], open_console: Open) -> None:
     page = open_user(open_console, stack, user).page
     page.get_by_label("Name").fill("Mine")
@@ -142,7 +184,7 @@ def test_old_version_is_restored_and_a_deleted_user_brought_back(
 
     requests.patch(address, json={"name": "Fourth"}, timeout=5)
     page.get_by_role("button", name="Restore version 2").click()
-    expect(page.get_by_text("The user was changed meanwhile")).to_be_visible()
+    expect(page.locator(".toast-text").last).to_contain_text("The user was changed meanwhile")
     expect(page.get_by_role("heading", level=1)).to_have_text("Fourth")
 
     page.get_by_role("button", name="Delete", exact=True).click()

@@ -212,13 +212,37 @@ class TestWriting:
             assert stored(person)["email"] == person["email"]
             page.locator(".toast-message").get_by_role("button", name="Close").first.click()
 
+    def test_deletion_whose_answer_is_lost_is_unknown_and_can_be_undone(
+        self, stack: Stack, open_console: Open, person: dict[str, Any]
+    ) -> None:
+        page = open_console(stack.edge).page
+        find(page, person["name"])
+
+        def lose(route: Route) -> None:
+            if route.request.method == "DELETE":
+                route.fetch()
+                route.abort()
+            else:
+                route.continue_()
+
+        page.route(f"**/users/{person['id']}", lose)
+        page.get_by_role("button", name=f"Delete {person['name']}").click()
+        message = page.locator(".toast-message")
+        expect(message).to_contain_text(f"It is not known whether {person['name']} was deleted.")
+        page.unroute_all()
+        message.get_by_role("button", name="Try again").click()
+        expect(message).to_contain_text(f"{person['name']} was deleted.")
+        message.get_by_role("button", name="Undo").click()
+        expect(row_of(page, person)).to_be_visible()
+        assert stored(person)["email"] == person["email"]
+
     def test_chosen_rows_are_exported_and_deleted_together(
         self, stack: Stack, visit: Visit, person: dict[str, Any]
     ) -> None:
         page = visit.page
         ids = [
             requests.post(
-                f"{stack.app}/users", json={"name": f"Chosen, {n}", "email": f"chosen{n}@view.example"}, timeout=5
+                f"{stack.app}/users", json={"name": f"=Chosen, {n}", "email": f"chosen{n}@view.example"}, timeout=5
             ).json()["id"]
             for n in range(4)
         ]
@@ -226,14 +250,16 @@ class TestWriting:
         expect(page.locator("tbody tr")).to_have_count(4)
         page.locator(f"#choose-{ids[3]}").check()
         page.locator(f"#choose-{ids[1]}").click(modifiers=["Shift"])
-        expect(page.get_by_text("3 chosen")).to_be_visible()
+        expect(page.get_by_text("3 selected")).to_be_visible()
         page.keyboard.press("Shift+ArrowDown")
-        expect(page.get_by_text("4 chosen")).to_be_visible()
+        expect(page.get_by_text("4 selected")).to_be_visible()
         with page.expect_download() as download:
             page.get_by_role("button", name="Export as CSV").click()
-        lines = download.value.path().read_text().splitlines()
+        content = download.value.path().read_bytes()
+        assert content.startswith(b"\xef\xbb\xbf")  # as CSV for Excel
+        lines = content.decode("utf-8-sig").splitlines()
         assert lines[0] == "id,name,email,created_at,updated_at,version"
-        assert f'{ids[0]},"Chosen, 0",chosen0@view.example' in lines[4]
+        assert f'{ids[0]},"\'=Chosen, 0",chosen0@view.example' in lines[4]
         requests.delete(f"{stack.app}/users/{ids[0]}", timeout=5)
         page.get_by_role("button", name="Delete", exact=True).click()
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()

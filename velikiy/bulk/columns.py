@@ -97,9 +97,9 @@ def choose_columns(resource: Resource, names: Sequence[str], reading: Reading, l
     if proposal:
         reading.accept(_question(columns, names, known))
     elif missing and (unknown or line):
-        raise WrongColumns(_missing_sentence(resource, names, missing, line), names)
+        raise WrongColumns(names, *_missing_sentence(resource, names, missing, line))
     elif unknown and not reading.ignore_unknown and (reading.maps or line):
-        raise WrongColumns(_unknown_sentence(resource, unknown, line), names)
+        raise WrongColumns(names, *_unknown_sentence(resource, unknown, line))
     return columns
 
 
@@ -118,8 +118,8 @@ def _add_namesakes(
             raise CannotImport(_twice_sentence(names, name, line))
         elif not reading.ignore_unknown:
             raise CannotImport(
-                f"two columns are for {field}: {' + '.join(sources[field][0])} (--map) and {name}."
-                f" --ignore-unknown leaves {name} out"
+                f"two columns are for {field}: {' + '.join(sources[field][0])} (--map) and {name}",
+                f". --ignore-unknown leaves {name} out",
             )
 
 
@@ -131,20 +131,23 @@ def _given(resource: Resource, names: Sequence[str], reading: Reading) -> dict[s
         field = field.casefold()
         if field not in resource.fields or not given:
             raise CannotImport(
-                f"--map {text!r} must be COLUMN=FIELD, where the fields of {resource.name} are"
-                f" {' and '.join(resource.fields)}"
+                f"{text!r} must be COLUMN=FIELD, where the fields of {resource.name} are"
+                f" {' and '.join(resource.fields)}",
+                option="--map ",
             )
         if field in sources:
             raise CannotImport(
-                f"two columns are for {field}: {' + '.join(sources[field][0])} and {given}. To join them:"
-                f' --map "{"+".join(sources[field][0])}+{given}={field}"'
+                f"two columns are for {field}: {' + '.join(sources[field][0])} and {given}",
+                f'. To join them: --map "{"+".join(sources[field][0])}+{given}={field}"',
             )
         whole = _named(names, given)
         parts = [given] if whole else [part.strip() for part in given.split("+")]
         found = [_named(names, part) for part in parts]
         for part, name in zip(parts, found, strict=True):
             if name is None:
-                raise CannotImport(f"--map {text!r}: the file has no column {part!r}; its columns are {_list(names)}")
+                raise CannotImport(
+                    f"the file has no column {part!r}; its columns are {_list(names)}", option=f"--map {text!r}: "
+                )
         sources[field] = (tuple(name for name in found if name is not None),)
     return sources
 
@@ -217,25 +220,28 @@ def _question(columns: Columns, names: Sequence[str], known: KnownExport | None)
     return "\n".join(lines)
 
 
-def _missing_sentence(resource: Resource, names: Sequence[str], missing: list[str], line: int | None) -> str:
+def _missing_sentence(
+    resource: Resource, names: Sequence[str], missing: list[str], line: int | None
+) -> tuple[str, str]:
+    """Return what is wrong, and what to do at the command line."""
     at = f"line {line} must name the columns, and lacks" if line else "the objects lack"
     sentence = f"{at} {', '.join(missing)}"
     if line and any("@" in name for name in names):
-        return f"{sentence}: it seems to be a row. Put a line above it: {','.join(resource.fields)}"
-    return (
-        f'{sentence}; the columns of the file are {_list(names)}. Choose: --map "COLUMN={missing[0]}", or'
-        f' --map "COLUMN+COLUMN={missing[0]}" to join columns'
-    )
+        return f"{sentence}: it seems to be a row. Put a line above it: {','.join(resource.fields)}", ""
+    field = missing[0]
+    advice = f'. Choose: --map "COLUMN={field}", or --map "COLUMN+COLUMN={field}" to join columns'
+    return f"{sentence}; the columns of the file are {_list(names)}", advice
 
 
-def _unknown_sentence(resource: Resource, unknown: list[str], line: int | None) -> str:
+def _unknown_sentence(resource: Resource, unknown: list[str], line: int | None) -> tuple[str, str]:
+    """Return what is wrong, and what to do at the command line."""
     at = f"line {line} must name the columns, and " if line else ""
     if not unknown[0]:
-        return f"{at}one of them has no name: --ignore-unknown leaves it out"
+        return f"{at}one of them has no name", ": --ignore-unknown leaves it out"
     return (
         f"{at}{resource.name} have no column {unknown[0]!r}; the columns are {', '.join(resource.fields)}"
-        f" (and {', '.join(READ_ONLY)}, which are ignored). --ignore-unknown leaves other columns out, and --map names"
-        " columns for fields"
+        f" (and {', '.join(READ_ONLY)}, which are ignored)",
+        ". --ignore-unknown leaves other columns out, and --map names columns for fields",
     )
 
 

@@ -67,13 +67,13 @@ class Encoding:
         hints = list(_hints(sample))[:MAX_HINTS]
         where = f"the file is not {self.label} (line {number:,}, byte 0x{error.object[error.start]:02x})"
         if not hints:
-            return CannotImport(f"{where}: name its encoding with --encoding, such as --encoding windows-1252")
+            return CannotImport(where, ": name its encoding with --encoding, such as --encoding windows-1252")
         (name, reading), *others = hints
         if not others:
-            return CannotImport(f"{where}. It looks like {name} ({reading!r}): add --encoding {name}")
+            return CannotImport(f"{where}. It looks like {name} ({reading!r})", f": add --encoding {name}")
         also = ", or like ".join(f"{name} ({reading!r})" for name, reading in hints)
         return CannotImport(
-            f"{where}. It looks like {also}: add --encoding {name}, or the name of the one that reads well"
+            f"{where}. It looks like {also}", f": add --encoding {name}, or the name of the one that reads well"
         )
 
 
@@ -91,7 +91,7 @@ def as_readable(
         chosen = codec_of(given)
         if marked and not marked.startswith(chosen.removesuffix("-sig")):
             raise CannotImport(
-                f"the file begins with the byte order mark of {marked[:6].upper()}: leave out --encoding"
+                f"the file begins with the byte order mark of {marked[:6].upper()}", ": leave out --encoding"
             )
         codec = marked or chosen.removesuffix("-sig")
     codec = codec or "utf-8"
@@ -102,7 +102,7 @@ def as_readable(
     encoding = Encoding(codec, label, is_proven=False)
     encoding.is_proven = _is_proven(encoding, beginning)
     if codec != "utf-8" and not beginning.isascii() and _is_single_byte(codec) and _decodes(beginning, "utf-8"):
-        raise CannotImport(f"the file is UTF-8, and not {given}: leave out --encoding")
+        raise CannotImport(f"the file is UTF-8, and not {given}", ": leave out --encoding")
     return content, beginning, encoding
 
 
@@ -120,8 +120,9 @@ def codec_of(name: str) -> str:
         found = None
     if found is None or not getattr(found, "_is_text_encoding", True) or "escape" in found.name or found.name == "idna":
         raise CannotImport(
-            f"--encoding {name}: no encoding has this name. Examples: utf-16, windows-1251, windows-1252, koi8-r,"
-            " shift_jis, gb18030"
+            f"{name}: no encoding has this name. Examples: utf-16, windows-1251, windows-1252, koi8-r, shift_jis,"
+            " gb18030",
+            option="--encoding ",
         )
     return found.name
 
@@ -166,7 +167,7 @@ def _is_proven(encoding: Encoding, beginning: bytes) -> bool:
             are damaged, and their rows are rejected.
     """
     if encoding.codec == "utf-8" and b"\x1b$" in beginning:
-        raise CannotImport("the file is not UTF-8. It looks like iso-2022-jp: add --encoding iso-2022-jp")
+        raise CannotImport("the file is not UTF-8. It looks like iso-2022-jp", ": add --encoding iso-2022-jp")
     try:
         return not codecs.getincrementaldecoder(encoding.codec)().decode(beginning).isascii()
     except UnicodeDecodeError:

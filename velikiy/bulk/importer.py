@@ -132,7 +132,7 @@ class Import:
         """
         with open_input(self.file) as (raw, content, beginning):
             file_digest = hashlib.blake2b(beginning, digest_size=32).digest()
-            source = read(self.resource, self.file, content, beginning, self.reading)
+            source = read(self.resource, self.file, content, beginning, self.reading, print_message)
             self.noun = source.parts.noun
             with self._exclusive(file_digest) as progress:
                 if not progress.lines or source.continues(progress.lines, progress.digest):

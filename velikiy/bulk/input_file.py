@@ -16,12 +16,22 @@ BOM = b"\xef\xbb\xbf"
 class CannotImport(Exception):
     """The reason why a file cannot be imported, or not to its end, as a sentence for the operator."""
 
+    def __init__(self, sentence: str, advice: str = "", *, option: str = "") -> None:
+        """
+        Args:
+            sentence: What is wrong, without words of the command line: the console shows it, too.
+            advice: What to do at the command line, with the sign before it, such as ": leave out --encoding".
+            option: The option at fault, such as "--encoding ", which stands before the sentence.
+        """
+        super().__init__(option + sentence + advice)
+        self.sentence = sentence
+
 
 class WrongColumns(CannotImport):
     """The columns of a file are not those of the resource: some must be chosen, or left out."""
 
-    def __init__(self, sentence: str, names: Sequence[str]) -> None:
-        super().__init__(sentence)
+    def __init__(self, names: Sequence[str], sentence: str, advice: str = "") -> None:
+        super().__init__(sentence, advice)
         self.names = names
         """The columns of the file."""
 

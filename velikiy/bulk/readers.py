@@ -19,7 +19,6 @@ from velikiy.bulk.encoding import CrAsLf, Encoding, as_readable
 from velikiy.bulk.input_file import BEGINNING_BYTES, BOM, CannotImport, format_by_name
 from velikiy.bulk.json_objects import Objects
 from velikiy.bulk.parts import Lines, Parts
-from velikiy.bulk.progress import print_message
 from velikiy.resources.base import READ_ONLY, Body, Resource
 from velikiy.resources.validation import errors_of
 
@@ -85,13 +84,24 @@ class Input(NamedTuple):
         if digest != self.digest():
             raise CannotImport(
                 f"an import of this file was interrupted after {self.parts.noun} {number:,}, and read the file in"
-                " another way: give the same --map, --encoding and --format again, or start over with --restart"
+                " another way",
+                ": give the same --map, --encoding and --format again, or start over with --restart",
             )
         return True
 
 
-def read(resource: Resource, file: str, content: io.BufferedReader, beginning: bytes, reading: Reading) -> Input:
+def read(
+    resource: Resource,
+    file: str,
+    content: io.BufferedReader,
+    beginning: bytes,
+    reading: Reading,
+    notify: Callable[[str], None] = lambda sentence: None,
+) -> Input:
     """Return the rows of a file whose content begins so.
+
+    Args:
+        notify: Receives what the operator should know about the file.
 
     Raises:
         CannotImport
@@ -102,7 +112,7 @@ def read(resource: Resource, file: str, content: io.BufferedReader, beginning: b
         if first_end and first_end[0] == b"\r":
             content = io.BufferedReader(CrAsLf(content))
         lines = Lines(content, encoding)
-        columns, rows, header = _csv(resource, lines, reading)
+        columns, rows, header = _csv(resource, lines, reading, notify)
         return Input(lines, rows, columns, header)
     parts, sample = _json_parts(resource, content, beginning, encoding)
     sampled = [members["row"] if is_reject(members) else members for members in sample]
@@ -126,7 +136,9 @@ def _is_json(file_format: str | None, beginning: bytes, is_given: bool) -> bool:
 # ---- CSV ----
 
 
-def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, Iterator[Row], list[str]]:
+def _csv(
+    resource: Resource, lines: Lines, reading: Reading, notify: Callable[[str], None]
+) -> tuple[Columns, Iterator[Row], list[str]]:
     consumed: list[str] = []
     delimiter, at, refusal = "", 1, None
     for first in itertools.islice(lines, MAX_PREAMBLE_LINES):
@@ -160,7 +172,7 @@ def _csv(resource: Resource, lines: Lines, reading: Reading) -> tuple[Columns, I
             refusal = refusal or error
             continue  # a title or a version, if the next lines name the columns
         if refusal:
-            print_message(f"line {at} names the columns; the lines above it are left out")
+            notify(f"line {at} names the columns; the lines above it are left out")
         return columns, _csv_rows(resource, lines, consumed, reader, header, columns), header
     raise refusal or CannotImport(
         f"the file is empty; the first line of CSV names the columns: {','.join(resource.fields)}"

@@ -8,7 +8,6 @@ again with the same keys continues where it was.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import orjson
 from flask import Blueprint, Flask, Response
 from pydantic import Field, ValidationError
 
@@ -21,7 +20,7 @@ from velikiy.bulk.readers import Row
 from velikiy.bulk.rejects import json_line
 from velikiy.bulk.upload import Piece, Place
 from velikiy.coherence import Gate
-from velikiy.http import requests
+from velikiy.http import requests, responses
 from velikiy.http.requests import MAX_BATCH_BYTES
 from velikiy.postgres import Connection
 from velikiy.resources.base import Resource, Strict
@@ -78,7 +77,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
         try:
             piece = _read(resource, content, options, PREVIEW_ROWS)
         except WrongColumns as error:
-            return _json({**answer, "names": error.names, "columns": None, "rows": []})
+            return responses.json({**answer, "names": error.names, "columns": None, "rows": []})
         columns = piece.columns.sources if piece.columns else {}
         rows = [_shown(resource, row) for row in piece.rows]
         form = {
@@ -86,7 +85,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
             "encoding": piece.codec,
             "is_whole": piece.done > 0,  # JSON that is not one object a line, which cannot be cut
         }
-        return _json({**answer, **form, "names": piece.names, "columns": columns, "rows": rows})
+        return responses.json({**answer, **form, "names": piece.names, "columns": columns, "rows": rows})
 
     @routes.post("")
     def run() -> Response:
@@ -117,7 +116,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, keys: Ide
         stored = gate.write(keyed, TIMEOUT_FACTOR, deadline=deadline, author=requests.author())
         for position, errors in stored.members["refused"]:
             valid[position] = valid[position]._replace(errors=errors)
-        return _json(_result(piece, valid, stored), stored.headers)
+        return responses.json(_result(piece, valid, stored), headers=stored.headers)
 
     app.register_blueprint(routes)
 
@@ -151,8 +150,8 @@ def _read(resource: Resource, content: bytes, options: Options, most: int) -> Pi
 
 
 def _refusal(error: CannotImport) -> Problem:
-    """Return the refusal in the words of the page, which has a choice where the command line has an option."""
-    sentence = str(error).replace("--encoding", "the encoding")
+    """Return the refusal without the advice, which names options of the command line: the page has choices instead."""
+    sentence = error.sentence
     return Problem("invalid", f"{sentence[:1].upper()}{sentence[1:]}.", [])
 
 
@@ -175,7 +174,3 @@ def _result(piece: Piece, tried: list[Row], stored: StoredResponse) -> dict[str,
         "done": piece.done,
         "is_end": piece.is_end,
     }
-
-
-def _json(content: Any, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), headers=headers, content_type="application/json")

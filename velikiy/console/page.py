@@ -8,14 +8,12 @@ import hashlib
 import re
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
-import orjson
 from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 
 from velikiy.console import headers
-from velikiy.http import requests
+from velikiy.http import requests, responses
 from velikiy.http.auth import Auth
 from velikiy.resources.base import registry
 from velikiy.resources.problems import Problem
@@ -48,8 +46,8 @@ PAGE = """\
 """
 
 PRELOADED = (
-    *("api", "badge", "conflicts", "csv", "dialogs", "dom", "rights", "states", "texts", "toasts"),
-    *("user_edits", "user_table", "user_writes", "users", "texts/shell", "texts/users"),
+    *("api", "badge", "csv", "dialogs", "dom", "rights", "states", "texts", "toasts"),
+    *("user_edits", "user_form", "user_table", "user_writes", "users", "texts/shell", "texts/users"),
 )
 """The modules of the first view. Without these hints a browser learns of a module only from the one that imports it,
 and each level of imports costs a round trip."""
@@ -95,7 +93,7 @@ def _routes(auth: Auth) -> Blueprint:
             "problems": f"{g.path_prefix}/problems/",
             "health": f"{g.path_prefix}/health",
         }
-        return _json({"service": "Velikiy Flask", "addresses": addresses})
+        return responses.json({"service": "Velikiy Flask", "addresses": addresses})
 
     @routes.get("/")
     def root() -> Response:
@@ -124,9 +122,7 @@ def _routes(auth: Auth) -> Blueprint:
 
     @routes.get("/console/key")
     def key() -> Response:
-        response = _json(auth.describe())
-        response.headers["Cache-Control"] = "no-store"
-        return response
+        return responses.uncached(auth.describe())
 
     @routes.before_request
     def refuse_parameters() -> None:
@@ -134,7 +130,3 @@ def _routes(auth: Auth) -> Blueprint:
 
     routes.after_request(headers.add_security_headers)
     return routes
-
-
-def _json(members: dict[str, Any]) -> Response:
-    return Response(orjson.dumps(members), content_type="application/json")

@@ -1,13 +1,12 @@
 """Show the entry of each tier for one address, and purge its path, for the console (docs/console.md)."""
 
-from typing import Any, Literal
+from typing import Literal
 
-import orjson
 from flask import Blueprint, Flask, Response
 from pydantic import Field
 
 from velikiy.coherence import CachePath, Gate, inspect
-from velikiy.http import requests
+from velikiy.http import requests, responses
 from velikiy.resources.base import Strict, path_of
 from velikiy.settings import Settings
 
@@ -26,7 +25,7 @@ def install(app: Flask, gate: Gate, settings: Settings) -> None:
     def tiers() -> Response:
         address = requests.parameters("path").get("path", "")
         path = _cache_path(address)
-        return _uncached({"path": address, "tiers": inspect.look(gate, path, address, settings)})
+        return responses.uncached({"path": address, "tiers": inspect.look(gate, path, address, settings)})
 
     @routes.post("/purge")
     def purge() -> Response:
@@ -43,7 +42,7 @@ def install(app: Flask, gate: Gate, settings: Settings) -> None:
             silent += gate.edge_tier.drop([edge for edge in edges if not edge.fenced], [path])
         names = ["redis"] if redis.fenced else []
         names += [f"edge {edge.address}" for edge in silent]
-        return _uncached({"message": "Purged", "path": path.path, "edges": len(edges), "silent": names})
+        return responses.uncached({"message": "Purged", "path": path.path, "edges": len(edges), "silent": names})
 
     app.register_blueprint(routes)
 
@@ -54,8 +53,3 @@ def _cache_path(address: str) -> CachePath:
     if path is None:
         raise requests.bad("path", "is no cached address, such as /users, /users?limit=5, /users/count or /users/7")
     return path
-
-
-def _uncached(content: Any) -> Response:
-    # The next response differs, even if nothing was written.
-    return Response(orjson.dumps(content), headers={"Cache-Control": "no-store"}, content_type="application/json")

@@ -1,6 +1,5 @@
 """The health of this process: /livez, /readyz and /health."""
 
-import orjson
 import psycopg
 from flask import Flask, Response, request
 
@@ -10,6 +9,7 @@ from velikiy.coherence.redis_tier import NO_ANSWER, DoesNotAnswer
 from velikiy.findings import Finding, merged
 from velikiy.findings.caches import edge, redis, table
 from velikiy.findings.postgres import Diagnosis, hazards, is_readable, sessions, unreadable
+from velikiy.http import responses
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.resources.base import Resource
 
@@ -31,8 +31,8 @@ def install(app: Flask, resources: dict[str, Resource], database: Database, redi
         cannot send (edge/lua/balancer.lua).
         """
         if leaving.has_begun() and "Edge-Check" in request.headers:
-            return _json({"status": "leaving"}, 503)
-        return _json({"status": "alive"})
+            return responses.json({"status": "leaving"}, 503)
+        return responses.json({"status": "alive"})
 
     diagnosis = Diagnosis(database.dsn)
 
@@ -56,12 +56,12 @@ def install(app: Flask, resources: dict[str, Resource], database: Database, redi
         if findings:
             members["warnings"] = [it.sentence for it in findings]
             members["findings"] = [it.as_json() for it in findings]
-        return _json(members, 200 if ready else 503)
+        return responses.json(members, 200 if ready else 503)
 
     @app.get("/health")
     def health() -> Response:
         healthy = _is_readable(database)
-        return _json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
+        return responses.json({"status": "healthy" if healthy else "unhealthy"}, 200 if healthy else 503)
 
 
 def _is_readable(database: Database) -> bool:
@@ -104,7 +104,3 @@ def _without_postgres(redis_tier: RedisTier) -> str:
     except DoesNotAnswer as error:
         return NO_ANSWER if str(error) == NO_ANSWER else NOT_USED
     return OK
-
-
-def _json(members: dict[str, object], status: int = 200) -> Response:
-    return Response(orjson.dumps(members), status, content_type="application/json")

@@ -1,6 +1,8 @@
 """The responses to reads and to writes."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import orjson
 from flask import Response, g, request
@@ -9,6 +11,15 @@ from velikiy.coherence import Answer, Entry
 from velikiy.http import forwarded, problems
 from velikiy.resources.idempotency import StoredResponse
 from velikiy.resources.problems import MEDIA_TYPE, Problem
+
+
+def json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(content), status, headers, content_type="application/json")
+
+
+def uncached(content: Any) -> Response:
+    """Return JSON that may differ in the next response, even if nothing was written."""
+    return json(content, headers={"Cache-Control": "no-store"})
 
 
 def of_read(answer: Answer) -> Response:
@@ -62,4 +73,4 @@ def of_write(stored: StoredResponse) -> Response:
     headers = dict(stored.headers)
     if "Location" in headers:  # an idempotency key keeps it without a prefix
         headers["Location"] = g.path_prefix + headers["Location"]
-    return Response(orjson.dumps(stored.members), stored.status, headers, content_type="application/json")
+    return json(stored.members, stored.status, headers)

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import orjson
@@ -118,7 +119,9 @@ class Live:
             self._edges = self.seen.table.edges
         self._rounds += 1
         asks = [number % self._turns == self._rounds % self._turns for number in range(len(self._edges))]
-        accounts = dict(zip(self._edges, self._workers.map(self._exchange, self._edges, asks), strict=True))
+        shared = self._shared_lines()
+        exchanges = self._workers.map(partial(self._exchange, shared), self._edges, asks)
+        accounts = dict(zip(self._edges, exchanges, strict=True))
         heard = [account for account in accounts.values() if account]
         if self._wants_history and heard:
             self._take_history(heard)
@@ -135,13 +138,27 @@ class Live:
 
     # ---- the exchange ----
 
-    def _exchange(self, edge: Row, asks_apps: bool) -> Account | None:
+    def _shared_lines(self) -> list[str]:
+        """Return the lines that every edge receives, made once in a round: the state, and the edges that can be read
+        through each other (edge/lua/through.lua), for clients and for edges."""
+        if not self._state:
+            return []
+        known = [it for it in self._state["parts"] if it["kind"] == "edge" and it["answers"]]
+        lines = [
+            f"state {_json(self._state)}",
+            f"edges {_json([{'id': it['id'], 'name': it['name']} for it in known])}",
+        ]
+        places = [(row.name.partition("@")[0], *row.address.rpartition(":")[::2]) for row in self._edges]
+        hosts = list({host for _, host, _ in places})
+        resolved = dict(zip(hosts, self._workers.map(_resolved, hosts), strict=True))
+        lines += [f"address {_digest(edge_id)} {edge_id} {resolved[host]}:{port}" for edge_id, host, port in places]
+        return lines
+
+    def _exchange(self, shared: list[str], edge: Row, asks_apps: bool) -> Account | None:
         cache = Cache(edge.name, edge.address, edge.epoch, fenced=False, excluded=False)
         newest = self._newest.get(edge.name, 0)
         missing = [f"sample {slot} {sample}" for slot, sample in self._samples if slot > newest][:SAMPLES_PER_EXCHANGE]
-        lines = ["live", *missing]
-        if self._state:
-            lines += [f"state {_json(self._state)}", *self._addresses()]
+        lines = ["live", *missing, *shared]
         if asks_apps:
             lines.append("wants_apps")
         if self._wants_history:
@@ -154,15 +171,6 @@ class Live:
         sent = int(missing[-1].split()[1]) if missing else 0
         self._newest[edge.name] = max(sent, int(account.facts.get("newest", 0)))
         return account
-
-    def _addresses(self) -> Iterable[str]:
-        """The edges that can be read through each other (edge/lua/through.lua), for clients and for edges."""
-        known = [it for it in self._state["parts"] if it["kind"] == "edge" and it["answers"]]
-        yield f"edges {_json([{'id': it['id'], 'name': it['name']} for it in known])}"
-        for row in self._edges:
-            host, _, port = row.address.rpartition(":")
-            instance_id = row.name.partition("@")[0]
-            yield f"address {_digest(instance_id)} {instance_id} {_resolved(host)}:{port}"
 
     def _take_history(self, accounts: Sequence[Account]) -> None:
         """Take the samples and the restarts that edges have kept from before this relay was started."""

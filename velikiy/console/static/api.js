@@ -90,6 +90,7 @@ function problemOf(response, content) {
   const members = typeof content === "object" && content !== null ? content : {};
   return {
     kind: String(members.type ?? "").split("/").at(-1),
+    needsScope: /insufficient_scope/.test(response.headers.get("WWW-Authenticate") ?? ""),
     status: response.status,
     title: members.title ?? response.statusText,
     detail: members.detail ?? "",
@@ -97,6 +98,11 @@ function problemOf(response, content) {
     requestId: members.request_id ?? response.headers.get("X-Request-Id") ?? "",
     retryAfter: Number(response.headers.get("Retry-After")) || null,
   };
+}
+
+// Returns random bytes as hexadecimal digits, for an Idempotency-Key. crypto.randomUUID needs https or loopback.
+export function randomHex(bytes = 16) {
+  return [...crypto.getRandomValues(new Uint8Array(bytes))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
 // Returns which tier answered, by the headers that every answer of the edge has (docs/api.md).

@@ -1,7 +1,7 @@
 // The badge of a read: which tier answered, how old its answer is, and how long it took.
 
 import { element } from "./dom.js";
-import { milliseconds, number, translator } from "./texts.js";
+import { milliseconds, translator } from "./texts.js";
 import { texts } from "./texts/shell.js";
 
 const t = translator(texts);

@@ -6,6 +6,8 @@ import { element, svg } from "./dom.js";
 const LEFT = 46, RIGHT = 8, TOP = 10, BOTTOM = 22;
 const GRID = 3; // lines above zero
 
+let made = 0; // charts so far, for their ids
+
 // Returns { figure, update }: a figure, and a function that draws it again with other samples.
 //
 // series: [{ name, class, value: (sample) => number or null }]. span: seconds. format: (number) => text.
@@ -13,7 +15,8 @@ const GRID = 3; // lines above zero
 // scale begins with 0. top: the least upper end of a linear scale. at: (seconds) => text of a moment.
 export function timeChart({ title, description, series, span, format, texts, at, stacked = false, scale, top = 1,
   limit = Infinity, height = 180 }) {
-  const ids = [1, 2].map((n) => `chart-${crypto.randomUUID().slice(0, 8)}-${n}`);
+  made += 1;
+  const ids = [1, 2].map((n) => `chart-${made}-${n}`);
   const picture = svg("svg", { class: "chart-picture", role: "img", tabindex: "0", height,
     "aria-labelledby": ids.join(" ") });
   const shown = element("div", { class: "chart-legend" });

@@ -4,10 +4,17 @@ import { element } from "./dom.js";
 
 const COLUMNS = ["id", "name", "email", "created_at", "updated_at", "version"];
 
-// Returns the rows as RFC 4180 has them, in the columns of an export of all users (docs/import-export.md).
+const BOM = "\ufeff"; // or Excel takes the letters for those of another encoding
+const FORMULA = /^'*[=+\-@\t\r\n＝＋－＠]/; // as velikiy/bulk/readers.py has it
+
+// Returns the rows as an export of all users for Excel has them (docs/import-export.md). An import removes the byte order
+// mark and the apostrophes before formulas.
 export function csvOf(rows) {
-  const cell = (value) => (/[",\r\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
-  return [COLUMNS, ...rows.map((row) => COLUMNS.map((name) => row[name]))]
+  const cell = (value) => {
+    const text = FORMULA.test(String(value)) ? `'${value}` : String(value);
+    return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return BOM + [COLUMNS, ...rows.map((row) => COLUMNS.map((name) => row[name]))]
     .map((cells) => `${cells.map(cell).join(",")}\r\n`).join("");
 }
 

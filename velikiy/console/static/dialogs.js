@@ -11,7 +11,6 @@ let opened = 0;
 //
 // build: gets `close`, and returns { body, footer }: the content, and the buttons below it. `submit`, if present, is
 // called when a button of the type "submit" is pressed, or Enter in a field.
-// opener: gets the focus afterwards, instead of what had it before.
 export function openDialog(title, build, { wide = false } = {}) {
   return new Promise((resolve) => {
     const id = `dialog-${++opened}`;

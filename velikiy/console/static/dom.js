@@ -76,3 +76,17 @@ export function announce(text) {
   // A reader notices a change, and not a text that stays the same.
   setTimeout(() => { region.textContent = text; }, 50);
 }
+
+// Adds a style sheet of a view to the page, once.
+export function loadStyle(name) {
+  const href = new URL(name, import.meta.url).href;
+  const known = [...document.querySelectorAll('link[rel="stylesheet"]')].find((link) => link.href === href);
+  if (known) return Promise.resolve();
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = href;
+  return new Promise((resolve) => {
+    link.onload = link.onerror = resolve;
+    document.head.append(link);
+  });
+}

@@ -17,7 +17,7 @@ const KEPT = "prove-it"; // in localStorage: the e-mail address of the row while
 export async function perform({ api, edges, run, signal, seconds = SECONDS }) {
   const stop = new AbortController();
   const ends = AbortSignal.any([signal, stop.signal]);
-  const email = `prove-it-${[...crypto.getRandomValues(new Uint8Array(6))].map((n) => n.toString(16).padStart(2, "0")).join("")}@example.com`;
+  const email = `prove-it-${api.randomHex(6)}@example.com`;
   keep(email); // before the row exists: a page that is closed right now never learns its id
   const made = await api.request("POST", "/users", { body: { name: nameOf(1), email } });
   if (!made.ok) return { problem: made.problem };

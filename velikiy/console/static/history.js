@@ -8,9 +8,9 @@ import { explain, failed, loading } from "./states.js";
 import { moment, translator } from "./texts.js";
 import { texts } from "./texts/user.js";
 import { toast } from "./toasts.js";
+import { FIELDS } from "./user_form.js";
 
 const t = translator(texts);
-const FIELDS = ["name", "email"];
 const PAGE = 20;
 
 // Adds the section, and returns { refresh }.
@@ -119,6 +119,6 @@ function author(item) {
 }
 
 function sentence(problem) {
-  return problem.errors.length ? problem.errors.map((error) => `${t(error.field in texts.en ? error.field : "field")}: ${error.detail}`)
-    .join("; ") : explain(problem);
+  const named = ({ field, detail }) => `${t(FIELDS.includes(field) ? field : "field")}: ${detail}`;
+  return problem.errors.length ? problem.errors.map(named).join("; ") : explain(problem);
 }

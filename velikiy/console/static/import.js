@@ -11,6 +11,7 @@ import { explain, loading } from "./states.js";
 import { number, translator } from "./texts.js";
 import { texts } from "./texts/import.js";
 import { toast } from "./toasts.js";
+import { FIELDS } from "./user_form.js";
 
 const t = translator(texts);
 const CONFLICTS = ["reject", "skip", "update"];
@@ -225,7 +226,8 @@ function drawRows(known) {
 }
 
 function reasons(errors) {
-  const named = ({ field, detail }) => (field in texts.en ? `${t(field)}: ${detail}` : `${field} ${detail}`.trim());
+  // The file of rejected rows has names from the imported file, so a name is looked up among the fields only.
+  const named = ({ field, detail }) => (FIELDS.includes(field) ? `${t(field)}: ${detail}` : `${field} ${detail}`.trim());
   return errors.map(named).join("; ");
 }
 
@@ -264,13 +266,18 @@ function drawJob() {
       ["created", "updated", "unchanged", "skipped", "rejected"]
         .filter((name) => counts[name] || name === "created" || name === "rejected")
         .map((name) => element("div", { class: `count-${name}` }, element("dt", {}, t(name)), element("dd", {}, number(counts[name]))))),
-    problem && element("p", { class: "import-problem", role: "alert" }, problem.kind === "row" ? t("row_too_long") : explain(problem),
-      (state === "failed" || state === "stopped") && [" ", t("nothing_half")]),
+    problem && element("p", { class: "import-problem", role: "alert" }, sentence(problem),
+      (state === "failed" || state === "stopped") && problem.kind !== "page" && [" ", t("nothing_half")]),
     counts.rejected > 0 && element("div", { class: "rejects" },
       element("p", { class: "explanation" }, t("rejects_text")),
       element("ul", {}, job.reasons.slice(0, MAX_REASONS).map(({ line, errors }) =>
         element("li", {}, t("reason", { line, reason: reasons(errors) }))))),
     element("div", { class: "form-actions" }, buttons(state, counts)));
+}
+
+function sentence(problem) {
+  if (problem.kind === "row") return t("row_too_long");
+  return problem.kind === "page" ? t("page_failed", { detail: problem.detail }) : explain(problem);
 }
 
 function buttons(state, counts) {

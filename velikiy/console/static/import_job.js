@@ -1,7 +1,7 @@
 // Sends a file in pieces. The service reads a piece as far as it has complete rows, carries it out as one transaction,
 // and says where the next one begins. So nothing is half done, and the service keeps nothing of the file.
 
-import { request } from "./api.js";
+import { randomHex, request } from "./api.js";
 
 const MAX_BYTES = 1_900_000; // with the options and the head of the file below the 2 MB of the service
 const FIRST_BYTES = 256 * 1024;
@@ -37,7 +37,7 @@ export class Import {
     this.content = content;
     this.options = options;
     this.isWhole = isWhole;
-    this.id = earlier?.id ?? newId();
+    this.id = earlier?.id ?? randomHex();
     this.plan = earlier?.plan ?? [];
     this.sentPieces = 0;
     this.changed = changed;
@@ -62,6 +62,15 @@ export class Import {
 
   // Imports to the end, or until it is stopped or fails. After that it can be called again, to continue.
   async run() {
+    try {
+      await this.sendAll();
+    } catch (error) { // of this page, or of a file that cannot be read any more
+      reportError(error);
+      this.enter("failed", { kind: "page", detail: String(error.message ?? error), errors: [] });
+    }
+  }
+
+  async sendAll() {
     this.isStopping = false;
     this.file ??= await fingerprint(this.content);
     this.enter("running");
@@ -85,7 +94,7 @@ export class Import {
         this.size = Math.min(MAX_BYTES, this.size * 2);
       }
       this.place = { head: result.head, line: result.line, done: result.done };
-      this.changed();
+      this.show();
     }
   }
 
@@ -133,13 +142,23 @@ export class Import {
   enter(state, problem = null) {
     this.state = state;
     this.problem = problem;
-    this.changed();
+    this.show();
+  }
+
+  // A view that cannot be drawn does not end the import.
+  show() {
+    try {
+      this.changed();
+    } catch (error) {
+      reportError(error);
+    }
   }
 }
 
 // ---- an import that was interrupted with its page ----
 
-// What is kept in the browser names the file by its length and a number made of it, and contains none of it.
+// What is kept in the browser: the length of the file and a hash of its ends, the sizes of the pieces, and the options.
+// The options contain names of columns of the file. Values of its rows are not kept.
 function keep({ id, file, plan, options }) {
   write({ id, file, plan, options, at: Date.now() });
 }
@@ -178,8 +197,4 @@ async function fingerprint(content) {
   let hash = 0x811c9dc5; // FNV-1a; crypto.subtle needs https
   for (const byte of new Uint8Array(await new Blob(ends).arrayBuffer())) hash = Math.imul(hash ^ byte, 0x01000193) >>> 0;
   return `${content.size}-${hash}`;
-}
-
-function newId() {
-  return [...crypto.getRandomValues(new Uint8Array(16))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -1,9 +1,9 @@
 // Live: what the service did in the last 15 minutes, and how its parts are.
 
 import { timeChart } from "./charts.js";
-import { element, icon } from "./dom.js";
+import { element, icon, loadStyle } from "./dom.js";
 import { failed, loading } from "./states.js";
-import { follow, loadStyle } from "./stream.js";
+import { follow } from "./stream.js";
 import { language, milliseconds, moment, number, translator } from "./texts.js";
 import { texts } from "./texts/live.js";
 

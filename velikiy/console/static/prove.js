@@ -1,15 +1,14 @@
 // Prove it: the experiment as a picture. Lanes are edges, vertical lines are writes, dots are reads.
 
-import { announce, element, svg } from "./dom.js";
+import { TIERS } from "./badge.js";
+import { announce, element, loadStyle, svg } from "./dom.js";
 import { cleanUp, perform, SECONDS, TTL_S } from "./experiment.js";
 import { failed, loading } from "./states.js";
-import { loadStyle } from "./stream.js";
 import { milliseconds, number, translator } from "./texts.js";
 import { texts } from "./texts/prove.js";
 
 const t = translator(texts);
 
-const TIER_NAMES = { nginx: "Nginx", redis: "Redis", postgres: "PostgreSQL", stale: "STALE" };
 const LEFT = 172, RIGHT = 14, TOP = 26, LANE = 30, HEAD = 24, GAP = 16, AXIS = 22;
 const LEAST_WIDTH = 860; // narrower, the reads of one lane would lie on each other: a phone scrolls sideways
 const DRAW_EVERY_MS = 100;
@@ -245,7 +244,7 @@ function shortened(name) {
 // A dot; stale answers are crosses, so that colour is not the only sign.
 function mark(x, y, read, shown) {
   if (!shown || read.version === null) return svg("circle", { class: "prove-missed", cx: x, cy: y, r: 3 });
-  const about = svg("title", {}, t("read_title", { version: String(shown.version), tier: TIER_NAMES[shown.tier] ?? "–",
+  const about = svg("title", {}, t("read_title", { version: String(shown.version), tier: TIERS[shown.tier] ?? "–",
     value: milliseconds(1000 * (read.end - read.start)) }), shown.isStale ? ` ${t("read_stale")}` : "");
   if (shown.isStale) {
     return svg("path", { class: "prove-stale", d: `M${x - 3.5} ${y - 3.5}l7 7m0 -7l-7 7` }, about);

@@ -11,11 +11,11 @@ export function explain(problem) {
   if (problem.kind === "away") return t("problem_away");
   if (problem.kind === "slow") return t("problem_slow");
   if (problem.status === 401) return t("problem_401");
-  if (problem.status === 403) return t("problem_403");
+  if (problem.needsScope) return t("problem_403");
   if (problem.status === 404) return t("problem_404");
   if (problem.status === 429) return t("problem_429");
   if (problem.status >= 500) return t("problem_5xx", { status: String(problem.status) });
-  return problem.detail || problem.title;
+  return problem.detail || problem.title || t("problem_other", { status: String(problem.status) });
 }
 
 export function loading(text = t("loading")) {

@@ -52,8 +52,13 @@ export function follow({ event, broken, signal }) {
     const fields = Object.fromEntries(part.split("\n").map((line) => line.split(/: ?(.*)/s)));
     if (fields.id) last = fields.id;
     if (!fields.data) return;
+    const data = JSON.parse(fields.data);
     failures = 0;
-    event(JSON.parse(fields.data));
+    try {
+      event(data);
+    } catch (error) { // of the view: the stream is sound
+      reportError(error);
+    }
   }
 
   function stop() {
@@ -72,18 +77,4 @@ export function follow({ event, broken, signal }) {
   addEventListener("keychange", look, { signal });
   signal.addEventListener("abort", stop);
   look();
-}
-
-// Adds a style sheet of a view to the page, once.
-export function loadStyle(name) {
-  const href = new URL(name, import.meta.url).href;
-  const known = [...document.querySelectorAll('link[rel="stylesheet"]')].find((link) => link.href === href);
-  if (known) return Promise.resolve();
-  const link = document.createElement("link");
-  link.rel = "stylesheet";
-  link.href = href;
-  return new Promise((resolve) => {
-    link.onload = link.onerror = resolve;
-    document.head.append(link);
-  });
 }

@@ -6,10 +6,10 @@ let chosen = initial();
 
 function initial() {
   const kept = remembered();
-  if (kept in LANGUAGES) return kept;
+  if (Object.hasOwn(LANGUAGES, kept)) return kept;
   for (const tag of navigator.languages ?? [navigator.language]) {
     const name = tag.toLowerCase().split("-")[0];
-    if (name in LANGUAGES) return name;
+    if (Object.hasOwn(LANGUAGES, name)) return name;
   }
   return "en";
 }

@@ -31,12 +31,18 @@ export function showTiers(main, { path, read, exists, signal }) {
     element("div", { class: "tiers-actions" }, button, purges, reads),
     problem));
   const drawRights = () => { for (const each of purges) each.disabled = !rights().may_write; };
-  addEventListener("rightschange", drawRights, { signal });
+  let isRefused = false;
+  addEventListener("rightschange", () => {
+    drawRights();
+    if (isRefused) refresh();
+  }, { signal });
   drawRights();
 
   async function refresh() {
-    const answer = await api.request("GET", `/console/tiers?path=${encodeURIComponent(path)}`, { signal });
+    const answer = await api.request("GET", `/console/tiers?path=${encodeURIComponent(path)}`,
+      { signal, asks: false }); // the fields and the history may be readable without a key
     if (answer.aborted) return;
+    isRefused = answer.status === 401;
     problem.textContent = answer.ok ? "" : explain(answer.problem);
     if (answer.ok) stages.replaceChildren(...answer.body.tiers.map((tier) => stage(tier, exists())));
     else if (!stages.querySelector(".tier-title")) stages.replaceChildren();

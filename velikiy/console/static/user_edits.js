@@ -3,16 +3,14 @@
 
 import { request } from "./api.js";
 import { badge } from "./badge.js";
-import { showConflict } from "./conflicts.js";
 import { announce, element } from "./dom.js";
 import { explain } from "./states.js";
 import { translator } from "./texts.js";
 import { texts } from "./texts/users.js";
 import { toast } from "./toasts.js";
+import { FIELDS, saveOver, showFieldProblems } from "./user_form.js";
 
 const t = translator(texts);
-
-const FIELDS = ["name", "email"];
 
 // The open edits by the id of their user.
 export const openEdits = new Map();
@@ -40,8 +38,7 @@ export async function beginEdit(row, { onend }) {
 
 class Edit {
   constructor(answer, onend) {
-    this.row = answer.body;
-    this.etag = answer.headers.get("ETag");
+    this.take({ row: answer.body, etag: answer.headers.get("ETag"), source: answer.source });
     this.onend = onend;
     openEdits.set(this.row.id, this);
     const { id } = this.row;
@@ -54,7 +51,7 @@ class Edit {
         "aria-describedby": `problem-${field}-${id}` });
     }
     this.message = element("div", { class: "field-problem", role: "alert" });
-    this.source = element("div", {}, badge(answer.source));
+    this.badge = element("div", {}, badge(answer.source));
     this.save = element("button", { type: "button", class: "btn btn-sm btn-primary", id: `save-${id}`,
       onclick: () => this.send() }, t("save"));
     const cancel = element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", id: `cancel-${id}`,
@@ -64,7 +61,17 @@ class Edit {
       element("td", { class: "column-id" }, String(id)),
       element("td", { class: "column-name" }, this.inputs.name, this.problems.name, this.message),
       element("td", { class: "column-email" }, this.inputs.email, this.problems.email),
-      element("td", { class: "column-edit", colSpan: 2 }, this.save, cancel, this.source));
+      element("td", { class: "column-edit", colSpan: 2 }, this.save, cancel, this.badge));
+  }
+
+  // seen: the read that the person saw.
+  take({ row, etag, source }) {
+    this.seen = { row, etag, source };
+    this.badge?.replaceChildren(badge(source));
+  }
+
+  get row() {
+    return this.seen.row;
   }
 
   get values() {
@@ -94,67 +101,29 @@ class Edit {
   async send() {
     if (this.save.disabled) return;
     if (!this.isChanged) return this.end(null);
-    const mine = this.values;
-    const differing = FIELDS.filter((name) => mine[name] !== this.row[name]);
-    const changes = Object.fromEntries(differing.map((name) => [name, mine[name]]));
-    this.save.disabled = true;
-    this.explain({});
-    const answer = await request("PATCH", `/users/${this.row.id}`, {
-      body: changes,
-      headers: { "If-Match": this.etag, Prefer: "return=representation" },
-    });
-    this.save.disabled = false;
-    if (answer.ok) return this.saved(answer.body.version ? answer.body : null);
-    if (answer.status === 412 || answer.status === 404) return this.decide(mine);
-    return this.explain(answer.problem);
+    this.message.textContent = "";
+    showFieldProblems([], this.inputs, this.problems);
+    this.wait(true);
+    const { end, problem, ...read } = await saveOver(this.seen, this.values);
+    this.wait(false);
+    if (end === "saved") {
+      announce(t("saved", { name: read.row.name }));
+      return this.end(read.row);
+    }
+    if (end === "theirs") {
+      this.end(read.row);
+      if (!read.row) dispatchEvent(new Event("userschange"));
+      return undefined;
+    }
+    this.take(read);
+    if (!problem) this.inputs.name.focus();
+    else if (!showFieldProblems(problem.errors, this.inputs, this.problems)) this.message.textContent = explain(problem);
+    return undefined;
   }
 
-  async saved(row) {
-    const now = row ?? (await request("GET", `/users/${this.row.id}`)).body ?? { ...this.row, ...this.values };
-    announce(t("saved", { name: now.name }));
-    this.end(now);
-  }
-
-  // Another client has changed or deleted the user. Shows both versions, and carries out the decision.
-  async decide(mine) {
-    const answer = await request("GET", `/users/${this.row.id}`);
-    if (!answer.ok && answer.status !== 404) return this.explain(answer.problem);
-    const current = answer.ok ? answer.body : null;
-    // A save whose answer was lost, or another client that saved the same values.
-    if (current && FIELDS.every((field) => current[field] === mine[field].trim())) return this.saved(current);
-    const decision = await showConflict({ base: this.row, current, mine });
-    if (decision === "theirs") {
-      this.end(current);
-      if (!current) dispatchEvent(new Event("userschange"));
-      return;
-    }
-    if (current) {
-      this.row = current;
-      this.etag = answer.headers.get("ETag");
-      this.source.replaceChildren(badge(answer.source));
-    }
-    if (decision !== "mine") return this.inputs.name.focus();
-    if (current) return this.send();
-    this.save.disabled = true;
-    const created = await request("PUT", `/users/${this.row.id}`, { body: mine, headers: { "If-None-Match": "*" } });
-    this.save.disabled = false;
-    if (created.ok) return this.saved(null);
-    return this.explain(created.problem);
-  }
-
-  // Shows why the user was not saved: at the field at fault, else below the name.
-  explain(problem) {
-    const errors = problem.errors ?? [];
-    for (const field of FIELDS) {
-      const error = errors.find((each) => each.field === field);
-      const detail = error ? t("field_problem", { field: t(field), detail: error.detail }) : "";
-      this.problems[field].textContent = detail;
-      this.inputs[field].classList.toggle("is-invalid", Boolean(error));
-      this.inputs[field].setAttribute("aria-invalid", Boolean(error));
-    }
-    const others = errors.some(({ field }) => FIELDS.includes(field)) || problem.status === undefined;
-    this.message.textContent = others ? "" : explain(problem);
-    const first = FIELDS.find((field) => errors.some((error) => error.field === field));
-    if (first) this.inputs[first].focus();
+  // What is typed during a save would be lost with it.
+  wait(isWaiting) {
+    this.save.disabled = isWaiting;
+    for (const input of Object.values(this.inputs)) input.readOnly = isWaiting;
   }
 }

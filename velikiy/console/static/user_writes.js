@@ -1,17 +1,16 @@
 // Creating and deleting users, and undoing a deletion.
 
-import { request } from "./api.js";
-import { showConflict } from "./conflicts.js";
+import { randomHex, request } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
 import { explain } from "./states.js";
 import { translator } from "./texts.js";
 import { texts } from "./texts/users.js";
 import { toast } from "./toasts.js";
+import { FIELDS, showConflict, showFieldProblems } from "./user_form.js";
 
 const t = translator(texts);
 
-const FIELDS = ["name", "email"];
 const MAX_OPERATIONS = 1000; // of a batch
 const AT_ONCE = 4; // requests of one undo
 
@@ -47,7 +46,7 @@ export async function createUser() {
       if (save.disabled) return;
       const body = Object.fromEntries(FIELDS.map((field) => [field, inputs[field].value]));
       const text = JSON.stringify(body);
-      if (sent.text !== text) sent = { text, key: newKey() };
+      if (sent.text !== text) sent = { text, key: randomHex() };
       save.disabled = true;
       message.textContent = "";
       const answer = await request("POST", "/users", { body: text,
@@ -55,16 +54,7 @@ export async function createUser() {
       save.disabled = false;
       if (answer.ok) return close({ ...body, id: answer.body.id });
       if (answer.status < 500 && answer.status !== 0) sent = { text: "", key: "" };
-      const errors = answer.problem.errors ?? [];
-      for (const field of FIELDS) {
-        const error = errors.find((each) => each.field === field);
-        problems[field].textContent = error ? t("field_problem", { field: t(field), detail: error.detail }) : "";
-        inputs[field].classList.toggle("is-invalid", Boolean(error));
-        inputs[field].setAttribute("aria-invalid", Boolean(error));
-      }
-      const first = FIELDS.find((field) => errors.some((error) => error.field === field));
-      if (first) inputs[first].focus();
-      else message.textContent = explain(answer.problem);
+      if (!showFieldProblems(answer.problem.errors, inputs, problems)) message.textContent = explain(answer.problem);
       return undefined;
     };
     const fields = FIELDS.map((field) => element("div", { class: "mb-3" },
@@ -84,21 +74,22 @@ export async function createUser() {
   changed();
 }
 
-function newKey() {
-  // crypto.randomUUID exists only on https and on loopback.
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
-}
-
 // ---- delete ----
 
+// Returns whether a write without a good answer may have been carried out all the same.
+function isUnknown({ status }) {
+  return status === 0 || status >= 500;
+}
+
 // Deletes a user as the person saw it. If the user has changed since, the person decides again.
-export async function deleteUser(row) {
+//
+// isRepeated: an earlier deletion may have been carried out. So a user that is gone was deleted here.
+export async function deleteUser(row, isRepeated = false) {
   let seen = row;
   for (;;) {
     const now = await request("GET", `/users/${row.id}`);
-    if (now.status === 404) return alreadyGone(row);
-    if (!now.ok) return deletionFailed(now.problem, row);
+    if (now.status === 404) return alreadyGone(seen, isRepeated);
+    if (!now.ok) return deletionFailed(now.problem, seen, isRepeated);
     if (now.body.version !== seen.version) {
       if (await showConflict({ base: seen, current: now.body, mine: null }) !== "mine") return changed();
       seen = now.body;
@@ -108,19 +99,20 @@ export async function deleteUser(row) {
       offerUndo([now.body]);
       return changed();
     }
-    if (answer.status === 404) return alreadyGone(row);
-    if (answer.status !== 412) return deletionFailed(answer.problem, row);
+    if (answer.status === 404) return alreadyGone(seen, isRepeated);
+    if (answer.status !== 412) return deletionFailed(answer.problem, seen, isRepeated || isUnknown(answer));
   }
 }
 
-function alreadyGone(row) {
-  toast(t("was_deleted", { name: row.name }));
+function alreadyGone(row, isRepeated) {
+  if (isRepeated) offerUndo([row]);
+  else toast(t("was_deleted", { name: row.name }));
   changed();
 }
 
-function deletionFailed(problem, row) {
-  toast(`${t("not_deleted", { name: row.name })} ${explain(problem)}`,
-    { kind: "failed", action: { label: t("retry"), run: () => deleteUser(row) } });
+function deletionFailed(problem, row, mayBeDone) {
+  toast(`${t(mayBeDone ? "maybe_deleted" : "not_deleted", { name: row.name })} ${explain(problem)}`,
+    { kind: "failed", action: { label: t("retry"), run: () => deleteUser(row, mayBeDone) } });
 }
 
 // Deletes many users after a question. Returns the ids that are gone; the others are listed with their reasons.
@@ -141,14 +133,17 @@ export async function deleteUsers(rows) {
   const missing = [];
   const refused = [];
   let problem = null;
+  let unknown = []; // the rows of a batch whose answer was lost twice
   for (let start = 0; start < rows.length && !problem; start += MAX_OPERATIONS) {
     let part = rows.slice(start, start + MAX_OPERATIONS);
-    const key = newKey();
+    const key = randomHex();
     let tries = 0;
     while (part.length) {
       const body = { operations: part.map(({ id }) => ({ op: "delete", id })) };
-      const answer = await request("POST", "/users/batch", { body, timeout: 60_000,
-        headers: { "Idempotency-Key": `${key}-${tries}` } });
+      const options = { body, timeout: 60_000, headers: { "Idempotency-Key": `${key}-${tries}` } };
+      let answer = await request("POST", "/users/batch", options);
+      // The key lets the batch happen once, and the second answer shows its outcome.
+      if (isUnknown(answer)) answer = await request("POST", "/users/batch", options);
       if (answer.ok) {
         deleted.push(...part);
         break;
@@ -158,6 +153,7 @@ export async function deleteUsers(rows) {
         .map((error) => [error.index, error]));
       if (!faults.size || ++tries > 3) {
         problem = answer.problem;
+        if (isUnknown(answer)) unknown = part;
         break;
       }
       for (const [index, error] of faults) {
@@ -169,16 +165,18 @@ export async function deleteUsers(rows) {
   }
   if (deleted.length) offerUndo(deleted);
   if (missing.length) toast(t("were_deleted", { count: missing.length }));
-  if (problem || refused.length) await showResults({ deleted, missing, refused, problem, all: rows });
+  if (problem || refused.length) await showResults({ deleted, missing, refused, unknown, problem, all: rows });
   changed();
   return [...deleted, ...missing].map(({ id }) => id);
 }
 
-function showResults({ deleted, missing, refused, problem, all }) {
+function showResults({ deleted, missing, refused, unknown, problem, all }) {
   const gone = new Set([...deleted, ...missing].map(({ id }) => id));
   const reasons = new Map(refused.map(({ row, detail }) => [row.id, detail]));
+  for (const { id } of unknown) reasons.set(id, t("not_known"));
   const kept = all.filter(({ id }) => !gone.has(id));
-  return openDialog(t("results_title", { count: kept.length }), (close) => ({
+  const title = t(unknown.length ? "results_title_unknown" : "results_title", { count: unknown.length || kept.length });
+  return openDialog(title, (close) => ({
     submit: () => close(true),
     body: [problem && element("p", {}, explain(problem)),
       element("ul", { class: "name-list" }, kept.slice(0, 100).map((row) =>

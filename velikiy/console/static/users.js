@@ -157,7 +157,7 @@ class UsersView {
       search.set("q", place.q);
     }
     this.area.setAttribute("aria-busy", "true");
-    const slow = setTimeout(() => this.warn(t("slow")), SLOW_MS);
+    const slow = setTimeout(() => this.warn(t(this.rows?.length ? "slow_rows" : "slow")), SLOW_MS);
     const count = request("GET", `/users/count${search.size ? `?${search}` : ""}`, { signal });
     const answer = await request("GET", `/users?${parameters}`, { signal });
     clearTimeout(slow);
