@@ -455,23 +455,25 @@ class TestChangesOfATable:
         assert stack.sql(relay_session) == before
 
     @pytest.mark.parametrize(
-        ("remove", "restore"),
+        ("table", "remove"),
         [
-            ("ALTER TABLE users DISABLE TRIGGER rows_deleted", "CALL add_triggers('users')"),
+            ("users", "ALTER TABLE users DISABLE TRIGGER rows_deleted"),
             (
+                "users",
                 "DROP TRIGGER row_changed ON users; DROP TRIGGER rows_inserted ON users; DROP TRIGGER rows_updated ON users;"
                 " DROP TRIGGER rows_deleted ON users; DROP TRIGGER rows_truncated ON users",
-                "CALL add_triggers('users')",
             ),
-            ("ALTER TABLE users DISABLE TRIGGER history_of_deleted", "CALL add_triggers('users')"),
-            ("ALTER TABLE users DISABLE TRIGGER row_continues", "CALL add_triggers('users')"),
-            ("ALTER TABLE row_history DISABLE TRIGGER USER", "CALL add_triggers('row_history')"),
+            ("users", "ALTER TABLE users DISABLE TRIGGER history_of_deleted"),
+            ("users", "ALTER TABLE users DISABLE TRIGGER row_continues"),
+            ("row_history", "ALTER TABLE row_history DISABLE TRIGGER USER"),
         ],
         ids=["disabled", "dropped", "no entries", "no versions", "history"],
     )
     def test_relay_warns_once_of_a_table_without_triggers_and_logs_the_remedy(
-        self, stack: Stack, remove: str, restore: str
+        self, stack: Stack, table: str, remove: str
     ) -> None:
+        restore = f"CALL add_triggers('{table}')"
+
         def warnings() -> list[str]:
             return [
                 line for line in stack.log("relay").removeprefix(before).splitlines() if "relay.cannot_hear" in line
@@ -484,7 +486,7 @@ class TestChangesOfATable:
             wait_until(warnings, within=3)
             await_looks(stack, 2)
             [warning] = warnings()
-            assert f'"table":"{restore.split("'")[1]}"' in warning
+            assert f'"table":"{table}"' in warning
             assert restore in warning
         finally:
             stack.sql(restore)

@@ -42,7 +42,8 @@ GROUP BY name
 """
 """For each name: the identity of the table, of the tables that inherit from it and of those from which it inherits, as
 text; and the tables that lack a trigger. `events` are those for which a function must be a trigger: INSERT, DELETE,
-UPDATE and TRUNCATE are 4, 8, 16 and 32 in pg_trigger.tgtype. A statement fires only the triggers of the table that it names: UPDATE of a parent changes rows of its children as well.
+UPDATE and TRUNCATE are 4, 8, 16 and 32 in pg_trigger.tgtype. A statement fires only the triggers of the table that it
+names: UPDATE of a parent changes rows of its children as well.
 
 ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
 TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
