@@ -14,18 +14,45 @@ CREATE TABLE row_history (
 );
 CREATE INDEX row_history_by_changed_at ON row_history (changed_at);
 
--- SQL from outside that changes the history itself, such as a deletion: the relay drops every path.
-CREATE TRIGGER history_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON row_history FOR EACH STATEMENT
-    WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' AND pg_trigger_depth() = 0)
-    EXECUTE FUNCTION rows_replicated();
+-- Notify the relay of an entry that a session with session_replication_role = replica, or the worker of a logical
+-- replication, changes. If the publisher is this service, the worker applies the row first, for which keep_history_of_row
+-- adds an entry, and then the publisher's own entry of the same version. The publisher's entry wins: it says who has
+-- changed the row. Without the deletion it would violate row_history_pkey, and the worker would retry for ever.
+CREATE FUNCTION history_replicated() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    PERFORM pg_notify('velikiy', TG_TABLE_NAME || ' *');
+    IF TG_OP = 'DELETE' THEN
+        RETURN OLD;
+    ELSIF TG_OP = 'INSERT' THEN
+        DELETE FROM row_history
+            WHERE resource = NEW.resource AND row_id = NEW.row_id AND version = NEW.version;
+    END IF;
+    RETURN NEW;
+END
+$$;
 
 -- Continue the versions of an id that was used before, so that no version of a row ever comes back.
 CREATE FUNCTION row_continues() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     latest bigint;
+    generated bigint;
 BEGIN
     IF current_setting('velikiy.history', true) = 'off' THEN
         RETURN NEW;
+    END IF;
+    -- SQL from outside may give the id of a row whose deletion has not been committed. Wait for that transaction, because
+    -- its entry cannot be seen before; the unique index would wait only after the search below. The app has waited
+    -- already (Repository.check_deleted). A generated id was never used before, and the statement, which has to be planned
+    -- for each row, would add half to the time of its INSERT.
+    IF current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' OR pg_trigger_depth() > 1 THEN
+        BEGIN
+            generated := lastval();
+        EXCEPTION WHEN object_not_in_prerequisite_state THEN
+            NULL;  -- the session has generated no id
+        END;
+        IF NEW.id IS DISTINCT FROM generated THEN
+            EXECUTE format('SELECT FROM %s WHERE id = $1 FOR KEY SHARE', TG_RELID::regclass) USING NEW.id;
+        END IF;
     END IF;
     SELECT max(version) INTO latest FROM row_history WHERE resource = TG_TABLE_NAME::text AND row_id = NEW.id;
     IF latest >= NEW.version THEN
@@ -118,7 +145,7 @@ DO $$
 DECLARE
     kept text;
 BEGIN
-    FOREACH kept IN ARRAY ARRAY['row_continues', 'keep_history', 'keep_history_of_row'] LOOP
+    FOREACH kept IN ARRAY ARRAY['row_continues', 'keep_history', 'keep_history_of_row', 'history_replicated'] LOOP
         EXECUTE format('ALTER FUNCTION %I() SET search_path = pg_catalog, %I, pg_temp', kept, current_schema());
         EXECUTE format('REVOKE ALL ON FUNCTION %I() FROM PUBLIC', kept);
     END LOOP;
@@ -151,19 +178,28 @@ BEGIN
 END
 $$;
 
--- Make a resource of a table that has an id: add the columns that the service sets itself, and the triggers.
-CREATE OR REPLACE PROCEDURE make_resource(resource regclass) LANGUAGE plpgsql AS $$
+-- Put all triggers of the service on a table, also again; on the history itself, those that notify the relay.
+ALTER PROCEDURE add_triggers(regclass) RENAME TO add_relay_triggers;
+CREATE PROCEDURE add_triggers(resource regclass) LANGUAGE plpgsql AS $$
 BEGIN
-    EXECUTE format('ALTER TABLE %s '
-        'ADD COLUMN IF NOT EXISTS created_at timestamptz NOT NULL DEFAULT now(), '
-        'ADD COLUMN IF NOT EXISTS updated_at timestamptz NOT NULL DEFAULT now(), '
-        'ADD COLUMN IF NOT EXISTS version bigint NOT NULL DEFAULT 1, '
-        'ADD CHECK (created_at BETWEEN ''0001-01-02'' AND ''9999-12-30''), '
-        'ADD CHECK (updated_at BETWEEN ''0001-01-02'' AND ''9999-12-30'')', resource);
-    CALL add_triggers(resource);
-    CALL add_history_triggers(resource);
+    IF resource <> 'row_history'::regclass THEN
+        CALL add_relay_triggers(resource);
+        CALL add_history_triggers(resource);
+        RETURN;
+    END IF;
+    -- SQL from outside that changes the history itself, such as a deletion: the relay drops every path.
+    CREATE OR REPLACE TRIGGER history_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON row_history
+        FOR EACH STATEMENT
+        WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' AND pg_trigger_depth() = 0)
+        EXECUTE FUNCTION rows_replicated();
+    -- Entries that keep_history_of_row adds come at a greater depth.
+    CREATE OR REPLACE TRIGGER history_replicated BEFORE INSERT OR UPDATE OR DELETE ON row_history FOR EACH ROW
+        WHEN (current_setting('session_replication_role') = 'replica' AND pg_trigger_depth() = 0)
+        EXECUTE FUNCTION history_replicated();
+    ALTER TABLE row_history ENABLE ALWAYS TRIGGER history_changed, ENABLE REPLICA TRIGGER history_replicated;
 END
 $$;
+CALL add_triggers('row_history');
 
 DO $$
 DECLARE

@@ -1,5 +1,6 @@
 """Every change of a row is in its history, SQL from outside included, and no edge serves an older history than the row."""
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from subprocess import CompletedProcess
 from typing import Any
@@ -138,6 +139,57 @@ class TestChanges:
         wait_until(lambda: requests.get(f"{stack.edge}/users/{user}", timeout=5).status_code == 200)
         assert requests.get(f"{stack.edge}/users/{user}", timeout=5).json()["version"] == 4
         assert versions(stack, user)[-2:] == [(3, "delete", None), (4, "create", "Other")]
+
+    @pytest.mark.parametrize("entries", ["kept", "removed"])
+    def test_insert_by_sql_waits_for_the_deletion_of_its_id_and_continues_the_versions(
+        self, stack: Stack, email: str, entries: str
+    ) -> None:
+        user = create(stack.edge, email)
+        rename(stack.edge, user, "Second")
+        if entries == "removed":
+            stack.sql("DELETE FROM row_history WHERE row_id = %s", user)
+        waiting = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid)) AND query LIKE 'INSERT%%'"
+        insert = "INSERT INTO users (id, name, email) VALUES (%s, 'Other', %s) RETURNING version"
+        with psycopg.connect(stack.postgres) as deleting, ThreadPoolExecutor(1) as pool:
+            deleting.execute("DELETE FROM users WHERE id = %s", (user,))
+            inserted = pool.submit(stack.sql, insert, user, email)
+            wait_until(lambda: stack.sql(waiting, deleting.info.backend_pid), what="the INSERT waits")
+            deleting.commit()
+            assert inserted.result(timeout=5) == [(4,)]
+        wait_until(lambda: get_history(stack.edge, user)[0]["version"] == 4)
+        assert versions(stack, user)[-2:] == [(3, "delete", None), (4, "create", "Other")]
+
+    def test_entry_of_a_publisher_replaces_the_one_that_the_replicated_row_has_made(
+        self, stack: Stack, email: str
+    ) -> None:
+        """The worker of a logical replication applies the row, and then the entry that the publisher has made."""
+        [(user,)] = stack.sql("SELECT nextval('users_id_seq')")
+        with psycopg.connect(as_superuser(stack)) as connection:
+            connection.execute("SET session_replication_role = replica")
+            connection.execute("INSERT INTO users (id, name, email) VALUES (%s, 'Published', %s)", (user, email))
+            connection.execute(
+                "INSERT INTO row_history (resource, row_id, version, change, changed_by, through)"
+                " VALUES ('users', %s, 1, 'create', 'their key', 'api')",
+                (user,),
+            )
+        assert versions(stack, user) == [(1, "create", "Published")]
+        [item] = get_history(stack.edge, user)
+        assert (item["changed_by"], item["through"]) == ("their key", "api")
+
+    @pytest.mark.parametrize(
+        "change",
+        ["DELETE FROM row_history WHERE row_id = %s", "UPDATE row_history SET changed_by = 'x' WHERE row_id = %s"],
+    )
+    def test_change_of_the_history_in_a_session_of_a_replica_is_seen_at_once(
+        self, stack: Stack, email: str, change: str
+    ) -> None:
+        user = create(stack.edge, email)
+        [before] = get_history(stack.edge, user)
+        wait_until(lambda: is_hit(f"{stack.edge}/users/{user}/history"))
+        with psycopg.connect(as_superuser(stack)) as connection:
+            connection.execute("SET session_replication_role = replica")
+            connection.execute(change, (user,))
+        wait_until(lambda: get_history(stack.edge, user) != [before], within=1)
 
     def test_triggers_find_former_versions_by_an_index(self, stack: Stack) -> None:
         with psycopg.connect(stack.postgres) as connection:

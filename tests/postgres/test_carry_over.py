@@ -61,7 +61,7 @@ def test_carrying_over_replaces_the_triggers_of_every_resource(databases: tuple[
         "SELECT tgrelid::regclass::text, count(*) FROM pg_trigger"
         " WHERE pg_get_triggerdef(oid) LIKE '%velikiy.passes_gate%' GROUP BY 1 ORDER BY 1",
     )
-    assert triggers == [("api_keys", 1), ("products", 4), ("users", 4)]
+    assert triggers == [("api_keys", 1), ("products", 4), ("row_history", 1), ("users", 4)]
 
 
 def test_carrying_over_computes_the_words_of_every_resource_again(databases: tuple[str, str]) -> None:

@@ -38,6 +38,23 @@ def test_new_database_contains_alice_bob_and_charlie_and_continues_with_id_4(emp
     assert fetch_rows(empty_dsn, "INSERT INTO users (name, email) VALUES ('D', 'd@example.com') RETURNING id") == [(4,)]
 
 
+def test_triggers_that_were_dropped_or_disabled_come_back_by_one_call(empty_dsn: str) -> None:
+    triggers = (
+        "SELECT pg_get_triggerdef(oid), tgenabled FROM pg_trigger"
+        " WHERE tgrelid IN ('users'::regclass, 'row_history'::regclass) ORDER BY tgname"
+    )
+    upgrade(empty_dsn, wait=5)
+    before = fetch_rows(empty_dsn, triggers)
+    for table, dropped in (
+        ("users", "row_continues"),
+        ("users", "history_of_updated"),
+        ("row_history", "history_changed"),
+    ):
+        execute(empty_dsn, f"DROP TRIGGER {dropped} ON {table}; ALTER TABLE {table} DISABLE TRIGGER USER")
+        execute(empty_dsn, f"CALL add_triggers('{table}')")
+        assert fetch_rows(empty_dsn, triggers) == before
+
+
 def test_second_migration_run_applies_nothing(empty_dsn: str) -> None:
     upgrade(empty_dsn, wait=5)
     assert upgrade(empty_dsn, wait=5) == []

@@ -302,6 +302,29 @@ class TestChangesOfATable:
         assert payloads(listening) == ["users 3"]
         stack.sql("CALL add_triggers('users')")
 
+    def test_history_swapped_by_renaming_is_seen_within_2_s(self, stack: Stack) -> None:
+        swap = "ALTER TABLE row_history RENAME TO row_history_{}; ALTER TABLE row_history_{} RENAME TO row_history"
+        stack.sql("UPDATE users SET name = 'Once more' WHERE id = 3")
+        warm_history(stack, 3)
+        stack.sql("CREATE TABLE row_history_new (LIKE row_history INCLUDING ALL)")
+        try:
+            stack.sql(swap.format("old", "new"))
+            expect_history_within_2_s(stack, 3, [None])
+            stack.sql("CALL add_triggers('row_history')")
+        finally:
+            stack.sql(swap.format("new", "old") + "; DROP TABLE row_history_new")
+        for edge in stack.edges:
+            wait_until(lambda edge=edge: "update" in history_of(edge, 3), within=2)  # type: ignore[misc]
+
+    def test_deletion_from_the_history_while_its_triggers_are_disabled_is_seen_within_2_s(self, stack: Stack) -> None:
+        stack.sql("UPDATE users SET name = 'Once more' WHERE id = 3")
+        warm_history(stack, 3)
+        stack.sql("ALTER TABLE row_history DISABLE TRIGGER USER; DELETE FROM row_history WHERE row_id = 3")
+        try:
+            expect_history_within_2_s(stack, 3, [None])
+        finally:
+            stack.sql("CALL add_triggers('row_history')")
+
     def test_renamed_and_rewritten_columns_are_seen_within_2_s(self, stack: Stack) -> None:
         def shows(edge: str, field: str, expected: str) -> bool:
             return bool(requests.get(f"{edge}/users/2", timeout=5).json()[field] == expected)
@@ -432,20 +455,25 @@ class TestChangesOfATable:
         assert stack.sql(relay_session) == before
 
     @pytest.mark.parametrize(
-        ("remove", "restore"),
+        ("table", "remove"),
         [
-            ("ALTER TABLE users DISABLE TRIGGER rows_deleted", "CALL add_triggers('users')"),
+            ("users", "ALTER TABLE users DISABLE TRIGGER rows_deleted"),
             (
+                "users",
                 "DROP TRIGGER row_changed ON users; DROP TRIGGER rows_inserted ON users; DROP TRIGGER rows_updated ON users;"
                 " DROP TRIGGER rows_deleted ON users; DROP TRIGGER rows_truncated ON users",
-                "CALL add_triggers('users')",
             ),
+            ("users", "ALTER TABLE users DISABLE TRIGGER history_of_deleted"),
+            ("users", "ALTER TABLE users DISABLE TRIGGER row_continues"),
+            ("row_history", "ALTER TABLE row_history DISABLE TRIGGER USER"),
         ],
-        ids=["disabled", "dropped"],
+        ids=["disabled", "dropped", "no entries", "no versions", "history"],
     )
     def test_relay_warns_once_of_a_table_without_triggers_and_logs_the_remedy(
-        self, stack: Stack, remove: str, restore: str
+        self, stack: Stack, table: str, remove: str
     ) -> None:
+        restore = f"CALL add_triggers('{table}')"
+
         def warnings() -> list[str]:
             return [
                 line for line in stack.log("relay").removeprefix(before).splitlines() if "relay.cannot_hear" in line
@@ -458,7 +486,7 @@ class TestChangesOfATable:
             wait_until(warnings, within=3)
             await_looks(stack, 2)
             [warning] = warnings()
-            assert '"table":"users"' in warning
+            assert f'"table":"{table}"' in warning
             assert restore in warning
         finally:
             stack.sql(restore)
@@ -475,6 +503,25 @@ def expect_name_within_2_s(stack: Stack, user: int, name: str | None) -> None:
     for edge in stack.edges:
         left = until - time.monotonic()
         wait_until(lambda edge=edge: name_at(edge, user) == name, within=left, every=0.01)  # type: ignore[misc]
+
+
+def history_of(edge: str, user: int) -> list[str | None]:
+    """Return the changes in the user's history, newest first."""
+    return [it["change"] for it in requests.get(f"{edge}/users/{user}/history", timeout=5).json()]
+
+
+def warm_history(stack: Stack, user: int) -> None:
+    """Have every edge cache the user's history once it has an entry."""
+    for edge in stack.edges:
+        wait_until(lambda edge=edge: history_of(edge, user)[0])  # type: ignore[misc]
+        wait_until(lambda edge=edge: is_hit(f"{edge}/users/{user}/history"))  # type: ignore[misc]
+
+
+def expect_history_within_2_s(stack: Stack, user: int, changes: list[str | None]) -> None:
+    until = time.monotonic() + 2
+    for edge in stack.edges:
+        left = until - time.monotonic()
+        wait_until(lambda edge=edge: history_of(edge, user) == changes, within=left, every=0.01)  # type: ignore[misc]
 
 
 def check_writes_are_seen(stack: Stack) -> None:

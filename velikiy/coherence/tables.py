@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from velikiy.postgres import Connection
+from velikiy.postgres.rights import HISTORY_TABLE
 
 TABLES = """
 WITH RECURSIVE own AS (
@@ -18,7 +19,16 @@ WITH RECURSIVE own AS (
 SELECT
     name,
     string_agg(concat_ws(' ', id, relfilenode, pg_class.xmin, columns, triggers), ', ' ORDER BY id),
-    array_agg(id::regclass::text) FILTER (WHERE pg_class.oid IS NOT NULL AND fired_by IS DISTINCT FROM 60)
+    array_agg(id::regclass::text) FILTER (WHERE pg_class.oid IS NOT NULL AND EXISTS (
+        SELECT FROM (VALUES
+            ('rows_notify', 60, false), ('row_changed', 16, false), ('keep_history', 60, false),
+            ('row_continues', 20, false), ('rows_replicated', 60, true)
+        ) needed (function, events, of_history)
+        WHERE of_history = (name = %s) AND events IS DISTINCT FROM events & (
+            SELECT bit_or(tgtype) FROM pg_trigger
+            WHERE tgrelid = id AND tgfoid = to_regproc(function) AND tgenabled IN ('O', 'A')
+        )
+    ))
 FROM tables
 LEFT JOIN pg_class ON oid = id
 CROSS JOIN LATERAL (
@@ -26,16 +36,14 @@ CROSS JOIN LATERAL (
     FROM pg_attribute WHERE attrelid = id AND attnum > 0
 ) its_columns
 CROSS JOIN LATERAL (
-    SELECT
-        string_agg(concat(oid, ':', xmin), ' ' ORDER BY oid) AS triggers,
-        bit_or(tgtype) FILTER (WHERE tgfoid = to_regproc('rows_notify') AND tgenabled IN ('O', 'A')) & 60 AS fired_by
-    FROM pg_trigger WHERE tgrelid = id
+    SELECT string_agg(concat(oid, ':', xmin), ' ' ORDER BY oid) AS triggers FROM pg_trigger WHERE tgrelid = id
 ) its_triggers
 GROUP BY name
 """
-"""For each name: the identity of the table, of its parents and of the tables that inherit from it, as
-text; and the tables that lack a trigger for INSERT, DELETE, UPDATE or TRUNCATE (4 + 8 + 16 + 32 in pg_trigger.tgtype).
-A statement fires only the triggers of the table that it names: UPDATE of a parent changes rows of its children as well.
+"""For each name: the identity of the table, of its parents and of the tables that inherit from it, as text; and the
+tables that lack a trigger. `events` are those for which a function must be a trigger: INSERT, DELETE, UPDATE and
+TRUNCATE are 4, 8, 16 and 32 in pg_trigger.tgtype. A statement fires only the triggers of the table that it names:
+UPDATE of a parent changes rows of its children as well.
 
 ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
 TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
@@ -53,5 +61,6 @@ class WatchedTable(NamedTuple):
 
 
 def watched_tables(connection: Connection, names: Sequence[str]) -> list[WatchedTable]:
-    rows = connection.execute(TABLES, (list(names),)).fetchall()
+    """Return these tables, and the history of their rows."""
+    rows = connection.execute(TABLES, ([*names, HISTORY_TABLE], HISTORY_TABLE)).fetchall()
     return [WatchedTable(name, identity, tables or []) for name, identity, tables in rows]

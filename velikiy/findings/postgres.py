@@ -317,8 +317,8 @@ def relay(connection: Connection) -> list[Finding]:
 def without_triggers(table: str) -> Finding:
     return Finding(
         "postgres.triggers",
-        f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once, and the relay empties"
-        " both caches each second.",
+        f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once or not in the"
+        " history, and the relay empties both caches each second.",
         f"Run CALL add_triggers('{table}') in psql.",
     )
 
