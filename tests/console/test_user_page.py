@@ -166,6 +166,14 @@ def test_tiers_that_cannot_be_shown_say_why(stack: Stack, user: dict[str, Any], 
     page.route("**/console/purge", lambda route: route.abort())
     page.get_by_role("button", name="Purge", exact=True).click()
     expect(page.locator(".tiers-problem")).to_contain_text("The service does not answer")
+    page.unroute_all()
+    page.route("**/console/purge", lambda route: route.fulfill(status=403, body="<h1>No</h1>"))
+    page.get_by_role("button", name="Purge", exact=True).click()
+    expect(page.locator(".tiers-problem")).not_to_contain_text("API key")  # a proxy has refused it
+    page.route("**/console/tiers*", lambda route: route.fulfill(status=401, body=""))
+    page.get_by_role("button", name="Read", exact=True).click()
+    expect(page.locator(".tiers-problem")).to_contain_text("This needs a valid API key.")
+    expect(page.get_by_role("dialog")).to_have_count(0)  # the rest of the page needs no key
 
 
 def test_old_version_is_restored_and_a_deleted_user_brought_back(
