@@ -97,7 +97,7 @@ def test_missing_right_or_column_is_500_and_logged_without_the_values_of_the_row
     for base_url in (own_stack.app, own_stack.edge):
         for method, target in (("GET", "/users/1"), ("GET", "/users"), ("POST", "/users"), ("PUT", "/users/1")):
             send = partial(send_request, base_url, method, target, JSON, new if method[0] == "P" else b"")
-            # Until the relay has seen that the table is another one, Redis may have the row.
+            # Until the relay notices the change of the table, Redis may have the row.
             response = wait_until(lambda send=send: (it := send()).status == 500 and it)  # type: ignore[misc]
             check_raw_problem(response, 500)
             assert response.json["type"] == "/problems/internal-error"

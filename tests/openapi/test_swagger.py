@@ -150,7 +150,8 @@ def new_stack() -> Iterator[Stack]:
 def test_each_example_works_on_a_new_database_with_a_key_and_no_condition(
     new_stack: Stack, browser: Callable[..., Browser]
 ) -> None:
-    created = run("velikiy", "--data", str(new_stack.data), "keys", "create", "reader of the docs", "--scope", "write")
+    created = run("velikiy", "--data", str(new_stack.data), "keys", "create", "docs-reader", "--scope", "write")
+    assert created.returncode == 0, created.stderr
     key = created.stdout.strip()
     paths = requests.get(f"{new_stack.edge}/openapi.json", timeout=5).json()["paths"]
     operations = [(verb, path) for path, item in paths.items() for verb in item]

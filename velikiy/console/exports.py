@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 
-import orjson
 import structlog
 from flask import Blueprint, Flask, Response, g
 
 from velikiy import logs
 from velikiy.bulk import exporter
 from velikiy.coherence import Gate
-from velikiy.http import requests
+from velikiy.http import requests, responses
 from velikiy.http.problems import DETAILS
 from velikiy.postgres import DatabaseUnavailable
 from velikiy.resources.base import Resource
@@ -69,8 +68,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
         until = str(int(time.time()) + TICKET_S)
         ticket = f"{file_format}-{until}-{mac(file_format, until)}"
         address = f"/console/downloads/{ticket}/{resource.name}.{FORMATS[file_format][0]}"
-        answer = orjson.dumps({"address": address, "expires_in": TICKET_S})
-        return Response(answer, headers={"Cache-Control": "no-store"}, content_type="application/json")
+        return responses.uncached({"address": address, "expires_in": TICKET_S})
 
     @routes.get("/downloads/<ticket>/<name>")
     def download(ticket: str, name: str) -> Response:
