@@ -48,7 +48,7 @@ names: UPDATE of a parent changes rows of its children as well.
 ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
 TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
 overwrite the row in pg_class in place (except the first ANALYZE after the last child table is gone). The statement
-takes no lock on the tables, because a restore holds one for long. It takes 0.3 ms."""
+takes no lock on the tables, because a restore holds one for long. It takes 0.5 ms."""
 
 
 class WatchedTable(NamedTuple):
