@@ -178,7 +178,7 @@ BEGIN
 END
 $$;
 
--- Put all triggers of the service on a table, also again; on the history itself, those that notify the relay.
+-- Put all triggers of the service on a table, also again. The history itself gets only triggers that notify the relay.
 ALTER PROCEDURE add_triggers(regclass) RENAME TO add_relay_triggers;
 CREATE PROCEDURE add_triggers(resource regclass) LANGUAGE plpgsql AS $$
 BEGIN
