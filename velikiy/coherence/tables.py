@@ -41,9 +41,9 @@ CROSS JOIN LATERAL (
 GROUP BY name
 """
 """For each name: the identity of the table, of its children and of its parents, as text; and the tables of this family
-that lack a trigger. `events` is the sum of the events that must fire a function: INSERT, DELETE, UPDATE and TRUNCATE are
-4, 8, 16 and 32 in pg_trigger.tgtype. A statement fires only the triggers of the table that it names: UPDATE of a parent
-changes rows of its children as well.
+that lack a trigger. `events` is the sum of the events that must fire a function: INSERT, DELETE, UPDATE and TRUNCATE
+are 4, 8, 16 and 32 in pg_trigger.tgtype. A statement fires only the triggers of the table that it names: UPDATE of a
+parent changes rows of its children as well.
 
 ALTER TABLE gives a catalog row another xmin, so triggers that were disabled and enabled again differ from before.
 TRUNCATE, and a statement that rewrites the table, give it another file. ANALYZE and VACUUM change neither: they
