@@ -43,7 +43,7 @@ BEGIN
     -- SQL from outside may give the id of a row whose deletion has not been committed. Wait for that transaction, because
     -- its entry cannot be seen before; the unique index would wait only after the search below. The app has waited
     -- already (Repository.check_deleted). A generated id was never used before, and the statement, which has to be planned
-    -- for each row, would add half to the time of its INSERT.
+    -- for each row, would add half to the time of the INSERT.
     IF current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' OR pg_trigger_depth() > 1 THEN
         BEGIN
             generated := lastval();
@@ -178,7 +178,7 @@ BEGIN
 END
 $$;
 
--- Put all triggers of the service on a table, also again; on the history itself, only the triggers for the relay.
+-- Put all triggers of the service on a table, also again. The history itself gets only triggers that notify the relay.
 ALTER PROCEDURE add_triggers(regclass) RENAME TO add_relay_triggers;
 CREATE PROCEDURE add_triggers(resource regclass) LANGUAGE plpgsql AS $$
 BEGIN
