@@ -178,28 +178,37 @@ BEGIN
 END
 $$;
 
--- Put all triggers of the service on a table, also again. The history itself gets only triggers that notify the relay.
+-- Put all triggers of the service on a table, also again. The history itself and the table of API keys get only triggers
+-- that notify the relay, which then drops every path.
 ALTER PROCEDURE add_triggers(regclass) RENAME TO add_relay_triggers;
 CREATE PROCEDURE add_triggers(resource regclass) LANGUAGE plpgsql AS $$
 BEGIN
-    IF resource <> 'row_history'::regclass THEN
+    IF resource = to_regclass('row_history') THEN
+        -- Entries that the triggers above add come at a greater depth. The app invalidates their rows.
+        CREATE OR REPLACE TRIGGER history_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON row_history
+            FOR EACH STATEMENT
+            WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' AND pg_trigger_depth() = 0)
+            EXECUTE FUNCTION rows_replicated();
+        CREATE OR REPLACE TRIGGER history_replicated BEFORE INSERT OR UPDATE OR DELETE ON row_history FOR EACH ROW
+            WHEN (current_setting('session_replication_role') = 'replica' AND pg_trigger_depth() = 0)
+            EXECUTE FUNCTION history_replicated();
+        ALTER TABLE row_history ENABLE ALWAYS TRIGGER history_changed, ENABLE REPLICA TRIGGER history_replicated;
+    ELSIF resource = to_regclass('api_keys') THEN
+        CREATE OR REPLACE TRIGGER keys_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON api_keys
+            FOR EACH STATEMENT
+            WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' OR pg_trigger_depth() > 0)
+            EXECUTE FUNCTION rows_replicated();
+        CREATE OR REPLACE TRIGGER keys_replicated AFTER INSERT OR UPDATE OR DELETE ON api_keys FOR EACH ROW
+            WHEN (current_setting('session_replication_role') = 'replica') EXECUTE FUNCTION rows_replicated();
+        ALTER TABLE api_keys ENABLE ALWAYS TRIGGER keys_changed, ENABLE REPLICA TRIGGER keys_replicated;
+    ELSE
         CALL add_relay_triggers(resource);
         CALL add_history_triggers(resource);
-        RETURN;
     END IF;
-    -- SQL from outside that changes the history itself, such as a deletion: the relay drops every path.
-    CREATE OR REPLACE TRIGGER history_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON row_history
-        FOR EACH STATEMENT
-        WHEN (current_setting('velikiy.passes_gate', true) IS DISTINCT FROM 'on' AND pg_trigger_depth() = 0)
-        EXECUTE FUNCTION rows_replicated();
-    -- Entries that keep_history_of_row adds come at a greater depth.
-    CREATE OR REPLACE TRIGGER history_replicated BEFORE INSERT OR UPDATE OR DELETE ON row_history FOR EACH ROW
-        WHEN (current_setting('session_replication_role') = 'replica' AND pg_trigger_depth() = 0)
-        EXECUTE FUNCTION history_replicated();
-    ALTER TABLE row_history ENABLE ALWAYS TRIGGER history_changed, ENABLE REPLICA TRIGGER history_replicated;
 END
 $$;
 CALL add_triggers('row_history');
+CALL add_triggers('api_keys');
 
 DO $$
 DECLARE

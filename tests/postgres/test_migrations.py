@@ -41,7 +41,7 @@ def test_new_database_contains_alice_bob_and_charlie_and_continues_with_id_4(emp
 def test_triggers_that_were_dropped_or_disabled_come_back_by_one_call(empty_dsn: str) -> None:
     triggers = (
         "SELECT pg_get_triggerdef(oid), tgenabled FROM pg_trigger"
-        " WHERE tgrelid IN ('users'::regclass, 'row_history'::regclass) ORDER BY tgname"
+        " WHERE tgrelid IN ('users'::regclass, 'row_history'::regclass, 'api_keys'::regclass) ORDER BY tgname"
     )
     upgrade(empty_dsn, wait=5)
     before = fetch_rows(empty_dsn, triggers)
@@ -49,6 +49,7 @@ def test_triggers_that_were_dropped_or_disabled_come_back_by_one_call(empty_dsn:
         ("users", "row_continues"),
         ("users", "history_of_updated"),
         ("row_history", "history_changed"),
+        ("api_keys", "keys_changed"),
     ):
         execute(empty_dsn, f"DROP TRIGGER {dropped} ON {table}; ALTER TABLE {table} DISABLE TRIGGER USER")
         execute(empty_dsn, f"CALL add_triggers('{table}')")

@@ -210,6 +210,18 @@ def test_write_of_a_replication_is_seen_through_every_edge(stack: Stack, change:
     expect_name(stack, 2, row[1])
 
 
+def test_replicated_change_of_a_key_stands_for_every_path(stack: Stack, listening: psycopg.Connection) -> None:
+    """A key that is revoked by a logical replication must not be found in a cache."""
+    with psycopg.connect(superuser_dsn(stack), dbname="velikiy") as connection:
+        connection.execute("SET session_replication_role = replica")
+        connection.execute("INSERT INTO api_keys (name, scope, digest, shown) VALUES ('n', 'read', 'd', 's')")
+        connection.commit()
+        assert payloads(listening) == ["api_keys *"]
+        connection.execute("DELETE FROM api_keys WHERE name = 'n'")
+        connection.commit()
+    assert payloads(listening) == ["api_keys *"]
+
+
 class TestChangesOfATable:
     """Changes of the table itself, for which no trigger fires."""
 
@@ -466,8 +478,9 @@ class TestChangesOfATable:
             ("users", "ALTER TABLE users DISABLE TRIGGER history_of_deleted"),
             ("users", "ALTER TABLE users DISABLE TRIGGER row_continues"),
             ("row_history", "ALTER TABLE row_history DISABLE TRIGGER USER"),
+            ("api_keys", "ALTER TABLE api_keys DISABLE TRIGGER USER"),
         ],
-        ids=["disabled", "dropped", "no entries", "no versions", "history"],
+        ids=["disabled", "dropped", "no entries", "no versions", "history", "keys"],
     )
     def test_relay_warns_once_of_a_table_without_triggers_and_logs_the_remedy(
         self, stack: Stack, table: str, remove: str

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from velikiy.postgres import Connection
-from velikiy.postgres.rights import HISTORY_TABLE
+from velikiy.postgres.rights import CACHED_TABLES
 
 TABLES = """
 WITH RECURSIVE own AS (
@@ -23,8 +23,8 @@ SELECT
         SELECT FROM (VALUES
             ('rows_notify', 60, false), ('row_changed', 16, false), ('keep_history', 60, false),
             ('row_continues', 20, false), ('rows_replicated', 60, true)
-        ) needed (function, events, of_history)
-        WHERE of_history = (name = %s) AND events IS DISTINCT FROM events & (
+        ) needed (function, events, of_service)
+        WHERE of_service = (name = ANY (%s)) AND events IS DISTINCT FROM events & (
             SELECT bit_or(tgtype) FROM pg_trigger
             WHERE tgrelid = id AND tgfoid = to_regproc(function) AND tgenabled IN ('O', 'A')
         )
@@ -61,6 +61,6 @@ class WatchedTable(NamedTuple):
 
 
 def watched_tables(connection: Connection, names: Sequence[str]) -> list[WatchedTable]:
-    """Return these tables, and the history of their rows."""
-    rows = connection.execute(TABLES, ([*names, HISTORY_TABLE], HISTORY_TABLE)).fetchall()
+    """Return these tables, the history of their rows and the API keys."""
+    rows = connection.execute(TABLES, ([*names, *CACHED_TABLES], [*CACHED_TABLES])).fetchall()
     return [WatchedTable(name, identity, tables or []) for name, identity, tables in rows]

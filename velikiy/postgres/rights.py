@@ -6,7 +6,10 @@ import psycopg
 
 HISTORY_TABLE = "row_history"
 
-SERVICE_TABLES = ("caches", "idempotency_keys", "imports", "api_keys", HISTORY_TABLE)
+CACHED_TABLES = ("api_keys", HISTORY_TABLE)
+"""The tables of the service whose rows are cached: SQL from outside that changes them invalidates every path."""
+
+SERVICE_TABLES = ("caches", "idempotency_keys", "imports", *CACHED_TABLES)
 """The tables of the service, besides those of the resources."""
 
 MISSING = """
