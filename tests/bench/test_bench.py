@@ -191,6 +191,7 @@ def plain(body: bytes) -> bytes:
 # ---- the end ----
 
 
+@pytest.mark.long
 @needs
 def test_no_process_is_left_after_ctrl_c(tmp_path: Path) -> None:
     mark = f"bench-{os.getpid()}-{time.monotonic_ns()}"

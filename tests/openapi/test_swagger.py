@@ -103,6 +103,7 @@ class TestBrowser:
                 assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) > 4.5, (scheme, place)
         assert visit.complaints == []
 
+    @pytest.mark.long
     def test_page_fits_a_phone(self, visit: Visit) -> None:
         visit.page.set_viewport_size({"width": 360, "height": 740})
         controls = visit.page.locator(".opblock-summary-control")
@@ -147,6 +148,7 @@ def new_stack() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.mark.long
 def test_each_example_works_on_a_new_database_with_a_key_and_no_condition(
     new_stack: Stack, browser: Callable[..., Browser]
 ) -> None:

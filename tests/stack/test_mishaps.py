@@ -174,6 +174,7 @@ def test_stack_starts_in_a_folder_with_a_space_behind_a_link_under_a_strict_umas
         assert status_of(f"http://127.0.0.1:{port}/health") == 0
 
 
+@pytest.mark.long
 def test_personal_settings_for_psql_do_not_reach_the_stack() -> None:
     with running(PGSSLMODE="require", PGHOSTADDR="203.0.113.7", PGOPTIONS="-c nonsense=1") as stack:
         assert stack.healthy()

@@ -343,6 +343,7 @@ def test_test_app_sh_passes_and_deletes_its_users(stack: Stack) -> None:
     assert stack.sql("SELECT count(*) FROM users") == before
 
 
+@pytest.mark.long
 def test_proxy_for_downloads_does_not_stand_between_the_launcher_and_its_stack() -> None:
     nowhere = "http://127.0.0.1:1"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"), nowhere)

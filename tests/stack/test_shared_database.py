@@ -15,6 +15,9 @@ from testkit.tcp_proxy import TcpProxy, tcp_proxy
 _numbers = count(1)
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def first() -> Iterator[Stack]:
     with running() as stack:
