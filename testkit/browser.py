@@ -9,7 +9,7 @@ from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, Route
 
 CHROMIUM = shutil.which("chromium") or ""
 
@@ -61,6 +61,19 @@ def watch(page: Page) -> Visit:
         "addEventListener('securitypolicyviolation', e => violated(`${e.violatedDirective} ${e.blockedURI}`))"
     )
     return visit
+
+
+def lose_responses(page: Page, address: str, method: str) -> None:
+    """Let requests with this method reach the service, and lose their responses."""
+
+    def lose(route: Route) -> None:
+        if route.request.method == method:
+            route.fetch()
+            route.abort()
+        else:
+            route.continue_()
+
+    page.route(address, lose)
 
 
 def serious_findings(page: Page) -> list[str]:

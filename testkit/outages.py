@@ -56,15 +56,24 @@ def refusing(stack: Stack, *names: str) -> Iterator[None]:
 
 
 @contextmanager
-def hanging(stack: Stack, name: str) -> Iterator[None]:
-    """Freeze a server: its connections stay open and packets are acknowledged, but no request gets a response."""
-    pids = pids_of(stack, name)
+def stopped(pids: list[int]) -> Iterator[None]:
+    """Stop these processes, and continue those that have not ended meanwhile."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def hanging(stack: Stack, name: str) -> Iterator[None]:
+    """Freeze a server: its connections stay open and packets are acknowledged, but no request gets a response."""
+    try:
+        with stopped(pids_of(stack, name)):
+            yield
+    finally:
         since = time.time()
         wait_until(lambda: is_recovered(stack, since), what="all servers respond again")

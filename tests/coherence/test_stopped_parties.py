@@ -14,7 +14,7 @@ import requests
 
 from testkit.api import is_hit
 from testkit.failpoints import lease_ms
-from testkit.outages import is_recovered, pids_of
+from testkit.outages import is_recovered, pids_of, stopped
 from testkit.stack import Stack, children_of, running, wait_until
 from velikiy.coherence.timing import SLOW_S
 
@@ -43,18 +43,6 @@ def put(edge: str, name: str) -> tuple[float, int]:
 
 def has_ended(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
-
-
-@contextmanager
-def stopped(pids: list[int]) -> Iterator[None]:
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            if not has_ended(pid):
-                os.kill(pid, signal.SIGCONT)
 
 
 def test_stopped_worker_of_an_app_costs_a_request_at_most_a_second_and_is_replaced(stack: Stack) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import requests
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, expect
 
-from testkit.browser import Visit, serious_findings
+from testkit.browser import Visit, lose_responses, serious_findings
 from testkit.stack import Stack
 
 Open = Callable[..., Visit]
@@ -109,14 +109,7 @@ def test_what_was_typed_stays_when_the_user_is_read_again_and_when_the_view_is_l
 def test_save_whose_answer_is_lost_is_recognised(stack: Stack, user: dict[str, Any], open_console: Open) -> None:
     page = open_user(open_console, stack, user).page
 
-    def lose(route: Route) -> None:
-        if route.request.method == "PATCH":
-            route.fetch()
-            route.abort()
-        else:
-            route.continue_()
-
-    page.route(f"**/users/{user['id']}", lose)
+    lose_responses(page, f"**/users/{user['id']}", "PATCH")
     page.get_by_label("Name").fill("Renamed")
     page.keyboard.press("Enter")
     expect(page.locator(".form-problem")).to_contain_text("The service does not answer.")

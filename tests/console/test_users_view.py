@@ -9,7 +9,7 @@ import pytest
 import requests
 from playwright.sync_api import Page, Route, expect
 
-from testkit.browser import Visit, serious_findings
+from testkit.browser import Visit, lose_responses, serious_findings
 from testkit.stack import Stack, wait_until
 
 Open = Callable[..., Visit]
@@ -218,14 +218,7 @@ class TestWriting:
         page = open_console(stack.edge).page
         find(page, person["name"])
 
-        def lose(route: Route) -> None:
-            if route.request.method == "DELETE":
-                route.fetch()
-                route.abort()
-            else:
-                route.continue_()
-
-        page.route(f"**/users/{person['id']}", lose)
+        lose_responses(page, f"**/users/{person['id']}", "DELETE")
         page.get_by_role("button", name=f"Delete {person['name']}").click()
         message = page.locator(".toast-message")
         expect(message).to_contain_text(f"It is not known whether {person['name']} was deleted.")

@@ -1,8 +1,6 @@
 """A write whose client was already answered 504 is not carried out later, over newer writes."""
 
-import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -15,7 +13,7 @@ import requests
 
 from testkit.failpoints import FailpointGate, Failpoints, Users, failpoint_gate
 from testkit.fake_app import fake_app
-from testkit.outages import pids_of
+from testkit.outages import pids_of, stopped
 from testkit.raw_http import send_request
 from testkit.stack import Stack, running, wait_until
 from velikiy.coherence import TooLate
@@ -35,14 +33,8 @@ def slow(request: pytest.FixtureRequest) -> Iterator[Stack]:
 @contextmanager
 def stopped_app(stack: Stack, name: str) -> Iterator[None]:
     """Stop an app with its master, which would kill a worker that is stopped alone."""
-    pids = pids_of(stack, name)
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
+    with stopped(pids_of(stack, name)):
         yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
 
 
 def puts(stack: Stack, app: str) -> int:
