@@ -57,7 +57,7 @@ def refusing(stack: Stack, *names: str) -> Iterator[None]:
 
 @contextmanager
 def stopped(pids: list[int]) -> Iterator[None]:
-    """Stop these processes, and continue those that have not ended meanwhile."""
+    """Stop these processes, and let them go on at the end. A process may end meanwhile."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:

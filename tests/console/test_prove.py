@@ -43,7 +43,7 @@ class TestExperiment:
         ask = partial(
             requests.get, f"{stack.edge}/console/edges", headers={"Authorization": f"Bearer {key}"}, timeout=5
         )
-        wait_until(lambda: len(ask().json()["edges"]) == 2)  # the relay has asked both since they were started
+        wait_until(lambda: len(ask().json()["edges"]) == 2)  # the relay has reached both edges
         visit = open_with_key(f"{stack.edge}/#/prove?seconds={SECONDS}", key)
         page = visit.page
         expect(page.get_by_text("Reads go through 2 edges.")).to_be_visible()
