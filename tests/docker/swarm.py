@@ -200,7 +200,9 @@ class Swarm:
             raise AssertionError(f"{error}\n{self.describe()}") from None
 
     def wait_until_ready(self, limit: float = 180) -> None:
+        """Wait until every edge has a lease, and Docker knows that it is healthy."""
         self.wait_until(lambda: all(node.is_ready() for node in self.nodes), "every edge has a lease", limit)
+        self.wait_until(lambda: len(self.running("edge")) == len(self.nodes), "every edge is healthy", limit)
 
     def describe(self) -> str:
         form = "{{.Name}} {{.Image}} {{.DesiredState}} {{.CurrentState}} {{.Error}}"
