@@ -33,6 +33,10 @@ class Interrupted(Exception):
     """The run ends: a fault that waits goes on to its end."""
 
 
+class Missing(Exception):
+    """Raised by a kind of service that cannot start here, with what it lacks as a sentence."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of service. Faults that need other servers than the native stack bring a kind of their own."""
