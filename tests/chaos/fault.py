@@ -13,7 +13,7 @@ Inject = Callable[[Service, random.Random], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fault may cost the requests of probes. Requests through `Fault.victims` do not count.
+    """The most that a fault may cost the requests of probes. Requests through `Fault.victims` do not count.
 
     A time is exceeded only if it is longer than the limit and the slowest such request of calm together, because the
     machine may be busy.
