@@ -40,7 +40,7 @@ class Fault:
     """Lower case with hyphens, the cause first: `stop-redis`. It is used for --only and in the table."""
 
     what: str
-    """What one party does, as a sentence."""
+    """A sentence about what one party does."""
 
     inject: Inject
     seconds: float = 1.5

@@ -149,7 +149,7 @@ def workers(edges: int, connect: Connect) -> list[Any]:
 
 
 class Figures(NamedTuple):
-    """What a span of time did to the probes."""
+    """The measures of a span of time."""
 
     reads: float
     writes: float
