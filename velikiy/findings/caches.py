@@ -4,6 +4,8 @@ import time
 from datetime import datetime
 from typing import NamedTuple
 
+import psycopg
+
 from velikiy.coherence import RedisTier
 from velikiy.coherence.membership import RECORD, REDIS, Record
 from velikiy.coherence.redis_connections import CANNOT_SAVE, NO_MEMORY, NO_RIGHTS
@@ -19,6 +21,9 @@ SELECT
     extract(epoch FROM renewed_at), extract(epoch FROM clock_timestamp() - renewed_at), kind
 FROM caches ORDER BY address
 """
+
+UNKNOWN_TABLE = (psycopg.ProgrammingError, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+"""The table `caches` is missing, may not be read, or is locked: findings about PostgreSQL name that."""
 
 NO_ROW = "user:0"
 """A key of the form that the keys of rows have, for Redis users who are limited to these. No row has the id 0."""

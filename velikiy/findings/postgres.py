@@ -97,6 +97,23 @@ GROUP BY 1, 2, 3, 4, 5
 ORDER BY 1
 """
 
+WAITING_COMMITS = """
+SELECT count(*), extract(epoch FROM min(query_start)), bool_or(wait_event = 'SyncRep')
+FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event IN ('SyncRep', 'WALSync', 'WALWrite', 'WALInitSync')
+    AND query_start NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()
+"""
+"""A session that waits behind another session's flush of the log waits for WALWrite. A role sees the waits of its own
+sessions only."""
+
+SLOW_COMMIT_S = 0.3
+
+MAX_ENDED_SESSIONS = 3
+"""A restart ends sessions that have begun long before. So many young ones do not end by chance."""
+
+SLOW_LOOK_S = 0.5
+"""A look at PostgreSQL takes some ten short statements, and a twentieth of this time."""
+
 NEXT_STEPS = {
     "password authentication failed": "Correct the user and the password",
     "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
@@ -207,6 +224,37 @@ class Diagnosis:
         finally:
             self._running.release()
             self._ended.set()
+
+
+def slow(seconds: float) -> list[Finding]:
+    """Return whether PostgreSQL answers slowly. `seconds`: the time that a look at it has taken."""
+    if seconds < SLOW_LOOK_S:
+        return []
+    return [
+        Finding(
+            "postgres.slow",
+            f"PostgreSQL answers slowly: some short statements took {seconds * 1000:.0f} ms. Requests that the caches"
+            " cannot answer are slow, and may get 503.",
+            "Look at the CPU time, memory and disk of its machine, and at its sessions: ./run psql -c 'SELECT pid,"
+            " state, wait_event, query FROM pg_stat_activity'",
+            wrong=False,
+        )
+    ]
+
+
+def sessions_end(count: int, seconds: float) -> list[Finding]:
+    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: the sessions that
+    it has ended so in the last `seconds`."""
+    if count < MAX_ENDED_SESSIONS:
+        return []
+    return [
+        Finding(
+            "postgres.sessions_end",
+            f"Sessions of this service with PostgreSQL end soon after they have begun: {count} in the last"
+            f" {seconds:.0f} s. An administrator or a program ends them, or PostgreSQL crashes again and again.",
+            "Run ./run logs postgres, which says why, and look for programs that call pg_terminate_backend.",
+        )
+    ]
 
 
 def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
@@ -377,7 +425,28 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 since=since and float(since),
             )
         )
-    return found
+    return found + waiting_commits(connection)
+
+
+def waiting_commits(connection: Connection) -> list[Finding]:
+    """Return whether sessions wait for the disk, or for a standby, to keep what they commit."""
+    [(count, since, for_standby)] = connection.execute(WAITING_COMMITS, (SLOW_COMMIT_S,)).fetchall()
+    if not count:
+        return []
+    what, advice = (
+        ("a synchronous standby", "Start that standby, or correct synchronous_standby_names.")
+        if for_standby
+        else ("the disk of its log (WAL)", "Look at that disk: iostat -x 1, dmesg, and the load of other programs on it.")
+    )
+    sessions = "A session waits" if count == 1 else f"{count} sessions wait"
+    return [
+        Finding(
+            "postgres.commits_wait",
+            f"{sessions} in PostgreSQL for {what}: writes get 503, and edges lose their cache leases.",
+            advice,
+            since=since and float(since),
+        )
+    ]
 
 
 ARCHIVER = """
@@ -504,6 +573,6 @@ def _terminate(pid: int) -> str:
 
 
 def with_short_wait(dsn: str) -> str:
-    """Return the address with a limit for each statement, for a look that must end soon."""
+    """Return the address with limits for each statement, for a look that must end soon."""
     options = str(conninfo_to_dict(dsn).get("options") or "")
-    return make_conninfo(dsn, options=f"{options} -c statement_timeout=1000".strip())
+    return make_conninfo(dsn, options=f"{options} -c statement_timeout=1000 -c lock_timeout=300".strip())

@@ -105,6 +105,13 @@ RESERVED_CONNECTIONS = 2
 """Connections for leases and health checks, which must not wait for requests."""
 
 
+YOUNG_S = 5.0
+"""The age below which a session is not supposed to end."""
+
+ENDED_WITHIN_S = 10.0
+"""Seconds for which the end of a young session counts (`Database.young_ends`)."""
+
+
 class DatabaseUnavailable(Exception):
     """PostgreSQL did not answer in time or at all."""
 
@@ -181,6 +188,7 @@ class Database:
         self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
         self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
+        self._young_ends: deque[float] = deque(maxlen=1000)
 
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
         # Our own deadline closes the connection, but a backend that waits for a lock does not notice that: each such
@@ -241,6 +249,17 @@ class Database:
             metrics.POOL_CONNECTIONS.labels(pool.name, "idle").set(idle)
             metrics.POOL_CONNECTIONS.labels(pool.name, "busy").set(state.get("pool_size", 0) - idle)
             metrics.POOL_WAITING.labels(pool.name).set(state.get("requests_waiting", 0))
+
+    def young_ends(self) -> int:
+        """Return how many sessions have ended in the last ENDED_WITHIN_S that were not older than YOUNG_S, though this
+        process did not close them."""
+        since = time.monotonic() - ENDED_WITHIN_S
+        return sum(moment > since for moment in self._young_ends.copy())
+
+    def _note_end(self, connection: Connection) -> None:
+        now = time.monotonic()
+        if connection.closed and not connection.given_up and now - connection.began < YOUNG_S:
+            self._young_ends.append(now)
 
     def close(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):
@@ -314,6 +333,7 @@ class Database:
         except UNAVAILABLE as error:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
+                self._note_end(connection)
                 self._leader.doubt(connection, self._reconnect)
             committed = connection is not None and connection.commit_was_sent
             raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
@@ -342,6 +362,7 @@ class Database:
                     if _is_readable(connection):
                         pool.check_connection(connection)
                 except psycopg.OperationalError:
+                    self._note_end(connection)
                     connection.deadline = None
                     pool.putconn(connection)
                     if time.monotonic() >= deadline:

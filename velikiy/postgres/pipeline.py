@@ -70,6 +70,9 @@ class Connection(psycopg.Connection):
         arrived."""
         self.commit_was_sent = False
         """True once the COMMIT of the present request may have reached PostgreSQL."""
+        self.began = time.monotonic()
+        self.given_up = False
+        """True once this process has closed the connection, because an answer did not arrive in time."""
         self.behind: Sequence[Statement] = ()
         """Statements that the next `write` sends behind its own, and then forgets."""
         self.exchanges = 0
@@ -142,6 +145,7 @@ class Connection(psycopg.Connection):
         except psycopg.Error as error:
             self._note_session()
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
+                self.given_up = True
                 self.pgconn.finish()
             raise
         finally:

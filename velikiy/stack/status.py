@@ -153,8 +153,8 @@ def _look_at_postgres(status: Status, table_is_known: threading.Event) -> None:
                 status.findings.append(postgres.unreadable())
                 return
             status.findings += [*postgres.hazards(connection, tables), *postgres.sessions(connection, tables)]
-            status.findings += postgres.archive(connection)
-            with suppress(psycopg.ProgrammingError):  # it is missing, or may not be read: the hazards name that
+            status.findings += [*postgres.archive(connection), *postgres.slow(time.monotonic() - began)]
+            with suppress(*caches.UNKNOWN_TABLE):
                 status.table = caches.table(connection)
     except psycopg.Error:
         away = postgres.why_away(dsn)

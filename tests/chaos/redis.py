@@ -1,0 +1,442 @@
+"""Faults of Redis: emptied, restarted with other data, without memory, slow, refusing, replaced.
+
+The administrator is a person who may do everything at Redis, and a stranger is another program that uses it.
+"""
+
+import random
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from testkit.databases import redis_at_a_socket
+from testkit.stack import folder
+from tests.chaos.fault import Fault, Inject, Limits
+from tests.chaos.service import Service
+
+WRITES_GO_ON = Limits(writes=0.9)
+"""Redis costs speed only. One write may wait until Redis is out of use."""
+
+
+def commands(*begin: str, end: tuple[str, ...] = ()) -> Inject:
+    """Return a fault in which the administrator runs these commands, and others at the end."""
+
+    @contextmanager
+    def inject(service: Service, random: random.Random) -> Iterator[None]:
+        try:
+            execute(service, *begin)
+            yield
+        finally:
+            execute(service, *end)
+
+    return inject
+
+
+def execute(service: Service, *lines: str) -> None:
+    """Run these commands. While Redis takes none, try again."""
+
+    def succeeds() -> bool:
+        with suppress(redis.RedisError), service.redis() as client:
+            for line in lines:
+                client.execute_command(*line.split(" "))
+            return True
+        return False
+
+    service.until(succeeds, within=20, what="Redis takes commands")
+
+
+def configured(**settings: str) -> Inject:
+    """Return a fault in which the administrator sets these parameters. Each `_` stands for `-`."""
+
+    @contextmanager
+    def inject(service: Service, random: random.Random) -> Iterator[None]:
+        with service.redis() as client:
+            names = [name.replace("_", "-") for name in settings]
+            before: dict[str, str] = {name: client.config_get(name)[name] for name in names}  # type: ignore[index,misc]
+            try:
+                for name, value in zip(names, settings.values(), strict=True):
+                    client.config_set(name, value)
+                yield
+            finally:
+                for name, value in before.items():  # on the connection that is open: it is needed after maxclients
+                    client.config_set(name, value)
+
+    return inject
+
+
+def again_and_again(action: "Callable[[redis.Redis], object]", pause: float = 0.1) -> Inject:
+    """Return a fault in which the administrator does this again and again."""
+
+    @contextmanager
+    def inject(service: Service, random: random.Random) -> Iterator[None]:
+        def work(end: threading.Event) -> None:
+            with service.redis() as client:
+                while not end.is_set():
+                    with suppress(redis.RedisError):
+                        action(client)
+                    end.wait(pause)
+
+        with service.threads(1, work):
+            yield
+
+    return inject
+
+
+@contextmanager
+def paused_again_and_again(service: Service, random: random.Random) -> Iterator[None]:
+    def pause(end: threading.Event) -> None:
+        while not end.is_set():
+            with service.stopped(*service.pids("redis")):
+                end.wait(0.2)
+            end.wait(0.02)
+
+    with service.threads(1, pause):
+        yield
+
+
+# ---- memory ----
+
+
+@contextmanager
+def without_memory(service: Service, random: random.Random) -> Iterator[None]:
+    with configured(maxmemory_policy="noeviction", maxmemory="1")(service, random):
+        yield
+
+
+@contextmanager
+def evicting(service: Service, random: random.Random) -> Iterator[None]:
+    """Leave room for a few entries."""
+    with service.redis() as client:
+        empty: Any = client.info("memory")
+        with configured(maxmemory=str(int(empty["used_memory"]) - 10_000))(service, random):
+            yield
+
+
+@contextmanager
+def filled_by_a_stranger(service: Service, random: random.Random) -> Iterator[None]:
+    """A stranger writes large values without end, so Redis evicts the entries of the service."""
+
+    def fill(client: "redis.Redis") -> None:
+        for _ in range(10):
+            client.set(f"stranger:{random.random()}", b"x" * 1_000_000, ex=5)
+
+    with again_and_again(fill, 0.01)(service, random):
+        yield
+    execute(service, "FLUSHALL")
+
+
+# ---- restarts ----
+
+
+@contextmanager
+def restarted_with(service: Service, dump: Path, *options: str) -> Iterator[None]:
+    """Kill Redis, and let it start with this dump and further options."""
+    home, script = service.plan.home, service.plan.home / "run" / "redis"
+    original = script.read_text()
+    loaded = home / "redis" / "dump.rdb"
+    shutil.copy(dump, loaded)
+    shutil.chown(loaded, loaded.parent.stat().st_uid, loaded.parent.stat().st_gid)
+    try:
+        script.write_text(f"{original.rstrip()} {' '.join(options)}\n")
+        service.kill(*service.pids("redis"))
+        yield
+    finally:
+        script.write_text(original)
+        loaded.unlink(missing_ok=True)
+        if options:
+            service.kill(*service.pids("redis"))
+
+
+@contextmanager
+def copied(service: Service, entries: int = 0) -> Iterator[Path]:
+    """Yield a dump with every entry that Redis has now, and so many others."""
+    with folder() as home, redis_at_a_socket(home / "copy.sock"), redis.Redis(unix_socket_path=str(home / "copy.sock")) as copy:
+        with service.redis() as client:
+            for key in client.scan_iter(count=1000):
+                dumped: Any = client.dump(key)
+                if dumped:
+                    copy.restore(key, 0, dumped, replace=True)
+        with copy.pipeline(transaction=False) as pipeline:
+            for number in range(entries):
+                pipeline.set(f"other:{number}", "x")
+            pipeline.execute()
+        copy.config_set("dir", str(home))
+        copy.save()
+        yield home / "dump.rdb"
+
+
+@contextmanager
+def restarted_with_old_entries(service: Service, random: random.Random) -> Iterator[None]:
+    """Restart Redis with the entries of a second ago. Writes have changed some of the rows since."""
+    with copied(service) as dump:
+        service.wait(1)
+        with restarted_with(service, dump):
+            yield
+
+
+@contextmanager
+def loading(service: Service, random: random.Random) -> Iterator[None]:
+    """Restart Redis with a dump that takes seconds to load."""
+    with copied(service, 5000) as dump, restarted_with(service, dump, "--key-load-delay", "2000"):
+        yield
+
+
+# ---- refusals ----
+
+
+@contextmanager
+def cannot_save(service: Service, random: random.Random) -> Iterator[None]:
+    """Redis has to save its data and cannot write to its folder."""
+    data = service.plan.home / "redis"
+    mode = data.stat().st_mode
+    data.chmod(0o500)
+    try:
+        with configured(save="1 1")(service, random):
+            yield
+    finally:
+        data.chmod(mode)
+
+
+@contextmanager
+def no_room_for_clients(service: Service, random: random.Random) -> Iterator[None]:
+    """A stranger takes every connection that Redis has room for, those of the service included."""
+    with ExitStack() as held:
+        with configured(maxclients="20")(service, random):
+            with service.redis() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            for _ in range(20):
+                stranger = held.enter_context(service.redis())
+                with suppress(redis.RedisError):
+                    stranger.ping()
+            yield
+
+
+@contextmanager
+def busy_with_a_script(service: Service, random: random.Random) -> Iterator[None]:
+    def loop(end: threading.Event) -> None:
+        with suppress(redis.RedisError), service.redis(socket_timeout=30) as client:
+            client.eval("while true do end", 0)
+
+    with configured(busy_reply_threshold="100")(service, random), service.threads(1, loop):
+        try:
+            yield
+        finally:
+            execute(service, "SCRIPT KILL")
+
+
+@contextmanager
+def password_changed(service: Service, random: random.Random) -> Iterator[None]:
+    """The administrator changes the password and closes the connections of the service."""
+    with configured(requirepass="another")(service, random):
+        with service.redis(password="another") as client:  # noqa: S106
+            client.client_kill_filter(_type="normal", skipme=True)
+        yield
+
+
+# ---- another Redis ----
+
+
+@contextmanager
+def replaced(service: Service, random: random.Random) -> Iterator[None]:
+    """Another Redis takes over the socket, while the first one goes on with its open connections."""
+    socket = service.plan.redis_socket
+    away = socket.with_suffix(".away")
+    owner = socket.stat()
+    socket.rename(away)
+    options = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "777", "--dir", "/", "--save", ""]
+    password = service.stack.secret("redis_password")
+    server = subprocess.Popen(
+        ["redis-server", *options, "--requirepass", password],
+        stdout=subprocess.DEVNULL,
+        user=owner.st_uid,
+        group=owner.st_gid,
+    )
+    try:
+        yield
+    finally:
+        server.terminate()
+        server.wait(20)
+        away.rename(socket)
+
+
+@contextmanager
+def socket_removed(service: Service, random: random.Random) -> Iterator[None]:
+    socket = service.plan.redis_socket
+    away = socket.with_suffix(".away")
+    socket.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(socket)
+
+
+# ---- values ----
+
+
+def spoil(client: "redis.Redis") -> None:
+    """Put a value of another type under every key."""
+    for key in client.scan_iter(count=1000):
+        client.set(key, "of another program")
+
+
+def end_connections(client: "redis.Redis") -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+
+
+FAULTS = [
+    Fault(
+        "redis-flushed",
+        "The administrator runs FLUSHALL again and again.",
+        again_and_again(lambda client: client.flushall()),
+        unnamed="harmless: an empty Redis costs speed only",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-connections-ended",
+        "The administrator closes every connection again and again.",
+        again_and_again(end_connections),
+        unnamed="harmless: a request connects again",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-scripts-flushed",
+        "The administrator runs SCRIPT FLUSH again and again.",
+        again_and_again(lambda client: client.script_flush(), 0.01),
+        unnamed="harmless: a request loads its script again",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-values-spoilt",
+        "A stranger puts values of another type under the keys of the service again and again.",
+        again_and_again(spoil),
+        unnamed="harmless: a read removes such a value",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-paused",
+        "Redis pauses for 0.2 s again and again.",
+        paused_again_and_again,
+        seconds=3,
+        named=("redis.unusable", "redis.fenced", "redis.unsteady"),
+    ),
+    Fault(
+        "redis-writes-paused",
+        "The administrator pauses all writes (CLIENT PAUSE ... WRITE).",
+        commands("CLIENT PAUSE 60000 WRITE", end=("CLIENT UNPAUSE",)),
+        named=("redis.unusable", "redis.fenced"),
+    ),
+    Fault(
+        "redis-without-memory",
+        "Redis has no memory left and evicts nothing (noeviction).",
+        without_memory,
+        named=("redis.unusable",),
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-evicting",
+        "Redis has too little memory, and evicts nearly every entry.",
+        evicting,
+        named=("redis.unusable", "redis.evicts"),
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-filled-by-a-stranger",
+        "A stranger fills Redis with large values.",
+        filled_by_a_stranger,
+        unnamed="harmless: Redis evicts the entries of the service, which costs speed only",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-restarted-with-old-entries",
+        "Redis is killed, and starts with the entries of a second ago.",
+        restarted_with_old_entries,
+        unnamed="it is emptied and used again within a second",
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-loading",
+        "Redis is killed, and takes seconds to load a dump.",
+        loading,
+        named=("redis.unusable",),
+        seconds=3,
+    ),
+    Fault(
+        "redis-cannot-save",
+        "Redis has to save its data and cannot (MISCONF).",
+        cannot_save,
+        seconds=3,
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-replica",
+        "Redis becomes a replica of another server.",
+        commands("REPLICAOF 127.0.0.1 1", end=("REPLICAOF NO ONE",)),
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-replicas-missing",
+        "Redis refuses writes without a replica (min-replicas-to-write).",
+        configured(min_replicas_to_write="1"),
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-without-flushdb",
+        "The user of the service loses the right to run FLUSHDB.",
+        commands("ACL SETUSER default -flushdb", end=("ACL SETUSER default +@all",)),
+        named=("redis.refused",),
+        limits=WRITES_GO_ON,
+    ),
+    Fault(
+        "redis-without-scripts",
+        "The user of the service loses the right to run scripts.",
+        commands("ACL SETUSER default -evalsha -eval", end=("ACL SETUSER default +@all",)),
+        named=("redis.refused", "redis.unusable"),
+    ),
+    Fault(
+        "redis-without-keys",
+        "The user of the service loses the right to every key.",
+        commands("ACL SETUSER default resetkeys", end=("ACL SETUSER default allkeys",)),
+        named=("redis.refused", "redis.unusable"),
+    ),
+    Fault(
+        "redis-password-changed",
+        "Redis gets another password, and the connections of the service are closed.",
+        password_changed,
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-full-of-clients",
+        "A stranger takes every connection of Redis (maxclients).",
+        no_room_for_clients,
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-busy",
+        "A script of a stranger runs without end.",
+        busy_with_a_script,
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-replaced",
+        "Another Redis takes over the socket, while the first one serves its open connections.",
+        replaced,
+        named=("redis.another", "redis.contested", "redis.fenced"),
+    ),
+    Fault(
+        "redis-socket-removed",
+        "The socket of Redis is removed, while it serves its open connections.",
+        socket_removed,
+        named=("redis.unusable",),
+    ),
+    Fault(
+        "redis-shut-down",
+        "The administrator shuts Redis down (SHUTDOWN NOSAVE), and supervisor starts it again.",
+        again_and_again(lambda client: client.shutdown(nosave=True), 1.5),
+        unnamed="an empty Redis serves again within a second",
+    ),
+]
