@@ -13,6 +13,7 @@ from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import LEASE_S
 from velikiy.findings import Finding
+from velikiy.findings.machine import clock_differs
 from velikiy.postgres import Connection
 
 ROWS = """
@@ -110,6 +111,11 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
         return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
     if reason := tier.trial(NO_ROW):
         return [_refuses(reason, since)]
+    return _use_of_redis(row, ours, caches) + clock_differs("Redis", "this machine", tier.clock_difference())
+
+
+def _use_of_redis(row: Row, ours: ShardMap, caches: Table) -> list[Finding]:
+    """Return why a Redis that works is not in use."""
     if row.fenced_at and (unsteady := _unsteady(REDIS, "Redis", caches)):
         return unsteady
     if row.fenced_at:
@@ -119,7 +125,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
                 f"Redis is out of use, because a write could not invalidate it: {REDIS_COSTS}",
                 "The relay empties it and puts it back into use within seconds. If that lasts longer, see that the"
                 " relay runs: ./run logs relay says why Redis stays out of use.",
-                since=since,
+                since=row.fenced_at,
             )
         ]
     return _another_server(row.shards, ours) or _unsteady(REDIS, "Redis", caches)
@@ -293,7 +299,7 @@ REFUSED_LEASES = {
 
 def edge(state: str) -> tuple[str, list[Finding]]:
     """Return the check and the findings of an edge from its own account, the header `Edge-Lease`:
-    `held; redis=another; certificate=5`."""
+    `held; redis=another; certificate=5; clock=1700000000.123`."""
     held, *others = state.split("; ")
     members = dict(other.split("=", 1) for other in others)
     found = []
@@ -311,6 +317,8 @@ def edge(state: str) -> tuple[str, list[Finding]]:
         )
     if days := members.get("certificate"):
         found.append(_certificate(int(days)))
+    if clock := members.get("clock"):
+        found += clock_differs("this edge", "an app", float(clock) - time.time())
     return {"held": "ok", "leaving": "leaving"}.get(held, "no lease"), found
 
 

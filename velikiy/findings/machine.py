@@ -15,6 +15,9 @@ ENOUGH_OPEN_FILES = 8704
 
 LOW_MEMORY_SHARE = 0.05
 
+CLOCK_DIFFERENCE_S = 2.0
+"""A request may be on its way for a second or two on a busy machine."""
+
 
 def free_bytes(folder: Path) -> int:
     """Raises: OSError"""
@@ -55,6 +58,22 @@ def memory() -> list[Finding]:
             "memory.low",
             f"This machine has {available // 1_000_000} MB of memory left. Without any, the kernel ends processes.",
             "Lower EDGE_MEMORY, APPS or APP_WORKERS, or add memory.",
+            wrong=False,
+        )
+    ]
+
+
+def clock_differs(whose: str, other: str, seconds: float, *, delay: float = 0.0) -> list[Finding]:
+    """Return whether two clocks differ. `delay`: the seconds between the moments at which they were read, at most."""
+    if abs(seconds) <= CLOCK_DIFFERENCE_S + delay:
+        return []
+    direction = "ahead of" if seconds > 0 else "behind"
+    return [
+        Finding(
+            "clock.differs",
+            f"The clock of {whose} is {abs(seconds):.0f} s {direction} that of {other}. No read is wrong for it, but"
+            " times in logs and rows do not fit each other.",
+            "Synchronize both clocks: timedatectl set-ntp true.",
             wrong=False,
         )
     ]

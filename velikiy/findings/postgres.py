@@ -12,6 +12,7 @@ from velikiy.coherence import CachePath
 from velikiy.coherence.locks import EVERYTHING, OTHERS, PATHS, lock_id
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings import Finding
+from velikiy.findings.machine import clock_differs
 from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, Connection, forgets
 from velikiy.postgres.rights import SERVICE_TABLES, missing_rights
 
@@ -20,8 +21,6 @@ READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'),
 
 RELAY_SILENT_S = 2.5
 """A relay sends a statement twice a second."""
-
-CLOCK_DIFFERENCE_S = 2.0
 
 # A role sees the sessions of its own name in full, so the state of the relay only if it connects as the same user.
 RELAYS = """
@@ -331,17 +330,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
         )
     found += relay(connection)
     found += connections(connection)
-    if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
-        seconds = abs(float(their_time) - before)
-        found.append(
-            Finding(
-                "clock.differs",
-                f"The clock of this machine differs from that of PostgreSQL by {seconds:.0f} s. No read is wrong for"
-                " it, but times in logs and rows do not fit each other.",
-                "Synchronize both clocks: timedatectl set-ntp true.",
-                wrong=False,
-            )
-        )
+    found += clock_differs("PostgreSQL", "this machine", float(their_time) - before, delay=time.time() - before)
     return found
 
 
