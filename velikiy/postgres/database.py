@@ -85,10 +85,12 @@ SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2,
 
 ALLOW_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
 
-IN_TIME = "SELECT 1 / (clock_timestamp() < now() + $1::interval)::int"
-"""Fails (division_by_zero) once a transaction is older than so much. It travels with COMMIT, which PostgreSQL does not
-run after an error. So a process that is stopped before it sends COMMIT commits nothing when it continues too late. If
-the clock of PostgreSQL steps forward, the writes of that moment are refused."""
+_IN_TIME = "SELECT 1 / (clock_timestamp() < {} + $1::interval)::int"
+IN_TIME = _IN_TIME.format("now()")
+IN_TIME_AFTER_MARK = _IN_TIME.format("current_setting('velikiy.mark')::timestamptz")
+"""Fails (division_by_zero) once so much time has passed since BEGIN, or since the locks were taken. It travels with
+COMMIT, which PostgreSQL does not run after an error. So a process that is stopped before it sends COMMIT commits nothing
+when it continues too late. If the clock of PostgreSQL steps forward, the writes of that moment are refused."""
 
 UNAVAILABLE = (
     PoolTimeout,
@@ -320,6 +322,7 @@ class Database:
             assert connection.deadline is not None, "a request has a deadline"
             connection.deadline += (timeout_factor - 1) * self.timeout
             connection.commit_was_sent = False
+            connection.marked_at = None
             try:
                 yield connection
             finally:
@@ -449,8 +452,13 @@ def _commit(connection: Connection, until: float | None) -> None:
         raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
     in_time = []
     if until is not None:
-        # BEGIN has reached PostgreSQL before its result arrived here, so PostgreSQL counts at least as much as passes.
-        in_time = [Statement(IN_TIME, (f"{until - connection.queue_arrived_at:.3f} s",))]
+        # What PostgreSQL counts from has reached it before its result arrived here, so PostgreSQL counts at least as
+        # much as passes. BEGIN travels with the statement that waits for the row: counted from BEGIN, the wait would
+        # count twice.
+        text, arrived_at = IN_TIME, connection.queue_arrived_at
+        if connection.marked_at is not None:
+            text, arrived_at = IN_TIME_AFTER_MARK, connection.marked_at
+        in_time = [Statement(text, (f"{until - arrived_at:.3f} s",))]
     connection.commit_was_sent = True
     try:
         connection.query(*in_time, Statement("COMMIT"))
