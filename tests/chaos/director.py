@@ -140,17 +140,17 @@ class Director:
 
     def _is_edge_recovered(self, edge: int, user: int) -> bool:
         name = f"{OWN_ROWS}{time.monotonic_ns()}"
-        for method, path, body in (
-            ("PUT", f"/users/{user}", {"name": name}),
-            ("GET", f"/users/{user}", None),
-            ("GET", f"/users/{NO_USER + self._random.randrange(NO_USER)}", None),
+        for method, path, body, status in (
+            ("PUT", f"/users/{user}", {"name": name}, 200),
+            ("GET", f"/users/{user}", None, 200),
+            ("GET", f"/users/{NO_USER + self._random.randrange(NO_USER)}", None, 404),
         ):
             began = time.monotonic()
             response = self.service.request(edge, method, path, body, timeout=3)
             took = time.monotonic() - began
-            if not response or response.status not in (200, 404) or took > SERVED_WITHIN_S:
+            if not response or response.status != status or took > SERVED_WITHIN_S:
                 return False
-            if path == f"/users/{user}" and orjson.loads(response.body)["name"] != name:
+            if method == "GET" and status == 200 and orjson.loads(response.body)["name"] != name:
                 self.service.violation(f"edge{edge + 1} answered {method} {path} with an older name than was written")
         return True
 
