@@ -3,6 +3,8 @@
 import os
 import resource
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from velikiy.findings import Finding
@@ -40,6 +42,17 @@ def disk(folder: Path) -> list[Finding]:
             wrong=free < FULL_BYTES,
         )
     ]
+
+
+def disks(folders: Iterable[Path]) -> list[Finding]:
+    """Look at the disk of each folder that exists, and at each disk once."""
+    found: dict[int, list[Finding]] = {}
+    for folder in folders:
+        with suppress(OSError):
+            device = folder.stat().st_dev
+            if device not in found:
+                found[device] = disk(folder.resolve())
+    return [finding for findings in found.values() for finding in findings]
 
 
 def memory_bytes() -> tuple[int, int]:

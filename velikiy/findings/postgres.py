@@ -67,13 +67,14 @@ ORDER BY 1
 and disturb no read. A time in the future is old as well: the clock was set back since."""
 
 LOCK_HOARDERS = """
-SELECT pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)), count
-FROM (SELECT pid, count(*) FROM pg_locks WHERE NOT fastpath GROUP BY pid) held JOIN pg_stat_activity session USING (pid)
+SELECT pid, {user}, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)), count
+FROM (SELECT pid, count(*) FROM pg_lock_status() WHERE NOT fastpath GROUP BY pid) held
+JOIN pg_stat_get_activity(NULL) session USING (pid)
 WHERE count > current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4
 ORDER BY pid
 """
 """The sessions that fill a quarter of the table of locks, which all sessions share. Once it is full, no write gets a
-lock (out_of_memory)."""
+lock (out_of_memory). The statement itself needs none, as long as it does not look up the names of roles."""
 
 BLOCKERS = """
 SELECT
@@ -123,6 +124,7 @@ NEXT_STEPS = {
     "connection slots": "Close connections, or raise max_connections",
     "permission denied for database": "GRANT CONNECT on the database to the user",
     "not permitted to log in": "ALTER ROLE ... LOGIN",
+    "out of shared memory": "End the session that holds most locks: SELECT pid, count(*) FROM pg_locks GROUP BY 1",
     "starting up": "Wait until the server has started",
     "SSL": "Correct sslmode, and check the certificates",
     "could not translate host name": "Correct the name of the host",
@@ -254,6 +256,16 @@ def sessions_end(count: int, seconds: float) -> list[Finding]:
             "Run ./run logs postgres, which says why, and look for programs that call pg_terminate_backend.",
         )
     ]
+
+
+def look(connection: Connection, tables: Sequence[str]) -> list[Finding]:
+    """Return all findings about PostgreSQL and its sessions."""
+    began = time.monotonic()
+    try:
+        found = [*hazards(connection, tables), *sessions(connection, tables)]
+    except psycopg.errors.OutOfMemory:  # there is no room for a lock, and catalogs that databases share need one
+        return hoarders(connection, "NULL")
+    return found + slow(time.monotonic() - began)
 
 
 def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
@@ -395,16 +407,7 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 since=since and float(since),
             )
         )
-    for pid, user, program, address, since, held in connection.execute(LOCK_HOARDERS).fetchall():
-        found.append(
-            Finding(
-                "locks.many",
-                f"{_session(pid, user, program, address)} holds {held} locks. Once PostgreSQL has no room for more,"
-                " writes get 503 and reads are not cached.",
-                f"{_terminate(pid)}. Or raise max_locks_per_transaction.",
-                since=since and float(since),
-            )
-        )
+    found += hoarders(connection, "pg_get_userbyid(usesysid)")
     for pid, user, program, address, since, what in connection.execute(BLOCKERS, {"tables": [*tables]}).fetchall():
         found.append(
             Finding(
@@ -415,6 +418,21 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
             )
         )
     return found + waiting_commits(connection)
+
+
+def hoarders(connection: Connection, user: str) -> list[Finding]:
+    """Return the sessions that hold so many locks that PostgreSQL soon has no room for others. `user`: an expression
+    for the name of their role."""
+    return [
+        Finding(
+            "locks.many",
+            f"{_session(pid, user, program, address)} holds {held} locks. Once PostgreSQL has no room for more,"
+            " writes get 503 and reads are not cached.",
+            f"{_terminate(pid)}. Or raise max_locks_per_transaction.",
+            since=since and float(since),
+        )
+        for pid, user, program, address, since, held in connection.execute(LOCK_HOARDERS.format(user=user)).fetchall()
+    ]
 
 
 def waiting_commits(connection: Connection) -> list[Finding]:
@@ -554,7 +572,8 @@ def _numbers(first: int, second: int) -> str:
 
 def _session(pid: int, user: str | None, program: str, address: str | None) -> str:
     origin = f" from {address}" if address else ""
-    return f"The session {pid} of PostgreSQL (role {user}, {program or 'a program without a name'}{origin})"
+    role = f"role {user}, " if user else ""
+    return f"The session {pid} of PostgreSQL ({role}{program or 'a program without a name'}{origin})"
 
 
 def _terminate(pid: int) -> str:

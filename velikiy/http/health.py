@@ -1,7 +1,5 @@
 """The health of this process: /livez, /readyz and /health."""
 
-import time
-
 from flask import Flask, Response, request
 
 from velikiy import leaving
@@ -9,7 +7,7 @@ from velikiy.coherence import RedisTier
 from velikiy.coherence.redis_tier import NO_ANSWER, DoesNotAnswer
 from velikiy.findings import Finding, merged
 from velikiy.findings.caches import UNKNOWN_TABLE, edge, redis, table
-from velikiy.findings.postgres import Diagnosis, hazards, is_readable, sessions, sessions_end, slow, unreadable
+from velikiy.findings.postgres import Diagnosis, is_readable, look, sessions_end, unreadable
 from velikiy.http import responses
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.postgres.database import ENDED_WITHIN_S
@@ -83,11 +81,9 @@ def _look(
     ended = sessions_end(database.young_ends(), ENDED_WITHIN_S)
     try:
         with database.reserved() as connection:
-            began = time.monotonic()
             if not is_readable(connection):
                 return {"postgres": UNREADABLE, "redis": _without_postgres(redis_tier)}, [unreadable()]
-            findings = [*ended, *hazards(connection, tables), *sessions(connection, tables)]
-            findings += slow(time.monotonic() - began)
+            findings = [*ended, *look(connection, tables)]
             try:
                 known = table(connection)
             except UNKNOWN_TABLE:

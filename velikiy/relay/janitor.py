@@ -18,7 +18,7 @@ from velikiy.coherence.shards import UNREGISTERED
 from velikiy.findings import Finding
 from velikiy.findings.announcer import Announcer
 from velikiy.findings.caches import Table, edges, redis, table, unsteady
-from velikiy.findings.postgres import Diagnosis, archive, hazards, sessions, sessions_end, slow
+from velikiy.findings.postgres import Diagnosis, archive, look, sessions_end
 from velikiy.postgres import Database, DatabaseUnavailable
 from velikiy.postgres.database import ENDED_WITHIN_S
 from velikiy.resources import history, idempotency
@@ -123,9 +123,7 @@ class Janitor:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
         tables = [*registry()]
         with self.database.autocommit() as connection:
-            began = time.monotonic()
-            found = [*hazards(connection, tables), *sessions(connection, tables), *archive(connection)]
-            found += slow(time.monotonic() - began)
+            found = [*look(connection, tables), *archive(connection)]
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
             known = None
             with suppress(psycopg.errors.LockNotAvailable):  # the findings name the session that has locked it
