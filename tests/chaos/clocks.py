@@ -78,7 +78,7 @@ FAULTS = [
     Fault(
         f"clock-{party}-{step}",
         f"The clock of {shown} is set {'forward' if seconds > 0 else 'back'} by"
-        f" {'an hour' if abs(seconds) == 3600 else '10 seconds'}.",  # noqa: PLR2004
+        f" {'an hour' if abs(seconds) == 3600 else '10 seconds'}.",
         stepped(party, seconds),
         named=("clock.differs",) if named else (),
         unnamed="" if named else "the relay compares its clock with PostgreSQL's, and its log names the difference",

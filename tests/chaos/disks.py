@@ -119,7 +119,18 @@ def system_calls(names: str, effect: str) -> Inject:
         pids = service.pids("postgres")
         tracees = [argument for pid in pids for argument in ("-p", str(pid))]
         tracer = subprocess.Popen(
-            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={names}", "-e", f"inject={names}:{effect}", *tracees],
+            [
+                "strace",
+                "-f",
+                "-qq",
+                "-o",
+                "/dev/null",
+                "-e",
+                f"trace={names}",
+                "-e",
+                f"inject={names}:{effect}",
+                *tracees,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

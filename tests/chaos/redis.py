@@ -57,7 +57,7 @@ def configured(**settings: str) -> Inject:
     def inject(service: Service, random: random.Random) -> Iterator[None]:
         with service.redis() as client:
             names = [name.replace("_", "-") for name in settings]
-            before: dict[str, str] = {name: client.config_get(name)[name] for name in names}  # type: ignore[index,misc]
+            before: dict[str, str] = {name: client.config_get(name)[name] for name in names}
             try:
                 for name, value in zip(names, settings.values(), strict=True):
                     client.config_set(name, value)
@@ -155,7 +155,11 @@ def restarted_with(service: Service, dump: Path, *options: str) -> Iterator[None
 @contextmanager
 def copied(service: Service, entries: int = 0) -> Iterator[Path]:
     """Yield a dump with every entry that Redis has now, and so many others."""
-    with folder() as home, redis_at_a_socket(home / "copy.sock"), redis.Redis(unix_socket_path=str(home / "copy.sock")) as copy:
+    with (
+        folder() as home,
+        redis_at_a_socket(home / "copy.sock"),
+        redis.Redis(unix_socket_path=str(home / "copy.sock")) as copy,
+    ):
         with service.redis() as client:
             for key in client.scan_iter(count=1000):
                 dumped: Any = client.dump(key)
@@ -205,15 +209,14 @@ def cannot_save(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def no_room_for_clients(service: Service, random: random.Random) -> Iterator[None]:
     """A stranger takes every connection that Redis has room for, those of the service included."""
-    with ExitStack() as held:
-        with configured(maxclients="20")(service, random):
-            with service.redis() as client:
-                client.client_kill_filter(_type="normal", skipme=True)
-            for _ in range(20):
-                stranger = held.enter_context(service.redis())
-                with suppress(redis.RedisError):
-                    stranger.ping()
-            yield
+    with ExitStack() as held, configured(maxclients="20")(service, random):
+        with service.redis() as client:
+            client.client_kill_filter(_type="normal", skipme=True)
+        for _ in range(20):
+            stranger = held.enter_context(service.redis())
+            with suppress(redis.RedisError):
+                stranger.ping()
+        yield
 
 
 @contextmanager
@@ -232,9 +235,8 @@ def busy_with_a_script(service: Service, random: random.Random) -> Iterator[None
 @contextmanager
 def password_changed(service: Service, random: random.Random) -> Iterator[None]:
     """The administrator changes the password and closes the connections of the service."""
-    with configured(requirepass="another")(service, random):
-        with service.redis(password="another") as client:  # noqa: S106
-            client.client_kill_filter(_type="normal", skipme=True)
+    with configured(requirepass="another")(service, random), service.redis(password="another") as client:
+        client.client_kill_filter(_type="normal", skipme=True)
         yield
 
 

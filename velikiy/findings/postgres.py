@@ -251,7 +251,7 @@ def sessions_end(count: int, seconds: float) -> list[Finding]:
     return [
         Finding(
             "postgres.sessions_end",
-            f"Sessions of this service with PostgreSQL end soon after they have begun: {count} in the last"
+            f"Sessions of this service with PostgreSQL end soon after they have begun, at least {MAX_ENDED_SESSIONS} in"
             f" {seconds:.0f} s. An administrator or a program ends them, or PostgreSQL crashes again and again.",
             "Run ./run logs postgres, which says why, and look for programs that call pg_terminate_backend.",
         )
@@ -443,7 +443,10 @@ def waiting_commits(connection: Connection) -> list[Finding]:
     what, advice = (
         ("a synchronous standby", "Start that standby, or correct synchronous_standby_names.")
         if for_standby
-        else ("the disk of its log (WAL)", "Look at that disk: iostat -x 1, dmesg, and the load of other programs on it.")
+        else (
+            "the disk of its log (WAL)",
+            "Look at that disk: iostat -x 1, dmesg, and the load of other programs on it.",
+        )
     )
     sessions = "A session waits" if count == 1 else f"{count} sessions wait"
     return [

@@ -89,8 +89,8 @@ _IN_TIME = "SELECT 1 / (clock_timestamp() < {} + $1::interval)::int"
 IN_TIME = _IN_TIME.format("now()")
 IN_TIME_AFTER_MARK = _IN_TIME.format("current_setting('velikiy.mark')::timestamptz")
 """Fails (division_by_zero) once so much time has passed since BEGIN, or since the locks were taken. It travels with
-COMMIT, which PostgreSQL does not run after an error. So a process that is stopped before it sends COMMIT commits nothing
-when it continues too late. If the clock of PostgreSQL steps forward, the writes of that moment are refused."""
+COMMIT, which PostgreSQL does not run after an error. So a process that is stopped before it sends COMMIT commits
+nothing when it continues too late. If the clock of PostgreSQL steps forward, the writes of that moment are refused."""
 
 UNAVAILABLE = (
     PoolTimeout,
@@ -110,7 +110,7 @@ RESERVED_CONNECTIONS = 2
 YOUNG_S = 5.0
 """The age below which a session is not supposed to end."""
 
-ENDED_WITHIN_S = 10.0
+ENDED_WITHIN_S = 5.0
 """Seconds for which the end of a young session counts (`Database.young_ends`)."""
 
 
