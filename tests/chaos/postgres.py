@@ -250,14 +250,21 @@ def paused_again_and_again(stopped_s: float, running_s: float) -> Inject:
 @contextmanager
 def stopped_in_commit(service: Service, random: random.Random) -> Iterator[None]:
     """Stop PostgreSQL when one of its sessions carries out a COMMIT."""
-    sessions = _sessions(service, "velikiy writes")
-    until = time.monotonic() + 2
-    while not any(map(_commits, sessions)) and time.monotonic() < until:
-        pass
-    # The sessions first: the commit must not end meanwhile.
-    with service.stopped(*sessions, *service.pids("postgres")):
-        service.note("in a COMMIT" if any(map(_commits, sessions)) else "not in a COMMIT")
-        yield
+    # A COMMIT waits for so many microseconds before it flushes the log. Otherwise none would last long enough.
+    slow = ("ALTER SYSTEM SET commit_delay = 100000", "ALTER SYSTEM SET commit_siblings = 0")
+    reload = "SELECT pg_reload_conf()"
+    try:
+        administer(service, *slow, reload)
+        sessions = _sessions(service, "velikiy writes")
+        until = time.monotonic() + 2
+        while not any(map(_commits, sessions)) and time.monotonic() < until:
+            pass
+        # The sessions first: the commit must not end meanwhile.
+        with service.stopped(*sessions, *service.pids("postgres")):
+            service.note("in a COMMIT" if any(map(_commits, sessions)) else "not in a COMMIT")
+            yield
+    finally:
+        administer(service, "ALTER SYSTEM RESET ALL", reload)
 
 
 def _sessions(service: Service, name: str) -> list[int]:
