@@ -14,10 +14,37 @@ from typing import Any
 
 import redis
 
-from testkit.databases import redis_at_a_socket
-from testkit.stack import folder
+from testkit.databases import answers
+from testkit.stack import folder, running, wait_until
 from tests.chaos.fault import Fault, Inject, Limits
-from tests.chaos.service import Service
+from tests.chaos.service import Kind, Service
+
+ADMINISTRATOR, PASSWORD = "administrator", "of the administrator"
+"""A user who may do everything. The user of the service may neither configure Redis nor close its connections."""
+
+
+class AdministeredService(Service):
+    def redis(self, **options: Any) -> "redis.Redis":
+        user = {"username": ADMINISTRATOR, "password": PASSWORD}
+        path = str(self.plan.redis_socket)
+        return redis.Redis(
+            unix_socket_path=path, **{"socket_timeout": 2, "socket_connect_timeout": 2, **user, **options}
+        )
+
+
+@contextmanager
+def with_administrator() -> Iterator[Service]:
+    with running("--edges", "2", "--apps", "2") as stack:
+        service = AdministeredService(stack, stack.edges)
+        with (stack.data / "secrets" / "redis.conf").open("a") as file:
+            file.write(f'user {ADMINISTRATOR} on ">{PASSWORD}" ~* &* +@all\n')
+        service.kill(*service.pids("redis"))
+        with service.redis() as client:
+            wait_until(lambda: answers(client), what="Redis knows its administrator")
+        yield service
+
+
+ADMINISTERED = Kind("administered Redis", with_administrator)
 
 WRITES_GO_ON = Limits(writes=0.9)
 """Redis costs speed only. One write may wait until Redis is out of use."""
@@ -87,16 +114,19 @@ def again_and_again(action: "Callable[[redis.Redis], object]", pause: float = 0.
     return inject
 
 
-@contextmanager
-def paused_again_and_again(service: Service, random: random.Random) -> Iterator[None]:
-    def pause(end: threading.Event) -> None:
-        while not end.is_set():
-            with service.stopped(*service.pids("redis")):
-                end.wait(0.2)
-            end.wait(0.02)
+def paused_again_and_again(stopped_s: float) -> Inject:
+    @contextmanager
+    def inject(service: Service, random: random.Random) -> Iterator[None]:
+        def pause(end: threading.Event) -> None:
+            while not end.is_set():
+                with service.stopped(*service.pids("redis")):
+                    end.wait(stopped_s)
+                end.wait(0.02)
 
-    with service.threads(1, pause):
-        yield
+        with service.threads(1, pause):
+            yield
+
+    return inject
 
 
 # ---- memory ----
@@ -155,23 +185,34 @@ def restarted_with(service: Service, dump: Path, *options: str) -> Iterator[None
 @contextmanager
 def copied(service: Service, entries: int = 0) -> Iterator[Path]:
     """Yield a dump with every entry that Redis has now, and so many others."""
-    with (
-        folder() as home,
-        redis_at_a_socket(home / "copy.sock"),
-        redis.Redis(unix_socket_path=str(home / "copy.sock")) as copy,
-    ):
-        with service.redis() as client:
-            for key in client.scan_iter(count=1000):
-                dumped: Any = client.dump(key)
-                if dumped:
-                    copy.restore(key, 0, dumped, replace=True)
+    with folder() as home, redis_in(home / "copy.sock", "--dir", str(home)) as copy, service.redis() as client:
+        for key in client.scan_iter(count=1000):
+            dumped: Any = client.dump(key)
+            if dumped:
+                copy.restore(key, 0, dumped, replace=True)
         with copy.pipeline(transaction=False) as pipeline:
             for number in range(entries):
                 pipeline.set(f"other:{number}", "x")
             pipeline.execute()
-        copy.config_set("dir", str(home))
         copy.save()
         yield home / "dump.rdb"
+
+
+@contextmanager
+def redis_in(path: Path, *options: str, **owner: int) -> "Iterator[redis.Redis]":
+    """Run a Redis at this Unix socket, and yield a client of it."""
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", "", *options],
+        stdout=subprocess.DEVNULL,
+        **owner,  # type: ignore[call-overload]
+    )
+    try:
+        with redis.Redis(unix_socket_path=str(path)) as client:
+            wait_until(path.exists, within=5)
+            yield client
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 @contextmanager
@@ -234,10 +275,14 @@ def busy_with_a_script(service: Service, random: random.Random) -> Iterator[None
 
 @contextmanager
 def password_changed(service: Service, random: random.Random) -> Iterator[None]:
-    """The administrator changes the password and closes the connections of the service."""
-    with configured(requirepass="another")(service, random), service.redis(password="another") as client:
-        client.client_kill_filter(_type="normal", skipme=True)
+    """The administrator changes the password of the service and closes its connections."""
+    try:
+        with service.redis() as client:
+            client.execute_command("ACL", "SETUSER", "default", "resetpass", ">another")
+            client.client_kill_filter(_type="normal", skipme=True)
         yield
+    finally:
+        execute(service, f"ACL SETUSER default resetpass >{service.stack.secret('redis_password')}")
 
 
 # ---- another Redis ----
@@ -250,19 +295,11 @@ def replaced(service: Service, random: random.Random) -> Iterator[None]:
     away = socket.with_suffix(".away")
     owner = socket.stat()
     socket.rename(away)
-    options = ["--port", "0", "--unixsocket", str(socket), "--unixsocketperm", "777", "--dir", "/", "--save", ""]
     password = service.stack.secret("redis_password")
-    server = subprocess.Popen(
-        ["redis-server", *options, "--requirepass", password],
-        stdout=subprocess.DEVNULL,
-        user=owner.st_uid,
-        group=owner.st_gid,
-    )
     try:
-        yield
+        with redis_in(socket, "--dir", "/", "--requirepass", password, user=owner.st_uid, group=owner.st_gid):
+            yield
     finally:
-        server.terminate()
-        server.wait(20)
         away.rename(socket)
 
 
@@ -297,6 +334,7 @@ FAULTS = [
         again_and_again(lambda client: client.flushall()),
         unnamed="harmless: an empty Redis costs speed only",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-connections-ended",
@@ -304,6 +342,7 @@ FAULTS = [
         again_and_again(end_connections),
         unnamed="harmless: a request connects again",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-scripts-flushed",
@@ -311,6 +350,7 @@ FAULTS = [
         again_and_again(lambda client: client.script_flush(), 0.01),
         unnamed="harmless: a request loads its script again",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-values-spoilt",
@@ -318,19 +358,30 @@ FAULTS = [
         again_and_again(spoil),
         unnamed="harmless: a read removes such a value",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-paused",
-        "Redis pauses for 0.2 s again and again.",
-        paused_again_and_again,
+        "Redis pauses for 0.2 s again and again, so each drop takes up to 0.2 s.",
+        paused_again_and_again(0.2),
         seconds=3,
-        named=("redis.unusable", "redis.fenced", "redis.unsteady"),
+        named=("redis.slow", "redis.unusable", "redis.fenced", "redis.unsteady"),
+        kind=ADMINISTERED,
+    ),
+    Fault(
+        "redis-slow",
+        "Redis pauses for 0.35 s again and again: a little less than a write waits for it.",
+        paused_again_and_again(0.35),
+        seconds=3,
+        named=("redis.slow", "redis.unusable", "redis.fenced", "redis.unsteady"),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-writes-paused",
         "The administrator pauses all writes (CLIENT PAUSE ... WRITE).",
         commands("CLIENT PAUSE 60000 WRITE", end=("CLIENT UNPAUSE",)),
         named=("redis.unusable", "redis.fenced"),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-without-memory",
@@ -338,6 +389,7 @@ FAULTS = [
         without_memory,
         named=("redis.unusable",),
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-evicting",
@@ -345,6 +397,7 @@ FAULTS = [
         evicting,
         named=("redis.unusable", "redis.evicts"),
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-filled-by-a-stranger",
@@ -352,6 +405,7 @@ FAULTS = [
         filled_by_a_stranger,
         unnamed="harmless: Redis evicts the entries of the service, which costs speed only",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-restarted-with-old-entries",
@@ -359,6 +413,7 @@ FAULTS = [
         restarted_with_old_entries,
         unnamed="it is emptied and used again within a second",
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-loading",
@@ -366,6 +421,7 @@ FAULTS = [
         loading,
         named=("redis.unusable",),
         seconds=3,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-cannot-save",
@@ -373,72 +429,84 @@ FAULTS = [
         cannot_save,
         seconds=3,
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-replica",
         "Redis becomes a replica of another server.",
         commands("REPLICAOF 127.0.0.1 1", end=("REPLICAOF NO ONE",)),
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-replicas-missing",
         "Redis refuses writes without a replica (min-replicas-to-write).",
         configured(min_replicas_to_write="1"),
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-without-flushdb",
         "The user of the service loses the right to run FLUSHDB.",
-        commands("ACL SETUSER default -flushdb", end=("ACL SETUSER default +@all",)),
+        commands("ACL SETUSER default -flushdb", end=("ACL SETUSER default +flushdb",)),
         named=("redis.refused",),
         limits=WRITES_GO_ON,
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-without-scripts",
         "The user of the service loses the right to run scripts.",
-        commands("ACL SETUSER default -evalsha -eval", end=("ACL SETUSER default +@all",)),
+        commands("ACL SETUSER default -evalsha -eval", end=("ACL SETUSER default +evalsha +eval",)),
         named=("redis.refused", "redis.unusable"),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-without-keys",
         "The user of the service loses the right to every key.",
         commands("ACL SETUSER default resetkeys", end=("ACL SETUSER default allkeys",)),
         named=("redis.refused", "redis.unusable"),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-password-changed",
         "Redis gets another password, and the connections of the service are closed.",
         password_changed,
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-full-of-clients",
         "A stranger takes every connection of Redis (maxclients).",
         no_room_for_clients,
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-busy",
         "A script of a stranger runs without end.",
         busy_with_a_script,
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-replaced",
         "Another Redis takes over the socket, while the first one serves its open connections.",
         replaced,
         named=("redis.another", "redis.contested", "redis.fenced"),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-socket-removed",
         "The socket of Redis is removed, while it serves its open connections.",
         socket_removed,
         named=("redis.unusable",),
+        kind=ADMINISTERED,
     ),
     Fault(
         "redis-shut-down",
         "The administrator shuts Redis down (SHUTDOWN NOSAVE), and supervisor starts it again.",
         again_and_again(lambda client: client.shutdown(nosave=True), 1.5),
         unnamed="an empty Redis serves again within a second",
+        kind=ADMINISTERED,
     ),
 ]

@@ -29,6 +29,9 @@ UNKNOWN_TABLE = (psycopg.ProgrammingError, psycopg.errors.LockNotAvailable, psyc
 NO_ROW = "user:0"
 """A key of the form that the keys of rows have, for Redis users who are limited to these. No row has the id 0."""
 
+SLOW_TRIAL_S = 0.3
+"""A trial is some five short exchanges. A drop that takes half of that is slow (velikiy/coherence/timing.py:SLOW_S)."""
+
 REDIS_COSTS = "reads that miss at the edge go to PostgreSQL."
 
 
@@ -109,9 +112,26 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     lacking = tier.lacking_rights()
     if lacking:
         return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
+    began = time.monotonic()
     if reason := tier.trial(NO_ROW):
         return [_refuses(reason, since)]
-    return _use_of_redis(row, ours, caches) + clock_differs("Redis", "this machine", tier.clock_difference())
+    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began)
+    return found + clock_differs("Redis", "this machine", tier.clock_difference())
+
+
+def _slow(seconds: float) -> list[Finding]:
+    """Return whether Redis answers slowly. `seconds`: the time that a trial has taken."""
+    if seconds < SLOW_TRIAL_S:
+        return []
+    return [
+        Finding(
+            "redis.slow",
+            f"Redis answers slowly: a few short commands took {seconds * 1000:.0f} ms. Each write waits for it.",
+            "Look at the CPU time and memory of its machine, and at the commands of other programs: redis-cli SLOWLOG"
+            " GET. Writers take it out of use if that goes on.",
+            wrong=False,
+        )
+    ]
 
 
 def _use_of_redis(row: Row, ours: ShardMap, caches: Table) -> list[Finding]:
