@@ -96,7 +96,7 @@ function _M.account()
         local status = renewal.refusal()
         parts[#parts + 1] = status and "refused=" .. status
     end
-    if redis.reaches_another then
+    if redis.reaches_another() then
         parts[#parts + 1] = "redis=another"
     end
     local days = certificate.last_days()

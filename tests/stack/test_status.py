@@ -309,6 +309,16 @@ def test_redis_that_answers_and_refuses_is_named_with_the_reason_until_it_is_men
         wait_until(lambda: "unusable" not in str(caches.redis(tier, known)))
 
 
+def test_redis_that_may_not_evict_is_named_when_it_is_full() -> None:
+    with redis_server() as port, Redis(port=port) as admin:
+        tier = RedisTier(f"redis://127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
+        known = caches.Table(caches.Row("redis", str(tier.identify()), "1", None, False, 0.0, 0.0), [], [], {})
+        admin.config_set("maxmemory-policy", "noeviction")
+        assert caches.redis(tier, known) == []
+        admin.config_set("maxmemory", "100000")
+        assert [it.name for it in caches.redis(tier, known)] == ["redis.full"]
+
+
 def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable: Stack) -> None:
     read_only = make_conninfo(breakable.postgres, options="-c default_transaction_read_only=on")
     assert why_away(read_only).name == "postgres.standby"

@@ -32,6 +32,9 @@ NO_ROW = "user:0"
 SLOW_TRIAL_S = 0.3
 """A trial is some five short exchanges. A drop that takes half of that is slow (velikiy/coherence/timing.py:SLOW_S)."""
 
+FULL_SHARE = 1.1
+"""Redis may exceed its limit for a moment while it evicts."""
+
 REDIS_COSTS = "reads that miss at the edge go to PostgreSQL."
 
 
@@ -115,7 +118,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     began = time.monotonic()
     if reason := tier.trial(NO_ROW):
         return [_refuses(reason, since)]
-    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began)
+    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began) + _full(tier)
     return found + clock_differs("Redis", "this machine", tier.clock_difference())
 
 
@@ -129,6 +132,27 @@ def _slow(seconds: float) -> list[Finding]:
             f"Redis answers slowly: a few short commands took {seconds * 1000:.0f} ms. Each write waits for it.",
             "Look at the CPU time and memory of its machine, and at the commands of other programs: redis-cli SLOWLOG"
             " GET. Writers take it out of use if that goes on.",
+            wrong=False,
+        )
+    ]
+
+
+def _full(tier: RedisTier) -> list[Finding]:
+    """Return whether Redis uses more memory than it may. The scripts of the service delete before they write, and Redis
+    lets such scripts go on when it has no memory left."""
+    try:
+        usage = tier.usage()
+    except DoesNotAnswer:
+        return []
+    used, allowed = usage["used_memory"], usage["maxmemory"]
+    if not allowed or used <= FULL_SHARE * allowed:
+        return []
+    return [
+        Finding(
+            "redis.full",
+            f"Redis uses {used // 1_000_000} MB of memory and may use {allowed // 1_000_000} MB (maxmemory): it cannot"
+            " evict enough entries, and grows until its machine has no memory left.",
+            REDIS_ADVICE[NO_MEMORY],
             wrong=False,
         )
     ]
