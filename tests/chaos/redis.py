@@ -250,13 +250,12 @@ def cannot_save(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def no_room_for_clients(service: Service, random: random.Random) -> Iterator[None]:
     """A stranger takes every connection that Redis has room for, those of the service included."""
-    with ExitStack() as held, configured(maxclients="20")(service, random):
-        with service.redis() as client:
-            client.client_kill_filter(_type="normal", skipme=True)
+    # The strangers leave first: the connection that sets the limit back must find room.
+    with service.redis() as client, configured(maxclients="10000")(service, random), ExitStack() as strangers:
         for _ in range(20):
-            stranger = held.enter_context(service.redis())
-            with suppress(redis.RedisError):
-                stranger.ping()
+            strangers.enter_context(service.redis()).ping()
+        client.config_set("maxclients", 22)
+        client.execute_command("CLIENT", "KILL", "USER", "default")
         yield
 
 
