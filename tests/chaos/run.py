@@ -32,6 +32,8 @@ class Options:
     readers: int = 2
     writers: int = 2
     folder: Path | None = None
+    shuffle: bool = True
+    """False: in the order of the table."""
 
 
 @dataclass
@@ -128,7 +130,7 @@ class Chaos:
         return plan
 
     def _shuffled(self, faults: list[Fault]) -> list[Fault]:
-        return self._random.sample(faults, len(faults))
+        return self._random.sample(faults, len(faults)) if self.options.shuffle else faults
 
     def _play(self, kind: Kind, scenarios: list[tuple[Fault, ...]]) -> None:
         """Start a service and play the scenarios, which are taken off the list."""
@@ -229,7 +231,7 @@ class Judge:
             result.failures.append(f"{result.wrong_reads} wrong reads")
         if result.lost_writes:
             result.failures.append("an acknowledged write was lost")
-        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin)]
+        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin, whole=True)]
         if len(faults) == 1 and result.recovery_s is not None:
             result.failures += self._exceeded(faults[0], result, figures)
 
