@@ -5,6 +5,7 @@
 -- Relies on: balancer_by_lua and resolver.lua.
 -- Remove when: Debian's Nginx has `server ... resolve` in an upstream (1.27.3), and health checks.
 
+local clock = require "clock"
 local balancer = require "ngx.balancer"
 local resolver = require "resolver"
 
@@ -27,7 +28,7 @@ local peers = {}  -- the present addresses: { address, port, down, hangs }
 local turn = 0
 local database_timeout_s
 local short_tries = MAX_SHORT_TRIES  -- that are left
-local patient_until = 0  -- (ngx.now)
+local patient_until = 0  -- (clock.now_ms)
 
 
 -- Update the peers. A peer that stays keeps its state.
@@ -159,7 +160,7 @@ end
 
 -- An app has answered 503.
 function _M.be_patient()
-    patient_until = ngx.now() + PATIENT_S
+    patient_until = clock.now_ms() + PATIENT_S * 1000
 end
 
 
@@ -168,7 +169,7 @@ end
 local function time_of(peer, tries, has_fallback, ctx)
     if tries == 1 then
         short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
-        if #peers > 1 and (peer.hangs or short_tries >= 1 and ngx.now() > patient_until) then
+        if #peers > 1 and (peer.hangs or short_tries >= 1 and clock.now_ms() > patient_until) then
             return SHORT_TRY_S
         end
         ctx.was_long = true

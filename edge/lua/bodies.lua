@@ -7,6 +7,8 @@
 --
 -- Remove when: Nginx has a minimum rate for bodies.
 
+local clock = require "clock"
+
 local GRACE_S = 8  -- below client_body_timeout, after which Nginx closes the connection without a response
 local MIN_BYTES_PER_S = 1000
 local CHECK_INTERVAL_S = 1
@@ -21,11 +23,11 @@ end
 
 -- Return when the body that is on its way is too slow.
 local function watch()
-    local began, header_bytes = ngx.now(), tonumber(ngx.var.request_length)
+    local began_ms, header_bytes = clock.now_ms(), tonumber(ngx.var.request_length)
     repeat
         ngx.sleep(CHECK_INTERVAL_S)
         local received = tonumber(ngx.var.request_length) - header_bytes
-    until received < (ngx.now() - began - GRACE_S) * MIN_BYTES_PER_S
+    until received < ((clock.now_ms() - began_ms) / 1000 - GRACE_S) * MIN_BYTES_PER_S
     return "too slow"
 end
 

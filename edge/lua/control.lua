@@ -86,7 +86,7 @@ end
 
 
 -- The edge's own account for /readyz, which an app turns into sentences (velikiy/findings/caches.py:edge). `refused` is
--- the status with which an app refuses a lease, `lost` the moment at which the last lease ended.
+-- the status with which an app refuses a lease, `lost` the moment at which the last lease ended, `clock` the wall clock.
 function _M.account()
     local held = lease.held()
     local parts = { leaving.has_begun() and "leaving" or held and "held" or "none" }
@@ -96,13 +96,15 @@ function _M.account()
         local status = renewal.refusal()
         parts[#parts + 1] = status and "refused=" .. status
     end
-    if redis.reaches_another then
+    if redis.reaches_another() then
         parts[#parts + 1] = "redis=another"
     end
     local days = certificate.last_days()
     if days then
         parts[#parts + 1] = "certificate=" .. days
     end
+    ngx.update_time()
+    parts[#parts + 1] = "clock=" .. ngx.now()
     return table.concat(parts, "; ")
 end
 

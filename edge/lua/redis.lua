@@ -39,7 +39,17 @@ local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
 
-_M.reaches_another = false  -- the newest connection of this worker led to another server than the registered one
+local missed = nil  -- the id of the registered server, if the newest connection of this worker led to another one
+
+
+-- Return whether this worker reaches another server than the one that is registered. After Redis was restarted, a worker
+-- may have met the new one before it was registered, and may have needed no connection since.
+function _M.reaches_another()
+    local epoch = missed and lease.held()
+    local map = epoch and lease.redis(epoch)
+    return map and find(map, missed, 1, true) ~= nil
+end
+
 
 
 -- Return a command in RESP. more: the number of further arguments that the caller sends behind it.
@@ -254,7 +264,7 @@ local function connect(server)
     if not ok then
         return nil, err
     elseif socket:getreusedtimes() > 0 then
-        _M.reaches_another = false
+        missed = nil
         return socket, true
     end
     local reply
@@ -272,7 +282,7 @@ local function connect(server)
     local run, data_set = match(reply, "\nrun_id:(%w+)") or "", match(reply, "\nmaster_replid:(%w+)") or ""
     local found = run .. "." .. sub(data_set, 1, 12) .. "/" .. database
     -- A node of a cluster that has restarted, or was demoted, is no mistake in a setting.
-    _M.reaches_another = found ~= id and server.name == (fixed or {}).name
+    missed = found ~= id and server.name == (fixed or {}).name and id or nil
     if found ~= id then
         socket:close()
         return nil, "another server"
@@ -377,7 +387,6 @@ function _M.read(epoch, path)
     local waited_s = 0
     local map = lease.redis(epoch)
     local server = map and target_of(map, key)
-    _M.reaches_another = _M.reaches_another and map ~= nil
     if server and now_ms() < server.breaker_until then
         return nil
     end

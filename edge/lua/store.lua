@@ -28,6 +28,13 @@ local _M = {}
 local ttl_s
 
 
+-- Return whether an entry is within its TTL. An entry from the future is not: the clock was set back since.
+local function is_fresh(stored_at)
+    local now = time()
+    return now < stored_at + ttl_s and stored_at <= now
+end
+
+
 function _M.configure(edge_ttl)
     ttl_s = tonumber(edge_ttl)
 end
@@ -36,7 +43,7 @@ end
 -- Return the entry if it is small and within its TTL, else nil.
 function _M.get_small_fresh(key)
     local entry, stored_at = small:get(key)
-    if entry and time() < stored_at + ttl_s then
+    if entry and is_fresh(stored_at) then
         return entry
     end
 end
@@ -46,7 +53,7 @@ end
 function _M.get_until(key)
     local entry, stored_at = small:get(key)
     if entry then
-        return entry, stored_at + ttl_s
+        return entry, is_fresh(stored_at) and stored_at + ttl_s or 0
     end
 end
 
@@ -61,7 +68,7 @@ function _M.get(key)
             return nil
         end
     end
-    return entry, time() >= stored_at + ttl_s, stored_at
+    return entry, not is_fresh(stored_at), stored_at
 end
 
 

@@ -30,6 +30,7 @@ from velikiy.coherence import CachePath, Caches
 from velikiy.coherence.locks import check, locks, writer_in_flight
 from velikiy.coherence.membership import Grant
 from velikiy.coherence.shards import Server, ShardMap
+from velikiy.findings.postgres import look, sessions_end, waiting_commits
 from velikiy.http import health
 from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement, migrate
 from velikiy.postgres import database as postgres
@@ -183,6 +184,12 @@ class TestOldLeader:
             yield database
         as_superuser(stack, "ALTER SYSTEM RESET ALL", "SELECT pg_reload_conf()")
         wait_until(lambda: requests.get(f"{stack.edge}/readyz", timeout=5).json().get("warnings") is None)
+
+    def test_commits_that_wait_for_a_standby_are_named(self, stack: Stack, old_leader: Database) -> None:
+        with Connection.connect(superuser_dsn(stack), dbname="velikiy", autocommit=True) as connection:
+            found = wait_until(lambda: waiting_commits(connection))  # the edges renew their leases
+        assert found[0].name == "postgres.commits_wait"
+        assert "a synchronous standby" in found[0].what
 
     def test_old_leader_answers_nothing_that_it_reads(self, stack: Stack, old_leader: Database) -> None:
         def read() -> None:
@@ -470,6 +477,56 @@ class TestIdleTransaction:
         monkeypatch.setattr(exporter, "progress_bar", slow)
         count = exporter.export_to(registry()["users"], gate, str(tmp_path / "users.csv"), "csv")
         assert len((tmp_path / "users.csv").read_text().splitlines()) == count + 1
+
+
+class TestSessionsThatEnd:
+    @staticmethod
+    def end_sessions(database: Database) -> None:
+        for pid in set(query_each_pool(database, "SELECT pg_backend_pid()")):
+            with psycopg.connect(database.dsn, autocommit=True) as outside:
+                outside.execute("SELECT pg_terminate_backend(%s, 2000)", (pid,))
+
+    def test_sessions_that_end_soon_after_they_have_begun_are_counted(
+        self, stack: Stack, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(postgres, "YOUNG_S", 600)  # the machine may be busy
+        with open_database(stack.postgres) as database:
+            for _ in range(2):
+                self.end_sessions(database)
+                query_each_pool(database, "SELECT 1")
+            count = database.young_ends()
+        assert sessions_end(count, 10)[0].name == "postgres.sessions_end"
+
+    def test_restart_of_postgresql_is_not_taken_for_that(self, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+        with open_database(stack.postgres) as database:
+            monkeypatch.setattr(postgres, "YOUNG_S", 0)  # the sessions have begun long before
+            self.end_sessions(database)
+            query_each_pool(database, "SELECT 1")
+            assert database.young_ends() == 0
+
+
+def test_session_that_fills_the_table_of_locks_is_named(stack: Stack) -> None:
+    with Connection.connect(stack.postgres, autocommit=True) as connection, psycopg.connect(stack.postgres) as hoarder:
+        tables, session = list(registry()), hoarder.info.backend_pid
+        look(connection, tables)  # the catalog is read once
+        hoarder.autocommit = True
+        with pytest.raises(psycopg.errors.OutOfMemory):
+            hoarder.execute("SELECT count(pg_advisory_lock(1, n)) FROM generate_series(1, 50000) n")
+        connection.extend_deadline(5)
+        [found] = [it for it in look(connection, tables) if it.name == "locks.many"]
+    assert f"The session {session} " in found.what
+
+
+def test_locked_table_of_caches_is_named_and_not_taken_for_a_silent_postgresql(stack: Stack) -> None:
+    with psycopg.connect(stack.postgres) as outside:
+        outside.execute("LOCK TABLE caches IN ACCESS EXCLUSIVE MODE")
+
+        def names() -> list[str]:
+            return [it["name"] for it in requests.get(f"{stack.app}/readyz", timeout=5).json().get("findings", [])]
+
+        wait_until(lambda: "locks.blocking" in names())
+        assert "postgres.silent" not in names()
+    wait_until(lambda: readiness(stack)[1].get("warnings") is None)
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 import requests
 
@@ -131,6 +132,18 @@ def test_process_that_is_stopped_between_the_comparison_and_commit_commits_nothi
     with pytest.raises(TooLate):
         update.run(Deadline(now() + 0.4))
     update.check_that_nothing_was_committed()
+
+
+def test_wait_for_a_row_counts_once(stack: Stack, update: Update) -> None:
+    """A write that waits for its row and then for a cache, is in time."""
+    update.failpoints.actions["before the commit"] = lambda: time.sleep(0.4)
+    with psycopg.connect(stack.postgres) as outside, ThreadPoolExecutor(1) as pool:
+        outside.execute("SELECT FROM users WHERE id = %s FOR UPDATE", (update.user,))
+        written = pool.submit(update.run, Deadline(now() + 1.6))
+        time.sleep(0.7)
+        outside.rollback()
+        written.result()
+    assert name_of(f"{stack.app}/users/{update.user}") == "After"
 
 
 def test_write_whose_client_hangs_up_before_its_commit_is_rolled_back(update: Update) -> None:

@@ -26,7 +26,7 @@ from testkit.outages import hanging
 from testkit.stack import ROOT, Stack, children_of, clean_environment, folder, run, running, wait_until
 from velikiy.coherence import CachePath, RedisTier
 from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
-from velikiy.findings import Finding, caches, configuration, merged
+from velikiy.findings import Finding, caches, configuration, machine, merged
 from velikiy.findings.postgres import hazards, why_away
 from velikiy.postgres import Connection
 from velikiy.stack.status import Status, look
@@ -309,6 +309,16 @@ def test_redis_that_answers_and_refuses_is_named_with_the_reason_until_it_is_men
         wait_until(lambda: "unusable" not in str(caches.redis(tier, known)))
 
 
+def test_redis_that_may_not_evict_is_named_when_it_is_full() -> None:
+    with redis_server() as port, Redis(port=port) as admin:
+        tier = RedisTier(f"redis://127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
+        known = caches.Table(caches.Row("redis", str(tier.identify()), "1", None, False, 0.0, 0.0), [], [], {})
+        admin.config_set("maxmemory-policy", "noeviction")
+        assert caches.redis(tier, known) == []
+        admin.config_set("maxmemory", "100000")
+        assert [it.name for it in caches.redis(tier, known)] == ["redis.full"]
+
+
 def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable: Stack) -> None:
     read_only = make_conninfo(breakable.postgres, options="-c default_transaction_read_only=on")
     assert why_away(read_only).name == "postgres.standby"
@@ -324,6 +334,23 @@ def test_clock_that_differs_from_that_of_postgresql_is_named(breakable: Stack, m
         found = [it.name for it in hazards(connection, ["users"])]
     monkeypatch.undo()
     assert "clock.differs" in found
+
+
+@pytest.mark.parametrize(("seconds", "direction"), [(3600, "ahead of"), (-3600, "behind"), (0, "")])
+def test_edge_reports_its_clock_and_a_difference_is_named(seconds: int, direction: str) -> None:
+    check, found = caches.edge(f"held; clock={time.time() + seconds:.3f}")
+    assert check == "ok"
+    assert [it.name for it in found] == ["clock.differs"] * bool(seconds)
+    assert direction in str(found)
+
+
+def test_each_disk_of_the_data_folder_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostgreSQL's log may lie on a disk of its own, to which a link leads."""
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "pg_wal").symlink_to("/dev/shm")
+    monkeypatch.setattr(machine, "free_bytes", lambda _: 0)
+    found = machine.disks([tmp_path, tmp_path / "logs", tmp_path / "pg_wal", tmp_path / "missing"])
+    assert [str(it.what).split(" has ")[0] for it in found] == [f"The disk of {tmp_path}", "The disk of /dev/shm"]
 
 
 def test_findings_are_shown_once_and_consequences_of_a_missing_postgresql_not_at_all() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cache, lru_cache
 
 from velikiy.coherence.entry import CachePath
-from velikiy.postgres import CONFIRMED, Connection, Row, Statement
+from velikiy.postgres import CONFIRMED, MARK, Connection, Row, Statement
 
 PATHS = 0x76656C69
 """The first number of the locks of paths ("veli" in ASCII)."""
@@ -30,18 +30,21 @@ EVERYTHING = CachePath("*", "")
 def lock(connection: Connection, paths: Sequence[CachePath] | None, already_locked: Sequence[CachePath] = ()) -> None:
     """Lock these paths, or every path for None, until the transaction ends. The paths in `already_locked` are left
     out."""
-    connection.query(*locks(None if paths is None else [path for path in paths if path not in already_locked]))
+    statements = locks(None if paths is None else [path for path in paths if path not in already_locked])
+    connection.query(*statements)
+    connection.note_mark(statements)
 
 
 def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
-    """Return the statement that locks these paths, or nothing for no paths.
+    """Return the statement that locks these paths, or nothing for no paths. PostgreSQL also remembers when it has got
+    them (MARK), because a write may wait for its row, and for these locks.
 
     The locks are shared, so writers of one path do not wait for each other here. The lock for every path is exclusive,
     so such writers follow one another. Readers probe the lock for every path in shared
     mode, so that they do not take each other for such a writer.
     """
     if paths is None or len(paths) > MAX_PATH_LOCKS:
-        return (Statement(f"SELECT pg_advisory_xact_lock({PATHS}, $1)", (lock_id(EVERYTHING),)),)
+        return (Statement(f"SELECT pg_advisory_xact_lock({PATHS}, $1), {MARK}", (lock_id(EVERYTHING),)),)
     if not paths:
         return ()
     return (Statement(_each(len(paths)), [lock_id(path) for path in paths]),)
@@ -49,7 +52,7 @@ def locks(paths: Sequence[CachePath] | None) -> tuple[Statement, ...]:
 
 @cache
 def _each(count: int) -> str:
-    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared({PATHS}, ${n})' for n in range(1, count + 1))}"
+    return f"SELECT {', '.join(f'pg_advisory_xact_lock_shared({PATHS}, ${n})' for n in range(1, count + 1))}, {MARK}"
 
 
 CHECK = f"""

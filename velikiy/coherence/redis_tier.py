@@ -389,6 +389,18 @@ class RedisTier:
             raise DoesNotAnswer(error) from error
         return str(facts.members.get("redis_version", "of unknown version"))
 
+    def clock_difference(self) -> float:
+        """Return by how many seconds the clock of a server of Redis is ahead of this machine's, for people; 0 if that
+        is not known. Of several servers, return the greatest difference."""
+        differences = [0.0]
+        with suppress(DoesNotAnswer, OtherServer, *AWAY):
+            shards = self.identify()
+            for server in shards.servers:
+                facts = self._drop_servers.connections_to(server, shards).facts()
+                if microseconds := facts.members.get("server_time_usec"):
+                    differences.append(int(microseconds) / 1e6 - time.time())
+        return max(differences, key=abs)
+
     @property
     def breaker_open(self) -> bool:
         return time.monotonic() < self._skip_until

@@ -4,6 +4,8 @@ import time
 from datetime import datetime
 from typing import NamedTuple
 
+import psycopg
+
 from velikiy.coherence import RedisTier
 from velikiy.coherence.membership import RECORD, REDIS, Record
 from velikiy.coherence.redis_connections import CANNOT_SAVE, NO_MEMORY, NO_RIGHTS
@@ -11,6 +13,7 @@ from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.coherence.shards import ShardMap
 from velikiy.coherence.timing import LEASE_S
 from velikiy.findings import Finding
+from velikiy.findings.machine import clock_differs
 from velikiy.postgres import Connection
 
 ROWS = """
@@ -20,8 +23,17 @@ SELECT
 FROM caches ORDER BY address
 """
 
+UNKNOWN_TABLE = (psycopg.ProgrammingError, psycopg.errors.LockNotAvailable, psycopg.errors.QueryCanceled)
+"""The table `caches` is missing, may not be read, or is locked: findings about PostgreSQL name that."""
+
 NO_ROW = "user:0"
 """A key of the form that the keys of rows have, for Redis users who are limited to these. No row has the id 0."""
+
+SLOW_TRIAL_S = 0.3
+"""A trial is some five short exchanges. A drop that takes half of that is slow (velikiy/coherence/timing.py:SLOW_S)."""
+
+FULL_SHARE = 1.1
+"""Redis may exceed its limit for a moment while it evicts."""
 
 REDIS_COSTS = "reads that miss at the edge go to PostgreSQL."
 
@@ -103,8 +115,51 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     lacking = tier.lacking_rights()
     if lacking:
         return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
+    began = time.monotonic()
     if reason := tier.trial(NO_ROW):
         return [_refuses(reason, since)]
+    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began) + _full(tier)
+    return found + clock_differs("Redis", "this machine", tier.clock_difference())
+
+
+def _slow(seconds: float) -> list[Finding]:
+    """Return whether Redis answers slowly. `seconds`: the time that a trial has taken."""
+    if seconds < SLOW_TRIAL_S:
+        return []
+    return [
+        Finding(
+            "redis.slow",
+            f"Redis answers slowly: a few short commands took {seconds * 1000:.0f} ms. Each write waits for it.",
+            "Look at the CPU time and memory of its machine, and at the commands of other programs: redis-cli SLOWLOG"
+            " GET. Writers take it out of use if that goes on.",
+            wrong=False,
+        )
+    ]
+
+
+def _full(tier: RedisTier) -> list[Finding]:
+    """Return whether Redis uses more memory than it may. The scripts of the service delete before they write, and Redis
+    lets such scripts go on when it has no memory left."""
+    try:
+        usage = tier.usage()
+    except DoesNotAnswer:
+        return []
+    used, allowed = usage["used_memory"], usage["maxmemory"]
+    if not allowed or used <= FULL_SHARE * allowed:
+        return []
+    return [
+        Finding(
+            "redis.full",
+            f"Redis uses {used // 1_000_000} MB of memory and may use {allowed // 1_000_000} MB (maxmemory): it cannot"
+            " evict enough entries, and grows until its machine has no memory left.",
+            REDIS_ADVICE[NO_MEMORY],
+            wrong=False,
+        )
+    ]
+
+
+def _use_of_redis(row: Row, ours: ShardMap, caches: Table) -> list[Finding]:
+    """Return why a Redis that works is not in use."""
     if row.fenced_at and (unsteady := _unsteady(REDIS, "Redis", caches)):
         return unsteady
     if row.fenced_at:
@@ -114,7 +169,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
                 f"Redis is out of use, because a write could not invalidate it: {REDIS_COSTS}",
                 "The relay empties it and puts it back into use within seconds. If that lasts longer, see that the"
                 " relay runs: ./run logs relay says why Redis stays out of use.",
-                since=since,
+                since=row.fenced_at,
             )
         ]
     return _another_server(row.shards, ours) or _unsteady(REDIS, "Redis", caches)
@@ -288,7 +343,7 @@ REFUSED_LEASES = {
 
 def edge(state: str) -> tuple[str, list[Finding]]:
     """Return the check and the findings of an edge from its own account, the header `Edge-Lease`:
-    `held; redis=another; certificate=5`."""
+    `held; redis=another; certificate=5; clock=1700000000.123`."""
     held, *others = state.split("; ")
     members = dict(other.split("=", 1) for other in others)
     found = []
@@ -306,6 +361,8 @@ def edge(state: str) -> tuple[str, list[Finding]]:
         )
     if days := members.get("certificate"):
         found.append(_certificate(int(days)))
+    if clock := members.get("clock"):
+        found += clock_differs("this edge", "an app", float(clock) - time.time())
     return {"held": "ok", "leaving": "leaving"}.get(held, "no lease"), found
 
 

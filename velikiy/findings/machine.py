@@ -3,6 +3,8 @@
 import os
 import resource
 import shutil
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from velikiy.findings import Finding
@@ -14,6 +16,9 @@ ENOUGH_OPEN_FILES = 8704
 """The limits that an edge and an app set for themselves (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
 
 LOW_MEMORY_SHARE = 0.05
+
+CLOCK_DIFFERENCE_S = 2.0
+"""A request may be on its way for a second or two on a busy machine."""
 
 
 def free_bytes(folder: Path) -> int:
@@ -39,6 +44,17 @@ def disk(folder: Path) -> list[Finding]:
     ]
 
 
+def disks(folders: Iterable[Path]) -> list[Finding]:
+    """Look at the disk of each folder that exists, and at each disk once."""
+    found: dict[int, list[Finding]] = {}
+    for folder in folders:
+        with suppress(OSError):
+            device = folder.stat().st_dev
+            if device not in found:
+                found[device] = disk(folder.resolve())
+    return [finding for findings in found.values() for finding in findings]
+
+
 def memory_bytes() -> tuple[int, int]:
     """Return the memory of this machine, and what programs can still have of it."""
     lines = Path("/proc/meminfo").read_text().splitlines()
@@ -55,6 +71,22 @@ def memory() -> list[Finding]:
             "memory.low",
             f"This machine has {available // 1_000_000} MB of memory left. Without any, the kernel ends processes.",
             "Lower EDGE_MEMORY, APPS or APP_WORKERS, or add memory.",
+            wrong=False,
+        )
+    ]
+
+
+def clock_differs(whose: str, other: str, seconds: float, *, delay: float = 0.0) -> list[Finding]:
+    """Return whether two clocks differ. `delay`: the seconds between the moments at which they were read, at most."""
+    if abs(seconds) <= CLOCK_DIFFERENCE_S + delay:
+        return []
+    direction = "ahead of" if seconds > 0 else "behind"
+    return [
+        Finding(
+            "clock.differs",
+            f"The clock of {whose} is {abs(seconds):.0f} s {direction} that of {other}. No read is wrong for it, but"
+            " times in logs and rows do not fit each other.",
+            "Synchronize both clocks: timedatectl set-ntp true.",
             wrong=False,
         )
     ]

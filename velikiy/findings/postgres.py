@@ -12,6 +12,7 @@ from velikiy.coherence import CachePath
 from velikiy.coherence.locks import EVERYTHING, OTHERS, PATHS, lock_id
 from velikiy.coherence.tables import watched_tables
 from velikiy.findings import Finding
+from velikiy.findings.machine import clock_differs
 from velikiy.postgres import CONNECT_OPTIONS, MIGRATION_LOCK, Connection, forgets
 from velikiy.postgres.rights import SERVICE_TABLES, missing_rights
 
@@ -20,8 +21,6 @@ READABLE = "SELECT coalesce(has_table_privilege(to_regclass('users'), 'SELECT'),
 
 RELAY_SILENT_S = 2.5
 """A relay sends a statement twice a second."""
-
-CLOCK_DIFFERENCE_S = 2.0
 
 # A role sees the sessions of its own name in full, so the state of the relay only if it connects as the same user.
 RELAYS = """
@@ -68,13 +67,14 @@ ORDER BY 1
 and disturb no read. A time in the future is old as well: the clock was set back since."""
 
 LOCK_HOARDERS = """
-SELECT pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)), count
-FROM (SELECT pid, count(*) FROM pg_locks WHERE NOT fastpath GROUP BY pid) held JOIN pg_stat_activity session USING (pid)
+SELECT pid, {user}, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)), count
+FROM (SELECT pid, count(*) FROM pg_lock_status() WHERE NOT fastpath GROUP BY pid) held
+JOIN pg_stat_get_activity(NULL) session USING (pid)
 WHERE count > current_setting('max_locks_per_transaction')::int * current_setting('max_connections')::int / 4
 ORDER BY pid
 """
 """The sessions that fill a quarter of the table of locks, which all sessions share. Once it is full, no write gets a
-lock (out_of_memory)."""
+lock (out_of_memory). The statement itself needs none, as long as it does not look up the names of roles."""
 
 BLOCKERS = """
 SELECT
@@ -97,6 +97,23 @@ GROUP BY 1, 2, 3, 4, 5
 ORDER BY 1
 """
 
+WAITING_COMMITS = """
+SELECT count(*), extract(epoch FROM min(query_start)), bool_or(wait_event = 'SyncRep')
+FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event IN ('SyncRep', 'WALSync', 'WALWrite', 'WALInitSync')
+    AND query_start NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()
+"""
+"""A session that waits behind another session's flush of the log waits for WALWrite. A role sees the waits of its own
+sessions only."""
+
+SLOW_COMMIT_S = 0.3
+
+MAX_ENDED_SESSIONS = 3
+"""A restart ends sessions that have begun long before. So many young ones do not end by chance."""
+
+SLOW_LOOK_S = 0.5
+"""A look at PostgreSQL takes some ten short statements, and a twentieth of this time."""
+
 NEXT_STEPS = {
     "password authentication failed": "Correct the user and the password",
     "no password supplied": "Add the password to the address: postgresql://user:password@host:5432/database",
@@ -107,6 +124,7 @@ NEXT_STEPS = {
     "connection slots": "Close connections, or raise max_connections",
     "permission denied for database": "GRANT CONNECT on the database to the user",
     "not permitted to log in": "ALTER ROLE ... LOGIN",
+    "out of shared memory": "End the session that holds most locks: SELECT pid, count(*) FROM pg_locks GROUP BY 1",
     "starting up": "Wait until the server has started",
     "SSL": "Correct sslmode, and check the certificates",
     "could not translate host name": "Correct the name of the host",
@@ -209,6 +227,47 @@ class Diagnosis:
             self._ended.set()
 
 
+def slow(seconds: float) -> list[Finding]:
+    """Return whether PostgreSQL answers slowly. `seconds`: the time that a look at it has taken."""
+    if seconds < SLOW_LOOK_S:
+        return []
+    return [
+        Finding(
+            "postgres.slow",
+            f"PostgreSQL answers slowly: some short statements took {seconds * 1000:.0f} ms. Requests that the caches"
+            " cannot answer are slow, and may get 503.",
+            "Look at the CPU time, memory and disk of its machine, and at its sessions: ./run psql -c 'SELECT pid,"
+            " state, wait_event, query FROM pg_stat_activity'",
+            wrong=False,
+        )
+    ]
+
+
+def sessions_end(count: int, seconds: float) -> list[Finding]:
+    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: the sessions that
+    it has ended so in the last `seconds`."""
+    if count < MAX_ENDED_SESSIONS:
+        return []
+    return [
+        Finding(
+            "postgres.sessions_end",
+            f"Sessions of this service with PostgreSQL end soon after they have begun, at least {MAX_ENDED_SESSIONS} in"
+            f" {seconds:.0f} s. An administrator or a program ends them, or PostgreSQL crashes again and again.",
+            "Run ./run logs postgres, which says why, and look for programs that call pg_terminate_backend.",
+        )
+    ]
+
+
+def look(connection: Connection, tables: Sequence[str]) -> list[Finding]:
+    """Return all findings about PostgreSQL and its sessions."""
+    began = time.monotonic()
+    try:
+        found = [*hazards(connection, tables), *sessions(connection, tables)]
+    except psycopg.errors.OutOfMemory:  # there is no room for a lock, and catalogs that databases share need one
+        return hoarders(connection, "NULL")
+    return found + slow(time.monotonic() - began)
+
+
 def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     """Return the states of PostgreSQL in which a write may be lost, not be seen, or wait."""
     before = time.time()
@@ -283,17 +342,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
         )
     found += relay(connection)
     found += connections(connection)
-    if abs(float(their_time) - before) > CLOCK_DIFFERENCE_S + (time.time() - before):
-        seconds = abs(float(their_time) - before)
-        found.append(
-            Finding(
-                "clock.differs",
-                f"The clock of this machine differs from that of PostgreSQL by {seconds:.0f} s. No read is wrong for"
-                " it, but times in logs and rows do not fit each other.",
-                "Synchronize both clocks: timedatectl set-ntp true.",
-                wrong=False,
-            )
-        )
+    found += clock_differs("PostgreSQL", "this machine", float(their_time) - before, delay=time.time() - before)
     return found
 
 
@@ -358,16 +407,7 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 since=since and float(since),
             )
         )
-    for pid, user, program, address, since, held in connection.execute(LOCK_HOARDERS).fetchall():
-        found.append(
-            Finding(
-                "locks.many",
-                f"{_session(pid, user, program, address)} holds {held} locks. Once PostgreSQL has no room for more,"
-                " writes get 503 and reads are not cached.",
-                f"{_terminate(pid)}. Or raise max_locks_per_transaction.",
-                since=since and float(since),
-            )
-        )
+    found += hoarders(connection, "pg_get_userbyid(usesysid)")
     for pid, user, program, address, since, what in connection.execute(BLOCKERS, {"tables": [*tables]}).fetchall():
         found.append(
             Finding(
@@ -377,7 +417,46 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 since=since and float(since),
             )
         )
-    return found
+    return found + waiting_commits(connection)
+
+
+def hoarders(connection: Connection, user: str) -> list[Finding]:
+    """Return the sessions that hold so many locks that PostgreSQL soon has no room for others. `user`: an expression
+    for the name of their role."""
+    return [
+        Finding(
+            "locks.many",
+            f"{_session(pid, user, program, address)} holds {held} locks. Once PostgreSQL has no room for more,"
+            " writes get 503 and reads are not cached.",
+            f"{_terminate(pid)}. Or raise max_locks_per_transaction.",
+            since=since and float(since),
+        )
+        for pid, user, program, address, since, held in connection.execute(LOCK_HOARDERS.format(user=user)).fetchall()
+    ]
+
+
+def waiting_commits(connection: Connection) -> list[Finding]:
+    """Return whether sessions wait for the disk, or for a standby, to keep what they commit."""
+    [(count, since, for_standby)] = connection.execute(WAITING_COMMITS, (SLOW_COMMIT_S,)).fetchall()
+    if not count:
+        return []
+    what, advice = (
+        ("a synchronous standby", "Start that standby, or correct synchronous_standby_names.")
+        if for_standby
+        else (
+            "the disk of its log (WAL)",
+            "Look at that disk: iostat -x 1, dmesg, and the load of other programs on it.",
+        )
+    )
+    sessions = "A session waits" if count == 1 else f"{count} sessions wait"
+    return [
+        Finding(
+            "postgres.commits_wait",
+            f"{sessions} in PostgreSQL for {what}: writes get 503, and edges lose their cache leases.",
+            advice,
+            since=since and float(since),
+        )
+    ]
 
 
 ARCHIVER = """
@@ -496,7 +575,8 @@ def _numbers(first: int, second: int) -> str:
 
 def _session(pid: int, user: str | None, program: str, address: str | None) -> str:
     origin = f" from {address}" if address else ""
-    return f"The session {pid} of PostgreSQL (role {user}, {program or 'a program without a name'}{origin})"
+    role = f"role {user}, " if user else ""
+    return f"The session {pid} of PostgreSQL ({role}{program or 'a program without a name'}{origin})"
 
 
 def _terminate(pid: int) -> str:
@@ -504,6 +584,6 @@ def _terminate(pid: int) -> str:
 
 
 def with_short_wait(dsn: str) -> str:
-    """Return the address with a limit for each statement, for a look that must end soon."""
+    """Return the address with limits for each statement, for a look that must end soon."""
     options = str(conninfo_to_dict(dsn).get("options") or "")
-    return make_conninfo(dsn, options=f"{options} -c statement_timeout=1000".strip())
+    return make_conninfo(dsn, options=f"{options} -c statement_timeout=1000 -c lock_timeout=300".strip())

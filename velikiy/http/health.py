@@ -1,16 +1,16 @@
 """The health of this process: /livez, /readyz and /health."""
 
-import psycopg
 from flask import Flask, Response, request
 
 from velikiy import leaving
 from velikiy.coherence import RedisTier
 from velikiy.coherence.redis_tier import NO_ANSWER, DoesNotAnswer
 from velikiy.findings import Finding, merged
-from velikiy.findings.caches import edge, redis, table
-from velikiy.findings.postgres import Diagnosis, hazards, is_readable, sessions, unreadable
+from velikiy.findings.caches import UNKNOWN_TABLE, edge, redis, table
+from velikiy.findings.postgres import Diagnosis, is_readable, look, sessions_end, unreadable
 from velikiy.http import responses
 from velikiy.postgres import Database, DatabaseUnavailable
+from velikiy.postgres.database import ENDED_WITHIN_S
 from velikiy.resources.base import Resource
 
 OK, NOT_USED, UNREADABLE = "ok", "not used", "the tables are missing or may not be read"
@@ -78,17 +78,19 @@ def _look(
 ) -> tuple[dict[str, str], list[Finding]]:
     """Return the state of PostgreSQL and of Redis, and the findings. Other edges are left out: an edge that is gone is
     no reason to doubt this process. `./run status` names them."""
+    ended = sessions_end(database.young_ends(), ENDED_WITHIN_S)
     try:
         with database.reserved() as connection:
             if not is_readable(connection):
                 return {"postgres": UNREADABLE, "redis": _without_postgres(redis_tier)}, [unreadable()]
-            findings = [*hazards(connection, tables), *sessions(connection, tables)]
+            findings = [*ended, *look(connection, tables)]
             try:
                 known = table(connection)
-            except psycopg.ProgrammingError:  # it is missing, or may not be read: the hazards name that
+            except UNKNOWN_TABLE:
                 known = None
     except DatabaseUnavailable:
-        return {"postgres": NO_ANSWER, "redis": _without_postgres(redis_tier)}, [diagnosis.finding(within=DIAGNOSIS_S)]
+        away = diagnosis.finding(within=DIAGNOSIS_S)
+        return {"postgres": NO_ANSWER, "redis": _without_postgres(redis_tier)}, [away, *ended]
     if known is None:
         return {"postgres": OK, "redis": _without_postgres(redis_tier)}, findings
     about_redis = redis(redis_tier, known)

@@ -12,12 +12,13 @@ from velikiy.postgres.database import (
     patient,
 )
 from velikiy.postgres.leader import CONFIRM, CONFIRMED, Leader
-from velikiy.postgres.pipeline import Connection, Row, Statement
+from velikiy.postgres.pipeline import MARK, Connection, Row, Statement
 
 __all__ = [
     "CONFIRM",
     "CONFIRMED",
     "CONNECT_OPTIONS",
+    "MARK",
     "MIGRATION_LOCK",
     "Connection",
     "Database",

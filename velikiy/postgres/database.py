@@ -85,10 +85,12 @@ SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2,
 
 ALLOW_IDLE = "SELECT set_config('idle_in_transaction_session_timeout', $1, true)"
 
-IN_TIME = "SELECT 1 / (clock_timestamp() < now() + $1::interval)::int"
-"""Fails (division_by_zero) once a transaction is older than so much. It travels with COMMIT, which PostgreSQL does not
-run after an error. So a process that is stopped before it sends COMMIT commits nothing when it continues too late. If
-the clock of PostgreSQL steps forward, the writes of that moment are refused."""
+_IN_TIME = "SELECT 1 / (clock_timestamp() < {} + $1::interval)::int"
+IN_TIME = _IN_TIME.format("now()")
+IN_TIME_AFTER_MARK = _IN_TIME.format("current_setting('velikiy.mark')::timestamptz")
+"""Fails (division_by_zero) once so much time has passed since BEGIN, or since the locks were taken. It travels with
+COMMIT, which PostgreSQL does not run after an error. So a process that is stopped before it sends COMMIT commits
+nothing when it continues too late. If the clock of PostgreSQL steps forward, the writes of that moment are refused."""
 
 UNAVAILABLE = (
     PoolTimeout,
@@ -103,6 +105,13 @@ MIGRATION_LOCK = 0x76656C696B6979
 
 RESERVED_CONNECTIONS = 2
 """Connections for leases and health checks, which must not wait for requests."""
+
+
+YOUNG_S = 5.0
+"""The age below which a session is not supposed to end."""
+
+ENDED_WITHIN_S = 5.0
+"""Seconds for which the end of a young session counts (`Database.young_ends`)."""
 
 
 class DatabaseUnavailable(Exception):
@@ -181,6 +190,7 @@ class Database:
         self._reads = self._pool(dsn, "reads", size, waiting=10 * size)
         self._writes = self._pool(dsn, "writes", size, waiting=10 * size)
         self._reserved = self._pool(dsn, "reserved", RESERVED_CONNECTIONS, waiting=10 * size)
+        self._young_ends: deque[float] = deque(maxlen=1000)
 
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
         # Our own deadline closes the connection, but a backend that waits for a lock does not notice that: each such
@@ -242,6 +252,17 @@ class Database:
             metrics.POOL_CONNECTIONS.labels(pool.name, "busy").set(state.get("pool_size", 0) - idle)
             metrics.POOL_WAITING.labels(pool.name).set(state.get("requests_waiting", 0))
 
+    def young_ends(self) -> int:
+        """Return how many sessions have ended in the last ENDED_WITHIN_S that were not older than YOUNG_S, though this
+        process did not close them."""
+        since = time.monotonic() - ENDED_WITHIN_S
+        return sum(moment > since for moment in self._young_ends.copy())
+
+    def _note_end(self, connection: Connection) -> None:
+        now = time.monotonic()
+        if connection.closed and not connection.given_up and now - connection.began < YOUNG_S:
+            self._young_ends.append(now)
+
     def close(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):
             pool.close()
@@ -301,6 +322,7 @@ class Database:
             assert connection.deadline is not None, "a request has a deadline"
             connection.deadline += (timeout_factor - 1) * self.timeout
             connection.commit_was_sent = False
+            connection.marked_at = None
             try:
                 yield connection
             finally:
@@ -314,6 +336,7 @@ class Database:
         except UNAVAILABLE as error:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
+                self._note_end(connection)
                 self._leader.doubt(connection, self._reconnect)
             committed = connection is not None and connection.commit_was_sent
             raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
@@ -342,6 +365,7 @@ class Database:
                     if _is_readable(connection):
                         pool.check_connection(connection)
                 except psycopg.OperationalError:
+                    self._note_end(connection)
                     connection.deadline = None
                     pool.putconn(connection)
                     if time.monotonic() >= deadline:
@@ -428,8 +452,13 @@ def _commit(connection: Connection, until: float | None) -> None:
         raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
     in_time = []
     if until is not None:
-        # BEGIN has reached PostgreSQL before its result arrived here, so PostgreSQL counts at least as much as passes.
-        in_time = [Statement(IN_TIME, (f"{until - connection.queue_arrived_at:.3f} s",))]
+        # What PostgreSQL counts from has reached it before its result arrived here, so PostgreSQL counts at least as
+        # much as passes. BEGIN travels with the statement that waits for the row: counted from BEGIN, the wait would
+        # count twice.
+        text, arrived_at = IN_TIME, connection.queue_arrived_at
+        if connection.marked_at is not None:
+            text, arrived_at = IN_TIME_AFTER_MARK, connection.marked_at
+        in_time = [Statement(text, (f"{until - arrived_at:.3f} s",))]
     connection.commit_was_sent = True
     try:
         connection.query(*in_time, Statement("COMMIT"))

@@ -35,6 +35,10 @@ Row = tuple[Any, ...]
 """Each value as text in bytes, as PostgreSQL sent it, or None."""
 
 
+MARK = "set_config('velikiy.mark', clock_timestamp()::text, true)"
+"""An expression with which PostgreSQL remembers the moment, for this transaction (`Connection.marked_at`)."""
+
+
 class Statement(NamedTuple):
     """SQL that runs again and again: each connection prepares it once."""
 
@@ -68,8 +72,14 @@ class Connection(psycopg.Connection):
         self.queue_arrived_at = 0.0
         """The moment (CLOCK_BOOTTIME) at which the results of the statements that were queued last, such as BEGIN, had
         arrived."""
+        self.marked_at: float | None = None
+        """The moment (CLOCK_BOOTTIME) at which the result of a statement with MARK had arrived, if this transaction has
+        run one."""
         self.commit_was_sent = False
         """True once the COMMIT of the present request may have reached PostgreSQL."""
+        self.began = time.monotonic()
+        self.given_up = False
+        """True once this process has closed the connection, because an answer did not arrive in time."""
         self.behind: Sequence[Statement] = ()
         """Statements that the next `write` sends behind its own, and then forgets."""
         self.exchanges = 0
@@ -126,7 +136,14 @@ class Connection(psycopg.Connection):
             psycopg.Error
         """
         behind, self.behind = self.behind, ()
-        return self.query(statement, *behind)[0]
+        results = self.query(statement, *behind)
+        self.note_mark(behind)
+        return results[0]
+
+    def note_mark(self, statements: Sequence[Statement]) -> None:
+        """Note that the results of these statements have arrived, which contain MARK, if there are any."""
+        if statements:
+            self.marked_at = time.clock_gettime(time.CLOCK_BOOTTIME)
 
     def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
         """Apply the deadline. psycopg routes every blocking operation through this method."""
@@ -142,6 +159,7 @@ class Connection(psycopg.Connection):
         except psycopg.Error as error:
             self._note_session()
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
+                self.given_up = True
                 self.pgconn.finish()
             raise
         finally:

@@ -3,6 +3,7 @@ histories."""
 
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,8 +18,9 @@ from velikiy.coherence.shards import UNREGISTERED
 from velikiy.findings import Finding
 from velikiy.findings.announcer import Announcer
 from velikiy.findings.caches import Table, edges, redis, table, unsteady
-from velikiy.findings.postgres import Diagnosis, archive, hazards, sessions
+from velikiy.findings.postgres import Diagnosis, archive, look, sessions_end
 from velikiy.postgres import Database, DatabaseUnavailable
+from velikiy.postgres.database import ENDED_WITHIN_S
 from velikiy.resources import history, idempotency
 from velikiy.resources.base import registry
 
@@ -88,17 +90,25 @@ class Janitor:
                 self.remove_expired_edges()
                 if time.monotonic() - cleaned_up_at > CLEAN_UP_S:
                     cleaned_up_at = 0.0 if self.clean_up() else time.monotonic()
-            except (psycopg.Error, DatabaseUnavailable):
+            except (psycopg.Error, DatabaseUnavailable) as error:
                 # During an outage no edge could renew its lease: edges get the time to do so.
                 self._edges.forget()
                 self._announcements.forget()
-                self.seen.findings = [self._diagnosis.finding(within=0)]
-                self.seen.postgres_answers = False
-                self._announcer.report(self.seen.findings)
+                self._announce_cause(error)
             except Exception:
                 # The end of this thread would go unnoticed, and Redis would stay out of use.
                 log.exception("relay.cannot_look_after_caches")
             time.sleep(ROUND_S)  # after the first round: a stack that has started uses Redis at once
+
+    def _announce_cause(self, error: Exception) -> None:
+        """Log why a round has failed."""
+        if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
+            with suppress(psycopg.Error, DatabaseUnavailable):
+                self.announce()  # names the session that has locked the table
+                return
+        self.seen.findings = [self._diagnosis.finding(within=0)]
+        self.seen.postgres_answers = False
+        self._announcer.report(self.seen.findings)
 
     def clean_up(self) -> bool:
         """Delete some of what has expired. Return whether more may be left."""
@@ -113,12 +123,16 @@ class Janitor:
         """Log whatever is wrong with PostgreSQL, its sessions and the caches, when it begins and when it is over."""
         tables = [*registry()]
         with self.database.autocommit() as connection:
-            found = [*hazards(connection, tables), *sessions(connection, tables), *archive(connection)]
-            known = table(connection)
+            found = [*look(connection, tables), *archive(connection)]
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
+            known = None
+            with suppress(psycopg.errors.LockNotAvailable):  # the findings name the session that has locked it
+                known = table(connection)
         self.seen.table, self.seen.postgres_answers = known, True
         self.seen.postgres = {"started": float(started), "sessions": sessions_open, "max_sessions": int(max_sessions)}
-        self.seen.findings = [*found, *redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)]
+        of_caches = [*redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)] if known else []
+        ended = sessions_end(self.database.young_ends(), ENDED_WITHIN_S)
+        self.seen.findings = [*ended, *found, *of_caches]
         self._announcer.report(self.seen.findings)
 
     def report(self) -> None:

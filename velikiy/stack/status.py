@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -152,9 +153,8 @@ def _look_at_postgres(status: Status, table_is_known: threading.Event) -> None:
             if not postgres.is_readable(connection):
                 status.findings.append(postgres.unreadable())
                 return
-            status.findings += [*postgres.hazards(connection, tables), *postgres.sessions(connection, tables)]
-            status.findings += postgres.archive(connection)
-            with suppress(psycopg.ProgrammingError):  # it is missing, or may not be read: the hazards name that
+            status.findings += [*postgres.look(connection, tables), *postgres.archive(connection)]
+            with suppress(*caches.UNKNOWN_TABLE):
                 status.table = caches.table(connection)
     except psycopg.Error:
         away = postgres.why_away(dsn)
@@ -243,7 +243,7 @@ def _findings(state: dict[str, Any], edge: str = "") -> list[Finding]:
 
 
 def _more_findings(status: Status) -> list[Finding]:
-    found = [*machine.disk(status.plan.home), *machine.memory(), *running_settings.unapplied(status.plan)]
+    found = [*machine.disks(_folders(status.plan)), *machine.memory(), *running_settings.unapplied(status.plan)]
     pids = {it.name: it.pid for it in status.processes}
     found += [processes.hangs(name, LOOK_S, pids.get(name, 0)) for name in status.silent]
     is_silent = any(it.name == "supervisor.silent" for it in status.findings)
@@ -254,6 +254,12 @@ def _more_findings(status: Status) -> list[Finding]:
     if relay and relay.runs and status.table and beat and time.time() - beat > postgres.RELAY_SILENT_S:
         found.append(postgres.relay_silent(beat, relay.pid))
     return found
+
+
+def _folders(plan: Plan) -> list[Path]:
+    """Return the folders that may lie on disks of their own. A stack without a PostgreSQL of its own has no cluster."""
+    archive = [Path(plan.wal_archive)] if plan.wal_archive else []
+    return [plan.home, plan.logs, plan.cluster, plan.cluster / "pg_wal", *archive]
 
 
 def last_heartbeat(plan: Plan) -> float | None:
