@@ -5,6 +5,9 @@
 -- knows no chunks. Only misses take this way.
 --
 -- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
+--
+-- An app repeats the id of the request in its response. Nginx takes noise on a broken connection for a response of
+-- HTTP/0.9 with the status 200: without the id it counts as no response, and so does the response to another request.
 
 local traces = require "traces"
 
@@ -72,6 +75,21 @@ local function request(socket, lines)
 end
 
 
+-- In header_filter_by_lua of a subrequest: return whether an app has answered this request.
+-- id: the id that was sent to the app.
+function _M.is_answered(id)
+    return ngx.var.upstream_http_x_request_id == id
+end
+
+
+-- In header_filter_by_lua of a location whose response is passed on: answer 502 instead of noise.
+function _M.refuse_noise(id)
+    if ngx.var.upstream_status and not _M.is_answered(id) then
+        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+    end
+end
+
+
 local function fetch_over_http1(uri, fill_lease, fallback)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
@@ -85,16 +103,27 @@ local function fetch_over_http1(uri, fill_lease, fallback)
 end
 
 
--- Return the response, the address of the app, and the seconds until its header arrived.
--- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua).
-function _M.fetch(fill_lease, fallback)
+local function fetch_by_subrequest(location, vars, avoided)
+    local upstream = { avoided = avoided }
+    local response = ngx.location.capture(location, { vars = vars, ctx = upstream })
+    if upstream.app and not upstream.is_answered then
+        response = { status = ngx.HTTP_BAD_GATEWAY, header = {}, body = "", is_noise = true }
+    end
+    return response, upstream
+end
+
+
+-- Return the response, the address of the app, the seconds until its header arrived, and the peer (balancer.lua), which
+-- is nil for HTTP/2.
+-- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua); avoided: a peer that is chosen
+-- only if there is no other.
+function _M.fetch(fill_lease, fallback, avoided)
     if ngx.var.http2 ~= "" then
         return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback)
     end
-    local upstream = {}
     local vars = { fill_lease = fill_lease, fallback = fallback, traced = ngx.var.traced }
-    local response = ngx.location.capture("/.app", { vars = vars, ctx = upstream })
-    return response, upstream.app, upstream.seconds
+    local response, upstream = fetch_by_subrequest("/.app", vars, avoided)
+    return response, upstream.app, upstream.seconds, upstream.peer
 end
 
 
@@ -103,7 +132,7 @@ function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
         return (fetch_over_http1(path, "", "none"))
     end
-    return ngx.location.capture("/.key", { vars = { key_path = path } })
+    return (fetch_by_subrequest("/.key", { key_path = path }))
 end
 
 
