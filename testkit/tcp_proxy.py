@@ -63,7 +63,7 @@ class TcpProxy:
         """
         Args:
             server: Where new connections lead to: a host and a port, or the path of a Unix socket.
-            address: Where to listen.
+            address: Where to listen, and the source of the connections to a server at a port.
             port: The port there, or 0 for any.
             record: Keep what clients send in `requests`.
         """
@@ -110,7 +110,7 @@ class TcpProxy:
 
     def _serve(self, client: socket.socket) -> None:
         try:
-            connection = ProxiedConnection(client, connection_to(self.server))
+            connection = ProxiedConnection(client, connection_to(self.server, self.address))
         except OSError:
             client.close()
             return
@@ -139,9 +139,9 @@ class TcpProxy:
                 self.connections.remove(connection)
 
 
-def connection_to(server: tuple[str, int] | str) -> socket.socket:
+def connection_to(server: tuple[str, int] | str, own_address: str = "") -> socket.socket:
     if isinstance(server, tuple):
-        return socket.create_connection(server)
+        return socket.create_connection(server, source_address=(own_address, 0) if own_address else None)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(server)
     return connection

@@ -20,6 +20,7 @@ local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
 local MAX_SHORT_TRIES = 10  -- at once, of each worker
 local PATIENT_S = 5         -- after a 503: PostgreSQL is away, and a second try would find the same
+local NO_PEER = -3          -- NGX_BUSY: Nginx answers 502. After any other code it answers 500
 local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
 
 local _M = {}
@@ -74,9 +75,9 @@ function _M.connect(socket, peer)
 end
 
 
--- Return whether an instance answers and stays, whether it answers at all, and whether it reaches PostgreSQL. A write is
--- sent once, so it cannot find out by itself that an instance is gone: if one of two were gone, every second write would
--- fail. To this header, an instance that is about to stop answers 503, and one without PostgreSQL 424
+-- Return whether an instance answers and stays, whether it answers at all, and whether it reaches PostgreSQL. A write
+-- is sent once, so it cannot find out by itself that an instance is gone: if one of two were gone, every second write
+-- would fail. To this header, an instance that is about to stop answers 503, and one without PostgreSQL 424
 -- (velikiy/http/health.py).
 function _M.is_alive(peer)
     local socket = ngx.socket.tcp()
@@ -192,8 +193,8 @@ function _M.all()
 end
 
 
--- Return the next peer in turn. A peer that lacks PostgreSQL, is down, or failed in this request is chosen only if there
--- is no other, in this order.
+-- Return the next peer in turn. A peer that lacks PostgreSQL, is down, or failed in this request is chosen only if
+-- there is no other, in this order.
 function _M.choose(failed)
     local second, any
     for i = 1, #peers do
@@ -235,9 +236,11 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
--- In balancer_by_lua, once for each try. ngx.ctx.avoided: the peer of an earlier request for the same read (origin.lua). A read is tried at most three times, and twice if it takes too long: the
--- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or
--- "stale" where the tries of a read are short, else empty.
+-- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
+-- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
+-- to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale" where the tries of a
+-- read are short, else empty. ngx.ctx.avoided: the peer that a second request for the same read leaves out
+-- (origin.lua).
 function _M.balance()
     local ctx, fallback = ngx.ctx, ngx.var.fallback
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
@@ -247,18 +250,20 @@ function _M.balance()
     if failed then
         doubt(failed)
         local _, status = balancer.get_last_failure()
-        if is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
+        if not is_read and ngx.var.upstream_bytes_sent:match("^%d+") ~= "0" then
+            return ngx.exit(NO_PEER)
+        elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then
                 return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
         end
-    elseif is_read then
+    else
         balancer.set_more_tries(is_short and 2 or 1)
     end
     local peer = _M.choose(failed or ctx.avoided)
     if not peer then
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return ngx.exit(NO_PEER)
     end
     ctx.peer = peer
     if is_short then

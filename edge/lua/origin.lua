@@ -15,6 +15,7 @@ local concat = table.concat
 
 local CONNECT_MS = 1000
 local SEND_MS = 1000
+local HTTP_CLOSE = 444  -- Nginx's own code: close the connection without a response
 
 local _M = {}
 
@@ -82,10 +83,11 @@ function _M.is_answered(id)
 end
 
 
--- In header_filter_by_lua of a location whose response is passed on: answer 502 instead of noise.
+-- In header_filter_by_lua of a location whose response is passed on: answer 502 instead. After noise Nginx would send
+-- that without a header, as HTTP/0.9, so the connection is closed.
 function _M.refuse_noise(id)
     if ngx.var.upstream_status and not _M.is_answered(id) then
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return ngx.exit(ngx.req.http_version() < 1 and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
     end
 end
 
@@ -115,8 +117,8 @@ end
 
 -- Return the response, the address of the app, the seconds until its header arrived, and the peer (balancer.lua), which
 -- is nil for HTTP/2.
--- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua); avoided: a peer that is chosen
--- only if there is no other.
+-- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua); avoided: a peer that is
+-- chosen only if there is no other.
 function _M.fetch(fill_lease, fallback, avoided)
     if ngx.var.http2 ~= "" then
         return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback)

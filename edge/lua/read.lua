@@ -22,7 +22,8 @@ local _M = {}
 local NOT_FORWARDED = { ["App"] = true, ["App-Seconds"] = true, ["Cache-Control"] = true,
                         ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
                         ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true,
-                        ["Postgres"] = true, ["X-Accel-Expires"] = true, ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
+                        ["Postgres"] = true, ["X-Accel-Expires"] = true,
+                        ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
 -- Nginx would compare these dates with Last-Modified, and report two writes within one second as no change. HTTP allows

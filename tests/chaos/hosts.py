@@ -115,13 +115,13 @@ class Hosts(Service):
         name = f"edge{number + 1}"
         with suppress(*local_http.UNANSWERED):
             state = json.loads(local_http.get_any(f"{self.edges[number]}/readyz", timeout=LOOK_S))
-            if "findings" in state or state.get("status") == "ready":
+            if "checks" in state:
                 return [Finding.from_json(it) for it in state.get("findings", ())]
+        # Without any app, only the control listener answers, for orchestrators.
         with suppress(*local_http.UNANSWERED):
             control = f"http://{self.host(name).address}:{CONTROL}/readyz"
-            if "no cache lease" in local_http.get_any(control, timeout=LOOK_S):
-                return [caches.no_lease()]
-            return []
+            has_no_lease = "no cache lease" in local_http.get_any(control, timeout=LOOK_S)
+            return [caches.silent_apps(len(self.apps)), *([caches.no_lease()] if has_no_lease else [])]
         return [processes.hangs(name, LOOK_S, 0)]
 
 

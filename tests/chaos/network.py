@@ -13,8 +13,8 @@ from typing import cast
 from testkit.cluster import CUT, INTACT, Link
 from testkit.tcp_proxy import CloseConnection, Hook, ProxiedConnection, TcpProxy
 from tests.chaos.fault import Fault, Inject, Limits
-from tests.chaos.hosts import CONTROL, HOSTS, Hosts
-from tests.chaos.service import Interrupted, Service
+from tests.chaos.hosts import APP, CONTROL, HOSTS, Hosts
+from tests.chaos.service import Service
 
 BOTH, THERE, BACK = "both", "there", "back"
 """The direction of the packets, from the first to the second end, that a fault concerns."""
@@ -175,6 +175,7 @@ SLOW = {"50": Link(delay_s=0.05), "200": Link(delay_s=0.2)}
 CONTROL_OF_EDGE1 = {"port": CONTROL}
 
 EDGE_APP = (("edge1", "app2"),)
+TO_APP = {"port": APP}
 EDGE_APPS = (("edge1", "app2"), ("edge1", "proxies"))
 EDGE_REDIS = (("edge1", "redis"),)
 APP_REDIS = (("app2", "redis"),)
@@ -217,12 +218,14 @@ RETRANSMITTED = "TCP sends lost packets again: requests take longer."
 
 FAULTS = [
     # Cut links.
-    fault("cut-edge-app", "Edge 1 is cut off from one app.", on_links(CUT, *EDGE_APP), named=("app.silent",)),
+    fault("cut-edge-app", "Edge 1 is cut off from one app.", on_links(CUT, *EDGE_APP, **TO_APP), named=("app.silent",)),
+    fault("cut-edge-app-hosts", "The hosts of edge 1 and of one app are cut off from each other.", on_links(CUT, *EDGE_APP),
+          named=("app.silent", *FENCING)),
     fault(
         "cut-edge-apps",
         "Edge 1 is cut off from all apps.",
         on_links(CUT, *EDGE_APPS),
-        named=("edge.no_lease", "edge.silent", "edge.fenced"),
+        named=("app.silent", "edge.no_lease"),
         victims=("edge1",),
     ),
     fault("cut-edge-redis", "Edge 1 is cut off from Redis.", on_links(CUT, *EDGE_REDIS), named=("edge.redis_silent",)),
@@ -265,7 +268,7 @@ FAULTS = [
         "cut-edge",
         "The host of edge 1 is cut off from all others, and clients reach it.",
         on_links(CUT, *((it, "edge1") for it in ("proxies", "app2", "relay", "redis"))),
-        named=("edge.no_lease", "edge.silent", "edge.fenced"),
+        named=("app.silent", "edge.no_lease"),
         victims=("edge1",),
     ),
     fault(
@@ -276,8 +279,8 @@ FAULTS = [
         victims=("edge1",),
     ),
     # Packets of one direction are lost.
-    fault("deaf-edge-app", "No packet of one app arrives at edge 1.", on_links(CUT, *EDGE_APP, way=BACK), named=("app.silent",)),
-    fault("mute-edge-app", "No packet of edge 1 arrives at one app.", on_links(CUT, *EDGE_APP, way=THERE), named=("app.silent",)),
+    fault("deaf-edge-app", "No packet of one app arrives at edge 1.", on_links(CUT, *EDGE_APP, way=BACK, **TO_APP), named=("app.silent",)),
+    fault("mute-edge-app", "No packet of edge 1 arrives at one app.", on_links(CUT, *EDGE_APP, way=THERE, **TO_APP), named=("app.silent",)),
     fault("deaf-app-redis", "No packet of Redis arrives at one app.", on_links(CUT, *APP_REDIS, way=BACK), named=REDIS_OUT),
     fault(
         "deaf-app-postgres",
@@ -304,8 +307,8 @@ FAULTS = [
         named=("edge.redis_silent",),
     ),
     # Slow links.
-    fault("slow-edge-app-50", "Each packet between edge 1 and one app takes 50 ms.", on_links(SLOW["50"], *EDGE_APP), unnamed=SLOWER),
-    fault("slow-edge-app-200", "Each packet between edge 1 and one app takes 200 ms.", on_links(SLOW["200"], *EDGE_APP),
+    fault("slow-edge-app-50", "Each packet between edge 1 and one app takes 50 ms.", on_links(SLOW["50"], *EDGE_APP, **TO_APP), unnamed=SLOWER),
+    fault("slow-edge-app-200", "Each packet between edge 1 and one app takes 200 ms.", on_links(SLOW["200"], *EDGE_APP, **TO_APP),
           unnamed="The app answers, late: reads are tried on the other app after 0.3 s."),
     fault("slow-app-postgres-50", "Each packet between one app and PostgreSQL takes 50 ms.", on_links(SLOW["50"], *APP_POSTGRES),
           unnamed=SLOWER),
@@ -324,14 +327,14 @@ FAULTS = [
           unnamed="Only these clients notice.", victims=("edge1",)),
     # Lossy links.
     *(
-        fault(f"lossy-{name}-{share}", f"{share} % of the packets between {ends} are lost.", on_links(link, *pairs),
+        fault(f"lossy-{name}-{share}", f"{share} % of the packets between {ends} are lost.", on_links(link, *pairs, port=port),
               unnamed=RETRANSMITTED, limits=limits)
         for share, link in LOSSY.items()
-        for name, ends, pairs, limits in (
-            ("edge-app", "edge 1 and one app", EDGE_APP, Limits()),
-            ("app-postgres", "one app and PostgreSQL", APP_POSTGRES, Limits(reads=0.3)),
-            ("app-redis", "one app and Redis", APP_REDIS, Limits()),
-            ("edge-redis", "edge 1 and Redis", EDGE_REDIS, Limits()),
+        for name, ends, pairs, port, limits in (
+            ("edge-app", "edge 1 and one app", EDGE_APP, APP, Limits()),
+            ("app-postgres", "one app and PostgreSQL", APP_POSTGRES, 0, Limits(reads=0.3)),
+            ("app-redis", "one app and Redis", APP_REDIS, 0, Limits()),
+            ("edge-redis", "edge 1 and Redis", EDGE_REDIS, 0, Limits()),
         )
     ),
     fault("lossy-app-control-30", "30 % of the packets between one app and edge 1 are lost.",
@@ -339,7 +342,7 @@ FAULTS = [
     fault("lossy-clients-30", "30 % of the packets between clients and edge 1 are lost.", on_links(LOSSY["30"], *CLIENTS_EDGE),
           unnamed="Only these clients notice.", victims=("edge1",)),
     # Links that are cut and mended again and again.
-    fault("flapping-edge-app", "The link between edge 1 and one app is cut and mended again and again.", flapping(*EDGE_APP),
+    fault("flapping-edge-app", "The link between edge 1 and one app is cut and mended again and again.", flapping(*EDGE_APP, **TO_APP),
           unnamed="Each cut is over before an app counts as silent."),
     fault("flapping-app-control", "The link between one app and edge 1 is cut and mended again and again.",
           flapping(*APP_CONTROL, port=CONTROL), named=FENCING),
