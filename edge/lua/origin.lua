@@ -76,17 +76,22 @@ local function request(socket, lines)
 end
 
 
--- In header_filter_by_lua of a subrequest: return whether an app has answered this request.
+-- In header_filter_by_lua of a subrequest: note the app that has answered. After noise, do not wait for its end.
 -- id: the id that was sent to the app.
-function _M.is_answered(id)
-    return ngx.var.upstream_http_x_request_id == id
+function _M.note_answer(id)
+    local ctx, var = ngx.ctx, ngx.var
+    ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
+    ctx.is_answered = var.upstream_http_x_request_id == id
+    if not ctx.is_answered then
+        return ngx.exit(ngx.ERROR)
+    end
 end
 
 
 -- In header_filter_by_lua of a location whose response is passed on: answer 502 instead. After noise Nginx would send
 -- that without a header, as HTTP/0.9, so the connection is closed.
 function _M.refuse_noise(id)
-    if ngx.var.upstream_status and not _M.is_answered(id) then
+    if ngx.var.upstream_status and ngx.var.upstream_http_x_request_id ~= id then
         return ngx.exit(ngx.req.http_version() < 1 and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
     end
 end

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psycopg
 import redis
@@ -41,7 +41,7 @@ PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 @dataclass
 class Hosts(Service):
-    """It has no stack of `./run`, so neither a plan nor supervisor."""
+    """It has no plan and no supervisor."""
 
     cluster: Cluster = field(kw_only=True)
     proxy_address: str = field(kw_only=True)
@@ -143,12 +143,15 @@ def start() -> Iterator[Hosts]:
     with ExitStack() as context:
         machines = context.enter_context(cluster(len(NAMES)))
         addresses = dict(zip(NAMES, (host.address for host in machines.hosts), strict=True))
+        stack = Stack.__new__(Stack)  # its addresses, without `./run status`, which does not know these servers
         service = Hosts(
-            cast(Stack, None),
+            stack,
             [f"http://{addresses[name]}:{EDGE}" for name in ("edge1", "edge2")],
             cluster=machines,
             proxy_address=machines.add_outside_address(),
         )
+        stack.data, stack.edges, stack.apps = machines.hosts[0].folder.parent, service.edges, service.apps
+        stack.postgres, stack.redis_url = service.database_url("postgres"), service.redis_url()
         try:
             _start_servers(service)
             service.proxies = {

@@ -15,7 +15,7 @@ from testkit.stack import wait_until
 from velikiy.findings.caches import edge as findings_of_edge
 
 Respond = Callable[[bytes], bytes]
-"""Returns what the app sends for a request. Then it closes the connection."""
+"""Returns what the app sends for a request. After b"" it closes the connection."""
 
 
 def header(request: bytes, name: bytes) -> bytes:
@@ -41,7 +41,7 @@ def answer_to_another_request(request: bytes) -> bytes:
 
 
 def part_of_an_answer(request: bytes) -> bytes:
-    return answer(request)[:-3]
+    return answer(request).replace(b"Content-Length: 8", b"Content-Length: 9\r\nConnection: close")
 
 
 def postgres_is_silent(request: bytes) -> bytes:
@@ -58,6 +58,7 @@ class RawApp:
 
     def __post_init__(self) -> None:
         self.port = 0
+        self._connections: list[socket.socket] = []
         self.listen()
 
     def listen(self) -> None:
@@ -66,22 +67,30 @@ class RawApp:
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def refuse(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
+        """Refuse new connections, and close all that are open."""
+        for it in (self._listener, *self._connections):
+            with suppress(OSError):
+                it.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        self._connections.clear()
 
     def _accept(self, listener: socket.socket) -> None:
         with suppress(OSError):  # the listener was closed
             while True:
-                threading.Thread(target=self._serve, args=(listener.accept()[0],), daemon=True).start()
+                connection, _ = listener.accept()
+                self._connections.append(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
         with closing(connection), suppress(OSError):
-            request = connection.recv(65_536)
-            if request.startswith((b"GET /livez ", b"POST /.lease/")):
-                connection.sendall(answer(request))
-            elif request:
-                self.received.append(request)
-                connection.sendall(self.respond(request))
+            while request := connection.recv(65_536):
+                is_check = request.startswith((b"GET /livez ", b"POST /.lease/"))
+                if not is_check:
+                    self.received.append(request)
+                response = answer(request) if is_check else self.respond(request)
+                connection.sendall(response)
+                if not response or b"Connection: close" in response:
+                    break
 
 
 @dataclass
