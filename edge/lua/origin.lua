@@ -82,6 +82,7 @@ function _M.note_answer(id)
     local ctx, var = ngx.ctx, ngx.var
     ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
     ctx.is_answered = var.upstream_http_x_request_id == id
+                      or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT  -- Nginx's own
     if not ctx.is_answered then
         return ngx.exit(ngx.ERROR)
     end
