@@ -155,16 +155,17 @@ class Figures(NamedTuple):
     writes: float
     """Availability, from 0 to 1."""
 
-    hit_s: float
-    miss_s: float
-    write_s: float
-    """The slowest request, answered or not."""
+    slowest: dict[What, Operation]
+    """The slowest request of each kind, answered or not."""
 
     errors: dict[str, int]
     """The number of 5xx by status and problem, and of requests without a response: of all clients."""
 
     hit_ms: float
     """The median hit."""
+
+    def seconds(self, what: What) -> float:
+        return _took(self.slowest[what]) / 1e9 if what in self.slowest else 0.0
 
 
 KEPT_NS = 120 * 10**9
@@ -174,12 +175,12 @@ class Meter:
     """Collects the operations of all clients for the figures, and leaves out those that the checker must not judge."""
 
     def __init__(self) -> None:
-        self._probed: dict[tuple[str, str], deque[Operation]] = defaultdict(deque)
+        self._probed: dict[tuple[What, str], deque[Operation]] = defaultdict(deque)
         self._errors: deque[tuple[int, str]] = deque()
 
     def watch(self, operation: Operation) -> Operation | None:
         if operation.worker.startswith(NAME):
-            what = operation.worker.split()[1]
+            what = next(it for it in PROBED if it in operation.worker)
             seen = self._probed[what, operation.edge]
             seen.append(operation)
             while seen[0].returned < operation.returned - KEPT_NS:
@@ -197,9 +198,15 @@ class Meter:
             operation = operation._replace(rows=rows)
         return operation
 
-    def figures(self, begin: int, end: int, victims: Iterable[str] = ()) -> Figures:
-        """Return the figures of a span of time (monotonic ns)."""
-        slowest, spans, lost = Counter[str](), Counter[str](), Counter[str]()
+    def figures(self, begin: int, end: int, victims: Iterable[str] = (), *, whole: bool = False) -> Figures:
+        """Return the figures of a span of time (monotonic ns).
+
+        Args:
+            victims: The edges that do not count.
+            whole: Leave out requests that were sent before.
+        """
+        spans, lost = Counter[str](), Counter[str]()
+        slowest: dict[What, Operation] = {}
         hits: list[float] = []
         for (what, edge), operations in self._probed.items():
             if edge in victims:
@@ -207,19 +214,21 @@ class Meter:
             group = "writes" if what == "write" else "reads"
             spans[group] += end - begin
             for operation, following in _with_following(operations):
-                if operation.returned < begin or operation.invoke > end:
+                if operation.returned < begin or operation.invoke > end or (whole and operation.invoke < begin):
                     continue
-                slowest[what] = max(slowest[what], operation.returned - operation.invoke)
+                slowest[what] = max(slowest.get(what, operation), operation, key=_took)
                 if what == "hit":
-                    hits.append((operation.returned - operation.invoke) / 1e6)
+                    hits.append(_took(operation) / 1e6)
                 if not _is_answered(operation):
                     until = following.invoke if following else operation.returned
                     lost[group] += max(0, min(until, end) - max(operation.invoke, begin))
         reads, writes = (1 - lost[it] / spans[it] if spans[it] else math.nan for it in ("reads", "writes"))
         errors = dict(Counter(error for at, error in self._errors if begin <= at <= end))
-        hit_s, miss_s, write_s = (slowest[what] / 1e9 for what in PROBED)
-        usual = median(hits) if hits else math.nan
-        return Figures(reads, writes, hit_s, miss_s, write_s, errors=errors, hit_ms=usual)
+        return Figures(reads, writes, slowest, errors, median(hits) if hits else math.nan)
+
+
+def _took(operation: Operation) -> int:
+    return operation.returned - operation.invoke
 
 
 def _with_following(operations: "deque[Operation]") -> Iterable[tuple[Operation, Operation | None]]:
