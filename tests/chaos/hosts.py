@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,8 @@ class Hosts(Service):
         """Return what the health checks of every edge and app say, and the state of PostgreSQL, Redis and the table
         `caches` from outside, as `velikiy doctor` sees them."""
         looks: list[Callable[[], list[Finding]]] = [self._of_postgres, self._of_redis]
-        looks += [lambda name=name, url=url: _of_app(name, url) for name, url in zip(("app1", "app2"), self.apps)]  # type: ignore[misc]
-        looks += [lambda number=number: self._of_edge(number) for number in (0, 1)]  # type: ignore[misc]
+        looks += [partial(_of_app, name, url) for name, url in zip(("app1", "app2"), self.apps, strict=True)]
+        looks += [partial(self._of_edge, number) for number in range(len(self.edges))]
         with ThreadPoolExecutor(len(looks)) as pool:
             return merged([finding for found in pool.map(lambda look: look(), looks) for finding in found])
 
@@ -155,8 +156,14 @@ def start() -> Iterator[Hosts]:
         try:
             _start_servers(service)
             service.proxies = {
-                name: context.enter_context(tcp_proxy((addresses[host], port), service.proxy_address, port, record=False))
-                for name, host, port in (("app", "app1", APP), ("postgres", "postgres", POSTGRES), ("redis", "redis", REDIS))
+                name: context.enter_context(
+                    tcp_proxy((addresses[host], port), service.proxy_address, port, record=False)
+                )
+                for name, host, port in (
+                    ("app", "app1", APP),
+                    ("postgres", "postgres", POSTGRES),
+                    ("redis", "redis", REDIS),
+                )
             }
             _start_service(service)
         except BaseException:
@@ -189,9 +196,12 @@ def _start_servers(service: Hosts) -> None:
                "--save", "", "--maxmemory", "64mb", "--maxmemory-policy", "allkeys-lru")  # fmt: skip
 
     def answers() -> bool:
-        with suppress(psycopg.Error), psycopg.connect(
-            service.database_url("postgres").replace("/velikiy", "/postgres"), autocommit=True
-        ) as connection:
+        with (
+            suppress(psycopg.Error),
+            psycopg.connect(
+                service.database_url("postgres").replace("/velikiy", "/postgres"), autocommit=True
+            ) as connection,
+        ):
             connection.execute("CREATE ROLE velikiy LOGIN PASSWORD 'secret'")
             connection.execute("CREATE DATABASE velikiy OWNER velikiy")
             return True
@@ -205,7 +215,7 @@ def _start_service(service: Hosts) -> None:
         "PYTHONPATH": str(ROOT),
         "EDGE_SECRET": EDGE_SECRET,
         "AUTH": "off",
-        "BIND": "0.0.0.0",  # noqa: S104
+        "BIND": "0.0.0.0",
         "RATE_REQUESTS": "0",
         "RATE_CONNECTIONS": "0",
         "METRICS": "off",
@@ -219,7 +229,14 @@ def _start_service(service: Hosts) -> None:
     relay = service.host("relay")
     relay.run(sys.executable, "-P", "-m", "velikiy", "migrate", **direct)
     relay.start("relay", sys.executable, "-P", "-m", "velikiy", "relay", **direct)
-    gunicorn = [sys.executable, "-m", "gunicorn", "-c", f"{ROOT}/velikiy/server/gunicorn.conf.py", "velikiy:create_app()"]
+    gunicorn = [
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        f"{ROOT}/velikiy/server/gunicorn.conf.py",
+        "velikiy:create_app()",
+    ]
     for name, environment in (("app1", by_proxies), ("app2", direct)):
         host = service.host(name)
         host.start("app", *gunicorn, **environment, APP_LISTEN=f"{host.address}:{APP}", APP_FIRST_CPU="-1")
@@ -233,4 +250,3 @@ def _start_service(service: Hosts) -> None:
 
 HOSTS = Kind("hosts", start)
 """The service on hosts of their own, with TCP between its servers."""
-

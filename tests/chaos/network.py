@@ -172,10 +172,8 @@ def trickling(random: random.Random, end: threading.Event) -> Hook:
 LOSSY = {"10": Link(loss=0.1), "30": Link(loss=0.3)}
 SLOW = {"50": Link(delay_s=0.05), "200": Link(delay_s=0.2)}
 
-CONTROL_OF_EDGE1 = {"port": CONTROL}
 
 EDGE_APP = (("edge1", "app2"),)
-TO_APP = {"port": APP}
 EDGE_APPS = (("edge1", "app2"), ("edge1", "proxies"))
 EDGE_REDIS = (("edge1", "redis"),)
 APP_REDIS = (("app2", "redis"),)
@@ -213,14 +211,51 @@ def fault(
     )
 
 
+PROXIES = {
+    "app": "the edges and one app",
+    "postgres": "one app and PostgreSQL",
+    "redis": "one app and Redis",
+}
+
+SILENT = {"app": ("app.silent",), "postgres": ("postgres.silent", "postgres.refuses"), "redis": REDIS_OUT}
+"""The findings about a server that sends nothing, or no sense."""
+
+
+def at_proxies(
+    name: str,
+    what: str,
+    inject: Callable[[str], Inject],
+    *,
+    named: dict[str, tuple[str, ...]] | None = None,
+    unnamed: str = "",
+) -> list[Fault]:
+    """Return a fault for each proxy."""
+    named = named or {}
+    return [
+        fault(
+            f"{name}-{proxy}",
+            f"{what} {ends}.",
+            inject(proxy),
+            named=named.get(proxy, ()),
+            unnamed="" if proxy in named else unnamed,
+        )
+        for proxy, ends in PROXIES.items()
+    ]
+
+
+OPEN_AGAIN = "New connections are open at once."
 SLOWER = "Requests take longer, and none fails."
 RETRANSMITTED = "TCP sends lost packets again: requests take longer."
 
 FAULTS = [
     # Cut links.
-    fault("cut-edge-app", "Edge 1 is cut off from one app.", on_links(CUT, *EDGE_APP, **TO_APP), named=("app.silent",)),
-    fault("cut-edge-app-hosts", "The hosts of edge 1 and of one app are cut off from each other.", on_links(CUT, *EDGE_APP),
-          named=("app.silent", *FENCING)),
+    fault("cut-edge-app", "Edge 1 is cut off from one app.", on_links(CUT, *EDGE_APP, port=APP), named=("app.silent",)),
+    fault(
+        "cut-edge-app-hosts",
+        "The hosts of edge 1 and of one app are cut off from each other.",
+        on_links(CUT, *EDGE_APP),
+        named=("app.silent", *FENCING),
+    ),
     fault(
         "cut-edge-apps",
         "Edge 1 is cut off from all apps.",
@@ -229,12 +264,19 @@ FAULTS = [
         victims=("edge1",),
     ),
     fault("cut-edge-redis", "Edge 1 is cut off from Redis.", on_links(CUT, *EDGE_REDIS), named=("edge.redis_silent",)),
-    fault("cut-app-redis", "One app is cut off from Redis, which edges reach.", on_links(CUT, *APP_REDIS), named=REDIS_OUT),
-    fault("cut-app-postgres", "One app is cut off from PostgreSQL.", on_links(CUT, *APP_POSTGRES), named=("postgres.silent",)),
+    fault(
+        "cut-app-redis", "One app is cut off from Redis, which edges reach.", on_links(CUT, *APP_REDIS), named=REDIS_OUT
+    ),
+    fault(
+        "cut-app-postgres",
+        "One app is cut off from PostgreSQL.",
+        on_links(CUT, *APP_POSTGRES),
+        named=("postgres.silent",),
+    ),
     fault(
         "cut-app-control",
         "One app is cut off from the control listener of edge 1.",
-        on_links(CUT, *APP_CONTROL, **CONTROL_OF_EDGE1),
+        on_links(CUT, *APP_CONTROL, port=CONTROL),
         named=FENCING,
     ),
     fault(
@@ -249,8 +291,12 @@ FAULTS = [
         on_links(CUT, ("relay", "edge1")),
         unnamed="Nothing but SQL from outside passes the relay, and none happens here.",
     ),
-    fault("cut-relay-redis", "The relay is cut off from Redis.", on_links(CUT, ("relay", "redis")),
-          unnamed="Redis stays in use. The relay would be missed only after a fence."),
+    fault(
+        "cut-relay-redis",
+        "The relay is cut off from Redis.",
+        on_links(CUT, ("relay", "redis")),
+        unnamed="Redis stays in use. The relay would be missed only after a fence.",
+    ),
     fault(
         "cut-postgres",
         "The host of PostgreSQL is cut off from all others.",
@@ -279,9 +325,21 @@ FAULTS = [
         victims=("edge1",),
     ),
     # Packets of one direction are lost.
-    fault("deaf-edge-app", "No packet of one app arrives at edge 1.", on_links(CUT, *EDGE_APP, way=BACK, **TO_APP), named=("app.silent",)),
-    fault("mute-edge-app", "No packet of edge 1 arrives at one app.", on_links(CUT, *EDGE_APP, way=THERE, **TO_APP), named=("app.silent",)),
-    fault("deaf-app-redis", "No packet of Redis arrives at one app.", on_links(CUT, *APP_REDIS, way=BACK), named=REDIS_OUT),
+    fault(
+        "deaf-edge-app",
+        "No packet of one app arrives at edge 1.",
+        on_links(CUT, *EDGE_APP, way=BACK, port=APP),
+        named=("app.silent",),
+    ),
+    fault(
+        "mute-edge-app",
+        "No packet of edge 1 arrives at one app.",
+        on_links(CUT, *EDGE_APP, way=THERE, port=APP),
+        named=("app.silent",),
+    ),
+    fault(
+        "deaf-app-redis", "No packet of Redis arrives at one app.", on_links(CUT, *APP_REDIS, way=BACK), named=REDIS_OUT
+    ),
     fault(
         "deaf-app-postgres",
         "No packet of PostgreSQL arrives at one app.",
@@ -297,7 +355,7 @@ FAULTS = [
     fault(
         "deaf-app-control",
         "No acknowledgement of edge 1 arrives at one app.",
-        on_links(CUT, *APP_CONTROL, way=BACK, **CONTROL_OF_EDGE1),
+        on_links(CUT, *APP_CONTROL, way=BACK, port=CONTROL),
         named=FENCING,
     ),
     fault(
@@ -307,28 +365,71 @@ FAULTS = [
         named=("edge.redis_silent",),
     ),
     # Slow links.
-    fault("slow-edge-app-50", "Each packet between edge 1 and one app takes 50 ms.", on_links(SLOW["50"], *EDGE_APP, **TO_APP), unnamed=SLOWER),
-    fault("slow-edge-app-200", "Each packet between edge 1 and one app takes 200 ms.", on_links(SLOW["200"], *EDGE_APP, **TO_APP),
-          unnamed="The app answers, late: reads are tried on the other app after 0.3 s."),
-    fault("slow-app-postgres-50", "Each packet between one app and PostgreSQL takes 50 ms.", on_links(SLOW["50"], *APP_POSTGRES),
-          unnamed=SLOWER),
-    fault("slow-app-postgres-200", "Each packet between one app and PostgreSQL takes 200 ms.", on_links(SLOW["200"], *APP_POSTGRES),
-          unnamed="PostgreSQL answers, late: what takes longer than DATABASE_TIMEOUT gets 503.",
-          limits=Limits(reads=0.5)),
-    fault("slow-app-redis-50", "Each packet between one app and Redis takes 50 ms.", on_links(SLOW["50"], *APP_REDIS),
-          unnamed="A reply within REDIS_TIMEOUT counts, and a later one costs a look at PostgreSQL."),
-    fault("slow-app-redis-200", "Each packet between one app and Redis takes 200 ms.", on_links(SLOW["200"], *APP_REDIS),
-          named=REDIS_OUT),
-    fault("slow-edge-redis-50", "Each packet between edge 1 and Redis takes 50 ms.", on_links(SLOW["50"], *EDGE_REDIS),
-          unnamed="A reply within REDIS_TIMEOUT counts, and after a later one an app reads Redis."),
-    fault("slow-app-control-200", "Each packet between one app and edge 1 takes 200 ms.",
-          on_links(SLOW["200"], *APP_CONTROL, **CONTROL_OF_EDGE1), named=FENCING),
-    fault("slow-clients-200", "Each packet between clients and edge 1 takes 200 ms.", on_links(SLOW["200"], *CLIENTS_EDGE),
-          unnamed="Only these clients notice.", victims=("edge1",)),
+    fault(
+        "slow-edge-app-50",
+        "Each packet between edge 1 and one app takes 50 ms.",
+        on_links(SLOW["50"], *EDGE_APP, port=APP),
+        unnamed=SLOWER,
+    ),
+    fault(
+        "slow-edge-app-200",
+        "Each packet between edge 1 and one app takes 200 ms.",
+        on_links(SLOW["200"], *EDGE_APP, port=APP),
+        unnamed="The app answers, late: reads are tried on the other app after 0.3 s.",
+    ),
+    fault(
+        "slow-app-postgres-50",
+        "Each packet between one app and PostgreSQL takes 50 ms.",
+        on_links(SLOW["50"], *APP_POSTGRES),
+        unnamed=SLOWER,
+    ),
+    fault(
+        "slow-app-postgres-200",
+        "Each packet between one app and PostgreSQL takes 200 ms.",
+        on_links(SLOW["200"], *APP_POSTGRES),
+        unnamed="PostgreSQL answers, late: what takes longer than DATABASE_TIMEOUT gets 503.",
+        limits=Limits(reads=0.5),
+    ),
+    fault(
+        "slow-app-redis-50",
+        "Each packet between one app and Redis takes 50 ms.",
+        on_links(SLOW["50"], *APP_REDIS),
+        unnamed="A reply within REDIS_TIMEOUT counts, and a later one costs a look at PostgreSQL.",
+    ),
+    fault(
+        "slow-app-redis-200",
+        "Each packet between one app and Redis takes 200 ms.",
+        on_links(SLOW["200"], *APP_REDIS),
+        named=REDIS_OUT,
+    ),
+    fault(
+        "slow-edge-redis-50",
+        "Each packet between edge 1 and Redis takes 50 ms.",
+        on_links(SLOW["50"], *EDGE_REDIS),
+        unnamed="A reply within REDIS_TIMEOUT counts, and after a later one an app reads Redis.",
+    ),
+    fault(
+        "slow-app-control-200",
+        "Each packet between one app and edge 1 takes 200 ms.",
+        on_links(SLOW["200"], *APP_CONTROL, port=CONTROL),
+        named=FENCING,
+    ),
+    fault(
+        "slow-clients-200",
+        "Each packet between clients and edge 1 takes 200 ms.",
+        on_links(SLOW["200"], *CLIENTS_EDGE),
+        unnamed="Only these clients notice.",
+        victims=("edge1",),
+    ),
     # Lossy links.
     *(
-        fault(f"lossy-{name}-{share}", f"{share} % of the packets between {ends} are lost.", on_links(link, *pairs, port=port),
-              unnamed=RETRANSMITTED, limits=limits)
+        fault(
+            f"lossy-{name}-{share}",
+            f"{share} % of the packets between {ends} are lost.",
+            on_links(link, *pairs, port=port),
+            unnamed=RETRANSMITTED,
+            limits=limits,
+        )
         for share, link in LOSSY.items()
         for name, ends, pairs, port, limits in (
             ("edge-app", "edge 1 and one app", EDGE_APP, APP, Limits()),
@@ -337,42 +438,75 @@ FAULTS = [
             ("edge-redis", "edge 1 and Redis", EDGE_REDIS, 0, Limits()),
         )
     ),
-    fault("lossy-app-control-30", "30 % of the packets between one app and edge 1 are lost.",
-          on_links(LOSSY["30"], *APP_CONTROL, **CONTROL_OF_EDGE1), unnamed=RETRANSMITTED),
-    fault("lossy-clients-30", "30 % of the packets between clients and edge 1 are lost.", on_links(LOSSY["30"], *CLIENTS_EDGE),
-          unnamed="Only these clients notice.", victims=("edge1",)),
-    # Links that are cut and mended again and again.
-    fault("flapping-edge-app", "The link between edge 1 and one app is cut and mended again and again.", flapping(*EDGE_APP, **TO_APP),
-          unnamed="Each cut is over before an app counts as silent."),
-    fault("flapping-app-control", "The link between one app and edge 1 is cut and mended again and again.",
-          flapping(*APP_CONTROL, port=CONTROL), named=FENCING),
-    fault("flapping-app-postgres", "The link between one app and PostgreSQL is cut and mended again and again.",
-          flapping(*APP_POSTGRES), unnamed="Each cut is over before anybody can look.", limits=Limits(reads=0.3)),
-    fault("flapping-app-redis", "The link between one app and Redis is cut and mended again and again.", flapping(*APP_REDIS),
-          named=REDIS_OUT),
-    # Bytes and connections, at the proxies of app1.
-    *(
-        fault(f"{name}-{proxy}", f"{what} between {ends}.", inject(proxy), **effects.get((name, proxy), {"unnamed": why}))  # type: ignore[arg-type]
-        for proxy, ends, effects in (
-            ("app", "the edges and one app", {("stall", "app"): {"named": ("app.silent",)}, ("half-open", "app"): {"named": ("app.silent",)},
-                                             ("garble", "app"): {"named": ("app.silent",)}, }),
-            ("postgres", "one app and PostgreSQL", {("stall", "postgres"): {"named": ("postgres.silent",)},
-                                                    ("truncate", "postgres"): {"named": ("postgres.silent", "postgres.refuses")},
-                                                    ("garble", "postgres"): {"named": ("postgres.silent", "postgres.refuses")}}),
-            ("redis", "one app and Redis", {(name, "redis"): {"named": REDIS_OUT} for name in ("stall", "truncate", "garble")}),
-        )
-        for name, what, inject, why in (
-            ("stall", "No byte of a reply passes", lambda proxy: on_bytes(proxy, stalled), ""),
-            ("jitter", "Each reply is late by 0 to 250 ms", lambda proxy: on_bytes(proxy, jittery), SLOWER),
-            ("reset", "All connections are reset each second", lambda proxy: on_connections(proxy, TcpProxy.reset_connections, 1.0),
-             "New connections are open at once."),
-            ("half-open", "The server's side of all connections vanishes", lambda proxy: on_connections(proxy, half_open),
-             "New connections are open at once."),
-            ("truncate", "Each reply is cut off in its middle", lambda proxy: on_bytes(proxy, truncated),
-             "Reads are sent to the other app."),
-            ("garble", "Each reply begins with noise", lambda proxy: on_bytes(proxy, garbled), "Reads are sent to the other app."),
-        )
+    fault(
+        "lossy-app-control-30",
+        "30 % of the packets between one app and edge 1 are lost.",
+        on_links(LOSSY["30"], *APP_CONTROL, port=CONTROL),
+        unnamed=RETRANSMITTED,
     ),
-    fault("trickle-app", "One app answers byte by byte.", on_bytes("app", trickling),
-          unnamed="The app answers, slowly: reads are tried on the other app after 0.3 s."),
+    fault(
+        "lossy-clients-30",
+        "30 % of the packets between clients and edge 1 are lost.",
+        on_links(LOSSY["30"], *CLIENTS_EDGE),
+        unnamed="Only these clients notice.",
+        victims=("edge1",),
+    ),
+    # Links that are cut and mended again and again.
+    fault(
+        "flapping-edge-app",
+        "The link between edge 1 and one app is cut and mended again and again.",
+        flapping(*EDGE_APP, port=APP),
+        unnamed="Each cut is over before an app counts as silent.",
+    ),
+    fault(
+        "flapping-app-control",
+        "The link between one app and edge 1 is cut and mended again and again.",
+        flapping(*APP_CONTROL, port=CONTROL),
+        named=FENCING,
+    ),
+    fault(
+        "flapping-app-postgres",
+        "The link between one app and PostgreSQL is cut and mended again and again.",
+        flapping(*APP_POSTGRES),
+        unnamed="Each cut is over before anybody can look.",
+        limits=Limits(reads=0.3),
+    ),
+    fault(
+        "flapping-app-redis",
+        "The link between one app and Redis is cut and mended again and again.",
+        flapping(*APP_REDIS),
+        named=REDIS_OUT,
+    ),
+    # Bytes and connections, at the proxies of app1.
+    *at_proxies("stall", "No byte of a reply passes between", lambda it: on_bytes(it, stalled), named=SILENT),
+    *at_proxies(
+        "jitter", "Each reply is late by 0 to 250 ms between", lambda it: on_bytes(it, jittery), unnamed=SLOWER
+    ),
+    *at_proxies(
+        "reset",
+        "All connections are reset each second between",
+        lambda it: on_connections(it, TcpProxy.reset_connections, 1.0),
+        unnamed=OPEN_AGAIN,
+    ),
+    *at_proxies(
+        "half-open",
+        "The server forgets all connections, and its clients do not notice, between",
+        lambda it: on_connections(it, half_open),
+        named={"app": ("app.silent",)},
+        unnamed=OPEN_AGAIN,
+    ),
+    *at_proxies(
+        "truncate",
+        "Each reply is cut off in its middle between",
+        lambda it: on_bytes(it, truncated),
+        named={it: SILENT[it] for it in ("postgres", "redis")},
+        unnamed="Reads are sent to the other app.",
+    ),
+    *at_proxies("garble", "Each reply begins with noise between", lambda it: on_bytes(it, garbled), named=SILENT),
+    fault(
+        "trickle-app",
+        "One app answers byte by byte.",
+        on_bytes("app", trickling),
+        unnamed="The app answers, slowly: reads are tried on the other app after 0.3 s.",
+    ),
 ]

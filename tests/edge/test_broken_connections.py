@@ -121,13 +121,13 @@ def module_service() -> Iterator[Service]:
 
 
 @pytest.fixture
-def service(module_service: Service) -> Iterator[Service]:
+def service(module_service: Service) -> Service:
     for app in module_service.apps:
         app.respond = answer
     wait_until(lambda: all_are_chosen(module_service))
     for app in module_service.apps:
         app.received.clear()
-    yield module_service
+    return module_service
 
 
 def all_are_chosen(service: Service) -> bool:
