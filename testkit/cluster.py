@@ -38,7 +38,7 @@ NAMESPACES = Path("/run/netns")
 MAX_CLUSTERS = 200
 
 PACKETS_QUEUE = 7
-"""The number of the queue through which the packets of slow links pass."""
+"""The number of the first queue through which the packets of slow links pass. Each delay of a host has a queue."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Host:
     address: str
     folder: Path
     """A folder that every user may enter and write, for the data and logs of this host."""
-    links: dict[str, Link] = field(default_factory=dict)
-    """The links on which packets arrive, by the address of the sender."""
-    links_out: dict[str, Link] = field(default_factory=dict)
+    links: dict[tuple[str, str], Link] = field(default_factory=dict)
+    """The links on which packets arrive, by the address of the sender and, if only some packets are meant, the ports
+    of these packets, as iptables selects them."""
+    links_out: dict[tuple[str, str], Link] = field(default_factory=dict)
     """The links to the outside, which is no host that could drop packets itself."""
     _delays: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -132,31 +133,31 @@ class Host:
 
     def apply_links(self) -> None:
         """Give the kernel the rules of these links, all at once."""
+        delays = sorted({it.delay_s for it in (*self.links.values(), *self.links_out.values()) if it.delay_s})
+        queues = {delay: PACKETS_QUEUE + n for n, delay in enumerate(delays)}
         rules = ["*raw"]
-        for address, link in self.links.items():
-            rules += _rules(f"-A PREROUTING -s {address}", link)
-        for address, link in self.links_out.items():
-            rules += _rules(f"-A OUTPUT -d {address}", link)
+        for (address, ports), link in self.links.items():
+            rules += _rules(f"-A PREROUTING -s {address}{ports}", link, queues)
+        for (address, ports), link in self.links_out.items():
+            rules += _rules(f"-A OUTPUT -d {address}{ports}", link, queues)
         subprocess.run(
             self.command("iptables-restore", "--wait"), input="\n".join([*rules, "COMMIT\n"]), text=True, check=True
         )
-        delays = {link.delay_s for link in (*self.links.values(), *self.links_out.values()) if link.delay_s}
-        assert len(delays) <= 1, "the slow links of one host have the same delay"
         while self._delays:
             self._delays.pop().kill()
-        for delay in delays:  # packets are lost for some milliseconds, until the process has begun
+        for delay, queue in queues.items():  # packets are lost for some milliseconds, until the process has begun
             self._delays.append(self.start("delay", sys.executable, "-P", str(Path(__file__).with_name("delay.py")),
-                                           str(PACKETS_QUEUE), str(delay)))  # fmt: skip
+                                           str(queue), str(delay)))  # fmt: skip
 
 
-def _rules(of: str, link: Link) -> list[str]:
+def _rules(of: str, link: Link, queues: dict[float, int]) -> list[str]:
     rules = []
     if link.loss >= 1:
         rules.append(f"{of} -j DROP")
     elif link.loss:
         rules.append(f"{of} -m statistic --mode random --probability {link.loss} -j DROP")
     if link.delay_s:
-        rules.append(f"{of} -j NFQUEUE --queue-num {PACKETS_QUEUE}")
+        rules.append(f"{of} -j NFQUEUE --queue-num {queues[link.delay_s]}")
     return rules
 
 
@@ -165,6 +166,14 @@ class Cluster:
     hosts: list[Host]
     outside: str
     """The address of this process on the network of the hosts."""
+    _cable: str
+    """The network device of this process that leads to the hosts."""
+
+    def add_outside_address(self) -> str:
+        """Give this process a second address, and return it. Links to it are separate from those to `outside`."""
+        address = f"{self.outside.rpartition('.')[0]}.{OUTSIDE_HOST - 1}"
+        _ip("address", "add", f"{address}/24", "dev", self._cable)
+        return address
 
     def cut(self, sender: Host | str, *receivers: Host | str, both_ways: bool = True) -> None:
         """Lose every packet from the sender to the receivers, and also back unless `both_ways` is false."""
@@ -187,17 +196,35 @@ class Cluster:
                 host.links, host.links_out = {}, {}
                 host.apply_links()
 
-    def change(self, link: Link, sender: Host | str, receivers: Sequence[Host | str], *, both_ways: bool) -> None:
-        """Change how packets travel from the sender to the receivers. `outside` may be one of them."""
+    def change(
+        self, link: Link, sender: Host | str, receivers: Sequence[Host | str], *, both_ways: bool, port: int = 0
+    ) -> None:
+        """Change how packets travel from the sender to the receivers. `outside` may be one of them.
+
+        Args:
+            both_ways: Change the way back as well.
+            port: Change only connections to this port of the receivers.
+        """
+        there, back = (f" -p tcp --dport {port}", f" -p tcp --sport {port}") if port else ("", "")
+        ways = [(sender, receiver, there) for receiver in receivers]
+        if both_ways:
+            ways += [(receiver, sender, back) for receiver in receivers]
+        self._apply(link, ways)
+
+    def change_back(self, link: Link, sender: Host | str, receivers: Sequence[Host | str], *, port: int = 0) -> None:
+        """Change how packets travel back from the receivers to the sender: of connections to this port, if given."""
+        back = f" -p tcp --sport {port}" if port else ""
+        self._apply(link, [(receiver, sender, back) for receiver in receivers])
+
+    def _apply(self, link: Link, ways: Sequence[tuple[Host | str, Host | str, str]]) -> None:
         changed: dict[Host, None] = {}
-        ways = [(sender, receiver) for receiver in receivers]
-        for source, target in ways + [(target, source) for source, target in ways if both_ways]:
+        for source, target, ports in ways:
             if isinstance(target, Host):
-                target.links[source.address if isinstance(source, Host) else source] = link
+                target.links[source.address if isinstance(source, Host) else source, ports] = link
                 changed[target] = None
             else:
                 assert isinstance(source, Host), "the outside is one place"
-                source.links_out[target] = link
+                source.links_out[target, ports] = link
                 changed[source] = None
         for host in changed:
             host.apply_links()
@@ -246,7 +273,7 @@ def _make(slot: int, nodes: int, data: Path) -> Cluster:
     _ip("address", "add", f"{outside}/24", "dev", f"velikiy{slot}")
     _ip("link", "set", f"velikiy{slot}", "up")
     _plug_in(switch, "outside")
-    return Cluster(hosts, outside)
+    return Cluster(hosts, outside, f"velikiy{slot}")
 
 
 def _plug_in(switch: str, port: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class ProxiedConnection:
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
+        self.is_half_open = False
 
     def close_client(self) -> None:
         """Close only the client's side: the bytes that the client has sent still reach the server."""
@@ -35,6 +37,19 @@ class ProxiedConnection:
         _close(self.client)
         _close(self.server)
 
+    def reset(self) -> None:
+        """Close both sides with RST, as a host does that does not know the connection."""
+        for side in (self.client, self.server):
+            with contextlib.suppress(OSError):
+                side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                side.shutdown(socket.SHUT_RD)  # wakes the thread that is reading there, and sends nothing
+                side.close()
+
+    def lose_server(self) -> None:
+        """Close the server's side. The client is not told: its bytes vanish, and it gets no answer."""
+        self.is_half_open = True
+        _close(self.server)
+
 
 def _close(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
@@ -42,21 +57,30 @@ def _close(connection: socket.socket) -> None:
 
 
 class TcpProxy:
-    def __init__(self, server: tuple[str, int] | str) -> None:
+    def __init__(
+        self, server: tuple[str, int] | str, address: str = "127.0.0.1", port: int = 0, *, record: bool = True
+    ) -> None:
+        """
+        Args:
+            server: Where new connections lead to: a host and a port, or the path of a Unix socket.
+            address: Where to listen, and the source of the connections to a server at a port.
+            port: The port there, or 0 for any.
+            record: Keep what clients send in `requests`.
+        """
         self.on_request: Hook = pass_on
         self.on_reply: Hook = pass_on
         self.requests: list[bytes] = []
         self.connections: list[ProxiedConnection] = []
         self.server = server
-        """Where new connections lead to: a host and a port, or the path of a Unix socket."""
-        self.port = 0
+        self.address, self.port = address, port
+        self._record = record
         self.listen()
 
     def listen(self) -> None:
         """Listen, again at the same port if there was one."""
         self._listener = socket.socket()
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(("127.0.0.1", self.port))
+        self._listener.bind((self.address, self.port))
         self._listener.listen(100)
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
@@ -71,6 +95,10 @@ class TcpProxy:
         while self.connections:
             self.connections.pop().close()
 
+    def reset_connections(self) -> None:
+        while self.connections:
+            self.connections.pop().reset()
+
     def reset_hooks(self) -> None:
         self.on_request = self.on_reply = pass_on
 
@@ -78,36 +106,52 @@ class TcpProxy:
         with contextlib.suppress(OSError):  # the listener was closed
             while True:
                 client, _ = listener.accept()
-                connection = ProxiedConnection(client, connection_to(self.server))
-                self.connections.append(connection)
-                for pump in (self._pump_requests, self._pump_replies):
-                    threading.Thread(target=pump, args=(connection,), daemon=True).start()
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        try:
+            connection = ProxiedConnection(client, connection_to(self.server, self.address))
+        except OSError:
+            client.close()
+            return
+        self.connections.append(connection)
+        threading.Thread(target=self._pump_replies, args=(connection,), daemon=True).start()
+        self._pump_requests(connection)
 
     def _pump_requests(self, connection: ProxiedConnection) -> None:
         with contextlib.suppress(OSError, CloseConnection):
             while data := connection.client.recv(RECEIVE_BYTES):
-                self.requests.append(data)
+                if self._record:
+                    self.requests.append(data)
                 connection.server.sendall(self.on_request(connection, data))
-        connection.close()
+        self._end(connection)
 
     def _pump_replies(self, connection: ProxiedConnection) -> None:
         with contextlib.suppress(OSError, CloseConnection):
             while data := connection.server.recv(RECEIVE_BYTES):
                 connection.client.sendall(self.on_reply(connection, data))
-        connection.close()
+        self._end(connection)
+
+    def _end(self, connection: ProxiedConnection) -> None:
+        if not connection.is_half_open:
+            connection.close()
+            with contextlib.suppress(ValueError):
+                self.connections.remove(connection)
 
 
-def connection_to(server: tuple[str, int] | str) -> socket.socket:
+def connection_to(server: tuple[str, int] | str, own_address: str = "") -> socket.socket:
     if isinstance(server, tuple):
-        return socket.create_connection(server)
+        return socket.create_connection(server, source_address=(own_address, 0) if own_address else None)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(server)
     return connection
 
 
 @contextmanager
-def tcp_proxy(server: tuple[str, int] | str) -> Iterator[TcpProxy]:
-    proxy = TcpProxy(server)
+def tcp_proxy(
+    server: tuple[str, int] | str, address: str = "127.0.0.1", port: int = 0, *, record: bool = True
+) -> Iterator[TcpProxy]:
+    proxy = TcpProxy(server, address, port, record=record)
     try:
         yield proxy
     finally:

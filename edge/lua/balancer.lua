@@ -10,7 +10,9 @@ local balancer = require "ngx.balancer"
 local resolver = require "resolver"
 
 local CHECK_INTERVAL_S = 1
+local CHECK_AGAIN_S = 0.25      -- of an app that is down
 local CHECK_TIMEOUT_MS = 500
+local SILENT_S = 1              -- an app that is down for so long is reported (control.lua:account)
 
 -- The first try of a read is short where there is another app, because an app or a worker may be stopped or cut off.
 -- Under overload every first try would be too short, and each read would be sent twice: so only as many tries may fail
@@ -19,12 +21,13 @@ local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
 local MAX_SHORT_TRIES = 10  -- at once, of each worker
 local PATIENT_S = 5         -- after a 503: PostgreSQL is away, and a second try would find the same
+local NO_PEER = -3          -- NGX_BUSY: Nginx answers 502. After any other code it answers 500
 local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
 
 local _M = {}
 
 local apps = {}   -- as configured: { name, port }, without a port at a Unix socket
-local peers = {}  -- the present addresses: { address, port, down, hangs }
+local peers = {}  -- the present addresses: { address, port, down, hangs, lacks_postgres, is_checked, ... }
 local turn = 0
 local database_timeout_s
 local short_tries = MAX_SHORT_TRIES  -- that are left
@@ -40,7 +43,7 @@ local function update_peers()
     for _, app in ipairs(apps) do
         for _, address in ipairs(app.name.addresses) do
             new[#new + 1] = old[address .. ":" .. (app.port or "")]
-                or { address = address, port = app.port, down = false, hangs = false }
+                or { address = address, port = app.port, down = false, hangs = false, lacks_postgres = false }
         end
     end
     peers = new
@@ -73,9 +76,10 @@ function _M.connect(socket, peer)
 end
 
 
--- Return whether an instance answers and stays, and whether it answers. A write is sent once, so it cannot find out by
--- itself that an instance is gone: if one of two were gone, every second write would fail. An instance that is about to
--- stop answers 503 to this header (velikiy/http/health.py).
+-- Return whether an instance answers and stays, whether it answers at all, and whether it reaches PostgreSQL. A write
+-- is sent once, so it cannot find out by itself that an instance is gone: if one of two were gone, every second write
+-- would fail. To this header, an instance that is about to stop answers 503, and one without PostgreSQL 424
+-- (velikiy/http/health.py).
 function _M.is_alive(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
@@ -84,13 +88,29 @@ function _M.is_alive(peer)
         line = socket:receiveany(64)  -- once: an app that sends byte by byte must not keep this timer
     end
     socket:close()
-    return line ~= nil and line:find(" 200 ", 1, true) ~= nil, line ~= nil
+    local status = line and line:match("^HTTP/1%.%d (%d%d%d) ")
+    return status == "200" or status == "424", status ~= nil, status ~= "424"
+end
+
+
+local function set_down(peer, down)
+    peer.down_since = down and (peer.down_since or ngx.now()) or nil
+    peer.down = down
 end
 
 
 local function check(peer)
-    local alive, answers = _M.is_alive(peer)
-    peer.down, peer.hangs = not alive, not answers
+    if peer.is_checked then
+        return
+    end
+    peer.is_checked = true
+    local ok, alive, answers, has_postgres = pcall(_M.is_alive, peer)
+    peer.is_checked = false
+    if ok then
+        set_down(peer, not alive)
+        peer.hangs, peer.lacks_postgres = not answers, not has_postgres
+        peer.checked_at = ngx.now()
+    end
 end
 
 
@@ -99,7 +119,9 @@ local function check_peers(premature)
         return
     end
     for _, peer in ipairs(peers) do
-        ngx.thread.spawn(check, peer)
+        if peer.down or ngx.now() - (peer.checked_at or 0) >= CHECK_INTERVAL_S then
+            ngx.thread.spawn(check, peer)
+        end
     end
 end
 
@@ -107,7 +129,7 @@ end
 -- Leave a peer alone until a check has ended, which begins now.
 local function doubt(peer)
     if not peer.down and #peers > 1 then
-        peer.down = true
+        set_down(peer, true)
         ngx.timer.at(0, function(premature)
             if not premature then
                 check(peer)
@@ -117,10 +139,42 @@ local function doubt(peer)
 end
 
 
+local function name_of(peer)
+    return peer.port and peer.address .. ":" .. peer.port or peer.address
+end
+
+
+-- Note that an app has answered a read with 503 because PostgreSQL does not answer it, and return whether another app
+-- may reach PostgreSQL. name: the address, as in $upstream_addr.
+function _M.note_without_postgres(name)
+    local other = false
+    for _, peer in ipairs(peers) do
+        if name_of(peer) == name then
+            peer.lacks_postgres = true
+        else
+            other = other or not peer.down and not peer.lacks_postgres
+        end
+    end
+    return other
+end
+
+
+-- Return the addresses of the apps that have not answered this worker for some time.
+function _M.silent()
+    local found = {}
+    for _, peer in ipairs(peers) do
+        if peer.down_since and peer.hangs and ngx.now() - peer.down_since > SILENT_S then
+            found[#found + 1] = name_of(peer)
+        end
+    end
+    return found
+end
+
+
 -- In init_worker_by_lua: each worker follows the apps for itself.
 function _M.start()
     resolver.start(update_peers)
-    ngx.timer.every(CHECK_INTERVAL_S, check_peers)
+    ngx.timer.every(CHECK_AGAIN_S, check_peers)
 end
 
 
@@ -140,21 +194,24 @@ function _M.all()
 end
 
 
--- Return the next peer in turn. A peer that is down, or failed in this request, is chosen only if there is no other.
+-- Return the next peer in turn. A peer that lacks PostgreSQL, is down, or failed in this request is chosen only if
+-- there is no other, in this order.
 function _M.choose(failed)
-    local any
+    local second, any
     for i = 1, #peers do
         local peer = peers[(turn + i - 1) % #peers + 1]
         if peer ~= failed then
             any = any or peer
-            if not peer.down then
+            if not peer.down and not peer.lacks_postgres then
                 turn = turn + i
                 return peer
+            elseif not peer.down then
+                second = second or peer
             end
         end
     end
     turn = turn + 1
-    return any or failed
+    return second or any or failed
 end
 
 
@@ -180,9 +237,11 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
--- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the
--- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or
--- "stale" where the tries of a read are short, else empty.
+-- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
+-- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
+-- to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale" where the tries of a
+-- read are short, else empty. ngx.ctx.avoided: the peer that a second request for the same read leaves out
+-- (origin.lua).
 function _M.balance()
     local ctx, fallback = ngx.ctx, ngx.var.fallback
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
@@ -192,18 +251,20 @@ function _M.balance()
     if failed then
         doubt(failed)
         local _, status = balancer.get_last_failure()
-        if is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
+        if not is_read and ngx.var.upstream_bytes_sent:match("^%d+") ~= "0" then
+            return ngx.exit(NO_PEER)
+        elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then
                 return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
         end
-    elseif is_read then
+    else
         balancer.set_more_tries(is_short and 2 or 1)
     end
-    local peer = _M.choose(failed)
+    local peer = _M.choose(failed or ctx.avoided)
     if not peer then
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return ngx.exit(NO_PEER)
     end
     ctx.peer = peer
     if is_short then

@@ -1,6 +1,7 @@
 -- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it, and a request
 -- counts only if it is signed (signature.lua).
 
+local balancer = require "balancer"
 local certificate = require "certificate"
 local closing = require "closing"
 local generations = require "generations"
@@ -98,6 +99,12 @@ function _M.account()
     end
     if redis.reaches_another() then
         parts[#parts + 1] = "redis=another"
+    elseif redis.is_silent() then
+        parts[#parts + 1] = "redis=silent"
+    end
+    local silent = balancer.silent()
+    if #silent > 0 then
+        parts[#parts + 1] = "apps=" .. table.concat(silent, ",")
     end
     local days = certificate.last_days()
     if days then

@@ -5,6 +5,9 @@
 -- knows no chunks. Only misses take this way.
 --
 -- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
+--
+-- An app repeats the id of the request in its response. Nginx takes noise on a broken connection for a response of
+-- HTTP/0.9 with the status 200: without the id it counts as no response, and so does the response to another request.
 
 local traces = require "traces"
 
@@ -12,6 +15,7 @@ local concat = table.concat
 
 local CONNECT_MS = 1000
 local SEND_MS = 1000
+local HTTP_CLOSE = 444  -- Nginx's own code: close the connection without a response
 
 local _M = {}
 
@@ -72,6 +76,28 @@ local function request(socket, lines)
 end
 
 
+-- In header_filter_by_lua of a subrequest: note the app that has answered. After noise, do not wait for its end.
+-- id: the id that was sent to the app.
+function _M.note_answer(id)
+    local ctx, var = ngx.ctx, ngx.var
+    ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
+    ctx.is_answered = var.upstream_http_x_request_id == id
+                      or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT  -- Nginx's own
+    if not ctx.is_answered then
+        return ngx.exit(ngx.ERROR)
+    end
+end
+
+
+-- In header_filter_by_lua of a location whose response is passed on: answer 502 instead. After noise Nginx would send
+-- that without a header, as HTTP/0.9, so the connection is closed.
+function _M.refuse_noise(id)
+    if ngx.var.upstream_status and ngx.var.upstream_http_x_request_id ~= id then
+        return ngx.exit(ngx.req.http_version() < 1 and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
+    end
+end
+
+
 local function fetch_over_http1(uri, fill_lease, fallback)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
@@ -85,16 +111,27 @@ local function fetch_over_http1(uri, fill_lease, fallback)
 end
 
 
--- Return the response, the address of the app, and the seconds until its header arrived.
--- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua).
-function _M.fetch(fill_lease, fallback)
+local function fetch_by_subrequest(location, vars, avoided)
+    local upstream = { avoided = avoided }
+    local response = ngx.location.capture(location, { vars = vars, ctx = upstream })
+    if upstream.app and not upstream.is_answered then
+        response = { status = ngx.HTTP_BAD_GATEWAY, header = {}, body = "", is_noise = true }
+    end
+    return response, upstream
+end
+
+
+-- Return the response, the address of the app, the seconds until its header arrived, and the peer (balancer.lua), which
+-- is nil for HTTP/2.
+-- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua); avoided: a peer that is
+-- chosen only if there is no other.
+function _M.fetch(fill_lease, fallback, avoided)
     if ngx.var.http2 ~= "" then
         return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback)
     end
-    local upstream = {}
     local vars = { fill_lease = fill_lease, fallback = fallback, traced = ngx.var.traced }
-    local response = ngx.location.capture("/.app", { vars = vars, ctx = upstream })
-    return response, upstream.app, upstream.seconds
+    local response, upstream = fetch_by_subrequest("/.app", vars, avoided)
+    return response, upstream.app, upstream.seconds, upstream.peer
 end
 
 
@@ -103,7 +140,7 @@ function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
         return (fetch_over_http1(path, "", "none"))
     end
-    return ngx.location.capture("/.key", { vars = { key_path = path } })
+    return (fetch_by_subrequest("/.key", { key_path = path }))
 end
 
 

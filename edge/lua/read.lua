@@ -22,7 +22,8 @@ local _M = {}
 local NOT_FORWARDED = { ["App"] = true, ["App-Seconds"] = true, ["Cache-Control"] = true,
                         ["Cache-Status"] = true, ["Connection"] = true, ["Date"] = true,
                         ["Keep-Alive"] = true, ["Server"] = true, ["Transfer-Encoding"] = true,
-                        ["X-Accel-Expires"] = true, ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
+                        ["Postgres"] = true, ["X-Accel-Expires"] = true,
+                        ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
 -- Nginx would compare these dates with Last-Modified, and report two writes within one second as no change. HTTP allows
@@ -80,12 +81,23 @@ local function serve_stale(path, query, status)
 end
 
 
+-- Return whether a second request may have success: the response broke off, or was noise, or PostgreSQL does not answer
+-- this app but perhaps another. After an error before any response, Nginx has tried another app already.
+local function may_be_answered_elsewhere(response, app)
+    return response.truncated or response.is_noise
+        or response.status == 503 and response.header["Postgres"] and balancer.note_without_postgres(app)
+end
+
+
 -- Fetch the response from an app and send it.
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
     local var = ngx.var
     local fallback = store.get(generations.key_of(path, query)) and "stale" or "none"
-    local response, app, seconds = origin.fetch(fill_lease or "", fallback)
+    local response, app, seconds, peer = origin.fetch(fill_lease or "", fallback)
+    if may_be_answered_elsewhere(response, app) then  -- without the fill lease, which the first app may have used
+        response, app, seconds = origin.fetch("", fallback, peer)
+    end
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     if response.status == 503 then
         balancer.be_patient()

@@ -18,9 +18,11 @@ local BREAKER_MS = 1000           -- the time for which a server is left alone a
 local MAX_REPLY_BYTES = 2 ^ 26    -- no entry is as large, so a larger length is no reply of the script
 local KEEP_MS = 30000             -- an idle connection is kept so long
 local MAX_KEPT_CONNECTIONS = 64   -- of each worker
+local SILENT_MS = 900             -- without a reply for so long, Redis is reported (control.lua:account)
 
 local SLOTS = 16384               -- of a cluster
 
+local shared = ngx.shared.state
 local now_ms, sleep = clock.now_ms, ngx.sleep
 local concat = table.concat
 local sub, byte, find, match = string.sub, string.byte, string.find, string.match
@@ -199,6 +201,7 @@ local function new_target(id, place, is_node)
     local address = fixed and not is_node and fixed or place ~= "" and address_of(place)
     return address and {
         id = id, data_set = match(id, "%.(%w*)/") or "", name = address.name, port = address.port,
+        failing_since = nil,  -- the moment since which it has sent no reply; nil if the last one had success
         breaker_until = 0,  -- until then this worker leaves the server alone
         last_reply_at = 0,  -- the moment of the last reply to this worker
     }
@@ -312,7 +315,7 @@ local function run_script(server, key)
             reply, err = receive(socket)
         end
         if reply ~= nil then
-            server.last_reply_at = now_ms()
+            server.last_reply_at, server.failing_since = now_ms(), nil
         end
         if type(reply) == "table" then
             socket:setkeepalive(KEEP_MS)
@@ -328,6 +331,12 @@ local function run_script(server, key)
             end
         end
     end
+end
+
+
+-- Return whether Redis does not answer this edge, although the edge may use it. Only reads show it.
+function _M.is_silent()
+    return lease.redis(lease.epoch()) and now_ms() < (shared:get("redis_silent_until") or 0)
 end
 
 
@@ -401,6 +410,10 @@ function _M.read(epoch, path)
             -- reads of a second to the apps, which carry a tenth of them.
             if sub(token_or_error, 1, 1) ~= "-" and server.last_reply_at < began then
                 server.breaker_until = now_ms() + BREAKER_MS
+                server.failing_since = server.failing_since or began
+                if began - server.failing_since >= SILENT_MS then
+                    shared:set("redis_silent_until", now_ms() + 2 * SILENT_MS)
+                end
             end
             return nil, nil, token_or_error == "timeout" and _M.NO_LEASE or nil  -- the app need not wait as long again
         elseif reply[1] == 1 then

@@ -1,6 +1,7 @@
 """Every error of the edge is a problem, for each method and size, and its line in the log has the request's method."""
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -236,8 +237,8 @@ def test_app_that_answers_a_batch_before_it_has_read_it_is_heard() -> None:
     head = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/problem+json\r\nConnection: close\r\n"
 
     def refuse(connection: socket.socket) -> None:
-        connection.recv(1000)
-        connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        id_line = b"".join(re.findall(rb"X-Request-Id: [^\r]+\r\n", connection.recv(1000)))
+        connection.sendall(head + id_line + b"Content-Length: %d\r\n\r\n" % len(body) + body)
         while connection.recv(65536):
             pass
 

@@ -277,6 +277,16 @@ def silent_apps(number: int) -> Finding:
     )
 
 
+def _unreached_apps(addresses: list[str]) -> Finding:
+    apps = f"the app at {addresses[0]}" if len(addresses) == 1 else f"the apps at {', '.join(addresses)}"
+    return Finding(
+        "app.silent",
+        f"This edge gets no answer of {apps}.",
+        "See whether it runs and whether this edge reaches it: ./run logs app. Requests go to other apps meanwhile, if"
+        " there are any.",
+    )
+
+
 def unsteady(caches: Table) -> list[Finding]:
     """Return the edges that writers have fenced again and again."""
     return [
@@ -351,7 +361,17 @@ def edge(state: str) -> tuple[str, list[Finding]]:
         found.append(Finding("edge.leaving", "This edge is about to stop.", "Send requests to another edge."))
     elif held != "held":
         found.append(no_lease(members.get("refused", ""), members.get("lost")))
-    if "redis" in members:
+    if apps := members.get("apps"):
+        found.append(_unreached_apps(apps.split(",")))
+    if members.get("redis") == "silent":
+        found.append(
+            Finding(
+                "edge.redis_silent",
+                "This edge gets no answer of Redis in time, so an app reads Redis for it.",
+                "Check the network between this edge and Redis, and REDIS_TIMEOUT.",
+            )
+        )
+    elif "redis" in members:
         found.append(
             Finding(
                 "edge.another_redis",

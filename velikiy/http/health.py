@@ -27,11 +27,15 @@ def install(app: Flask, resources: dict[str, Resource], database: Database, redi
     def livez() -> Response:
         """Report that this process runs. It checks nothing else: a restart would not bring PostgreSQL back.
 
-        An edge also wants to know whether it may send further requests to this instance. It adds a header that a client
-        cannot send (edge/lua/balancer.lua).
+        An edge also wants to know whether it may send further requests to this instance: 503 if the instance is about
+        to stop, 424 if PostgreSQL does not answer it. The edge adds a header that a client cannot send
+        (edge/lua/balancer.lua).
         """
-        if leaving.has_begun() and "Edge-Check" in request.headers:
-            return responses.json({"status": "leaving"}, 503)
+        if "Edge-Check" in request.headers:
+            if leaving.has_begun():
+                return responses.json({"status": "leaving"}, 503)
+            if database.is_silent:
+                return responses.json({"status": "without PostgreSQL"}, 424)
         return responses.json({"status": "alive"})
 
     diagnosis = Diagnosis(database.dsn)

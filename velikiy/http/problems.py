@@ -25,6 +25,9 @@ were entered manually."""
 
 OUTCOME_UNKNOWN = "The outcome of a write is unknown: read before you retry."
 NO_ANSWER = "The database does not answer, or has no free connection."
+POSTGRES_SILENT = {"Postgres": "silent"}
+"""Tells the edge that another app may answer a read, if PostgreSQL answers that one (edge/lua/read.lua)."""
+
 NOT_CARRIED_OUT = "The request was not carried out and can be retried."
 
 
@@ -60,7 +63,8 @@ def _database_unavailable(error: DatabaseUnavailable) -> Response:
         cause = "The database cancelled the request." if sqlstate else NO_ANSWER
     # Without a COMMIT nothing is carried out, now or later.
     detail = f"{cause} {OUTCOME_UNKNOWN if error.may_be_committed else NOT_CARRIED_OUT}"
-    return respond(Problem("unavailable", detail, headers=RETRY_LATER))
+    headers = RETRY_LATER if sqlstate else {**RETRY_LATER, **POSTGRES_SILENT}
+    return respond(Problem("unavailable", detail, headers=headers))
 
 
 def _write_too_late(_: TooLate) -> Response:

@@ -184,6 +184,8 @@ class Database:
         """
         self.dsn = dsn
         self.timeout = timeout
+        self.is_silent = False
+        """PostgreSQL does not answer this process, although it may answer others (velikiy/server/watch.py)."""
         self._pooled = pooled
         self._configure = _configure_pooled if pooled else _configure
         self._leader = Leader(dsn, CONNECT_OPTIONS, self._configure)

@@ -1,4 +1,5 @@
-"""One worker of each app looks after the relay and PostgreSQL, because the relay cannot report its own end."""
+"""Each worker of an app notes whether PostgreSQL answers it. One of them also looks after the relay, because the relay
+cannot report its own end."""
 
 import threading
 import time
@@ -15,19 +16,26 @@ INTERVAL_S = 1.0
 def begin(worker: Any) -> None:
     """Start the thread: gunicorn's hook `post_worker_init`."""
     app = worker.app.wsgi()  # worker.wsgi may stand in front of it (velikiy/server/plain_worker.py)
-    database = getattr(app, "extensions", {}).get("velikiy.database") if worker.number == 0 else None
+    database = getattr(app, "extensions", {}).get("velikiy.database")
     if database:  # not an app of another program, or one that could not be loaded
-        threading.Thread(target=_watch, args=[database], name="watch", daemon=True).start()
+        announcer = Announcer() if worker.number == 0 else None
+        threading.Thread(target=_watch, args=[database, announcer], name="watch", daemon=True).start()
 
 
-def _watch(database: Database) -> None:
-    announcer, diagnosis = Announcer(), Diagnosis(database.dsn)
+def _watch(database: Database, announcer: Announcer | None) -> None:
+    """Note whether PostgreSQL answers, for the edges, and announce findings if this worker does so."""
+    diagnosis = Diagnosis(database.dsn)
     while True:
         time.sleep(INTERVAL_S)
         with suppress(Exception):  # a look that fails is repeated
             try:
                 with database.reserved() as connection:
-                    found = relay(connection)
+                    found = relay(connection) if announcer else []
+                    if not announcer:
+                        connection.execute("SELECT 1")
+                database.is_silent = False
             except DatabaseUnavailable:
-                found = [diagnosis.finding(within=0)]
-            announcer.report(found)
+                database.is_silent = True
+                found = [diagnosis.finding(within=0)] if announcer else []
+            if announcer:
+                announcer.report(found)
