@@ -17,6 +17,7 @@ import redis
 from testkit.stack import Stack, running
 from testkit.tcp_proxy import TcpProxy
 from tests.consistency.client import Client, NoResponse, NotSent, Response
+from velikiy.coherence.membership import RECORD
 from velikiy.findings import Finding
 from velikiy.stack import reaper, status
 from velikiy.stack.plan import Plan
@@ -187,6 +188,14 @@ class Service:
             assert time.monotonic() < deadline, f"not within {within:g} s: {what or condition}"
             self.wait(WAIT_S)
         return value
+
+    def forget(self) -> None:
+        """Forget the fences and the restarts that faults have caused: a cache that was fenced again and again would
+        stay out of use for a minute, and the next fault would find another service than the one before."""
+        with suppress(psycopg.Error), self.connect(connect_timeout=2) as connection:
+            connection.execute("DELETE FROM caches WHERE kind = 'redis' AND starts_with(name, %s)", (RECORD,))
+        for noted in (self.plan.home / "run").glob("*.spawned"):
+            noted.unlink(missing_ok=True)
 
     # ---- what is seen ----
 

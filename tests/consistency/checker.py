@@ -34,6 +34,9 @@ WRONG_KINDS = ("stale", "non_monotonic", "impossible", "mixed")
 MAX_EXAMPLES = 4
 """Wrong reads of each kind that are described in words."""
 
+MAX_FOUND = 10_000
+"""Wrong reads that are kept."""
+
 
 @dataclass
 class Verdict:
@@ -53,6 +56,8 @@ class Verdict:
     writes: Counter[str] = field(default_factory=Counter)
     tiers: Counter[str] = field(default_factory=Counter)
     examples: list[str] = field(default_factory=list)
+    found: list[tuple[str, Operation]] = field(default_factory=list)
+    """The first wrong reads, with their kinds."""
 
     @property
     def wrong(self) -> int:
@@ -421,6 +426,8 @@ class Checker:
         self, kind: str, operation: Operation, row: Row | None, user: User | None, floor: Shown | None, why: str = ""
     ) -> None:
         setattr(self.verdict, kind, getattr(self.verdict, kind) + 1)
+        if len(self.verdict.found) < MAX_FOUND:
+            self.verdict.found.append((kind, operation))
         if getattr(self.verdict, kind) > MAX_EXAMPLES:
             return
         text = f"{title(kind)}: {self._describe(operation)}"

@@ -27,6 +27,14 @@ class Response(NamedTuple):
         return found[1].decode() if found else ""
 
 
+def problem_of(response: Response | None) -> str:
+    """Return the kind of problem in a response that reports an error, such as `unavailable`, else an empty string."""
+    if response is None or response.status < 400:
+        return ""
+    found = re.search(rb'"type": ?"[^"]*?([^"/]+)"', response.body)
+    return found[1].decode() if found else ""
+
+
 class Client:
     """One connection, opened on demand and closed after any error."""
 

@@ -29,7 +29,8 @@ class Faults:
         """Time (monotonic ns) and description of each fault."""
         self._random = random.Random(f"{seed} faults")
         self._every, self._stopped = every, stopped
-        self._over = threading.Event()
+        self.over = threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._undo: list[tuple[float, str]] = []
         self._names = [f"edge{n}" for n in range(1, len(stack.edges) + 1)]
@@ -50,7 +51,7 @@ class Faults:
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._over.wait(0.05):
+        while not self._ended.wait(0.05):
             now = time.monotonic()
             for kind, (pause, act) in self._plan.items():
                 if now >= self._due[kind]:
@@ -63,7 +64,7 @@ class Faults:
 
     def end(self) -> None:
         """Inject no more faults, and continue every stopped process."""
-        self._over.set()
+        self._ended.set()
         if self._thread.is_alive():
             self._thread.join()
         while self._undo:

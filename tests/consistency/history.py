@@ -23,7 +23,7 @@ FOREVER = 1 << 62
 """A time that never comes."""
 
 OUTSIDE = "sql"
-"""The `edge` of a write that bypasses the app and goes straight to PostgreSQL."""
+"""The `edge` of an operation that bypasses the app and goes straight to PostgreSQL."""
 
 
 class Row(NamedTuple):
@@ -57,6 +57,8 @@ class Operation(NamedTuple):
     after: int = 0
     until: int | None = None
     """The range of ids that a list covers: above `after`, up to and including `until`."""
+    problem: str = ""
+    """The kind of problem in the response to a request that failed (RFC 9457)."""
 
     @property
     def happened(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import psycopg
 
-from tests.consistency.client import Client, NoResponse, NotSent, Response
+from tests.consistency.client import Client, NoResponse, NotSent, Response, problem_of
 from tests.consistency.history import FOREVER, OUTSIDE, Kind, Operation, Outcome, Row
 
 REPORT_INTERVAL_S = 0.2
@@ -246,11 +246,10 @@ class Writer(Worker):
         returned = time.monotonic_ns()
         if response and kind == "create" and outcome == "ok":
             user = orjson.loads(response.body)["id"]
-        self.record(
-            Operation(
-                invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", worker=self.name, user=user, name=name
-            )
+        written = Operation(
+            invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", worker=self.name, name=name
         )
+        self.record(written._replace(user=user, problem=problem_of(response)))
         return response
 
 
@@ -374,7 +373,7 @@ class Reader(Worker):
             tier, cache_status = response.header(b"X-Cache-Status"), response.header(b"Cache-Status")
             outcome = "ok" if status in (200, 404) else "failed"
         operation = Operation(invoke, returned, kind, path, outcome, status, f"edge{edge + 1}", tier, cache_status)
-        return operation._replace(worker=self.name), response
+        return operation._replace(worker=self.name, problem=problem_of(response)), response
 
 
 def _main(kind: Callable[..., Worker], *arguments: Any) -> None:
@@ -395,6 +394,8 @@ class Running:
     """Receives the operations that the processes report."""
     on_complete: Callable[[int], None]
     """Receives the time up to which all operations are reported."""
+    more: "Iterable[Callable[[Load, Board, Connection[Any, Any]], Worker]]" = ()
+    """Further workers."""
     _processes: list[BaseProcess] = field(default_factory=list)
     _reports: "dict[Connection[Any, Any], int]" = field(default_factory=dict)
 
@@ -407,6 +408,7 @@ class Running:
         kinds: list[tuple[Any, ...]] = [(Writer, n) for n in range(self.load.writers)]
         kinds += [(Reader, n) for n in range(self.load.readers)]
         kinds += [(SqlWriter,)] if self.load.database else []
+        kinds += [(kind,) for kind in self.more]
         for kind in kinds:
             receive, send = context.Pipe(duplex=False)
             process = context.Process(target=_main, args=(*kind, self.load, self._board, send), daemon=True)

@@ -15,11 +15,13 @@ import contextlib
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
 from bench.cache_aside.stack import cache_aside
 from testkit.stack import Stack, running
@@ -41,13 +43,52 @@ MAX_SAVED_FILES = 3
 """Histories to save: the first wrong reads explain more than the ten thousandth."""
 
 
+Watch = Callable[[Operation], Operation | None]
+
+
+def everything(operation: Operation) -> Operation | None:
+    return operation
+
+
+class Injector(Protocol):
+    """Injects faults during a soak."""
+
+    over: threading.Event
+    """Set when no further fault will come, so that the soak may end."""
+
+    def start(self) -> None: ...
+
+    def end(self) -> None:
+        """Inject no more faults, and undo those that are going on."""
+
+
 class Soak:
     """A load that is judged while it runs."""
 
-    def __init__(self, load: Load, *, grace: float = 1.0, across: bool = False, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        load: Load,
+        *,
+        grace: float = 1.0,
+        across: bool = False,
+        folder: Path | None = None,
+        more: Sequence[Any] = (),
+        watch: Watch = everything,
+    ) -> None:
+        """
+        Args:
+            grace: Seconds after which a write that bypasses the app must be visible.
+            across: Judge `/users` and `/users/<id>` as if they were one path.
+            folder: Where histories of wrong reads are saved.
+            more: Further workers of the load (load.py:Running.more).
+            watch: Receives each operation, and returns what the checker shall judge.
+        """
         self.checker = Checker(grace=grace, across=across)
         self.load = load
         self.folder = folder
+        self.complete = 0
+        """The time (monotonic ns) up to which all operations are judged."""
+        self._more, self._watch = more, watch
         self.saved: list[Path] = []
         self.began = 0.0
         self.seconds = 0.0
@@ -58,16 +99,17 @@ class Soak:
     def verdict(self) -> Verdict:
         return self.checker.verdict
 
-    def run(self, seconds: float, *, faults: Faults | None = None, every: float = 5.0) -> Generator[str, None, None]:
-        """Yield a line of progress every few seconds. The load starts with the first line."""
-        running = Running(self.load, self._take, lambda complete: self.checker.advance(complete - JUDGING_LAG_NS))
+    def run(self, seconds: float, *, faults: Injector | None = None, every: float = 5.0) -> Generator[str, None, None]:
+        """Yield a line of progress every few seconds, until the time is over or all faults were injected. The load
+        starts with the first line."""
+        running = Running(self.load, self._take, lambda complete: self._judge(complete - JUDGING_LAG_NS), self._more)
         try:
             running.start()
             self.began = time.monotonic()
             if faults:
                 faults.start()
             reads = 0
-            while (left := self.began + seconds - time.monotonic()) > 0:
+            while (left := self.began + seconds - time.monotonic()) > 0 and not (faults and faults.over.is_set()):
                 began = time.monotonic()
                 running.pump(min(every, left))
                 self._rotate()
@@ -78,15 +120,22 @@ class Soak:
             if faults:
                 faults.end()
             running.stop()
-            self.checker.advance(FOREVER)
+            self._judge(FOREVER)
         finally:
             if faults:
                 faults.end()
             running.end()
             self._save()
 
+    def _judge(self, until: int) -> None:
+        self.checker.advance(until)
+        self.complete = until
+
     def _take(self, operations: Iterable[Operation]) -> None:
-        for operation in operations:
+        for received in operations:
+            operation = self._watch(received)
+            if operation is None:
+                continue
             self.checker.add(operation)
             self._windows[-1].append(operation)
 

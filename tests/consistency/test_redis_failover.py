@@ -28,6 +28,7 @@ class Scenario:
     """Runs a function beside a soak, as faults are injected."""
 
     def __init__(self, act: Callable[[], None]) -> None:
+        self.over = threading.Event()
         self._act = act
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run)
@@ -62,7 +63,7 @@ def places(stack: Stack) -> set[str]:
 def assert_promise_holds(stack: Stack, act: Callable[[], None], seconds: float) -> None:
     wait_until(lambda: places(stack), within=60)
     soak = Soak(Load(tuple(stack.edges), seed=1, pace=0.02))
-    for _ in soak.run(seconds, faults=Scenario(act)):  # type: ignore[arg-type]
+    for _ in soak.run(seconds, faults=Scenario(act)):
         pass
     print(progress(soak.seconds, soak.verdict, soak.verdict.reads / soak.seconds))
     assert soak.verdict.wrong == 0, soak.verdict

@@ -32,6 +32,16 @@ COMMANDS = [
         _arguments("options"),
     ),
     _command(
+        "chaos",
+        """Let one party misbehave after another, and judge what the others notice.
+
+        Options, such as --minutes N, --seed S and --only NAME: docs/reliability.md, and after "./run test" this help.
+        Exits with 1 if a read was wrong, an acknowledged write was lost, a fault was not named by status, or a limit
+        was exceeded.
+        """,
+        _arguments("options"),
+    ),
+    _command(
         "bench",
         """Compare the speed with other designs.
 
