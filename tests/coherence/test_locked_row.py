@@ -1,5 +1,8 @@
 """A row that another session has locked delays its writers, and no other request."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ import requests
 
 from testkit.api import is_hit
 from testkit.failpoints import lease_ms
-from testkit.stack import Stack, running, wait_until
+from testkit.stack import ROOT, Stack, running, wait_until
 
 CLIENTS = 100
 OTHER_WORKER = [pytest.mark.plain_worker, pytest.mark.long]
@@ -94,12 +97,18 @@ def hits_of_other_rows(stack: Stack, seconds: float) -> list[float]:
 
 
 @pytest.mark.long
+@pytest.mark.exclusive
 def test_hits_of_other_rows_take_at_most_twice_as_long_beside_a_hundred_writers_of_a_locked_row(stack: Stack) -> None:
-    """The writers are processes' threads of this test, so they pause: else their own work would slow the hits."""
     wait_until(lambda: is_hit(f"{stack.edge}/users/2"))
-    calm = hits_of_other_rows(stack, 3)
-    with row_locked(stack, 1), clients_writing(stack, 1, pause=1):
-        beside = hits_of_other_rows(stack, 3)
+    hits_of_other_rows(stack, 1)
+    calm = hits_of_other_rows(stack, 5)
+    command = [sys.executable, "-m", "tests.chaos.crowd", "writing", str(CLIENTS), "1", "Client ", *stack.edges]
+    with row_locked(stack, 1):
+        clients = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hits_of_other_rows(stack, 2)  # until the clients have started
+        beside = hits_of_other_rows(stack, 5)
+        outcomes = json.loads(clients.communicate(timeout=60)[0])
+    assert outcomes["503"] > CLIENTS
     for share in (0.5, 0.9):
         assert beside[int(share * len(beside))] < 2 * calm[int(share * len(calm))]
 
