@@ -92,56 +92,70 @@ OWN = "Clients hurt only themselves."
 KEPT = Limits(writes=1.0, hit_s=1.0, miss_s=2.0, write_s=3.0, recovery_s=5.0)
 """Others are served as before, as far as the machine has time for both."""
 
-FAULTS = [
-    Fault(f"clients-{kind}", what, crowd(kind, count, *required), seconds=2.5, unnamed=OWN, limits=KEPT)
-    for kind, count, what, required in [
-        ("slow-headers", 300, "300 clients send a header byte by byte.", []),
-        ("slow-bodies", 300, "300 clients send the body of a PUT byte by byte.", []),
-        ("slow-readers", 100, "100 clients request large responses and hardly read them.", []),
-        ("silent", 500, "500 clients connect and send nothing.", []),
-        ("idle", 1000, "1,000 clients keep idle connections.", ["200"]),
-        ("half-closing", 30, "30 clients close their sending side behind a read, and wait for the answer.", ["200"]),
-        ("resetting", 50, "50 clients reset their connection in the middle of a PUT, or right behind it.", ["reset"]),
-        ("pipelining", 20, "20 clients send 50 requests at once on one connection.", ["200"]),
-        ("unknown-ids", 30, "30 clients read random ids that no row has.", ["404"]),
-        ("queries", 30, "30 clients read lists by 10,000 different queries.", ["200"]),
-        ("searches", 30, "30 clients send searches and counts that no cache has.", ["200"]),
-        ("huge-bodies", 10, "10 clients send bodies of 64 kB to 10 MB.", []),
-        ("one-row", 50, "50 clients write one row under conditions.", ["412", "200"]),
-        ("batches", 20, "20 clients send batches of 50 operations.", ["200"]),
-        ("histories", 30, "30 clients read pages of histories.", ["200"]),
-        ("streams", 60, "60 clients open the stream of the console.", ["200"]),
-        ("garbage", 50, "50 clients send TLS, HTTP/2 or random bytes to a port that speaks HTTP/1.1.", []),
-        ("if-none-match", 50, "50 clients ask for one row with conditions that never hold.", ["200"]),
+FAULTS = (
+    [
+        Fault(f"clients-{kind}", what, crowd(kind, count, *required), seconds=2.5, unnamed=OWN, limits=KEPT)
+        for kind, count, what, required in [
+            ("slow-headers", 300, "300 clients send a header byte by byte.", []),
+            ("slow-bodies", 300, "300 clients send the body of a PUT byte by byte.", []),
+            ("slow-readers", 100, "100 clients request large responses and hardly read them.", []),
+            ("silent", 500, "500 clients connect and send nothing.", []),
+            ("idle", 1000, "1,000 clients keep idle connections.", ["200"]),
+            (
+                "half-closing",
+                30,
+                "30 clients close their sending side behind a read, and wait for the answer.",
+                ["200"],
+            ),
+            (
+                "resetting",
+                50,
+                "50 clients reset their connection in the middle of a PUT, or right behind it.",
+                ["reset"],
+            ),
+            ("pipelining", 20, "20 clients send 50 requests at once on one connection.", ["200"]),
+            ("unknown-ids", 30, "30 clients read random ids that no row has.", ["404"]),
+            ("queries", 30, "30 clients read lists by 10,000 different queries.", ["200"]),
+            ("searches", 30, "30 clients send searches and counts that no cache has.", ["200"]),
+            ("huge-bodies", 10, "10 clients send bodies of 64 kB to 10 MB.", []),
+            ("one-row", 50, "50 clients write one row under conditions.", ["412", "200"]),
+            ("batches", 20, "20 clients send batches of 50 operations.", ["200"]),
+            ("histories", 30, "30 clients read pages of histories.", ["200"]),
+            ("streams", 60, "60 clients open the stream of the console.", ["200"]),
+            ("garbage", 50, "50 clients send TLS, HTTP/2 or random bytes to a port that speaks HTTP/1.1.", []),
+            ("if-none-match", 50, "50 clients ask for one row with conditions that never hold.", ["200"]),
+        ]
     ]
-] + [
-    Fault(
-        "clients-beyond-its-rate",
-        "One client sends hits faster than RATE_REQUESTS allows.",
-        crowd("beyond-its-rate", 4, "200", "429"),
-        seconds=2.5,
-        unnamed=OWN,
-        limits=KEPT,
-        kind=LIMITED,
-    ),
-    Fault(
-        "clients-beyond-its-connections",
-        "One client opens 1,500 connections where RATE_CONNECTIONS allows 30 requests.",
-        crowd("beyond-its-connections", 1500, "closed by the edge"),
-        seconds=4,
-        unnamed=OWN,
-        limits=KEPT,
-        kind=LIMITED,
-    ),
-] + [
-    Fault(
-        f"clients-overload-{kind}",
-        f"Clients send twice as many {what} as the service can carry, and give up after a second.",
-        overload(kind),
-        seconds=2 * PHASE_S + 1,
-        unnamed="The service refuses what is too much, and counts it (velikiy_edge_requests_total).",
-        limits=Limits(reads=0.0, writes=0.0, hit_s=1.0, miss_s=3.0, write_s=4.0, recovery_s=5.0),
-        pairs=False,
-    )
-    for kind, what in (("reads", "reads that no cache answers"), ("writes", "writes"))
-]
+    + [
+        Fault(
+            "clients-beyond-its-rate",
+            "One client sends hits faster than RATE_REQUESTS allows.",
+            crowd("beyond-its-rate", 4, "200", "429"),
+            seconds=2.5,
+            unnamed=OWN,
+            limits=KEPT,
+            kind=LIMITED,
+        ),
+        Fault(
+            "clients-beyond-its-connections",
+            "One client opens 1,500 connections where RATE_CONNECTIONS allows 30 requests.",
+            crowd("beyond-its-connections", 1500, "closed by the edge"),
+            seconds=4,
+            unnamed=OWN,
+            limits=KEPT,
+            kind=LIMITED,
+        ),
+    ]
+    + [
+        Fault(
+            f"clients-overload-{kind}",
+            f"Clients send twice as many {what} as the service can carry, and give up after a second.",
+            overload(kind),
+            seconds=2 * PHASE_S + 1,
+            unnamed="The service refuses what is too much, and counts it (velikiy_edge_requests_total).",
+            limits=Limits(reads=0.0, writes=0.0, hit_s=1.0, miss_s=3.0, write_s=4.0, recovery_s=5.0),
+            pairs=False,
+        )
+        for kind, what in (("reads", "reads that no cache answers"), ("writes", "writes"))
+    ]
+)

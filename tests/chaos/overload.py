@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-CLOSED_CONNECTIONS = 64
+CLOSED_CONNECTIONS = 32
 FACTOR = 2
 PATIENCE_S = 1.0
 """A client gives up after so long. Only what is answered before counts."""
@@ -146,8 +146,8 @@ class Generator:
         tasks: set[asyncio.Task[None]] = set()
         while not phase.is_over:
             due = int((time.monotonic() - phase.began) * rate)
-            for sent in range(sent, due):
-                task = asyncio.create_task(self.exchange(phase, sent))
+            for number in range(sent, due):
+                task = asyncio.create_task(self.exchange(phase, number))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
             sent = due
@@ -158,13 +158,17 @@ class Generator:
 
 def miss(number: int) -> bytes:
     """A read that no cache answers."""
-    return f"GET /users?limit=5&email=a{time.time_ns()}.{number}@example.com HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    return (
+        f"GET /users?limit=5&email=a{time.time_ns()}.{number}@example.com HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    )
 
 
 def write(rows: list[str], name: str) -> Callable[[int], bytes]:
     def make(number: int) -> bytes:
         body = json.dumps({"name": f"{name}{number}"})
-        head = f"PUT /users/{rows[number % len(rows)]} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        head = (
+            f"PUT /users/{rows[number % len(rows)]} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        )
         return f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode()
 
     return make

@@ -19,7 +19,7 @@ from testkit.stack import Stack, children_of, folder, running, wait_until
 
 pytestmark = pytest.mark.long
 
-KILLS = 100
+KILLS = int(os.environ.get("KILLS", "100"))
 WRITERS = 8
 
 
