@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from testkit.stack import ROOT, running
 from tests.chaos.crowd import NO_ANSWER
@@ -80,7 +81,7 @@ def overload(kind: str) -> Inject:
 @contextmanager
 def limited() -> Iterator[Service]:
     """Start a stack that limits each client. The clients that behave stay below the limits."""
-    limits = {"RATE_REQUESTS": "6000", "RATE_WINDOW": "1", "RATE_CONNECTIONS": "30"}
+    limits: Any = {"RATE_REQUESTS": "6000", "RATE_WINDOW": "1", "RATE_CONNECTIONS": "30"}
     with running("--edges", "2", "--apps", "2", **limits) as stack:
         yield Service(stack, stack.edges)
 
