@@ -8,7 +8,7 @@ request is sent, so a probe that hangs for 5 s counts as 5 s and not as one requ
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -31,11 +31,13 @@ TIMEOUT_S: dict[What, float] = {"hit": 6.0, "miss": 6.0, "write": 9.0}
 
 NAME = "probe"
 
+Connect = Callable[..., "psycopg.Connection[Any]"]
+
 AUDIT_INTERVAL_S = 0.3
 ALL_ROWS = "SELECT id, version, name FROM users ORDER BY id"
 
 NO_USER = 10**12
-"""No user has an id above this. A response about one is a miss: each id is asked for once."""
+"""No user has an id above this. A response about such an id is a miss, because each id is read once."""
 
 
 class Probe(Worker):
@@ -106,9 +108,9 @@ class Audit(Worker):
     """Reads all rows from PostgreSQL itself, again and again. The checker judges this as a read: it shows less than was
     acknowledged if an acknowledged write was lost."""
 
-    def __init__(self, dsn: str, *rest: Any) -> None:
+    def __init__(self, connect: Connect, *rest: Any) -> None:
         super().__init__("audit", 1.0, *rest)
-        self.dsn = dsn
+        self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
 
     def work(self) -> None:
@@ -124,9 +126,7 @@ class Audit(Worker):
         invoke = time.monotonic_ns()
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(
-                    self.dsn, autocommit=True, connect_timeout=2, application_name="audit"
-                )
+                self._connection = self._connect(connect_timeout=2, application_name="audit")
             found = self._connection.execute(ALL_ROWS).fetchall()
         except psycopg.Error:
             self._connection = None
@@ -142,29 +142,30 @@ class Audit(Worker):
             self.record(read._replace(kind="read", path=f"/users/{row.user}", user=row.user, rows=(row,)))
 
 
-def workers(edges: int, dsn: str) -> list[Any]:
+def workers(edges: int, connect: Connect) -> list[Any]:
     """Return the probes of each edge and the audit, for `Running.more`."""
     probes = [partial(Probe, what, edge) for edge in range(edges) for what in PROBED]
-    return [*probes, partial(Audit, dsn)]
+    return [*probes, partial(Audit, connect)]
 
 
 class Figures(NamedTuple):
-    """What a span of time did to the probes."""
+    """The measures of a span of time."""
 
     reads: float
     writes: float
     """Availability, from 0 to 1."""
 
-    hit_s: float
-    miss_s: float
-    write_s: float
-    """The slowest request, answered or not."""
+    slowest: dict[What, Operation]
+    """The slowest request of each kind, answered or not."""
 
     errors: dict[str, int]
     """The number of 5xx by status and problem, and of requests without a response: of all clients."""
 
     hit_ms: float
     """The median hit."""
+
+    def seconds(self, what: What) -> float:
+        return _took(self.slowest[what]) / 1e9 if what in self.slowest else 0.0
 
 
 KEPT_NS = 120 * 10**9
@@ -174,12 +175,12 @@ class Meter:
     """Collects the operations of all clients for the figures, and leaves out those that the checker must not judge."""
 
     def __init__(self) -> None:
-        self._probed: dict[tuple[str, str], deque[Operation]] = defaultdict(deque)
+        self._probed: dict[tuple[What, str], deque[Operation]] = defaultdict(deque)
         self._errors: deque[tuple[int, str]] = deque()
 
     def watch(self, operation: Operation) -> Operation | None:
         if operation.worker.startswith(NAME):
-            what = operation.worker.split()[1]
+            what = next(it for it in PROBED if it in operation.worker)
             seen = self._probed[what, operation.edge]
             seen.append(operation)
             while seen[0].returned < operation.returned - KEPT_NS:
@@ -197,9 +198,15 @@ class Meter:
             operation = operation._replace(rows=rows)
         return operation
 
-    def figures(self, begin: int, end: int, victims: Iterable[str] = ()) -> Figures:
-        """Return the figures of a span of time (monotonic ns)."""
-        slowest, spans, lost = Counter[str](), Counter[str](), Counter[str]()
+    def figures(self, begin: int, end: int, victims: Iterable[str] = (), *, whole: bool = False) -> Figures:
+        """Return the figures of a span of time (monotonic ns).
+
+        Args:
+            victims: The edges that do not count.
+            whole: Leave out requests that were sent before.
+        """
+        spans, lost = Counter[str](), Counter[str]()
+        slowest: dict[What, Operation] = {}
         hits: list[float] = []
         for (what, edge), operations in self._probed.items():
             if edge in victims:
@@ -207,19 +214,21 @@ class Meter:
             group = "writes" if what == "write" else "reads"
             spans[group] += end - begin
             for operation, following in _with_following(operations):
-                if operation.returned < begin or operation.invoke > end:
+                if operation.returned < begin or operation.invoke > end or (whole and operation.invoke < begin):
                     continue
-                slowest[what] = max(slowest[what], operation.returned - operation.invoke)
+                slowest[what] = max(slowest.get(what, operation), operation, key=_took)
                 if what == "hit":
-                    hits.append((operation.returned - operation.invoke) / 1e6)
+                    hits.append(_took(operation) / 1e6)
                 if not _is_answered(operation):
                     until = following.invoke if following else operation.returned
                     lost[group] += max(0, min(until, end) - max(operation.invoke, begin))
         reads, writes = (1 - lost[it] / spans[it] if spans[it] else math.nan for it in ("reads", "writes"))
         errors = dict(Counter(error for at, error in self._errors if begin <= at <= end))
-        hit_s, miss_s, write_s = (slowest[what] / 1e9 for what in PROBED)
-        usual = median(hits) if hits else math.nan
-        return Figures(reads, writes, hit_s, miss_s, write_s, errors=errors, hit_ms=usual)
+        return Figures(reads, writes, slowest, errors, median(hits) if hits else math.nan)
+
+
+def _took(operation: Operation) -> int:
+    return operation.returned - operation.invoke
 
 
 def _with_following(operations: "deque[Operation]") -> Iterable[tuple[Operation, Operation | None]]:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -206,12 +205,13 @@ def _stop_between_lock_and_commit(service: Service, random: random.Random) -> It
         "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
         " AND mode = 'ExclusiveLock' AND objsubid = 2 AND classid = %s AND state LIKE 'idle in transaction%%'"
     )
+    pids = service.pids("app1")
     with contextlib.ExitStack() as begun, service.connect() as connection:
 
         def caught() -> bool:
             with contextlib.ExitStack() as stopped:
-                stopped.enter_context(service.stopped(*service.pids("app1")))
-                time.sleep(0.005)  # what is on its way arrives
+                stopped.enter_context(service.stopped(*pids))
+                time.sleep(0.02)  # what is on its way arrives
                 [(count,)] = connection.execute(held, (PATHS,)).fetchall()
                 if count:
                     # A session of the other app may be the one: it goes on, and its lock is soon released.
@@ -225,23 +225,44 @@ def _stop_between_lock_and_commit(service: Service, random: random.Random) -> It
         yield
 
 
-def limited(pick: Pick, what: int, value: Callable[[psutil.Process], int]) -> Inject:
+def limited(pick: Pick, what: str, value: Callable[[psutil.Process], int]) -> Inject:
     """Lower a limit of running processes, as a container or a careless administrator would."""
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
-        before: dict[int, tuple[int, int]] = {}
+        before: dict[int, str] = {}
         try:
             for pid in pick(service):
-                before[pid] = resource.prlimit(pid, what)
-                resource.prlimit(pid, what, (value(psutil.Process(pid)), before[pid][1]))
+                before[pid] = _limit(pid, what)
+                _set_limit(pid, what, str(value(psutil.Process(pid))))
             yield
         finally:
             for pid, limit in before.items():
-                with contextlib.suppress(ProcessLookupError):
-                    resource.prlimit(pid, what, limit)
+                with contextlib.suppress(psutil.Error, subprocess.CalledProcessError):
+                    _set_limit(pid, what, limit)
 
     return inject
+
+
+OPTIONS = {"Max open files": "nofile", "Max address space": "as"}
+
+
+def _limit(pid: int, what: str) -> str:
+    """Return the soft limit. prlimit(2) would refuse root of a container, too."""
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return next(line.removeprefix(what).split()[0] for line in lines if line.startswith(what))
+
+
+def _set_limit(pid: int, what: str, limit: str) -> None:
+    """Set the soft limit under the account of the process: root of a container may not set that of another account."""
+    process = psutil.Process(pid)
+    subprocess.run(
+        ["prlimit", "--pid", str(pid), f"--{OPTIONS[what]}={limit}:"],
+        user=process.uids().real,
+        group=process.gids().real,
+        extra_groups=[],
+        check=True,
+    )
 
 
 def removed(entry: Callable[[Service], Path], after: Inject | None = None) -> Inject:
@@ -633,20 +654,20 @@ FAULTS = [
     Fault(
         "few-files-app1",
         "The workers of an app may open no further file or connection.",
-        limited(lambda service: service.workers("app1"), resource.RLIMIT_NOFILE, lambda it: it.num_fds()),
+        limited(lambda service: service.workers("app1"), "Max open files", lambda it: it.num_fds()),
         unnamed="it serves over the connections that it has, and the other app serves the rest",
     ),
     Fault(
         "few-files-edge1",
         "The workers of an edge may open no further file or connection.",
-        limited(lambda service: service.workers("edge1"), resource.RLIMIT_NOFILE, lambda it: it.num_fds()),
+        limited(lambda service: service.workers("edge1"), "Max open files", lambda it: it.num_fds()),
         unnamed="it serves over the connections that it has",
         victims=("edge1",),
     ),
     Fault(
         "little-memory-app1",
         "The workers of an app get no further memory.",
-        limited(lambda service: service.workers("app1"), resource.RLIMIT_AS, lambda it: it.memory_info().vms),
+        limited(lambda service: service.workers("app1"), "Max address space", lambda it: it.memory_info().vms),
         unnamed="requests that need more fail in that app only",
         limits=Limits(reads=0.0),
     ),

@@ -32,11 +32,13 @@ class Options:
     readers: int = 2
     writers: int = 2
     folder: Path | None = None
+    shuffle: bool = True
+    """False: in the order of the table."""
 
 
 @dataclass
 class Outcome:
-    """What the whole run has seen."""
+    """The result of a whole run."""
 
     reads: int = 0
     lists: int = 0
@@ -80,19 +82,28 @@ class Chaos:
             if not plan:
                 break
             for kind, scenarios in plan:
-                while scenarios and self._left() > 0:
-                    try:
-                        self._play(kind, scenarios)
-                    except Missing as reason:
-                        missing.add(kind.name)
-                        self.outcome.not_reached |= {fault.name: str(reason) for it in scenarios for fault in it}
-                        break
+                if reason := self._play_all(kind, scenarios):
+                    missing.add(kind.name)
+                    self.outcome.not_reached |= {fault.name: reason for it in scenarios for fault in it}
         done = {name for result in self.outcome.results for name in result.faults if len(result.faults) == 1}
         if self.options.singles:
             for name in self.options.faults.keys() - done - self.outcome.not_reached.keys():
                 self.outcome.not_reached[name] = "the time was over"
         self.outcome.seconds = time.monotonic() - self._began
         return self.outcome
+
+    def _play_all(self, kind: Kind, scenarios: list[tuple[Fault, ...]]) -> str:
+        """Play the scenarios, in a new service after one that did not come back. Return why this kind of service cannot
+        be had, else an empty string."""
+        while scenarios and self._left() > 0:
+            planned = len(scenarios)
+            try:
+                self._play(kind, scenarios)
+            except Missing as reason:
+                return str(reason)
+            if len(scenarios) == planned and self._left() > 0:  # it did not even become calm
+                return self.outcome.errors[-1] if self.outcome.errors else "it did not become calm"
+        return ""
 
     def _left(self) -> float:
         return self._deadline - time.monotonic()
@@ -119,7 +130,7 @@ class Chaos:
         return plan
 
     def _shuffled(self, faults: list[Fault]) -> list[Fault]:
-        return self._random.sample(faults, len(faults))
+        return self._random.sample(faults, len(faults)) if self.options.shuffle else faults
 
     def _play(self, kind: Kind, scenarios: list[tuple[Fault, ...]]) -> None:
         """Start a service and play the scenarios, which are taken off the list."""
@@ -128,7 +139,12 @@ class Chaos:
             while scenarios:
                 yield scenarios.pop(0)
 
-        with kind.start() as service:
+        with contextlib.ExitStack() as running:
+            try:
+                service = running.enter_context(kind.start())
+            except AssertionError as error:
+                self.outcome.errors.append(f"{kind.name}: {error}")
+                raise Missing(f"{kind.name} did not start") from error
             load = Load(
                 tuple(service.edges),
                 seed=self.options.seed,
@@ -140,7 +156,7 @@ class Chaos:
             soak = Soak(
                 load,
                 folder=self.options.folder,
-                more=workers(len(service.edges), service.stack.postgres),
+                more=workers(len(service.edges), service.connect),
                 watch=meter.watch,
             )
             seed = f"{self.options.seed} faults {len(self.outcome.results)}"
@@ -201,7 +217,7 @@ class Judge:
         recovered = result.end + int((result.recovery_s or 0) * 1e9)
         figures = self._meter.figures(result.begin, recovered, victims)
         result.reads, result.writes = round(figures.reads, 4), round(figures.writes, 4)
-        result.hit_s, result.miss_s, result.write_s = figures.hit_s, figures.miss_s, figures.write_s
+        result.hit_s, result.miss_s, result.write_s = map(figures.seconds, PROBED)
         result.errors = figures.errors
         result.judged = self._soak.verdict.reads - self._reads
         self._reads = self._soak.verdict.reads
@@ -215,22 +231,24 @@ class Judge:
             result.failures.append(f"{result.wrong_reads} wrong reads")
         if result.lost_writes:
             result.failures.append("an acknowledged write was lost")
-        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin)]
+        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin, whole=True)]
         if len(faults) == 1 and result.recovery_s is not None:
-            result.failures += self._exceeded(faults[0], result)
+            result.failures += self._exceeded(faults[0], result, figures)
 
-    def _exceeded(self, fault: Fault, result: Result) -> list[str]:
+    def _exceeded(self, fault: Fault, result: Result, figures: Figures) -> list[str]:
         limits = fault.limits
         found = [
             f"availability of {what}: {100 * value:.1f} %, at least {100 * least:g} % were expected"
             for what, value, least in (("reads", result.reads, limits.reads), ("writes", result.writes, limits.writes))
             if value < least
         ]
-        calm = [max((getattr(it, what) for it in self._calm), default=0.0) for what in ("hit_s", "miss_s", "write_s")]
-        for what, limit, usual in zip(PROBED, (limits.hit_s, limits.miss_s, limits.write_s), calm, strict=True):
-            value = getattr(result, f"{what}_s")
-            if value > limit + usual:
-                found.append(f"slowest {what}: {value:.2f} s, at most {limit:g} s were expected")
+        for what, limit in zip(PROBED, (limits.hit_s, limits.miss_s, limits.write_s), strict=True):
+            if figures.seconds(what) > limit + max(it.seconds(what) for it in self._calm):
+                slowest = figures.slowest[what]
+                found.append(
+                    f"slowest {what}: {figures.seconds(what):.2f} s ({slowest.edge}, {slowest.status or 'no response'},"
+                    f" sent {(slowest.invoke - result.begin) / 1e9:.2f} s after the begin), at most {limit:g} s were expected"
+                )
         if result.recovery_s is not None and result.recovery_s > limits.recovery_s:
             found.append(f"recovery: {result.recovery_s:.1f} s, at most {limits.recovery_s:g} s were expected")
         return found
