@@ -9,6 +9,7 @@ local limits = require "limits"
 local metrics = require "metrics"
 local read = require "read"
 local routes = require "routes"
+local shedding = require "shedding"
 local traces = require "traces"
 
 -- A step is a function of the route (`@read`, `@write`, `@bypass`, ...), the path of the valid API key if it is in
@@ -83,6 +84,7 @@ end
 
 -- In log_by_lua of every answer but hits, which must not pay for this phase: they end above.
 function _M.leave()
+    shedding.leave()
     routes.note_path()
     metrics.count_answer()
     if traces.is_on then

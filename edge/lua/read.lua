@@ -8,6 +8,7 @@ local metrics = require "metrics"
 local addresses = require "query"
 local origin = require "origin"
 local redis = require "redis"
+local shedding = require "shedding"
 local store = require "store"
 
 local POLL_S = 0.002
@@ -93,11 +94,18 @@ end
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
     local var = ngx.var
+    if not shedding.enter(query:find("q=", 1, true) and "costly" or "reads") then
+        if key then
+            fills:delete(key)
+        end
+        return serve_stale(path, query, ngx.HTTP_SERVICE_UNAVAILABLE)
+    end
     local fallback = store.get(generations.key_of(path, query)) and "stale" or "none"
     local response, app, seconds, peer = origin.fetch(fill_lease or "", fallback)
     if may_be_answered_elsewhere(response, app) then  -- without the fill lease, which the first app may have used
         response, app, seconds = origin.fetch("", fallback, peer)
     end
+    shedding.leave()
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     if response.status == 503 then
         balancer.be_patient()

@@ -4,6 +4,7 @@ local bodies = require "bodies"
 local clock = require "clock"
 local keys = require "keys"
 local limits = require "limits"
+local shedding = require "shedding"
 local signature = require "signature"
 
 -- The time that is reserved for the COMMIT and the way back, so that a write that an app commits in time is also
@@ -27,8 +28,8 @@ function _M.configure(name, timeout_s)
 end
 
 
--- In access_by_lua.
-function _M.begin()
+-- In access_by_lua. kind: "writes", or "costly" for many rows in one body.
+function _M.begin(kind)
     keys.admit()
     local headers = ngx.req.get_headers(0)  -- 0: all of them, and not the first 100
     for _, name in ipairs(ONCE) do
@@ -42,6 +43,9 @@ function _M.begin()
         ngx.var.client_digest = signature.digest_of_client(limits.name_of(ngx.var.binary_remote_addr))
     end
     bodies.read()  -- first: a client may take longer to send the body than the app has to commit it
+    if not shedding.enter(kind) then
+        return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE)
+    end
     -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
     -- this clock, from the arrival of the request on (velikiy/coherence/deadline.py).
     local left_ms = timeout_ms - RESERVE_MS

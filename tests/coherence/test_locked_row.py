@@ -1,5 +1,8 @@
 """A row that another session has locked delays its writers, and no other request."""
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -11,17 +14,19 @@ import requests
 
 from testkit.api import is_hit
 from testkit.failpoints import lease_ms
-from testkit.stack import Stack, running, wait_until
+from testkit.stack import ROOT, Stack, running, wait_until
 
 CLIENTS = 100
+OTHER_WORKER = [pytest.mark.plain_worker, pytest.mark.long]
+
 LOCKED_S = 6
 """Longer than two cache leases: an edge that cannot renew has lost its lease by then."""
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
+@pytest.fixture(scope="module", params=["epoll", pytest.param("gthread", marks=OTHER_WORKER)])
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     """A stack whose entries outlive the test, so a read that is no hit shows that the edge has lost its cache."""
-    with running("--edges", "2", EDGE_TTL="600") as stack:
+    with running("--edges", "2", EDGE_TTL="600", APP_WORKER_CLASS=request.param) as stack:
         yield stack
 
 
@@ -77,6 +82,35 @@ def test_writers_of_a_locked_row_cost_no_edge_its_cache_lease_and_no_other_row_i
             lock.close()
             wait_until(lambda: 200 in statuses, what="the row can be written again")
     assert set(results) == {"HIT"}
+
+
+def hits_of_other_rows(stack: Stack, seconds: float) -> list[float]:
+    """Return the sorted times of hits of another row, one after the other."""
+    url, took = f"{stack.edge}/users/2", []
+    with requests.Session() as session:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            began = time.monotonic()
+            assert session.get(url, timeout=5).headers["X-Cache-Status"] == "HIT"
+            took.append(time.monotonic() - began)
+    return sorted(took)
+
+
+@pytest.mark.long
+@pytest.mark.exclusive
+def test_hits_of_other_rows_take_at_most_twice_as_long_beside_a_hundred_writers_of_a_locked_row(stack: Stack) -> None:
+    wait_until(lambda: is_hit(f"{stack.edge}/users/2"))
+    hits_of_other_rows(stack, 1)
+    calm = hits_of_other_rows(stack, 5)
+    command = [sys.executable, "-m", "tests.chaos.crowd", "writing", str(CLIENTS), "1", "Client ", *stack.edges]
+    with row_locked(stack, 1):
+        clients = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        hits_of_other_rows(stack, 2)  # until the clients have started
+        beside = hits_of_other_rows(stack, 5)
+        outcomes = json.loads(clients.communicate(timeout=60)[0])
+    assert outcomes["503"] > CLIENTS
+    for share in (0.5, 0.9):
+        assert beside[int(share * len(beside))] < 2 * calm[int(share * len(calm))]
 
 
 def test_writers_beyond_a_few_are_refused_at_once_and_writes_of_other_rows_succeed(stack: Stack) -> None:

@@ -24,9 +24,11 @@ MAX_STALL_S = 1.0
 ON_A_BUSY_MACHINE_S = 0.5
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running("--edges", "2", "--apps", "2", EDGE_TTL="1") as stack:
+@pytest.fixture(
+    scope="module", params=["epoll", pytest.param("gthread", marks=[pytest.mark.plain_worker, pytest.mark.long])]
+)
+def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
+    with running("--edges", "2", "--apps", "2", EDGE_TTL="1", APP_WORKER_CLASS=request.param) as stack:
         yield stack
 
 

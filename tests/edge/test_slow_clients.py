@@ -5,14 +5,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Event
 from urllib.parse import urlsplit
 
 import pytest
+from werkzeug import Request, Response
 
 from testkit.edge_copy import copy_edge, replace_once
 from testkit.fake_app import FakeApp, fake_app, plain
-from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_request
+from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
 from testkit.stack import folder, wait_until
+from velikiy.hang_ups import is_hung_up
 
 CUT_OFF_WITHIN_S = 6
 """Much less than a trickling request would take."""
@@ -116,3 +119,36 @@ def test_header_that_trickles_is_cut_off(app: FakeApp) -> None:
     whole = b"GET /rows/1 HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
     assert send_slowly(app, whole, [b"x"] * 200, 0.1) == b""
     assert time.monotonic() - began < CUT_OFF_WITHIN_S
+
+
+@pytest.mark.parametrize("target", ["/rows/1", "/rows?unknown=1", "/rows?q=word", "/readyz"])
+def test_client_that_closes_its_sending_side_behind_a_read_is_answered(app: FakeApp, target: str) -> None:
+    def respond(request: Request) -> Response:
+        time.sleep(0.3)  # the edge learns meanwhile that the client has closed its side
+        return plain(request)
+
+    app.respond = respond
+    try:
+        request = f"GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
+        assert parse_response(send_bytes(app.edge, request, half_close=True)).status == 200
+    finally:
+        app.respond = plain
+
+
+def test_write_of_a_client_that_closes_its_sending_side_is_given_up(app: FakeApp) -> None:
+    """Such a client may have hung up and sent the write again, so the app must notice (docs/races.md)."""
+    given_up = Event()
+
+    def respond(request: Request) -> Response:
+        if wait_until(lambda: is_hung_up(request.environ["werkzeug.socket"])):
+            given_up.set()
+        return plain(request)
+
+    app.respond = respond
+    try:
+        body = "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+        request = f"PUT /rows/1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}".encode()
+        assert send_bytes(app.edge, request, half_close=True) == b""
+        assert given_up.wait(10)
+    finally:
+        app.respond = plain

@@ -65,9 +65,8 @@ def test_locked_row_refuses_its_writes_and_recovers_with_the_plain_worker(stack:
     with ThreadPoolExecutor(40) as pool:
         with psycopg.connect(stack.postgres) as connection:
             connection.execute("SELECT FROM users WHERE id = 3 FOR UPDATE")
-            # More writes than threads: an edge may lose its cache lease meanwhile, but it serves no stale entry.
-            statuses = list(pool.map(write, range(80)))
-            assert set(statuses) <= {503, 504}
+            statuses = list(pool.map(write, range(80)))  # more writes than threads
+            assert set(statuses) == {503}
         wait_until(lambda: write(0) == 200)
         assert requests.put(urls[1], json={"name": "After"}, timeout=5).status_code == 200
     assert [read(url)[0] for url in urls] == ["After"] * 2

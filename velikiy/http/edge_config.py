@@ -42,7 +42,7 @@ EDGE_DETAILS = {
     500: "An unexpected error occurred. The logs have the details under `request_id`.",
     501: "The service does not know this method.",
     502: "No app instance answered. The outcome of a write is unknown: read before you retry.",
-    503: "The database does not answer in time, or too many such requests are in progress. Retry in a second.",
+    503: "The database does not answer in time, or too many requests wait for it. Retry in a second.",
     504: "No app instance answered in time. The outcome of a write is unknown: read before you retry.",
 }
 """The detail of each problem that the edge itself returns. Other statuses are malformed requests."""

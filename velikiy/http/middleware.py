@@ -39,8 +39,7 @@ def begin() -> None:
 def refuse_beyond_the_share() -> None:
     """Refuse a search or a batch while its share of the threads is busy, and a write while others wait for its row
     (velikiy/server/shares.py)."""
-    environ = request.environ
-    reason = environ.get("velikiy.refused_as") or getattr(environ.get("gunicorn.socket"), "refused_as", "")
+    reason = getattr(request.environ.get("gunicorn.socket"), "refused_as", "")
     if reason:
         detail = f"{REFUSALS[reason]} The request was not carried out and can be retried."
         raise Problem("unavailable", detail, headers=RETRY_LATER)

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from velikiy import logs
-from velikiy.server import abandoned_writes, cpu_pinning, handover, stopped_workers, worker_ends
+from velikiy.server import cpu_pinning, handover, stopped_workers, worker_ends
 from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
@@ -36,7 +36,6 @@ if settings.app_worker_class == "epoll":
     worker_class = "velikiy.server.epoll_worker.Worker"
 else:
     worker_class = "velikiy.server.plain_worker.Worker"
-    pre_request = abandoned_writes.discard
 
 # Longer than Nginx keeps its end (edge/conf/upstream.conf, keepalive_timeout 5s). The side that reuses a connection
 # must be the side that closes it, or a PUT may arrive on a connection that is just being closed.

@@ -1,5 +1,11 @@
 """Shares of the threads of a process: no class of requests, and no locked row, can take all of them, nor all
-connections to PostgreSQL."""
+connections to PostgreSQL, of which there is one for each thread.
+
+Writes wait for row locks, so at most five eighths of the threads carry out writes, of one row one thread less; further
+writes queue without a thread, and are refused once the writes before them wait for another session. Searches and
+batches take a hundred times as long as other requests, so at most a quarter of the threads carries them out; a few more
+queue, and the others are refused at once. Both worker classes pass each request through `Shares`.
+"""
 
 import math
 import re
@@ -10,15 +16,27 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
+from velikiy.server.connections import is_abandoned, receive_beginning
+
+READS = (b"GET ", b"HEAD ", b"OPTIONS ")
+LEASES = b"POST /.lease/"
+RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
+"""The beginnings of cache leases and health checks, for which each worker keeps a thread."""
+
 COSTLY = re.compile(
     rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]|POST /console/import[/ ?]|GET /console/tiers[ ?]"
 )
 """The beginnings of searches, counts with a search, batches, pieces of an import, and looks at every tier."""
 
 
-def costly_threads(threads: int) -> int:
-    """Return the share of the costly requests."""
-    return max(1, threads // 4)
+COSTLY_QUEUE_FACTOR = 8
+"""Costly requests that may queue, for each thread that carries them out."""
+
+MAX_COSTLY_WAIT_S = 1.0
+"""A costly request that has queued for longer is refused: the edge waits DATABASE_TIMEOUT and 3 s for a response."""
+
+REFUSAL_INTERVAL_S = 0.25
+"""Seconds between two looks at the queue of writes, while there is one."""
 
 
 class Admission(Enum):
@@ -173,3 +191,79 @@ def _path_of(beginning: bytes) -> bytes:
         return b""
     method, path = line.groups()
     return b"POST " + path if method == b"POST" else bytes(path)
+
+
+class Shares:
+    """The way of each request of a process to a thread that may carry it out."""
+
+    def __init__(
+        self, threads: int, handle: Callable[[Any, str], None], discard: Callable[[Any], None], log: Any
+    ) -> None:
+        """
+        Args:
+            threads: The threads that serve requests.
+            handle: Serves the request of a connection, or refuses it for a reason: "busy", because its share of the
+                threads is; "locked", because another session has locked the row; empty for no refusal
+                (velikiy/http/middleware.py:refuse_beyond_the_share).
+            discard: Closes a connection without a response.
+            log: The log of gunicorn.
+        """
+        # Imports inside the function: with --reload, the app has imported its modules again.
+        from velikiy import metrics, statement_waits
+
+        self._handle, self._discard, self._log, self._metrics = handle, discard, log, metrics
+        self._writes = WriteShare(max(1, threads * 5 // 8), statement_waits.is_long, statement_waits.was_long)
+        self._has_queued_writes = threading.Event()
+        costly = max(1, threads // 4)
+        self._costly = Share(costly, costly * COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S)
+        threading.Thread(target=self._refuse_locked, name="refusals", daemon=True).start()
+        metrics.watch(self._sample)
+
+    def _sample(self) -> None:
+        self._metrics.APP_QUEUED.labels("writes").set(self._writes.queued)
+        self._metrics.APP_QUEUED.labels("costly").set(self._costly.queued)
+
+    def serve(self, connection: Any) -> None:
+        """Serve the request that has arrived, on this thread. If it has to queue for its share, the thread of another
+        request of that share serves it afterwards."""
+        try:
+            beginning = receive_beginning(connection)
+        except OSError:  # the client has hung up
+            self._discard(connection)
+            return
+        share = self._share_of(beginning)
+        if share is None:
+            self._handle(connection, "")
+            return
+        refused_as = "locked" if share is self._writes else "busy"
+        admission = share.enter(connection, beginning)
+        if admission is Admission.REFUSED:
+            self._handle(connection, refused_as)
+        elif admission is Admission.QUEUED and share is self._writes:
+            self._has_queued_writes.set()
+        elif admission is Admission.ADMITTED:
+            while connection is not None:
+                if is_abandoned(connection):
+                    self._log.info("write.abandoned")
+                    self._discard(connection)
+                else:
+                    self._handle(connection, refused_as if admission is Admission.REFUSED else "")
+                connection, admission = share.leave()
+
+    def _share_of(self, beginning: bytes) -> Share | WriteShare | None:
+        """Return the share of the threads that carries out this request, None for all threads."""
+        if COSTLY.match(beginning):
+            return self._costly
+        return None if not beginning or beginning.startswith((*READS, LEASES)) else self._writes
+
+    def _refuse_locked(self) -> None:
+        """Refuse queued writes that would wait for another session."""
+        while True:
+            self._has_queued_writes.wait()
+            time.sleep(REFUSAL_INTERVAL_S)
+            if not self._writes.queued:
+                self._has_queued_writes.clear()
+                if self._writes.queued:  # queued just before
+                    self._has_queued_writes.set()
+            for connection in self._writes.refused():
+                self._handle(connection, "locked")

@@ -1,0 +1,51 @@
+"""Connections of gunicorn's workers (`TConn`): the beginning of the next request, and whether an edge waits for it."""
+
+import select
+import socket
+from typing import Any
+
+from velikiy.hang_ups import has_event, is_hung_up
+
+DEADLINE = b"\r\nWrite-Deadline: "
+"""The header field that every edge sends with a write, and no other client."""
+
+
+def receive_beginning(connection: Any) -> bytes:
+    """Return the beginning of the next request, as far as it has arrived. The parser of the connection gets it too.
+
+    Raises:
+        OSError: The connection is broken.
+    """
+    connection.init()
+    received = read_ahead(connection)
+    if not received:
+        received = connection.sock.recv(8192)  # the size that the parser would use
+        connection.parser.unreader.unread(received)
+    return bytes(received)
+
+
+def read_ahead(connection: Any) -> bytes:
+    """Return the bytes of the next request that the parser has read already."""
+    return bytes(connection.parser.unreader.buf.getvalue()) if connection.parser else b""
+
+
+def peek(connection: Any) -> bytes:
+    """Return the beginning of the next request without taking it from the socket."""
+    try:
+        return read_ahead(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:  # the thread that serves the connection notices the error
+        return b""
+
+
+def has_request(connection: Any) -> bool:
+    return bool(read_ahead(connection)) or has_event(connection.sock, select.POLLIN)
+
+
+def is_abandoned(connection: Any) -> bool:
+    """Return whether an edge has closed the connection while its write was waiting, because its client has hung up.
+
+    The client may have sent the write again through another app, so the first write must not be carried out later. Only
+    edges are treated so: an edge never closes only its sending side, but other clients may do that and wait for the
+    response.
+    """
+    return DEADLINE in read_ahead(connection) and is_hung_up(connection.sock)
