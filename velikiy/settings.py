@@ -358,6 +358,9 @@ class StackSettings(FolderSettings):
     log_files: int = Field(4, ge=1, le=1_000)
     """Files that are kept of each log, with the one that is being written."""
 
+    redis_memory: int = Field(256, ge=4, le=65_536)
+    """Megabytes of memory of the stack's own Redis for entries."""
+
     wal_archive: Path | None = None
     """The folder where the stack's own PostgreSQL archives its log of changes, for recovery to a point in time."""
 

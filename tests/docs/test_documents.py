@@ -32,6 +32,15 @@ def commands(document: str) -> list[str]:
     return shell + typed
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_fence_of_a_block_stands_alone_in_its_line(document: str) -> None:
+    """A fence at the end of a line, as a paragraph that is wrapped anew gets it, would make the rest a block."""
+    text = (ROOT / document).read_text()
+    fences = re.findall(r"^ *```(\w*)$", text, re.MULTILINE)
+    assert text.count("```") == len(fences)
+    assert all(fences[::2]) and not any(fences[1::2])
+
+
 def test_both_readmes_have_the_same_commands() -> None:
     assert commands("README.md") == commands("README.ru.md")
     assert len(commands("README.md")) > 10
