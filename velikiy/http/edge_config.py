@@ -153,7 +153,8 @@ def _own_path() -> list[str]:
 
 
 def _is_logged() -> list[str]:
-    quiet = {address: "0" for address in QUIET if not address.startswith("/.")}
+    checks = [address for address in QUIET if not address.startswith("/.")]
+    quiet = {address: "0" for address in (*checks, "/.edge")}  # /.edge names the edge to the launcher and its status
     return _map("$request_uri", "is_logged", {"default": "1", **quiet})
 
 
