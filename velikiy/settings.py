@@ -445,9 +445,10 @@ def read_env_file(file: Path) -> dict[str, str]:
         raise BadSetting(_unreadable(file, error)) from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        old, new = shlex.quote(str(file)), shlex.quote(f"{file}.new")
         raise BadSetting(
             f"{file} is not UTF-8, in line {line}. Save it as UTF-8; if it is in windows-1251: "
-            f"iconv -f windows-1251 -t UTF-8 -o {shlex.quote(f'{file}.new')} {shlex.quote(str(file))}"
+            f"(umask 077; iconv -f windows-1251 -t UTF-8 -o {new} {old} && mv {new} {old})"
         ) from None
     bindings = list(parse_stream(StringIO(text)))
     if wrong := next((binding.original.line for binding in bindings if binding.error), 0):
