@@ -179,6 +179,14 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
+-- End the request without a further try. Nginx makes 500 of the status here: edge/conf/failed.conf and origin.lua restore
+-- it.
+local function give_up(ctx, status)
+    ctx.gave_up = status
+    return ngx.exit(status)
+end
+
+
 -- In balancer_by_lua, once for each try. A read is tried at most three times, and twice if it takes too long: the
 -- second connection may lead to the same stopped worker, whose end shows while the read waits. $fallback is "none" or
 -- "stale" where the tries of a read are short, else empty.
@@ -193,7 +201,7 @@ function _M.balance()
         local _, status = balancer.get_last_failure()
         if is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then
-                return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
+                return give_up(ctx, ngx.HTTP_GATEWAY_TIMEOUT)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
         end
@@ -202,7 +210,7 @@ function _M.balance()
     end
     local peer = _M.choose(failed)
     if not peer then
-        return ngx.exit(ngx.HTTP_BAD_GATEWAY)
+        return give_up(ctx, ngx.HTTP_BAD_GATEWAY)
     end
     ctx.peer = peer
     if is_short then

@@ -94,6 +94,9 @@ function _M.fetch(fill_lease, fallback)
     local upstream = {}
     local vars = { fill_lease = fill_lease, fallback = fallback, traced = ngx.var.traced }
     local response = ngx.location.capture("/.app", { vars = vars, ctx = upstream })
+    if upstream.gave_up then
+        response.status, response.truncated = upstream.gave_up, false
+    end
     return response, upstream.app, upstream.seconds
 end
 
@@ -103,7 +106,10 @@ function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
         return (fetch_over_http1(path, "", "none"))
     end
-    return ngx.location.capture("/.key", { vars = { key_path = path } })
+    local upstream = {}
+    local response = ngx.location.capture("/.key", { vars = { key_path = path }, ctx = upstream })
+    response.status = upstream.gave_up or response.status
+    return response
 end
 
 

@@ -34,7 +34,7 @@ def commands(document: str) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_each_fence_of_a_block_stands_alone_in_its_line(document: str) -> None:
-    """A fence at the end of a line, as a paragraph that is wrapped anew gets it, would make the rest a block."""
+    """Wrapping a block as if it were a paragraph moves its fence to the end of a line, and the rest becomes a block."""
     text = (ROOT / document).read_text()
     fences = re.findall(r"^ *```(\w*)$", text, re.MULTILINE)
     assert text.count("```") == len(fences)
