@@ -358,6 +358,9 @@ class StackSettings(FolderSettings):
     log_files: int = Field(4, ge=1, le=1_000)
     """Files that are kept of each log, with the one that is being written."""
 
+    redis_memory: int = Field(256, ge=4, le=65_536)
+    """Megabytes of memory of the stack's own Redis for entries."""
+
     wal_archive: Path | None = None
     """The folder where the stack's own PostgreSQL archives its log of changes, for recovery to a point in time."""
 
@@ -442,9 +445,10 @@ def read_env_file(file: Path) -> dict[str, str]:
         raise BadSetting(_unreadable(file, error)) from None
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
+        old, new = shlex.quote(str(file)), shlex.quote(f"{file}.new")
         raise BadSetting(
             f"{file} is not UTF-8, in line {line}. Save it as UTF-8; if it is in windows-1251: "
-            f"iconv -f windows-1251 -t UTF-8 -o {shlex.quote(f'{file}.new')} {shlex.quote(str(file))}"
+            f"(umask 077; iconv -f windows-1251 -t UTF-8 -o {new} {old} && mv {new} {old})"
         ) from None
     bindings = list(parse_stream(StringIO(text)))
     if wrong := next((binding.original.line for binding in bindings if binding.error), 0):

@@ -237,6 +237,13 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
+-- End the request with 504. Nginx makes 500 of the status here: edge/conf/failed.conf and origin.lua restore it.
+local function give_up(ctx)
+    ctx.gave_up = true
+    return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
+end
+
+
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
 -- to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale" where the tries of a
@@ -255,7 +262,7 @@ function _M.balance()
             return ngx.exit(NO_PEER)
         elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then
-                return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
+                return give_up(ctx)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
         end

@@ -76,13 +76,18 @@ local function request(socket, lines)
 end
 
 
+-- id: the id that was sent to the app. Nginx answers 502 and 504 by itself.
+local function is_answer(id)
+    return ngx.var.upstream_http_x_request_id == id
+        or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT
+end
+
+
 -- In header_filter_by_lua of a subrequest: note the app that has answered. After noise, do not wait for its end.
--- id: the id that was sent to the app.
 function _M.note_answer(id)
     local ctx, var = ngx.ctx, ngx.var
     ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
-    ctx.is_answered = var.upstream_http_x_request_id == id
-                      or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT  -- Nginx's own
+    ctx.is_answered = ctx.gave_up or is_answer(id)
     if not ctx.is_answered then
         return ngx.exit(ngx.ERROR)
     end
@@ -92,7 +97,7 @@ end
 -- In header_filter_by_lua of a location whose response is passed on: answer 502 instead. After noise Nginx would send
 -- that without a header, as HTTP/0.9, so the connection is closed.
 function _M.refuse_noise(id)
-    if ngx.var.upstream_status and ngx.var.upstream_http_x_request_id ~= id then
+    if ngx.var.upstream_status and not is_answer(id) then
         return ngx.exit(ngx.req.http_version() < 1 and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
     end
 end
@@ -114,7 +119,9 @@ end
 local function fetch_by_subrequest(location, vars, avoided)
     local upstream = { avoided = avoided }
     local response = ngx.location.capture(location, { vars = vars, ctx = upstream })
-    if upstream.app and not upstream.is_answered then
+    if upstream.gave_up then
+        response = { status = ngx.HTTP_GATEWAY_TIMEOUT, header = {}, body = "" }
+    elseif upstream.app and not upstream.is_answered then
         response = { status = ngx.HTTP_BAD_GATEWAY, header = {}, body = "", is_noise = true }
     end
     return response, upstream

@@ -210,6 +210,8 @@ $$;
 CALL add_triggers('row_history');
 CALL add_triggers('api_keys');
 
+-- Only the triggers of the history, unlike add_triggers_again.sql: a migration must not enable triggers of the relay that
+-- an operator has disabled.
 DO $$
 DECLARE
     resource regclass;

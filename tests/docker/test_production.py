@@ -14,7 +14,7 @@ from . import machine as machines
 from .engine import CHECKOUT, Engine, Say, docker
 from .machine import DEBIAN_12, DEBIAN_13, Machine
 
-pytestmark = [pytest.mark.bare, pytest.mark.long, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.bare, pytest.mark.boots, pytest.mark.timeout(1800)]
 
 URL = "https://users.example.com/users"
 

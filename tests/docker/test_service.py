@@ -14,7 +14,7 @@ from .engine import Engine, Say, docker
 from .machine import DEBIAN_12, DEBIAN_13, Machine
 from .stack import wait_until
 
-pytestmark = [pytest.mark.bare, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.bare, pytest.mark.boots, pytest.mark.timeout(1200)]
 
 CHECKOUT = "/opt/velikiy-flask"
 
@@ -46,7 +46,7 @@ def main_pid(machine: Machine) -> int:
 
 
 def pid_of(machine: Machine, name: str) -> int:
-    found = re.search(rf"^ +{name} +running +(\d+)$", typed(machine, "./run status", check=False), re.MULTILINE)
+    found = re.search(rf"^ +{name} +running +(\d+) ", typed(machine, "./run status", check=False), re.MULTILINE)
     return int(found[1]) if found else 0
 
 

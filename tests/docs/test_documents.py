@@ -32,6 +32,24 @@ def commands(document: str) -> list[str]:
     return shell + typed
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_each_fence_of_a_block_stands_alone_in_its_line(document: str) -> None:
+    """Wrapping a block as if it were a paragraph moves its fence to the end of a line, and the rest becomes a block."""
+    text = (ROOT / document).read_text()
+    fences = re.findall(r"^ *```(\w*)$", text, re.MULTILINE)
+    assert text.count("```") == len(fences)
+    assert not any(fences[1::2])
+
+
+def test_every_event_of_the_services_is_explained() -> None:
+    rooms = ("coherence", "console", "http", "keys", "postgres", "relay", "resources", "server")
+    code = "".join(file.read_text() for room in rooms for file in (ROOT / "velikiy" / room).rglob("*.py"))
+    events = set(re.findall(r'\blog\.(?:debug|info|warning|error|critical|exception)\(\s*"([\w.]+)"', code))
+    assert "redis.unavailable" in events
+    explained = set(re.findall(r"^\| `([\w.]+)` \|", (ROOT / "docs/logs.md").read_text(), re.MULTILINE))
+    assert events <= explained, events - explained
+
+
 def test_both_readmes_have_the_same_commands() -> None:
     assert commands("README.md") == commands("README.ru.md")
     assert len(commands("README.md")) > 10

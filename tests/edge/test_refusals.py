@@ -4,17 +4,19 @@ import json
 import re
 import socket
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from testkit.certificates import Authority
 from testkit.failpoints import running_edge
 from testkit.fake_app import FakeApp, fake_app, plain
 from testkit.raw_http import RawResponse, check_raw_problem, parse_response, send_bytes, send_request
-from testkit.stack import wait_until
+from testkit.stack import folder, wait_until
 
 UNUSED = (
     "Cookie",
@@ -256,6 +258,30 @@ def test_app_that_does_not_answer_is_504() -> None:
             check_raw_problem(response, 504)
             logged = log_line((Path(data) / "log").read_text, response)
             assert (logged["method"], logged["status"]) == ("POST", 504)
+
+
+def test_read_is_504_when_no_app_answers_and_502_when_none_is_known() -> None:
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        apps = ",".join(f"127.0.0.1:{listener.getsockname()[1]}" for listener in listeners)
+        edge, data = stack.enter_context(running_edge(apps, DATABASE_TIMEOUT="0.1"))
+        for target in ("/health", "/r/1", "/r"):
+            response = send_request(edge, "GET", target)
+            check_raw_problem(response, 504)
+            assert log_line((Path(data) / "log").read_text, response)["status"] == 504
+        files = stack.enter_context(folder())
+        authority, cert, key = Authority(files), files / "cert.pem", files / "key.pem"
+        authority.sign(cert, key)
+        edge, _ = stack.enter_context(
+            running_edge(apps, DATABASE_TIMEOUT="0.1", TLS_CERT=str(cert), TLS_KEY=str(key)),
+        )
+        curl = ["curl", "--noproxy", "*", "-si", "--http2", "--cacert", str(authority.cert)]
+        shown = subprocess.check_output([*curl, f"https{edge.removeprefix('http')}/r/1"], text=True)
+        assert shown.startswith("HTTP/2 504")
+        assert "/problems/gateway-timeout" in shown
+    with running_edge("nowhere.invalid:1") as (edge, _):
+        for method, target in (("GET", "/health"), ("GET", "/r/1"), ("PUT", "/r/1")):
+            check_raw_problem(send_request(edge, method, target), 502)
 
 
 def test_client_that_sends_no_more_of_its_body_gets_a_problem(app: FakeApp) -> None:

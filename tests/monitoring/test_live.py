@@ -32,10 +32,11 @@ PAGES = {
     name: " ".join(page.split()) for name, page in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.M | re.S)
 }
 
-SMALL_EDGE_MB = "4"
+SETTINGS = {"EDGE_MEMORY": "4", "REDIS_MEMORY": "4"}
+"""The settings of the shared stack, as the `.env` of its operator would have them."""
 
-USERS = 6000
-"""Rows. Their responses do not fit into an edge of SMALL_EDGE_MB."""
+USERS = 12_000
+"""Rows. Neither an edge nor Redis has room for all of them, with SETTINGS."""
 
 
 class Monitored:
@@ -62,7 +63,7 @@ class Monitored:
         )
         completed = subprocess.run(
             ["/bin/sh", "-c", command],
-            env=clean_environment(),
+            env=clean_environment(**SETTINGS),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -161,7 +162,7 @@ def shared() -> Iterator[Monitored]:
         running(
             *["--edges", "2", "--apps", "2", "--monitoring"],
             PROMETHEUS_PORT=str(port),
-            EDGE_MEMORY=SMALL_EDGE_MB,
+            **SETTINGS,
         ) as stack,
         folder() as path,
     ):
@@ -376,6 +377,14 @@ def test_edge_with_too_little_memory(monitored: Monitored) -> None:
         monitored.firing("VelikiyFewHits", "VelikiyEdgeEvicts", within=120),
     ):
         assert "ready" in monitored.follow("VelikiyEdgeEvicts", "EDGE_MEMORY=256 ./run up --detach")
+
+
+def test_redis_with_too_little_memory(monitored: Monitored) -> None:
+    with (
+        repeating(reader(monitored.stack.edge), clients=6, pause_s=0),
+        monitored.firing("VelikiyRedisEvicts", within=120),
+    ):
+        assert "ready" in monitored.follow("VelikiyRedisEvicts", "REDIS_MEMORY=512 ./run up --detach")
 
 
 def test_alert_of_the_own_prometheus_of_a_stack(monitored: Monitored) -> None:

@@ -234,12 +234,15 @@ def _age(file: Path) -> str:
 
 
 def _print_content(archive: Any, *, as_json: bool) -> None:
+    from velikiy.postgres.migrate import VERSION_TABLE
+
     rows: dict[str, int] = {}
     for section in archive.sections([]):
         rows[section.table] = sum(block.count(b"\n") for block in section.rows)
     if as_json:
         click.echo(json.dumps({"revision": archive.revision, "rows": rows}))
-    print_message(f"{archive.shown} is complete: revision {archive.revision}, {_counted(rows)}")
+    shown = {name: count for name, count in rows.items() if name != VERSION_TABLE}
+    print_message(f"{archive.shown} is complete: revision {archive.revision}, {_counted(shown)}")
 
 
 def _print_restored(restored: "Restored", seconds: float, *, as_json: bool) -> None:

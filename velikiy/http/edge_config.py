@@ -153,7 +153,8 @@ def _own_path() -> list[str]:
 
 
 def _is_logged() -> list[str]:
-    quiet = {address: "0" for address in QUIET if not address.startswith("/.")}
+    checks = [address for address in QUIET if not address.startswith("/.")]
+    quiet = dict.fromkeys((*checks, "/.edge"), "0")  # /.edge names the edge to the launcher and its status
     return _map("$request_uri", "is_logged", {"default": "1", **quiet})
 
 
@@ -182,10 +183,11 @@ def _kinds() -> list[tuple[int, str]]:
 
 
 def _error_pages_and_batches() -> list[str]:
-    statuses = " ".join(str(status) for status, _ in _kinds() if status not in BY_THE_APP)
+    statuses = " ".join(str(status) for status, _ in _kinds() if status not in (*BY_THE_APP, 500))
     return [
         "# An address and no named location: a request line that could not be parsed has no URI for a named location.",
         f"error_page {statuses} /.problem;",
+        "error_page 500 @failed;",
         "error_page 494 =431 /.problem;",
         "",
         "# Many rows in one body. A body that does not fit into memory waits in a file.",

@@ -10,6 +10,7 @@ import click
 from velikiy import cli
 from velikiy.stack import commands
 from velikiy.stack.code_copy import CHECKOUT
+from velikiy.stack.commands import clients
 
 DOCUMENT = CHECKOUT / "docs" / "command-line.md"
 
@@ -27,7 +28,7 @@ def reference() -> str:
 def _pages(command: click.Command, words: str, parent: click.Context | None) -> Iterator[tuple[str, str]]:
     name = words.rpartition(" ")[2] if parent else words
     context = click.Context(command, parent, info_name=name, **{**command.context_settings, **WIDTH})
-    if command is not commands.velikiy:  # its page is that of the program that it runs
+    if command is not clients.velikiy:  # its page is that of the program that it runs
         yield words, command.get_help(context)
     if isinstance(command, click.Group):
         for name in command.list_commands(context):

@@ -69,6 +69,9 @@ class Plan:
     log_files: int = 4
     log_level: str = "info"
 
+    redis_memory: int = 256
+    """Megabytes for the entries in the stack's own Redis."""
+
     wal_archive: str = ""
     """The folder where PostgreSQL archives its log, or "" (velikiy/stack/recovery.py)."""
 

@@ -157,6 +157,7 @@ def _redis(plan: Plan) -> Program:
             *["--unixsocket", str(plan.redis_socket), "--unixsocketperm", "700"],
             *["--dir", str(plan.home / "redis"), "--include", str(plan.secrets_folder / "redis.conf")],
             *["--include", str(_configuration(plan, "redis.level.conf"))],
+            *["--maxmemory", f"{plan.redis_memory}mb"],
         ],
         {"TZ": "UTC"},  # Redis logs local times
         configuration=(_configuration(plan, "redis.conf"), plan.secrets_folder / "redis.conf"),

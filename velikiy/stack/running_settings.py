@@ -43,7 +43,12 @@ def changed_settings(plan: Plan) -> dict[str, str]:
         for name, value in running_settings(plan).items()
         if value != str(ServiceSettings.model_fields[name.lower()].default)
     }
-    of_the_plan = {"BIND": (plan.bind, "127.0.0.1"), "EDGES": (plan.edges, 1), "APPS": (plan.apps, 2)}
+    of_the_plan = {
+        "BIND": (plan.bind, "127.0.0.1"),
+        "EDGES": (plan.edges, 1),
+        "APPS": (plan.apps, 2),
+        "REDIS_MEMORY": (plan.redis_memory, 256),
+    }
     changed.update({name: str(value) for name, (value, default) in of_the_plan.items() if value != default})
     for name, is_own in (("database_url", plan.own_postgres), ("redis_url", plan.own_redis)):
         if not is_own:

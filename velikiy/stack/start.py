@@ -194,6 +194,7 @@ def _make_plan(
         log_file_size=wanted.log_file_size,
         log_files=wanted.log_files,
         log_level=settings.log_level,
+        redis_memory=wanted.redis_memory,
     )
     if running and running.port in options.DEFAULT_PORTS:
         plan.port = wanted.port or running.port
@@ -216,6 +217,7 @@ def _make_plan(
         plan.log_file_size,
         plan.log_files,
         plan.wal_archive,
+        plan.redis_memory,
     )
     plan.fingerprint = hashlib.sha256(repr((*parts, code_copy.code_folder(), sys.executable)).encode()).hexdigest()
     return plan
