@@ -72,7 +72,7 @@ class TestReading:
         expect(page.locator("tbody tr")).to_have_count(1)
         assert "Zenobia" not in page.url
         find(page, "nobody has this name")
-        expect(page.get_by_text("Nobody found")).to_be_visible()
+        expect(page.get_by_text("No users found")).to_be_visible()
         page.get_by_role("button", name="Clear the search").click()
         expect(row_of(page, person)).to_be_visible()
 
@@ -268,7 +268,7 @@ class TestWriting:
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
         expect(page.locator(".toasts").get_by_text("3 users were deleted.")).to_be_visible()
         expect(page.locator(".toasts").get_by_text("1 user was already deleted.")).to_be_visible()
-        expect(page.get_by_text("Nobody found")).to_be_visible()
+        expect(page.get_by_text("No users found")).to_be_visible()
         page.get_by_role("button", name="Undo").click()
         expect(page.locator("tbody tr")).to_have_count(3)
         for row_id in ids[1:]:
