@@ -39,7 +39,7 @@ export async function openExport({ q, sort, found }) {
         formats(() => ({ q: isSearch() ? q : "", sort }), () => close(true))],
       footer: [],
     };
-  });
+  }, { wide: true });
 }
 
 // A download cannot send a key. So the page asks with its key for an address that counts for a minute. The browser

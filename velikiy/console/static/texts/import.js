@@ -72,7 +72,7 @@ export const texts = {
     export_all: "All users",
     export_order: "The file has the order of the table.",
     export_all_order: "Download all users, in the order of the table.",
-    export_moment: "Users that are changed during the download appear as they were before or after the change.",
+    export_moment: "Users who are changed during the download appear as they were before or after the change.",
     download_began: "The download has begun.",
     download_prepared: "The file is being prepared. Keep this page open.",
     download_failed: "The download has failed.",
