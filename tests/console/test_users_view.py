@@ -275,6 +275,33 @@ class TestWriting:
             assert requests.delete(f"{stack.app}/users/{row_id}", timeout=5).status_code == 200
 
 
+    def test_search_is_exported_in_its_order_and_no_list_of_downloads_has_its_words(
+        self, visit: Visit, person: dict[str, Any]
+    ) -> None:
+        page = visit.page
+        find(page, person["name"])
+        expect(page.locator("#count")).to_have_text("1 found")
+        page.get_by_role("button", name="Export", exact=True).click()
+        dialog = page.get_by_role("dialog", name="Export")
+        expect(dialog.get_by_label("The 1 user that the search finds")).to_be_checked()
+        assert serious_findings(page) == []
+        with page.expect_download() as download:
+            dialog.locator(".export-csv").click()
+        assert download.value.url.startswith("blob:")
+        assert download.value.suggested_filename == "users.csv"
+        lines = download.value.path().read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == ["id", str(person["id"])]
+
+        page.get_by_role("button", name="Export", exact=True).click()
+        dialog.get_by_label("All users").check()
+        with page.expect_download() as download:
+            dialog.locator(".export-csv").click()
+        assert download.value.url.endswith("/users.csv?sort=-id")
+        ids = [int(line.split(",")[0]) for line in download.value.path().read_text().splitlines()[1:]]
+        assert ids == sorted(ids, reverse=True)
+        assert len(ids) > 1
+
+
 class TestTrouble:
     def test_service_away_loses_nothing_and_can_be_tried_again(
         self, stack: Stack, open_console: Open, person: dict[str, Any]
