@@ -45,8 +45,34 @@ local function set_cache_status(result, status)
 end
 
 
+-- A person who has opened the address in a browser gets an error as a page, which an app makes: the app fetches again
+-- what was missing here, so this response is as current as any other. Return whether the request has gone there.
+local function show_as_page(status)
+    local var = ngx.var
+    if status < 400 or var.wants_page == "" then
+        return false
+    end
+    set_cache_status("BYPASS", "nginx; fwd=bypass")
+    var.passed_gate = ""
+    var.accept = var.http_accept
+    return ngx.exec("@bypass")
+end
+
+
+-- Send an entry of a cache.
+local function send(entry)
+    if store.is_missing(entry) and show_as_page(404) then
+        return nil
+    end
+    return store.send(entry)
+end
+
+
 -- Send the app's response unchanged.
 local function forward(response)
+    if show_as_page(response.status) then
+        return nil
+    end
     ngx.status = response.status
     local prefix = ngx.var.path_prefix
     for name, value in pairs(response.header) do
@@ -127,7 +153,7 @@ local function fetch_from_app(path, query, key, result, reason, fill_lease)
     set_cache_status(result, (redis_status and redis_status .. ", " or "")
                              .. "nginx; fwd=" .. reason .. (stored and "; stored" or ""))
     if entry then
-        return store.send(entry)
+        return send(entry)
     end
     return forward(response)
 end
@@ -195,7 +221,7 @@ function _M.answer()
         key = generation .. query
         local entry, outdated = store.get(key)
         if entry and not outdated then
-            return store.send(entry)
+            return send(entry)
         end
         result, reason = "MISS", "uri-miss"
         if entry then
@@ -219,7 +245,7 @@ function _M.answer()
     local stored = generations.store_if_current(path, query, key, entry)
     fills:delete(key)
     set_cache_status(result, "redis; hit; ttl=" .. ttl_s .. ", nginx; fwd=" .. reason .. (stored and "; stored" or ""))
-    return store.send(entry)
+    return send(entry)
 end
 
 

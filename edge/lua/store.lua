@@ -119,6 +119,11 @@ function _M.pack(response, request_id)
 end
 
 
+function _M.is_missing(entry)
+    return byte(entry) == 52  -- "4" of 404
+end
+
+
 -- Return whether the entry is a 404; ETag, Last-Modified and Link, each empty if it is absent; and the body.
 function _M.parts(entry)
     local etag = find(entry, "\t", 5, true)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import requests
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
 from testkit.api import check_problem
 from testkit.browser import Visit, serious_findings
@@ -18,6 +18,18 @@ MAX_COMPRESSED_BYTES = 200_000
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 
 STATIC = ROOT / "velikiy/console/static"
+
+QUIET_MS = 500
+"""A browser that has requested nothing for so long waits for a response."""
+
+TELL_WHEN_ROWS_ARE_SHOWN = """
+new MutationObserver((_, observer) => {
+    if (document.querySelector("tbody tr")) {
+        observer.disconnect();
+        rowsAreShown();
+    }
+}).observe(document, { childList: true, subtree: true });
+"""
 
 Open = Callable[..., Visit]
 
@@ -60,7 +72,7 @@ class TestAddresses:
             assert index.json()["addresses"]["users"] == "/users"
             assert index.headers["Vary"] == "Accept"
         check_problem(requests.get(f"{keyed.edge}/", headers={"Accept": "image/png"}, timeout=5), 406)
-        check_problem(requests.get(f"{keyed.edge}/?q=1", headers=BROWSER, timeout=5), 400)
+        check_problem(requests.get(f"{keyed.edge}/?q=1", timeout=5), 400)
 
     def test_head_has_the_headers_of_get(self, keyed: Stack) -> None:
         for path in ["/", *files(keyed)[:3]]:
@@ -125,6 +137,61 @@ class TestAddresses:
         from velikiy.console.page import PRELOADED
 
         assert {*PRELOADED, "console"} == {module.removesuffix(".js") for module in found}
+
+
+class TestLoad:
+    """How soon the page can be used, in measures that do not depend on the load of the machine."""
+
+    MAX_ROUND_TRIPS = 3
+    """The document; its files and the first reads need the document, or one more file that starts the reads."""
+
+    MAX_REQUESTS = 26
+
+    def test_rows_need_three_round_trips_and_each_address_once(
+        self, keyed: Stack, reader: str, open_with_key: Open
+    ) -> None:
+        """The responses are held until the browser requests nothing more without them: that is one round trip."""
+        page = open_with_key("about:blank", reader).page
+        held: list[Route] = []
+        requested: list[str] = []
+        shown: list[bool] = []
+
+        def hold(route: Route) -> None:
+            held.append(route)
+            requested.append(route.request.url)
+
+        page.expose_function("rowsAreShown", lambda: shown.append(True))
+        page.add_init_script(TELL_WHEN_ROWS_ARE_SHOWN)
+        page.route("**/*", hold)
+        page.evaluate(f"setTimeout(() => {{ location.href = '{keyed.edge}/' }})")
+        round_trips = 0
+        while not shown and round_trips < 10:
+            number = -1
+            while number != len(held):
+                number = len(held)
+                page.wait_for_timeout(QUIET_MS)
+            if not all(route.request.url.endswith("icon.svg") for route in held):  # no row waits for a picture
+                round_trips += 1
+            while held:
+                held.pop().continue_()
+            page.wait_for_timeout(QUIET_MS)
+        assert round_trips <= self.MAX_ROUND_TRIPS, requested
+        addresses = [address for address in requested if not address.endswith("icon.svg")]
+        assert len(addresses) == len(set(addresses))
+        assert len(addresses) <= self.MAX_REQUESTS
+
+    def test_first_reads_are_not_shown_again(self, keyed: Stack, reader: str, open_with_key: Open) -> None:
+        """A read that is older than the view would be stale."""
+        page = open_with_key(keyed.edge, reader).page
+        expect(page.get_by_role("link", name="Alice")).to_be_visible()
+        keyed.sql("UPDATE users SET name = 'Alicia' WHERE name = 'Alice'")
+        try:
+            page.evaluate("location.hash = '#/nowhere'")
+            page.evaluate("location.hash = '#/users'")
+            expect(page.get_by_role("link", name="Alicia")).to_be_visible()
+            assert page.evaluate("firstReads.size") == 0
+        finally:
+            keyed.sql("UPDATE users SET name = 'Alice' WHERE name = 'Alicia'")
 
 
 class TestKeys:

@@ -72,7 +72,7 @@ class TestReading:
         expect(page.locator("tbody tr")).to_have_count(1)
         assert "Zenobia" not in page.url
         find(page, "nobody has this name")
-        expect(page.get_by_text("Nobody found")).to_be_visible()
+        expect(page.get_by_text("No users found")).to_be_visible()
         page.get_by_role("button", name="Clear the search").click()
         expect(row_of(page, person)).to_be_visible()
 
@@ -268,11 +268,38 @@ class TestWriting:
         page.get_by_role("dialog").get_by_role("button", name="Delete").click()
         expect(page.locator(".toasts").get_by_text("3 users were deleted.")).to_be_visible()
         expect(page.locator(".toasts").get_by_text("1 user was already deleted.")).to_be_visible()
-        expect(page.get_by_text("Nobody found")).to_be_visible()
+        expect(page.get_by_text("No users found")).to_be_visible()
         page.get_by_role("button", name="Undo").click()
         expect(page.locator("tbody tr")).to_have_count(3)
         for row_id in ids[1:]:
             assert requests.delete(f"{stack.app}/users/{row_id}", timeout=5).status_code == 200
+
+
+    def test_search_is_exported_in_its_order_and_no_list_of_downloads_has_its_words(
+        self, visit: Visit, person: dict[str, Any]
+    ) -> None:
+        page = visit.page
+        find(page, person["name"])
+        expect(page.locator("#count")).to_have_text("1 found")
+        page.get_by_role("button", name="Export", exact=True).click()
+        dialog = page.get_by_role("dialog", name="Export")
+        expect(dialog.get_by_label("The 1 user that the search finds")).to_be_checked()
+        assert serious_findings(page) == []
+        with page.expect_download() as download:
+            dialog.locator(".export-csv").click()
+        assert download.value.url.startswith("blob:")
+        assert download.value.suggested_filename == "users.csv"
+        lines = download.value.path().read_text().splitlines()
+        assert [line.split(",")[0] for line in lines] == ["id", str(person["id"])]
+
+        page.get_by_role("button", name="Export", exact=True).click()
+        dialog.get_by_label("All users").check()
+        with page.expect_download() as download:
+            dialog.locator(".export-csv").click()
+        assert download.value.url.endswith("/users.csv?sort=-id")
+        ids = [int(line.split(",")[0]) for line in download.value.path().read_text().splitlines()[1:]]
+        assert ids == sorted(ids, reverse=True)
+        assert len(ids) > 1
 
 
 class TestTrouble:

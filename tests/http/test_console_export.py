@@ -83,3 +83,33 @@ def test_client_that_stalls_holds_no_connection_to_postgresql(stack: Stack) -> N
         copies = "SELECT count(*) FROM pg_stat_activity WHERE state <> 'idle' AND query LIKE 'COPY%%'"
         wait_until(lambda: stack.sql(copies) == [(0,)])
         assert requests.get(f"{stack.edge}/users/1", timeout=5).status_code == 200
+
+
+def test_download_of_a_search_has_its_rows_in_its_order(stack: Stack, many: str) -> None:
+    """More rows than one part has, of which some have the same sort value."""
+    orders = {"-id": "id DESC", "name": 'name COLLATE "und-x-icu", id', "-created_at": "created_at DESC, id DESC"}
+    for sort, order in orders.items():
+        response = requests.get(f"{address(stack)}?q={many}&sort={sort}", timeout=30)
+        assert response.status_code == 200
+        expected = [
+            row_id for (row_id,) in stack.sql(f"SELECT id FROM users WHERE email LIKE %s ORDER BY {order}", f"%@{many}")
+        ]
+        assert len(expected) == 12_000
+        assert [int(row["id"]) for row in csv.DictReader(io.StringIO(response.text))] == expected
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize("file_format", ["csv", "excel", "ndjson"])
+def test_order_changes_no_row_and_no_format(stack: Stack, file_format: str) -> None:
+    all_by_id = requests.get(address(stack, file_format), timeout=30).content
+    backwards = requests.get(f"{address(stack, file_format)}?sort=-id", timeout=30).content
+    assert sorted(backwards.splitlines()) == sorted(all_by_id.splitlines())
+    assert backwards.splitlines()[:1] == all_by_id.splitlines()[:1] or file_format == "ndjson"
+
+
+def test_search_without_a_match_is_a_file_without_rows(stack: Stack) -> None:
+    given = address(stack)
+    assert requests.get(f"{given}?q=nobodyhasthisname", timeout=10).text == "id,name,email,created_at,updated_at,version\n"
+    assert requests.get(f"{address(stack, 'ndjson')}?q=nobodyhasthisname", timeout=10).text == ""
+    check_problem(requests.get(f"{given}?sort=nothing", timeout=5), 400, "sort")
+    check_problem(requests.get(f"{given}?limit=5", timeout=5), 400, "limit")

@@ -11,6 +11,7 @@ import requests
 from playwright.sync_api import Browser, Locator, Page, expect
 
 from testkit.api import check_problem
+from testkit.browser import serious_findings
 from testkit.stack import Stack, run, running
 
 VERBS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
@@ -102,6 +103,34 @@ class TestBrowser:
                 assert (ground < text) == is_dark, (scheme, place)
                 assert (max(ground, text) + 0.05) / (min(ground, text) + 0.05) > 4.5, (scheme, place)
         assert visit.complaints == []
+
+    def test_page_is_accessible(self, visit: Visit) -> None:
+        users = visit.operation("get", "/users")
+        users.locator(".opblock-summary-control").click()
+        users.get_by_role("button", name="Try it out").click()
+        expect(users.get_by_role("combobox", name="sort")).to_be_visible()
+        schemes: tuple[Literal["dark", "light"], ...] = ("dark", "light")
+        for scheme in schemes:
+            visit.page.emulate_media(color_scheme=scheme)
+            assert serious_findings(visit.page) == []
+        assert visit.complaints == []
+
+    @pytest.mark.long
+    @pytest.mark.parametrize("scheme", ["dark", "light"])
+    @pytest.mark.parametrize("width", [1200, 360])
+    def test_each_operation_is_accessible(self, visit: Visit, scheme: Literal["dark", "light"], width: int) -> None:
+        visit.page.emulate_media(color_scheme=scheme)
+        visit.page.set_viewport_size({"width": width, "height": 800})
+        controls = visit.page.locator(".opblock-summary-control")
+        expect(controls.first).to_be_visible()
+        for number in range(controls.count()):
+            controls.nth(number).evaluate("control => control.click()")
+            expect(visit.page.locator(".opblock.is-open")).to_have_count(1, timeout=30_000)
+            visit.page.get_by_role("button", name="Try it out").click()
+            expect(visit.page.get_by_role("button", name="Execute")).to_be_visible()
+            assert serious_findings(visit.page) == [], controls.nth(number).inner_text()
+            controls.nth(number).evaluate("control => control.click()")
+            expect(visit.page.locator(".opblock.is-open")).to_have_count(0)
 
     @pytest.mark.long
     def test_page_fits_a_phone(self, visit: Visit) -> None:

@@ -1,7 +1,10 @@
 """Write all rows: a snapshot into a file, or part after part to a client."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from psycopg import sql
 
@@ -12,11 +15,16 @@ from velikiy.bulk.insert import CHUNK_TIMEOUT_S
 from velikiy.bulk.progress import progress_bar
 from velikiy.bulk.readers import FORMULA_BEGINNINGS
 from velikiy.coherence import Gate
+from velikiy.postgres import Connection
 from velikiy.resources import pagination
 from velikiy.resources.base import Resource
+from velikiy.resources.pagination import Page
+from velikiy.resources.repository import ALL_ROWS, Repository
 
 PART_ROWS = 5000
 """Rows of one part of `parts`: half a megabyte, which PostgreSQL reads in some 20 ms."""
+
+EVERYWHERE = sql.SQL("")
 
 
 def export_to(resource: Resource, gate: Gate, file: str, file_format: str, *, for_excel: bool = False) -> int:
@@ -29,7 +37,7 @@ def export_to(resource: Resource, gate: Gate, file: str, file_format: str, *, fo
     Raises:
         DatabaseUnavailable, OSError
     """
-    statement = _copy(resource, file_format, _without_formulas(resource, gate) if for_excel else None)
+    statement = _copy(_rows(resource), file_format, _without_formulas(resource, gate) if for_excel else None)
     written = 0
     with open_output(file) as output, gate.database.transaction() as connection:
         connection.execute("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0")
@@ -52,49 +60,70 @@ def export_to(resource: Resource, gate: Gate, file: str, file_format: str, *, fo
     return written
 
 
-def parts(resource: Resource, gate: Gate, file_format: str, *, for_excel: bool = False) -> Iterator[bytes]:
+def parts(
+    resource: Resource, gate: Gate, file_format: str, page: Page = ALL_ROWS, *, for_excel: bool = False
+) -> Iterator[bytes]:
     """Yield the rows in parts of PART_ROWS, each read at one moment, with a connection that is borrowed for this part.
 
-    A snapshot would need one transaction that lasts as long as the slowest client. A row that exists throughout is in
-    exactly one part, because its id does not change; other rows that are written meanwhile may be in it or not.
+    A snapshot would need one transaction that lasts as long as the slowest client. In the order of ids, which do not
+    change, a row that exists throughout is in exactly one part; other rows that are written meanwhile may be in it or
+    not. In another order, a row whose sort value changes meanwhile may be missing, or appear as before and as after the
+    change.
+
+    Args:
+        page: The search and the order.
 
     Raises:
         DatabaseUnavailable
     """
     texts = _without_formulas(resource, gate) if for_excel else None
-    table = sql.Identifier(resource.name)
-    last_of_part = sql.SQL("SELECT max(id) FROM (SELECT id FROM {} WHERE id > %s ORDER BY id LIMIT %s) part").format(
-        table
-    )
-    last, is_first = 0, True
-    while True:
+    following: Callable[[Connection, Any], tuple[sql.Composed, Any]]
+    if page == ALL_ROWS:
+        following = partial(_next_by_id, resource)
+    else:
+        following = partial(_next_of_search, Repository(resource, gate), replace(page, limit=PART_ROWS))
+    position, is_first = None, True
+    while is_first or position:
         with gate.database.autocommit() as connection:
-            [(end,)] = connection.execute(last_of_part, (last, PART_ROWS)).fetchall()
-            if end is None and not is_first:
-                return
-            between = (last, last if end is None else end)
-            statement = _copy(resource, file_format, texts, between, has_header=is_first)
-            with connection.cursor().copy(statement) as copy:
+            rows, position = following(connection, position)
+            with connection.cursor().copy(_copy(rows, file_format, texts, has_header=is_first)) as copy:
                 content = b"".join(copy)
-        yield (BOM if for_excel and is_first else b"") + content
-        if end is None:
-            return
-        last, is_first = end, False
+        if is_first or content:
+            yield (BOM if for_excel and is_first else b"") + content
+        is_first = False
+
+
+def _next_by_id(resource: Resource, connection: Connection, last: int | None) -> tuple[sql.Composed, int | None]:
+    """Return the SELECT of the rows behind this id, and the last id among them."""
+    table = sql.Identifier(resource.name)
+    behind = sql.SQL("SELECT max(id) FROM (SELECT id FROM {} WHERE id > %s ORDER BY id LIMIT %s) part").format(table)
+    after = last or 0
+    [(end,)] = connection.execute(behind, (after, PART_ROWS)).fetchall()
+    return _rows(resource, sql.SQL("WHERE id > {} AND id <= {}").format(after, end or after)), end
+
+
+def _next_of_search(
+    repository: Repository, page: Page, connection: Connection, cursor: str | None
+) -> tuple[sql.Composed, str]:
+    """Return the SELECT of the rows behind this cursor, and the next cursor."""
+    ids, following = repository.ids_behind(connection, replace(page, cursor=cursor or ""))
+    rows = sql.SQL(
+        "SELECT {columns} FROM {table} JOIN unnest({ids}::bigint[]) WITH ORDINALITY AS found(id) USING (id)"
+        " ORDER BY found.ordinality"
+    ).format(columns=pagination.columns(repository.resource), table=sql.Identifier(repository.resource.name), ids=ids)
+    return rows, following
+
+
+def _rows(resource: Resource, where: sql.Composable = EVERYWHERE) -> sql.Composed:
+    return sql.SQL("SELECT {columns} FROM {table} {where} ORDER BY id").format(
+        columns=pagination.columns(resource), table=sql.Identifier(resource.name), where=where
+    )
 
 
 def _copy(
-    resource: Resource,
-    file_format: str,
-    safe_columns: sql.Composable | None,
-    between: tuple[int, int] | None = None,
-    *,
-    has_header: bool = True,
+    rows: sql.Composed, file_format: str, safe_columns: sql.Composable | None, *, has_header: bool = True
 ) -> sql.Composed:
-    """Return the statement that sends the rows. `between`: the ids after the first and up to the second."""
-    where = sql.SQL("WHERE id > {} AND id <= {}").format(*between) if between else sql.SQL("")
-    rows = sql.SQL("SELECT {columns} FROM {table} {where} ORDER BY id").format(
-        columns=pagination.columns(resource), table=sql.Identifier(resource.name), where=where
-    )
+    """Return the statement that sends the rows."""
     if safe_columns:
         rows = sql.SQL("SELECT {} FROM ({}) r").format(safe_columns, rows)
     if file_format == "csv":

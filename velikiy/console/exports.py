@@ -1,8 +1,12 @@
-"""The download of all rows, for the console (docs/console.md).
+"""The download of rows, for the console (docs/console.md).
 
 A download is a navigation of the browser, which writes it to the disk as it comes and sends no Authorization. So the
 page asks for an address first, with its key, and the browser downloads from this address. The address contains a ticket
 with a time and a MAC, and no data. It counts for a minute.
+
+The parameters `q` and `sort` choose the rows and their order. The ticket does not contain them, because it allows to
+read all rows. The browser keeps the address of a navigation in its list of downloads, so the page fetches the rows of a
+search by itself.
 """
 
 import errno
@@ -45,7 +49,7 @@ log = structlog.get_logger()
 
 
 def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: str) -> None:
-    """Add `GET /console/export?format=` and `GET /console/downloads/<ticket>/<file>`.
+    """Add `GET /console/export?format=` and `GET /console/downloads/<ticket>/<file>?q=&sort=`.
 
     Args:
         secret: EDGE_SECRET, which all apps of a database share: any of them may get the download.
@@ -72,7 +76,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
 
     @routes.get("/downloads/<ticket>/<name>")
     def download(ticket: str, name: str) -> Response:
-        requests.parameters()
+        page = requests.export(resource)
         read = TICKET.fullmatch(ticket)
         if not read or not hmac.compare_digest(read[3], mac(read[1], read[2])) or int(read[2]) < time.time():
             raise Problem("not-found", "This download has expired. Ask for it again.")
@@ -82,7 +86,7 @@ def install(app: Flask, resources: Mapping[str, Resource], gate: Gate, secret: s
         if not one_at_a_time.acquire(blocking=False):
             raise Problem("unavailable", "Another download is in progress. Try again later.", headers=RETRY_LATER)
         try:
-            parts = exporter.parts(resource, gate, suffix, for_excel=read[1] == "excel")
+            parts = exporter.parts(resource, gate, suffix, page, for_excel=read[1] == "excel")
             first = next(parts)  # an error of PostgreSQL is still a response of its own here
         except BaseException:
             one_at_a_time.release()

@@ -13,7 +13,7 @@ from flask import Blueprint, Flask, Response, g, request
 from werkzeug.exceptions import NotFound
 
 from velikiy.console import headers
-from velikiy.http import requests, responses
+from velikiy.http import pages, requests, responses
 from velikiy.http.auth import Auth
 from velikiy.resources.base import registry
 from velikiy.resources.problems import Problem
@@ -34,11 +34,10 @@ PAGE = """\
 <title>Velikiy Flask</title>
 <link rel="icon" href="{files}/icon.svg" type="image/svg+xml">
 <script src="{files}/theme.js"></script>
+<script src="{files}/first_reads.js"></script>
 <link rel="stylesheet" href="{files}/bootstrap.css">
 <link rel="stylesheet" href="{files}/console.css">
 <link rel="stylesheet" href="{files}/users.css">
-<link rel="stylesheet" href="{files}/user.css">
-<link rel="stylesheet" href="{files}/import.css">
 {preloads}
 <script type="module" src="{files}/console.js"></script>
 <body><noscript>This page needs JavaScript. Without it, use <a href="{docs}">the API</a>.</noscript></body>
@@ -77,6 +76,8 @@ def _routes(auth: Auth) -> Blueprint:
     digest = _digest(files)
 
     def page() -> Response:
+        # Whatever the query is: links from mails and chats carry parameters of their own.
+        #
         # Relative addresses, for a proxy that adds a prefix without saying so; an address without a slash at its end
         # would lead them astray, so a known prefix is written out.
         base = f"{g.path_prefix}/" if g.path_prefix else ""
@@ -86,6 +87,7 @@ def _routes(auth: Auth) -> Blueprint:
         return Response(html, content_type="text/html; charset=utf-8")
 
     def index() -> Response:
+        requests.parameters()
         addresses = {
             **{name: f"{g.path_prefix}/{name}" for name in registry()},
             "documentation": f"{g.path_prefix}/docs",
@@ -110,8 +112,18 @@ def _routes(auth: Auth) -> Blueprint:
         response.headers.add("Vary", "Accept")
         return response
 
+    @routes.get("/index.html")
+    @routes.get("/console")
+    def moved() -> Response:
+        return pages.moved_to("./")
+
+    @routes.get("/console/")
+    def moved_up() -> Response:
+        return pages.moved_to("../")
+
     @routes.get("/console/<version>/<path:name>")
     def file(version: str, name: str) -> Response:
+        requests.parameters()
         if not re.fullmatch("[0-9a-f]{12}", version) or name not in files:
             raise NotFound
         response = headers.of_file(files[name])
@@ -122,11 +134,8 @@ def _routes(auth: Auth) -> Blueprint:
 
     @routes.get("/console/key")
     def key() -> Response:
-        return responses.uncached(auth.describe())
-
-    @routes.before_request
-    def refuse_parameters() -> None:
         requests.parameters()
+        return responses.uncached(auth.describe())
 
     routes.after_request(headers.add_security_headers)
     return routes

@@ -8,7 +8,7 @@ from flask import Blueprint, Flask, Response
 from werkzeug.exceptions import NotFound
 
 from velikiy.console import headers
-from velikiy.http import requests
+from velikiy.http import pages, requests
 
 SWAGGER_UI = Path(str(files("flask_swagger_ui"))) / "dist"
 """The published files of Swagger UI. The page of the package is not used, because it has inline scripts."""
@@ -59,17 +59,20 @@ def _routes() -> Blueprint:
 
     @routes.get("/docs")
     def show() -> Response:
+        if not pages.is_navigation():  # links from mails and chats carry parameters of their own
+            requests.parameters()
         return Response(page, content_type="text/html; charset=utf-8")
+
+    @routes.get("/docs/")
+    def without_slash() -> Response:
+        return pages.moved_to("../docs")
 
     @routes.get("/docs/<name>")
     def asset(name: str) -> Response:
+        requests.parameters()
         if name not in assets:
             raise NotFound
         return headers.of_file(assets[name])
-
-    @routes.before_request
-    def refuse_parameters() -> None:
-        requests.parameters()
 
     routes.after_request(headers.add_security_headers)
     return routes

@@ -25,7 +25,7 @@ from velikiy.resources.problems import Problem
 OPEN = (RESERVED - {"console"}) | FILES | {".lease", ".keys", ".live"}
 """First segments of addresses that need no key: health checks, the documentation, and the requests of edges."""
 
-OPEN_PAGE = re.compile("/|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")
+OPEN_PAGE = re.compile(r"/|/index\.html|/console/?|/console/(key|[0-9a-f]{12}/.*|downloads/[^/]+/[^/]+)")
 """The page of the console, its files, the address at which it learns what it may do, and the addresses of downloads,
 which are given out for a key (velikiy/console/exports.py)."""
 

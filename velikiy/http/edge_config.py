@@ -5,9 +5,11 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 
 from velikiy.coherence.timing import FILL_LEASE_S, RENEWAL_S
+from velikiy.http import pages
 from velikiy.http.browsers import EXPOSED_HEADERS, PREFLIGHT_HEADERS
 from velikiy.http.forwarded import CLIENT_REQUEST_ID, TRACEPARENT
 from velikiy.http.middleware import QUIET
@@ -70,7 +72,7 @@ def write() -> list[str]:
 def files() -> dict[str, str]:
     """Return the text of each generated file, by its name below edge/."""
     return {
-        "conf/generated/routes.conf": _commented("#", [*_routes(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
+        "conf/generated/routes.conf": _commented("#", [*_routes(), *_wants_page(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
         "conf/generated/cors.conf": _commented("#", _cors()),
         "conf/generated/preflight.conf": _commented("#", _preflight()),
         "conf/generated/path_prefix.conf": _commented("#", _path_prefix()),
@@ -78,6 +80,7 @@ def files() -> dict[str, str]:
         "conf/generated/authorization.conf": _commented("#", _authorization()),
         "conf/generated/sizes.conf": _commented("#", [f"client_max_body_size {MAX_BODY_BYTES};"]),
         "conf/generated/problems.conf": _commented("#", _problems()),
+        "conf/generated/problem_page.conf": _commented("#", _problem_page()),
         "conf/generated/errors_and_batches.conf": _commented("#", _error_pages_and_batches()),
         "lua/constants.lua": _commented("--", _constants()),
     }
@@ -110,6 +113,11 @@ def _routes() -> list[str]:
             '"~^[01][A-Z_-]{3,20} "': "@bypass",  # the app refuses a method that it does not know, and gunicorn others
         },
     )
+
+
+def _wants_page() -> list[str]:
+    """1 for a request that a browser has sent for a person, who gets a problem as a page."""
+    return _map('"$request_method $http_accept"', "wants_page", {"default": '""', f'"~^(GET|HEAD) {pages.NAVIGATION}"': "1"})
 
 
 def _max_body_bytes() -> list[str]:
@@ -172,10 +180,20 @@ def _problems() -> list[str]:
         for status, kind in _kinds()
     }
     details = {str(status): f'"{detail}"' for status, detail in EDGE_DETAILS.items()}
+    as_html = {str(status): f'"{escape(detail, quote=False)}"' for status, detail in EDGE_DETAILS.items() if "<" in detail}
+    titles = {str(status): f'"{KINDS[kind].title}"' for status, kind in _kinds()}
     return [
+        *_map("$status", "problem_title", {"default": '"Error"', **titles}),
         *_map("$status", "problem_type", {"default": '\'"type":"about:blank","title":"Error"\'', **types}),
         *_map("$status", "problem_detail", {"default": '"The request is malformed."', **details}),
+        *_map("$status", "problem_text", {"default": "$problem_detail", **as_html}),
     ]
+
+
+def _problem_page() -> list[str]:
+    html = pages.problem_document("$status $problem_title", "$problem_text", "$path_prefix", "$id")
+    headers = {**pages.POLICY, "Vary": "Accept"}
+    return [*(f'add_header {name} "{value}" always;' for name, value in headers.items()), "", f"return 200 '{html}';"]
 
 
 def _kinds() -> list[tuple[int, str]]:

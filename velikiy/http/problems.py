@@ -1,5 +1,5 @@
 """Translate every error that leaves the app into a problem (RFC 9457). The edge answers its own errors with the same
-kinds (edge/conf/problems.conf)."""
+kinds (edge/conf/problems.conf). A person who has opened an address in a browser gets the problem as a page."""
 
 import psycopg
 import structlog
@@ -7,6 +7,7 @@ from flask import Flask, Response, g
 from werkzeug.exceptions import HTTPException
 
 from velikiy.coherence import TooLate
+from velikiy.http import pages
 from velikiy.postgres import DatabaseUnavailable
 from velikiy.resources.problems import KIND_BY_STATUS, KINDS, MEDIA_TYPE, RETRY_LATER, SQLSTATES, Problem
 from velikiy.tracebacks import sender
@@ -32,6 +33,8 @@ NOT_CARRIED_OUT = "The request was not carried out and can be retried."
 
 
 def respond(problem: Problem) -> Response:
+    if pages.is_navigation():
+        return pages.of_problem(problem)
     body = problem.body(g.path_prefix, request_id=g.request_id)
     return Response(body, problem.status, problem.headers, content_type=MEDIA_TYPE)
 

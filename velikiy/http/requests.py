@@ -95,11 +95,17 @@ def page(resource: Resource) -> Page:
     """
     given = parameters("cursor", "limit", "sort", *_search_parameters(resource))
     limit, cursor = _limit_and_cursor(given)
-    sort = given.get("sort", "id")
-    if sort.removeprefix("-") not in ("id", *resource.sort_keys):
-        names = ", ".join(["id", *resource.sort_keys])
-        raise bad("sort", f"must be one of {names}; a - before the name reverses the order")
-    return Page(limit, sort, _words(given), cursor, _filters(resource, given))
+    return Page(limit, _sort(resource, given), _words(given), cursor, _filters(resource, given))
+
+
+def export(resource: Resource) -> Page:
+    """Parse the parameters of an export: the rows of a search, and their order.
+
+    Raises:
+        Problem
+    """
+    given = parameters("sort", *_search_parameters(resource))
+    return Page(sort=_sort(resource, given), q=_words(given), filters=_filters(resource, given))
 
 
 def history_page() -> Page:
@@ -130,6 +136,15 @@ def search(resource: Resource) -> Page:
     """
     given = parameters(*_search_parameters(resource))
     return Page(q=_words(given), filters=_filters(resource, given))
+
+
+def _sort(resource: Resource, given: Mapping[str, str]) -> str:
+    """Raises: Problem"""
+    sort = given.get("sort", "id")
+    if sort.removeprefix("-") not in ("id", *resource.sort_keys):
+        names = ", ".join(["id", *resource.sort_keys])
+        raise bad("sort", f"must be one of {names}; a - before the name reverses the order")
+    return sort
 
 
 def _search_parameters(resource: Resource) -> list[str]:

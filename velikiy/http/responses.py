@@ -8,7 +8,7 @@ import orjson
 from flask import Response, g, request
 
 from velikiy.coherence import Answer, Entry
-from velikiy.http import forwarded, problems
+from velikiy.http import forwarded, pages, problems
 from velikiy.resources.idempotency import StoredResponse
 from velikiy.resources.problems import MEDIA_TYPE, Problem
 
@@ -29,6 +29,8 @@ def of_read(answer: Answer) -> Response:
     """
     entry = answer.entry
     if entry.status == 404:
+        if pages.is_navigation():
+            return problems.respond(Problem("not-found", orjson.loads(entry.body)["detail"]))
         body = b'%s,"request_id":"%s"}' % (forwarded.prefixed_problem(entry.body)[:-1], g.request_id.encode())
         response = Response(body, 404, content_type=MEDIA_TYPE)
     else:

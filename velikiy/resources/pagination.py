@@ -161,10 +161,15 @@ def matching(resource: Resource, page: Page) -> tuple[sql.Composed, list[Any]]:
 def link(resource: Resource, page: Page, rows: list[Any]) -> str:
     """Return the `Link` header (RFC 8288) of a page, empty if the page is the whole list. `rows`: the result of
     `select`."""
+    return links(resource.list_path.path, page, next_cursor(page, rows))
+
+
+def next_cursor(page: Page, rows: list[Any]) -> str:
+    """Return the cursor behind the page, empty if it is the last one. `rows`: the result of `select`."""
     if len(rows) <= page.limit:
-        return links(resource.list_path.path, page, "")
+        return ""
     last_id, sort_value, _ = rows[page.limit - 1]
-    return links(resource.list_path.path, page, encode_cursor(page.sort, sort_value, last_id))
+    return encode_cursor(page.sort, sort_value, last_id)
 
 
 def links(address: str, page: Page, next_cursor: str) -> str:

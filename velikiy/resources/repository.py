@@ -121,19 +121,28 @@ class Repository:
         Raises:
             BadCursor
         """
-        statement, values = pagination.select(self.resource, page)
+        statement = pagination.select(self.resource, page)
 
         def load(connection: Connection) -> Entry:
             try:
-                rows = self._scan(connection, page)
-                if len(rows) <= page.limit:
-                    rows = _execute(connection, statement, values)
+                rows = self._rows(connection, page, statement)
             except psycopg.DataError:
                 raise BadCursor from None  # the cursor is the only value from outside that may be malformed here
             body = f"[{','.join(row[2] for row in rows[: page.limit])}]".encode()
             return found(body, link=pagination.link(self.resource, page, rows))
 
         return self.gate.read(self.resource.list_path, page.variant, load, from_edge)
+
+    def ids_behind(self, connection: Connection, page: Page) -> tuple[list[int], str]:
+        """Return the ids of a page, in its order, and the cursor of the next page, empty on the last one. Nothing is
+        cached."""
+        rows = self._rows(connection, page, pagination.select(self.resource, page))
+        return [row[0] for row in rows[: page.limit]], pagination.next_cursor(page, rows)
+
+    def _rows(self, connection: Connection, page: Page, statement: tuple[sql.Composed, list[Any]]) -> list[Any]:
+        """Return the rows of `pagination.select`. `statement`: its result for a search of all rows."""
+        rows = self._scan(connection, page)
+        return rows if len(rows) > page.limit else _execute(connection, *statement)
 
     def _scan(self, connection: Connection, page: Page) -> list[Any]:
         """Search the next stretch of the order, if there are too many matches to sort them all."""

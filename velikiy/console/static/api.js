@@ -33,8 +33,9 @@ export function address(path) {
 
 // Sends a request, and returns { ok, status, headers, body, problem, source, aborted }. It never throws.
 //
-// body: an object, sent as JSON; a text or a Blob, sent as it is. problem: { title, detail, errors } of a failed request; without any answer its status
-// is 0 and `problem.kind` is "away" or "slow". aborted: `signal` has fired, so nobody waits for the answer.
+// options.body: an object, sent as JSON; a text or a Blob, sent as it is. options.isFile: the body of the answer becomes
+// a Blob. problem: { title, detail, errors } of a failed request; without any answer its status is 0 and `problem.kind`
+// is "away" or "slow". aborted: `signal` has fired, so nobody waits for the answer.
 // A write carries what the rules against foreign pages want (velikiy/http/browsers.py): a JSON media type, and the
 // browser adds Sec-Fetch-Site.
 export async function request(method, path, options = {}) {
@@ -44,33 +45,21 @@ export async function request(method, path, options = {}) {
   return (await asking) ? send(method, path, options) : response;
 }
 
-async function send(method, path, { body, headers = {}, signal, timeout = TIMEOUT_MS }) {
-  const sent = new Headers({ Accept: "application/json", ...headers });
-  const key = apiKey();
-  if (key && !sent.has("Authorization")) sent.set("Authorization", `Bearer ${key}`);
-  if (body !== undefined && !sent.has("Content-Type")) sent.set("Content-Type", "application/json");
-  const slow = AbortSignal.timeout(timeout);
-  const began = performance.now();
+async function send(method, path, options) {
+  const sent = headersOf(options);
+  const first = method === "GET" ? takeFirstRead(path, sent) : null;
+  const slow = first?.timeout ?? AbortSignal.timeout(options.timeout ?? TIMEOUT_MS);
+  const began = first?.began ?? performance.now();
   try {
-    const response = await fetch(address(path), {
-      method,
-      headers: sent,
-      body: body === undefined || typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body),
-      signal: signal ? AbortSignal.any([signal, slow]) : slow,
-      redirect: "error",
-      cache: "no-store", // the badge shows the tiers of the service, not the browser's own cache
-    });
-    const text = await response.text();
-    const type = response.headers.get("Content-Type") ?? "";
-    const content = /json/.test(type) && text ? JSON.parse(text) : text;
+    const { response, content, ended } = await (first ? first.answer : exchange(method, path, sent, slow, options));
     return {
       ok: response.ok,
       status: response.status,
       headers: response.headers,
       body: content,
       problem: response.ok ? null : problemOf(response, content),
-      source: sourceOf(response.headers, performance.now() - began),
-      aborted: false,
+      source: sourceOf(response.headers, ended - began),
+      aborted: options.signal?.aborted ?? false,
     };
   } catch {
     const kind = slow.aborted ? "slow" : "away";
@@ -81,9 +70,44 @@ async function send(method, path, { body, headers = {}, signal, timeout = TIMEOU
       body: null,
       problem: { kind, status: 0, title: "", detail: "", errors: [] },
       source: { tier: null, age: null, milliseconds: performance.now() - began },
-      aborted: signal?.aborted ?? false,
+      aborted: options.signal?.aborted ?? false,
     };
   }
+}
+
+function headersOf({ body, headers = {} }) {
+  const sent = new Headers({ Accept: "application/json", ...headers });
+  const key = apiKey();
+  if (key && !sent.has("Authorization")) sent.set("Authorization", `Bearer ${key}`);
+  if (body !== undefined && !sent.has("Content-Type")) sent.set("Content-Type", "application/json");
+  return sent;
+}
+
+async function exchange(method, path, headers, slow, { body, signal, isFile = false }) {
+  const response = await fetch(address(path), {
+    method,
+    headers,
+    body: body === undefined || typeof body === "string" || body instanceof Blob ? body : JSON.stringify(body),
+    signal: signal ? AbortSignal.any([signal, slow]) : slow,
+    redirect: "error",
+    cache: "no-store", // the badge shows the tiers of the service, not the browser's own cache
+  });
+  const content = isFile && response.ok ? await response.blob() : contentOf(response, await response.text());
+  return { response, content, ended: performance.now() };
+}
+
+// Returns the read of this path that first_reads.js has started, once, and null if there is none.
+function takeFirstRead(path, headers) {
+  const first = globalThis.firstReads?.get(path);
+  globalThis.firstReads?.delete(path);
+  if (!first || headers.get("Authorization") !== (first.key && `Bearer ${first.key}`)) return null;
+  const answer = first.answer.then(({ response, text, ended }) =>
+    ({ response, content: contentOf(response, text), ended }));
+  return { ...first, answer };
+}
+
+function contentOf(response, text) {
+  return text && /json/.test(response.headers.get("Content-Type") ?? "") ? JSON.parse(text) : text;
 }
 
 function problemOf(response, content) {

@@ -1,4 +1,4 @@
-// Rows as a CSV file that this browser saves.
+// Files that this browser saves, such as rows as CSV.
 
 import { element } from "./dom.js";
 
@@ -19,7 +19,11 @@ export function csvOf(rows) {
 }
 
 export function saveCsv(name, rows) {
-  const address = URL.createObjectURL(new Blob([csvOf(rows)], { type: "text/csv" }));
+  saveFile(name, new Blob([csvOf(rows)], { type: "text/csv" }));
+}
+
+export function saveFile(name, content) {
+  const address = URL.createObjectURL(content);
   element("a", { href: address, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(address), 10_000);
+  setTimeout(() => URL.revokeObjectURL(address), 60_000);
 }

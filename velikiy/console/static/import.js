@@ -3,6 +3,7 @@
 // The import goes on while other views are shown; its state is here, and not in the view.
 
 import * as api from "./api.js";
+import { saveFile } from "./csv.js";
 import { announce, element, icon } from "./dom.js";
 import { formats } from "./export.js";
 import { Import, firstPreview, unfinished } from "./import_job.js";
@@ -31,7 +32,8 @@ export async function show(main, { signal }) {
     element("div", { class: "view-head" }, element("h1", {}, t("import"))),
     content,
     element("section", { class: "surface card-pad", "aria-labelledby": "export-title" },
-      element("h2", { id: "export-title" }, t("export")), element("p", { class: "explanation" }, t("export_text")),
+      element("h2", { id: "export-title" }, t("export")), element("p", { class: "explanation" },
+        t("export_text"), " ", t("export_moment")),
       formats()));
   const draw = () => {
     if (signal.aborted) return;
@@ -294,10 +296,7 @@ function buttons(state, counts) {
 }
 
 function saveRejects() {
-  const address = URL.createObjectURL(new Blob(job.rejects, { type: "application/x-ndjson" }));
-  const link = element("a", { href: address, download: `${job.name}.rejects.ndjson` });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  saveFile(`${job.name}.rejects.ndjson`, new Blob(job.rejects, { type: "application/x-ndjson" }));
 }
 
 function size(bytes) {

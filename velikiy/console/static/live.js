@@ -1,7 +1,7 @@
 // Live: what the service did in the last 15 minutes, and how its parts are.
 
 import { timeChart } from "./charts.js";
-import { element, icon, loadStyle } from "./dom.js";
+import { element, icon } from "./dom.js";
 import { failed, loading } from "./states.js";
 import { follow } from "./stream.js";
 import { language, milliseconds, moment, number, translator } from "./texts.js";
@@ -17,7 +17,7 @@ const FAST_MS = 1; // the first bucket: edge/lua/metrics.lua counts an answer ou
 
 export async function show(main, { api, signal }) {
   main.append(loading());
-  const [permitted] = await Promise.all([api.request("GET", "/console/edges", { signal }), loadStyle("live.css")]);
+  const permitted = await api.request("GET", "/console/edges", { signal });
   if (signal.aborted) return;
   if (!permitted.ok) {
     main.replaceChildren(heading(), failed(permitted.problem, () => {

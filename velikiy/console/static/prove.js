@@ -1,7 +1,7 @@
 // Prove it: the experiment as a picture. Lanes are edges, vertical lines are writes, dots are reads.
 
 import { TIERS } from "./badge.js";
-import { announce, element, loadStyle, svg } from "./dom.js";
+import { announce, element, svg } from "./dom.js";
 import { cleanUp, perform, SECONDS, TTL_S } from "./experiment.js";
 import { failed, loading } from "./states.js";
 import { milliseconds, number, translator } from "./texts.js";
@@ -17,7 +17,7 @@ export async function show(main, { query, api, signal }) {
   const asked = Number(query.get("seconds")); // #/prove?seconds=60
   const seconds = asked >= 3 && asked <= 120 ? asked : SECONDS;
   main.append(loading());
-  const [answer] = await Promise.all([api.request("GET", "/console/edges", { signal }), loadStyle("prove.css")]);
+  const answer = await api.request("GET", "/console/edges", { signal });
   if (signal.aborted) return;
   if (!answer.ok) {
     main.replaceChildren(head(), failed(answer.problem, () => {

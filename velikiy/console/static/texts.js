@@ -43,7 +43,7 @@ export function translator(texts) {
   return (key, values = {}) => {
     let text = texts[chosen][key];
     if (text === undefined) throw new Error(`no text ${key} in ${chosen}`);
-    if (typeof text === "object") text = text[new Intl.PluralRules(chosen).select(values.count)] ?? text.other;
+    if (typeof text === "object") text = text[format("PluralRules", chosen).select(values.count)] ?? text.other;
     return text.replace(/\{([a-z_]+)\}/gi, (_, name) => {
       const value = values[name];
       return typeof value === "number" ? number(value) : String(value ?? "");
@@ -56,8 +56,16 @@ function variety() {
   return navigator.languages?.find((tag) => tag.toLowerCase().split("-")[0] === chosen) ?? chosen;
 }
 
+// Returns a formatter of Intl. To make one takes as long as to draw ten rows, so each is made once.
+const formats = new Map();
+function format(kind, language, options) {
+  const name = JSON.stringify([kind, language, options]);
+  if (!formats.has(name)) formats.set(name, new Intl[kind](language, options));
+  return formats.get(name);
+}
+
 export function number(value, digits = 0) {
-  return new Intl.NumberFormat(variety(), { maximumFractionDigits: digits }).format(value);
+  return format("NumberFormat", variety(), { maximumFractionDigits: digits }).format(value);
 }
 
 // Returns a moment in the time zone of the reader: the time of day for today, else with the date.
@@ -65,7 +73,7 @@ export function moment(text) {
   const date = new Date(text);
   const isToday = date.toDateString() === new Date().toDateString();
   const style = isToday ? { timeStyle: "medium" } : { dateStyle: "medium", timeStyle: "short" };
-  return new Intl.DateTimeFormat(variety(), style).format(date);
+  return format("DateTimeFormat", variety(), style).format(date);
 }
 
 // Returns milliseconds with as many digits as they deserve.

@@ -12,8 +12,9 @@ let stack = null;
 // Shows a message, and returns a function that removes it. A message with an action stays until it is closed: nobody
 // has to be quick.
 //
-// action: { label, run } of a button. kind: "done" or "failed". onclose: called if the person closes the message.
-export function toast(text, { action = null, kind = "done", onclose = null } = {}) {
+// action: { label, run } of a button. kind: "done" or "failed". stays: until it is removed. onclose: called if the person
+// closes the message.
+export function toast(text, { action = null, kind = "done", stays = Boolean(action), onclose = null } = {}) {
   if (!stack) {
     stack = element("div", { class: "toasts", role: "region", "aria-label": t("messages") });
     document.body.append(stack);
@@ -32,7 +33,7 @@ export function toast(text, { action = null, kind = "done", onclose = null } = {
       icon("close")));
   stack.append(message);
   while (stack.children.length > 4) stack.firstElementChild.remove();
-  if (!action) setTimeout(remove, SHOWN_MS);
+  if (!stays) setTimeout(remove, SHOWN_MS);
   announce(text);
   return remove;
 }

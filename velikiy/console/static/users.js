@@ -62,9 +62,9 @@ class Place {
   }
 }
 
-async function openExport() {
+async function openExport(selection) {
   const module = await import("./export.js");
-  await module.openExport();
+  await module.openExport(selection);
 }
 
 class UsersView {
@@ -105,8 +105,8 @@ class UsersView {
       element("div", { class: "view-head" },
         element("h1", {}, t("users")), this.counter,
         element("div", { class: "view-actions" },
-          element("button", { type: "button", class: "btn btn-outline-secondary", id: "export-all",
-            onclick: () => openExport() }, t("export_all")),
+          element("button", { type: "button", class: "btn btn-outline-secondary", id: "export",
+            onclick: () => this.export() }, t("export")),
           this.create)),
       element("div", { class: "toolbar" },
         element("div", { class: "search" }, icon("search"), this.search),
@@ -114,6 +114,11 @@ class UsersView {
       this.searchProblem, this.bar, this.notice, this.area, this.pager);
     this.drawRights();
     this.drawBar();
+  }
+
+  export() {
+    const { q, sort } = this.place;
+    return openExport({ q, sort, found: this.counted === q ? this.total : null });
   }
 
   // ---- where ----
