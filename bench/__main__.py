@@ -20,7 +20,7 @@ from pathlib import Path
 from bench import document, report, scaling
 from bench.beside import beside
 from bench.peers.running import peers
-from bench.rows import PICTURES, ROWS, Bench
+from bench.rows import ONLY_FOR_REPORT, ROWS, Bench
 
 
 def arguments() -> argparse.Namespace:
@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beside", type=Path, metavar="DIR", help="compare this checkout only with the one in DIR")
     parser.add_argument("--json", action="store_true", help="print all results, raw samples included, for programs")
     options = parser.parse_args()
-    everything = [name for name in ROWS if not (options.quick and name == PICTURES)]
+    everything = [name for name in ROWS if not (options.quick and name in ONLY_FOR_REPORT)]
     options.rows = [name for name in options.only.split(",") if name] or everything
     if unknown := set(options.rows) - set(ROWS):
         parser.error(f"there is no row {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")

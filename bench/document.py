@@ -91,6 +91,8 @@ def targets(rows: dict[str, Json]) -> str:
 
 
 def _line(line: Json) -> list[str]:
+    if not line["ratio"]:
+        return [line["row"], line["what"], line["skipped"], "", "", "", ""]
     median, lowest, highest = line["ratio"]
     spread = f"{number(lowest)} to {number(highest)}" if lowest != highest else ""
     by_cpu = f"{number(line['by_cpu'][0])} x" if line["by_cpu"] else ""

@@ -13,7 +13,7 @@ from bench.measure import Line, Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "varnish", "wrk")
+PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "varnish", "haproxy", "nodejs", "golang-go", "wrk")
 
 
 def show(result: Result) -> None:
@@ -22,6 +22,8 @@ def show(result: Result) -> None:
 
 
 def text(line: Line) -> str:
+    if line.ratio is None:
+        return f"{line.row:<17} {line.what:<50} {line.skipped}"
     low, high = number(line.ratio.lowest), number(line.ratio.highest)
     spread = f"({low} to {high})" if low != high else ""
     value = f"{number(line.ratio.median)} {line.unit}".strip()

@@ -5,7 +5,8 @@ A peer starts when it is first used, and stays. An idle peer costs memory only.
 
 import itertools
 import pickle
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import requests
 from werkzeug.http import http_date
 
 from bench import servers
+from bench.peers import builds
 from testkit.stack import ROOT, Stack, folder, free_ports, run_in, running
 from velikiy.coherence.entry import found
 from velikiy.stack.plan import is_free
@@ -30,6 +32,9 @@ WORKERS = 2
 
 REDIS_TTL = 3600
 """Seconds, for all designs: entries that are filled before a row must still be there at its end."""
+
+LONG_EDGE_TTL = 3600
+"""Seconds: EDGE_TTL of a service that uses what its edges know (docs/configuration.md)."""
 
 MAX_EDGES = 8
 """Edges of the velikiy stack."""
@@ -46,11 +51,13 @@ NGINX_HEADERS = (
 """Headers that Nginx adds by itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # eq=False: a peer can be a key
 class Peer:
     name: str
     url: str
     roots: dict[str, list[int]]
+    missing: str = ""
+    """The reason in a few words if the peer cannot run on this machine."""
 
     def users(self, number: int) -> str:
         return f"{self.url}/users/{number}"
@@ -95,6 +102,20 @@ class Peers:
         roots = self.stack_roots()
         return {name: roots[name] for name in ("postgres", "redis")}
 
+    def up(self, *options: str, **settings: str) -> None:
+        """Apply other options and settings to the running stack."""
+        data = str(self.stack.data)
+        done = run_in(self.stack.root, "up", "--detach", *options, "--data", data, REDIS_TTL=str(REDIS_TTL), **settings)
+        assert done.returncode == 0, done.stderr
+        self.stack.refresh()
+
+    @contextmanager
+    def long_edge_ttl(self) -> Iterator[None]:
+        """Let the edges use entries for LONG_EDGE_TTL. Their processes and their memory stay."""
+        self.up(EDGE_TTL=str(LONG_EDGE_TTL))
+        yield
+        self.up()  # after an exception the stack ends
+
     # ---- peers ----
 
     @property
@@ -138,6 +159,24 @@ class Peers:
         return Peer("FastAPI", f"http://{listen}", {"app": processes, **self.shared})
 
     @cached_property
+    def fastify(self) -> Peer:
+        return self._built("Fastify", 4, builds.fastify, servers.node)
+
+    @cached_property
+    def go(self) -> Peer:
+        return self._built("Go", 5, builds.go, servers.go)
+
+    @cached_property
+    def haproxy(self) -> Peer:
+        if not shutil.which("haproxy", path="/usr/sbin"):
+            return Peer("HAProxy", "", {}, missing="no haproxy")
+        listen, app = self._address(), urlsplit(self.stack.app).netloc
+        process = self.context.enter_context(
+            servers.haproxy(HERE / "haproxy.cfg", self.directory / "haproxy", listen, app)
+        )
+        return Peer("HAProxy", f"http://{listen}", {"edge": [process], **self._roots_without_edges()})
+
+    @cached_property
     def varnish(self) -> Peer:
         listen, app = self._address(), urlsplit(self.stack.app).netloc
         process = self.context.enter_context(
@@ -177,6 +216,23 @@ class Peers:
         listen = self._address()
         process = self.context.enter_context(
             serve(app, listen, workers=WORKERS, **self._addresses(database), **environment)
+        )
+        return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
+
+    def _built(self, name: str, database: int, build: Callable[[], Path], serve: Any) -> Peer:
+        try:
+            program = build()
+        except builds.NotBuilt as reason:
+            return Peer(name, "", {}, missing=str(reason))
+        listen = self._address()
+        # URL parsers of other languages refuse the address of a Unix socket in the form of redis-py.
+        addresses = {
+            "REDIS_SOCKET": self.stack.redis_socket,
+            "REDIS_PASSWORD": self.stack.secret("redis_password"),
+            "REDIS_DATABASE": str(database),
+        }
+        process = self.context.enter_context(
+            serve(program, listen, workers=WORKERS, **self._addresses(database), **addresses)
         )
         return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
 
@@ -245,7 +301,8 @@ class Peers:
             value = b"!" + pickle.dumps((entry.body, 200, json))
             pipeline.set(f"flask_cache_view//users/{number}", value, px=ttl_ms)
 
-        for database, put in ((0, velikiy), (1, body_only), (2, flask_caching), (3, body_only)):
+        forms = {0: velikiy, 1: body_only, 2: flask_caching, 3: body_only, 4: body_only, 5: body_only}
+        for database, put in forms.items():
             with redis.Redis.from_url(self.redis_url(database)) as server:
                 for start in range(0, len(rows), 1000):
                     with server.pipeline(transaction=False) as pipeline:
