@@ -13,7 +13,8 @@ from bench.measure import Line, Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "varnish", "haproxy", "nodejs", "golang-go", "wrk")
+PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "wrk")
+PEER_PACKAGES = ("varnish", "haproxy", "nodejs", "golang-go")
 
 
 def show(result: Result) -> None:
@@ -92,7 +93,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *PEER_PACKAGES)},
     }
 
 

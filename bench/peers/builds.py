@@ -50,7 +50,9 @@ def _build(name: str, command: list[str], **settings: str) -> Path:
     """Return the folder with the sources and the results of the command, which runs there unless it did before."""
     cache = Path(os.environ["VELIKIY_CACHE"])
     built = cache / f"peer-{name}-{_digest(HERE / name, command, settings)}"
-    if not built.is_dir():
+    if built.is_dir():
+        os.utime(built)  # unused folders are removed (velikiy/stack/code_copy.py)
+    else:
         cache.mkdir(parents=True, exist_ok=True)
         making = cache / f"{built.name}-{os.getpid()}.new"
         try:

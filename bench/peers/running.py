@@ -312,7 +312,10 @@ class Peers:
         self._check_fill(rows[count // 2])
 
     def _check_fill(self, row: tuple[int, Any]) -> None:
-        """Check that velikiy finds the entry: otherwise the load would reach PostgreSQL."""
+        """Check that Redis has all entries and that velikiy finds one: otherwise the load would reach PostgreSQL."""
+        with redis.Redis.from_url(self.stack.redis_url) as server:
+            evicted = server.info("stats")["evicted_keys"]
+        assert evicted == 0, f"the entries of all designs do not fit into Redis: it has evicted {evicted}"
         number, entry = row
         response = requests.get(f"{self.stack.app}/users/{number}", timeout=5)
         assert "redis; hit" in response.headers["Cache-Status"], "velikiy stores entries in Redis in another form now"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import psutil
 
 from bench import wrk
-from bench.measure import Line, Result, Sample, Subject, alternate, compare, compare_rates, measure
+from bench.measure import Line, Result, Sample, Subject, alternate, compare, compare_rates
 from bench.peers.running import Peer, Peers
 from bench.processes import Processes, set_cores
 from bench.wrk import LoadResult, RequestKind

@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import pgbench
-from bench.measure import Line, Ratio, Result, Subject, compare, compare_rates
+from bench.measure import Line, Ratio, Result, compare, compare_rates
 from bench.peers.running import Peer
 from bench.rows.base import (
     ACTIVE_USERS,
