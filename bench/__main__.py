@@ -1,6 +1,6 @@
 """`./run bench`: compare the speed of the service with other designs on the same machine.
 
-./run bench --quick              measure the whole table within 5 minutes
+./run bench --quick              compare with the other designs within 5 minutes
 ./run bench                      measure, and write bench/results/ and docs/benchmarks.md
 ./run bench --report FILE        regenerate the document from a file of results
 ./run bench --scaling FILE       regenerate docs/scaling.md from a file of results
@@ -28,7 +28,9 @@ def arguments() -> argparse.Namespace:
         prog="./run bench", description="Compare the speed of the service with other designs on the same machine."
     )
     parser.add_argument(
-        "--quick", action="store_true", help="use fewer users and shorter rounds, and write no report (under 5 minutes)"
+        "--quick",
+        action="store_true",
+        help="compare with the other designs only, with fewer users and shorter rounds, and write no report",
     )
     parser.add_argument("--only", default="", metavar="ROW,...", help=f"measure only these rows: {', '.join(ROWS)}")
     parser.add_argument(

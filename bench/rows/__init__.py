@@ -14,8 +14,8 @@ from bench.rows.writes import after_write, hot, put
 
 __all__ = ["ONLY_FOR_REPORT", "ROWS", "Bench"]
 
-ONLY_FOR_REPORT = ("latency", "flames")
-"""Rows that have no target, and that `--quick` leaves out."""
+ONLY_FOR_REPORT = ("growth", "latency", "crowd", "memory", "flames", "metrics", "edges")
+"""Rows that `--quick` leaves out: they compare the service with itself, and would take two minutes of the five."""
 
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "growth": growth,

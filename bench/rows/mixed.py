@@ -41,7 +41,7 @@ def mix(bench: Bench) -> Result:
     }
     consistent = (peers.velikiy, peers.cache_aside_uncached)
     subjects = [closed_loop(peer, MIX) for peer in (*consistent, *present([*may_be_stale]))]
-    samples = bench.alternate(*subjects)
+    samples = bench.alternate(*subjects, warmup=bench.second_warmup)
     lines = [compare_with(row, samples, "velikiy", peers.cache_aside_uncached, 5)]
     for peer, target in may_be_stale.items():
         lines.append(compare_with(row, samples, "velikiy", peer, target, f"velikiy / {peer.name} (may be stale)"))
@@ -62,7 +62,7 @@ def long_mix(bench: Bench) -> Result:
         while read < ACTIVE_USERS:
             read += wrk.closed_loop(peers.velikiy.url, ("ids", 1, ACTIVE_USERS, read), 2).requests
         subjects = [closed_loop(peer, MIX) for peer in (peers.velikiy, *present([*others]))]
-        samples = bench.alternate(*subjects)
+        samples = bench.alternate(*subjects, warmup=bench.second_warmup)
         lines = [
             compare_with(row, samples, "velikiy", peer, target, f"velikiy / {peer.name} (may be stale)")
             for peer, target in others.items()

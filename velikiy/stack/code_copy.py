@@ -88,7 +88,7 @@ def _digest() -> str:
 
 
 def kept_in(cache: Path) -> list[Path]:
-    """Return the copies of the code, the Python environments, and the peers of the benchmark (bench/peers/builds.py)."""
+    """Return the copies of the code, the Python environments, and peers of the benchmark (bench/peers/builds.py)."""
     return [entry for pattern in ("code-*", "venv-*", "peer-*") for entry in cache.glob(pattern)]
 
 
