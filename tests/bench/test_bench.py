@@ -19,7 +19,7 @@ import pytest
 import requests
 
 from bench import capacity, flames, wrk
-from bench.document import targets
+from bench.document import same_rate, targets
 from bench.measure import Line, Ratio, Result, Sample, Subject, alternate, compare
 from bench.peers import builds
 from bench.peers.running import Peer, Peers
@@ -100,10 +100,14 @@ def test_latencies_are_compared_at_80_percent_of_the_capacity_of_the_first_subje
     subjects = [subject("velikiy", 3.0), subject("fast", 2.0), subject("slow", 1.0)]
     bench = Bench(cast(Peers, None), lambda _: None, quick=False, users=1, minutes=0)
     capacities = {"velikiy": [sample(1000)], "fast": [sample(800)], "slow": [sample(799)]}
-    fast, slow = add_latencies(bench, Result([], capacities), "row", subjects).lines
+    result = add_latencies(bench, Result([], capacities), "row", subjects)
+    fast, slow = result.lines
     assert rates == {"velikiy": [800.0] * 3, "fast": [800.0] * 3}
     assert (fast.ratio, fast.met) == (Ratio(1.5, 1.5, 1.5), False)
     assert (slow.ratio, slow.met, slow.skipped) == (None, None, CANNOT_CARRY)
+    written = same_rate({"row": result.as_json()["same_rate"]})
+    assert "| row | velikiy | 800/s | 1.00 ms | 3.00 ms | 4.00 ms |" in written
+    assert "slow" not in written
 
 
 def test_cost_of_an_additional_edge_is_a_slope() -> None:
