@@ -44,6 +44,13 @@ def sections(results: Json, name: str) -> Iterator[str]:
         yield "## Latencies in the open loop"
         yield latency(rows["latency"]["open"])
         yield "![Latencies](benchmarks/latencies.svg)"
+    if measured := {name: row["same_rate"] for name, row in rows.items() if row.get("same_rate")}:
+        yield "## Latencies at the same rate"
+        yield (
+            "The open loop at 80 % of velikiy's capacity in each row, as medians of the rounds. Subjects that cannot"
+            " carry this rate are not listed."
+        )
+        yield same_rate(measured)
     if "edges" in rows:
         yield "## The cost of an additional edge"
         yield edges(rows["edges"]["edges"])
@@ -91,6 +98,8 @@ def targets(rows: dict[str, Json]) -> str:
 
 
 def _line(line: Json) -> list[str]:
+    if not line["ratio"]:
+        return [line["row"], line["what"], line["skipped"], "", "", "", ""]
     median, lowest, highest = line["ratio"]
     spread = f"{number(lowest)} to {number(highest)}" if lowest != highest else ""
     by_cpu = f"{number(line['by_cpu'][0])} x" if line["by_cpu"] else ""
@@ -108,6 +117,16 @@ def latency(samples: Sequence[Json]) -> str:
         times = [f"{number(it[name])} ms" for name in ("p50", "p99", "p999")]
         rows.append([it["scene"], f"{it['share']} %", it["peer"], f"{it['rate']:,}/s", f"{rate:,.0f}/s", *times])
     return table(("load", "of capacity", "subject", "sent", "answered", "p50", "p99", "p99.9"), rows)
+
+
+def same_rate(rows: dict[str, dict[str, list[Json]]]) -> str:
+    lines = []
+    for row, subjects in rows.items():
+        for name, rounds in subjects.items():
+            rate = statistics.median(it["requests"] / it["seconds"] for it in rounds)
+            times = [f"{number(statistics.median(it[at] for it in rounds))} ms" for at in ("p50", "p99", "p999")]
+            lines.append([row, name, f"{rate:,.0f}/s", *times])
+    return table(("row", "subject", "answered", "p50", "p99", "p99.9"), lines)
 
 
 def edges(costs_by_count: dict[str, Json]) -> str:

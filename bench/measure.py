@@ -77,6 +77,9 @@ class Subject:
     roots: dict[str, list[int]]
     """Root processes by group (`bench/processes.py:Processes`)."""
 
+    run_at: Callable[[int, float], LoadResult] | None = None
+    """Send load for this many seconds at this rate, in an open loop."""
+
 
 @dataclass
 class Line:
@@ -84,17 +87,22 @@ class Line:
 
     row: str
     what: str
-    ratio: Ratio
+    ratio: Ratio | None
+    """None if it was not measured."""
+
     target: float | None = None
     at_most: bool = False
     unit: str = "x"
     by_cpu: Ratio | None = None
     """The same ratio by requests per second of CPU time, which other work on the machine disturbs less."""
 
+    skipped: str = ""
+    """Why it was not measured."""
+
     @property
     def met(self) -> bool | None:
-        """None without a target."""
-        if self.target is None:
+        """None without a target or a ratio."""
+        if self.target is None or self.ratio is None:
             return None
         return self.ratio.median <= self.target if self.at_most else self.ratio.median >= self.target
 
@@ -110,7 +118,8 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         return {
             "lines": [
-                {**asdict(line), "ratio": [round(n, 4) for n in line.ratio], "met": line.met} for line in self.lines
+                {**asdict(line), "ratio": line.ratio and [round(n, 4) for n in line.ratio], "met": line.met}
+                for line in self.lines
             ],
             "samples": {name: [sample.as_json() for sample in samples] for name, samples in self.samples.items()},
             **self.more,

@@ -33,7 +33,8 @@ def save(path: Path) -> None:
 
 def ratios(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw the ratios on a logarithmic axis, with their range and their target."""
-    shown = [line for line in lines if line["unit"] == "x" and not line["at_most"] and line["row"] != "growth"]
+    drawn = (line for line in lines if line["ratio"] and line["unit"] == "x")
+    shown = [line for line in drawn if not line["at_most"] and line["row"] != "growth"]
     with mpl.rc_context(STYLE):
         _, axes = plt.subplots(figsize=(8.5, 0.24 * len(shown) + 0.6))
         for at, line in enumerate(reversed(shown)):

@@ -1,6 +1,7 @@
 """Measure CPU time and memory of running processes, by their role."""
 
 import contextlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -52,12 +53,19 @@ class Processes:
             for process in self._of(group, roots):
                 with contextlib.suppress(psutil.Error):
                     before[process] = process.cpu_affinity()
-                    process.cpu_affinity(cores)
+                    set_cores(process, cores)
         return before
 
     def _of(self, group: str, roots: list[int]) -> list[psutil.Process]:
         families = [family(root) for root in roots]
         return [process for members in families for process in (members[:1] if group == SUPERVISOR else members)]
+
+
+def set_cores(process: psutil.Process, cores: list[int]) -> None:
+    """Keep all threads of a process on these cores. `cpu_affinity` of psutil moves the first thread only."""
+    for thread in process.threads():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(thread.id, cores)
 
 
 def family(root: int) -> list[psutil.Process]:

@@ -13,7 +13,8 @@ from bench.measure import Line, Result
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "varnish", "wrk")
+PACKAGES = ("nginx", "libnginx-mod-http-lua", "redis-server", "postgresql-15", "wrk")
+PEER_PACKAGES = ("varnish", "haproxy", "nodejs", "golang-go")
 
 
 def show(result: Result) -> None:
@@ -22,6 +23,8 @@ def show(result: Result) -> None:
 
 
 def text(line: Line) -> str:
+    if line.ratio is None:
+        return f"{line.row:<17} {line.what:<50} {line.skipped}"
     low, high = number(line.ratio.lowest), number(line.ratio.highest)
     spread = f"({low} to {high})" if low != high else ""
     value = f"{number(line.ratio.median)} {line.unit}".strip()
@@ -90,7 +93,7 @@ def machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "system": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in (*PACKAGES, *PEER_PACKAGES)},
     }
 
 

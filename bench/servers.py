@@ -143,5 +143,34 @@ def varnish(template: Path, directory: Path, listen: str, app: str) -> Iterator[
         yield process
 
 
+@contextmanager
+def haproxy(template: Path, directory: Path, listen: str, app: str) -> Iterator[int]:
+    directory.mkdir()
+    configuration = directory / "haproxy.cfg"
+    configuration.write_text(Template(template.read_text()).substitute(LISTEN=listen, APP=app))
+    command = ["/usr/sbin/haproxy", "-db", "-f", str(configuration)]
+    with run_server(command, f"http://{listen}/users/1", clean_environment()) as process:
+        yield process
+
+
+@contextmanager
+def node(folder: Path, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    """Start the server.js of this folder. It starts its workers by itself."""
+    host, _, port = listen.rpartition(":")
+    settings = {"HOST": host, "PORT": port, "WORKERS": str(workers), "NODE_ENV": "production"}
+    command = ["node", str(folder / "server.js")]
+    with run_server(command, f"http://{listen}/users/1", clean_environment(**settings, **environment)) as process:
+        yield process
+
+
+@contextmanager
+def go(program: Path, listen: str, *, workers: int = 2, **environment: str) -> Iterator[int]:
+    """Start a program in Go. It is one process, in which `workers` threads run Go at the same time."""
+    settings = {"LISTEN": listen, "GOMAXPROCS": str(workers)}
+    url = f"http://{listen}/users/1"
+    with run_server([str(program)], url, clean_environment(**settings, **environment)) as process:
+        yield process
+
+
 def environment_with(**values: str) -> dict[str, str]:
     return clean_environment(PYTHONPATH=str(ROOT), **values)

@@ -5,7 +5,8 @@ A peer starts when it is first used, and stays. An idle peer costs memory only.
 
 import itertools
 import pickle
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ import requests
 from werkzeug.http import http_date
 
 from bench import servers
+from bench.peers import builds
 from testkit.stack import ROOT, Stack, folder, free_ports, run_in, running
 from velikiy.coherence.entry import found
 from velikiy.stack.plan import is_free
@@ -31,8 +33,13 @@ WORKERS = 2
 REDIS_TTL = 3600
 """Seconds, for all designs: entries that are filled before a row must still be there at its end."""
 
+LONG_EDGE_TTL = 3600
+"""Seconds: EDGE_TTL of a service that uses what its edges know (docs/configuration.md)."""
+
 MAX_EDGES = 8
 """Edges of the velikiy stack."""
+
+Command = tuple[str | bytes | int, ...]
 
 NGINX_HEADERS = (
     "Date",
@@ -46,11 +53,13 @@ NGINX_HEADERS = (
 """Headers that Nginx adds by itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # eq=False: a peer can be a key
 class Peer:
     name: str
     url: str
     roots: dict[str, list[int]]
+    missing: str = ""
+    """The reason in a few words if the peer cannot run on this machine."""
 
     def users(self, number: int) -> str:
         return f"{self.url}/users/{number}"
@@ -95,6 +104,20 @@ class Peers:
         roots = self.stack_roots()
         return {name: roots[name] for name in ("postgres", "redis")}
 
+    def up(self, *options: str, **settings: str) -> None:
+        """Apply other options and settings to the running stack."""
+        data = str(self.stack.data)
+        done = run_in(self.stack.root, "up", "--detach", *options, "--data", data, REDIS_TTL=str(REDIS_TTL), **settings)
+        assert done.returncode == 0, done.stderr
+        self.stack.refresh()
+
+    @contextmanager
+    def long_edge_ttl(self) -> Iterator[None]:
+        """Let the edges use entries for LONG_EDGE_TTL. Their processes and their memory stay."""
+        self.up(EDGE_TTL=str(LONG_EDGE_TTL))
+        yield
+        self.up()  # after an exception the stack ends
+
     # ---- peers ----
 
     @property
@@ -138,6 +161,24 @@ class Peers:
         return Peer("FastAPI", f"http://{listen}", {"app": processes, **self.shared})
 
     @cached_property
+    def fastify(self) -> Peer:
+        return self._built("Fastify", 4, builds.fastify, servers.node)
+
+    @cached_property
+    def go(self) -> Peer:
+        return self._built("Go", 5, builds.go, servers.go)
+
+    @cached_property
+    def haproxy(self) -> Peer:
+        if not shutil.which("haproxy", path="/usr/sbin"):
+            return Peer("HAProxy", "", {}, missing="no haproxy")
+        listen, app = self._address(), urlsplit(self.stack.app).netloc
+        process = self.context.enter_context(
+            servers.haproxy(HERE / "haproxy.cfg", self.directory / "haproxy", listen, app)
+        )
+        return Peer("HAProxy", f"http://{listen}", {"edge": [process], **self._roots_without_edges()})
+
+    @cached_property
     def varnish(self) -> Peer:
         listen, app = self._address(), urlsplit(self.stack.app).netloc
         process = self.context.enter_context(
@@ -177,6 +218,23 @@ class Peers:
         listen = self._address()
         process = self.context.enter_context(
             serve(app, listen, workers=WORKERS, **self._addresses(database), **environment)
+        )
+        return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
+
+    def _built(self, name: str, database: int, build: Callable[[], Path], serve: Any) -> Peer:
+        try:
+            program = build()
+        except builds.NotBuilt as reason:
+            return Peer(name, "", {}, missing=str(reason))
+        listen = self._address()
+        # URL parsers of other languages refuse the address of a Unix socket in the form of redis-py.
+        addresses = {
+            "REDIS_SOCKET": self.stack.redis_socket,
+            "REDIS_PASSWORD": self.stack.secret("redis_password"),
+            "REDIS_DATABASE": str(database),
+        }
+        process = self.context.enter_context(
+            serve(program, listen, workers=WORKERS, **self._addresses(database), **addresses)
         )
         return Peer(name, f"http://{listen}", {"app": [process], **self.shared})
 
@@ -234,28 +292,40 @@ class Peers:
         ttl_ms = REDIS_TTL * 1000
         json = {"Content-Type": "application/json"}
 
-        def velikiy(pipeline: Any, number: int, entry: Any) -> None:
-            pipeline.hset(f"user:{number}", mapping={"body:": entry.pack(), "filled": "1"})
-            pipeline.pexpire(f"user:{number}", ttl_ms)
+        def velikiy(number: int, entry: Any) -> list[Command]:
+            key = f"user:{number}"
+            return [("HSET", key, "body:", entry.pack(), "filled", "1"), ("PEXPIRE", key, ttl_ms)]
 
-        def body_only(pipeline: Any, number: int, entry: Any) -> None:
-            pipeline.set(f"user:{number}", entry.body, px=ttl_ms)
+        def body_only(number: int, entry: Any) -> list[Command]:
+            return [("SET", f"user:{number}", entry.body, "PX", ttl_ms)]
 
-        def flask_caching(pipeline: Any, number: int, entry: Any) -> None:
+        def flask_caching(number: int, entry: Any) -> list[Command]:
             value = b"!" + pickle.dumps((entry.body, 200, json))
-            pipeline.set(f"flask_cache_view//users/{number}", value, px=ttl_ms)
+            return [("SET", f"flask_cache_view//users/{number}", value, "PX", ttl_ms)]
 
-        for database, put in ((0, velikiy), (1, body_only), (2, flask_caching), (3, body_only)):
-            with redis.Redis.from_url(self.redis_url(database)) as server:
-                for start in range(0, len(rows), 1000):
-                    with server.pipeline(transaction=False) as pipeline:
-                        for number, entry in rows[start : start + 1000]:
-                            put(pipeline, number, entry)
-                        pipeline.execute()
+        packer: Any = redis.Connection()  # type: ignore[no-untyped-call]  # never connects
+        for form, databases in ((velikiy, [0]), (body_only, [1, 3, 4, 5]), (flask_caching, [2])):
+            for start in range(0, len(rows), 1000):
+                commands = [it for number, entry in rows[start : start + 1000] for it in form(number, entry)]
+                packed = packer.pack_commands(commands)  # once for all databases: Python takes longest
+                for database in databases:
+                    self._send(database, packed, len(commands))
         self._check_fill(rows[count // 2])
 
+    def _send(self, database: int, packed: list[bytes], count: int) -> None:
+        """Send so many commands to Redis, and read their replies."""
+        with redis.Redis.from_url(self.redis_url(database)) as server:
+            connection = server.connection_pool.get_connection()
+            connection.send_packed_command(packed)
+            for _ in range(count):
+                connection.read_response()
+            server.connection_pool.release(connection)
+
     def _check_fill(self, row: tuple[int, Any]) -> None:
-        """Check that velikiy finds the entry: otherwise the load would reach PostgreSQL."""
+        """Check that Redis has all entries and that velikiy finds one: otherwise the load would reach PostgreSQL."""
+        with redis.Redis.from_url(self.stack.redis_url) as server:
+            evicted = server.info("stats")["evicted_keys"]
+        assert evicted == 0, f"the entries of all designs do not fit into Redis: it has evicted {evicted}"
         number, entry = row
         response = requests.get(f"{self.stack.app}/users/{number}", timeout=5)
         assert "redis; hit" in response.headers["Cache-Status"], "velikiy stores entries in Redis in another form now"

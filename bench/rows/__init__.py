@@ -7,15 +7,15 @@ from bench.rows.base import Bench
 from bench.rows.edges import edges, start
 from bench.rows.growth import growth, memory
 from bench.rows.guarded import crowd, keys
-from bench.rows.mixed import latency, mix
+from bench.rows.mixed import latency, long_mix, mix
 from bench.rows.paths import paths
 from bench.rows.reads import hit, metrics, miss, redis_hit
 from bench.rows.writes import after_write, hot, put
 
-__all__ = ["PICTURES", "ROWS", "Bench"]
+__all__ = ["ONLY_FOR_REPORT", "ROWS", "Bench"]
 
-PICTURES = "flames"
-"""The row that only the report needs."""
+ONLY_FOR_REPORT = ("growth", "latency", "crowd", "memory", "flames", "metrics", "edges")
+"""Rows that `--quick` leaves out: they compare the service with itself, and would take two minutes of the five."""
 
 ROWS: dict[str, Callable[[Bench], Result]] = {
     "growth": growth,
@@ -23,6 +23,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "hot": hot,
     "redis": redis_hit,
     "mix": mix,
+    "long-mix": long_mix,
     "latency": latency,
     "miss": miss,
     "put": put,
@@ -30,7 +31,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "keys": keys,
     "crowd": crowd,
     "memory": memory,
-    PICTURES: paths,
+    "flames": paths,
     "metrics": metrics,
     "edges": edges,
     "up": start,
@@ -39,7 +40,7 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
 
 - growth fills the table.
 - hot counts statements in PostgreSQL; hit, which runs before it, sends none.
-- redis fills Redis, and the next two rows need it filled.
+- redis fills Redis, and the next three rows need it filled.
 - latency needs the capacities that the rows before it have measured.
 - edges restarts the stack, so no later row may need the old stack.
 """

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 from bench import wrk
 from bench.measure import Line, Ratio, Result, Sample, Subject, measure
-from bench.peers.running import REDIS_TTL
 from bench.processes import Processes
 from bench.rows.base import Bench
 from testkit.failpoints import has_cache_lease, running_edge
@@ -38,7 +37,7 @@ def edges(bench: Bench) -> Result:
     seconds = 1 if bench.quick else 2
     found: dict[int, dict[int, list[Sample]]] = {writers: defaultdict(list) for writers in WRITERS}
     idle: dict[int, list[dict[str, float]]] = defaultdict(list)
-    restart(bench, 1)
+    bench.peers.up("--edges", "1", "--apps", "1")
     with ExitStack() as context:
         farm = Farm(bench, context)
         for count in counts if bench.quick else [*counts, *reversed(counts)]:
@@ -153,14 +152,6 @@ def split(samples: dict[int, list[Sample]]) -> dict[str, dict[str, object]]:
         }
         for count, measured in samples.items()
     }
-
-
-def restart(bench: Bench, count: int) -> None:
-    stack = bench.peers.stack
-    options = ("--edges", str(count), "--apps", "1", "--data", str(stack.data))
-    started = run("up", "--detach", *options, REDIS_TTL=str(REDIS_TTL))
-    assert started.returncode == 0, started.stderr
-    stack.refresh()
 
 
 def cpu_ms(sample: Sample, *groups: str) -> float:

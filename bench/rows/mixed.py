@@ -6,9 +6,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from bench import wrk
-from bench.measure import Line, Ratio, Result, Subject, compare_rates, measure
-from bench.peers.running import Peer
-from bench.rows.base import ACTIVE_USERS, MIX, Bench, closed_loop, pinned, split_cores
+from bench.measure import Line, Ratio, Result, Subject, measure
+from bench.peers.running import LONG_EDGE_TTL, Peer
+from bench.rows.base import (
+    ACTIVE_USERS,
+    MIX,
+    Bench,
+    add_latencies,
+    closed_loop,
+    compare_with,
+    pinned,
+    present,
+    split_cores,
+)
 from bench.wrk import RequestKind
 
 LOADS_PERCENT = (50, 80)
@@ -18,21 +28,52 @@ LOADS_PERCENT = (50, 80)
 def mix(bench: Bench) -> Result:
     """Send 95 reads to 5 writes, over 100,000 users by Zipf's law. Redis has all of them when the row begins."""
     peers = bench.peers
-    if "redis" not in bench.results:
+    fill_redis(bench)
+    row = "mix 95/5"
+    may_be_stale: dict[Peer, float | None] = {
+        peers.cache_aside: 1.0,
+        peers.flask_caching: 1.0,
+        peers.fastapi: 1.0,
+        peers.fastify: 1.0,
+        peers.go: None,
+        peers.varnish: 1.0,
+        peers.proxy_cache: 1.0,
+    }
+    consistent = (peers.velikiy, peers.cache_aside_uncached)
+    subjects = [closed_loop(peer, MIX) for peer in (*consistent, *present([*may_be_stale]))]
+    samples = bench.alternate(*subjects, warmup=bench.second_warmup)
+    lines = [compare_with(row, samples, "velikiy", peers.cache_aside_uncached, 5)]
+    for peer, target in may_be_stale.items():
+        lines.append(compare_with(row, samples, "velikiy", peer, target, f"velikiy / {peer.name} (may be stale)"))
+    return add_latencies(bench, Result(lines, samples), row, subjects)
+
+
+def long_mix(bench: Bench) -> Result:
+    """Send the mix while edges use entries for an hour, to an edge that has read each user once. An hour of such a load
+    leaves it so; the peers have all users in Redis as well."""
+    peers = bench.peers
+    fill_redis(bench)
+    row = f"mix, EDGE_TTL={LONG_EDGE_TTL}"
+    others: dict[Peer, float | None] = {peers.fastapi: None, peers.fastify: None, peers.go: 1.2}
+    bench.show("changing EDGE_TTL")
+    with peers.long_edge_ttl():
+        bench.show("filling the edge")
+        read = 0
+        while read < ACTIVE_USERS:
+            read += wrk.closed_loop(peers.velikiy.url, ("ids", 1, ACTIVE_USERS, read), 2).requests
+        subjects = [closed_loop(peer, MIX) for peer in (peers.velikiy, *present([*others]))]
+        samples = bench.alternate(*subjects, warmup=bench.second_warmup)
+        lines = [
+            compare_with(row, samples, "velikiy", peer, target, f"velikiy / {peer.name} (may be stale)")
+            for peer, target in others.items()
+        ]
+        return add_latencies(bench, Result(lines, samples), row, subjects)
+
+
+def fill_redis(bench: Bench) -> None:
+    if "redis" not in bench.results:  # that row fills it
         bench.show("filling Redis")
-        peers.fill_redis(ACTIVE_USERS)
-    velikiy, cache_aside_uncached = peers.velikiy, peers.cache_aside_uncached
-    may_be_stale = (peers.cache_aside, peers.flask_caching, peers.fastapi, peers.varnish, peers.proxy_cache)
-    samples = bench.alternate(*(closed_loop(peer, MIX) for peer in (velikiy, cache_aside_uncached, *may_be_stale)))
-    lines = [
-        compare_rates(
-            "mix 95/5", "velikiy / cache-aside without caches", samples, "velikiy", cache_aside_uncached.name, 5
-        )
-    ]
-    for peer in may_be_stale:
-        what = f"velikiy / {peer.name} (may be stale)"
-        lines.append(compare_rates("mix 95/5", what, samples, "velikiy", peer.name, 1.0))
-    return Result(lines, samples)
+        bench.peers.fill_redis(ACTIVE_USERS)
 
 
 @dataclass(frozen=True)
@@ -67,15 +108,13 @@ def latency(bench: Bench) -> Result:
         "Redis hit": Scene("redis", [peers.velikiy, peers.cache_aside, peers.fastapi], next_ids),
         "mix 95/5": Scene("mix", [peers.velikiy, peers.cache_aside_uncached, peers.cache_aside, peers.fastapi], mixed),
     }
-    if bench.quick:  # latencies have no target, and this scene takes 10 s of the 5 minutes
-        del scenes["Redis hit"]
     lines = []
     entries = []
     for name, scene in scenes.items():
         if scene.row not in bench.results:
             continue
         closed = bench.results[scene.row].samples
-        for share in LOADS_PERCENT[-1:] if bench.quick else LOADS_PERCENT:
+        for share in LOADS_PERCENT:
             for peer, capacity_of in [*((peer, peer) for peer in scene.peers), (peers.limit, peers.velikiy)]:
                 rate = share / 100 * statistics.median(sample.rate for sample in closed[capacity_of.name])
                 bench.show(f"{name}, {share} %: {peer.name}")

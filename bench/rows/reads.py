@@ -6,9 +6,19 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench import pgbench
-from bench.measure import Line, Ratio, Result, Subject, compare, compare_rates
+from bench.measure import Line, Ratio, Result, compare, compare_rates
 from bench.peers.running import Peer
-from bench.rows.base import ACTIVE_USERS, Bench, cycling, edge_hits, pinned, split_cores
+from bench.rows.base import (
+    ACTIVE_USERS,
+    Bench,
+    add_latencies,
+    compare_with,
+    cycling,
+    edge_hits,
+    pinned,
+    present,
+    split_cores,
+)
 from bench.wrk import LoadResult
 from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import ROOT, wait_until
@@ -21,22 +31,22 @@ def hit(bench: Bench) -> Result:
     """Read one user again and again from the first cache. Servers and load generator have half of the cores each."""
     peers = bench.peers
     servers, _load = split_cores()
-    compared = [peers.velikiy, peers.proxy_cache, peers.limit, peers.varnish]
+    compared = present([peers.velikiy, peers.proxy_cache, peers.limit, peers.varnish, peers.haproxy])
     subjects = [
         replace(edge_hits(peer), roots={group: pids for group, pids in peer.roots.items() if group in HIT_GROUPS})
         for peer in compared
     ]
     with pinned(compared, servers):
         samples = bench.alternate(*subjects)
-    cpu = compare(samples, "velikiy", "Varnish", lambda sample: sample.per_cpu_second)
-    return Result(
-        [
+        cpu = compare(samples, "velikiy", "Varnish", lambda sample: sample.per_cpu_second)
+        lines = [
             compare_rates("edge hit", "velikiy / proxy_cache", samples, "velikiy", "proxy_cache", 1.1),
-            compare_rates("edge hit", "velikiy / return 200", samples, "velikiy", "return 200", 0.65),
+            compare_with("edge hit", samples, "velikiy", peers.haproxy, 1.3),
+            compare_rates("edge hit", "velikiy / return 200", samples, "velikiy", "return 200", 0.85),
             Line("edge hit", "velikiy / Varnish, per CPU second", cpu, 1.5),
-        ],
-        samples,
-    )
+        ]
+        caches = [subject for subject in subjects if subject.name != peers.limit.name]
+        return add_latencies(bench, Result(lines, samples), "edge hit", caches)
 
 
 def metrics(bench: Bench) -> Result:
@@ -72,20 +82,21 @@ def redis_hit(bench: Bench) -> Result:
         shares.append((peers.redis_reads() - before) / load.requests)
         return load
 
-    others = (peers.cache_aside, peers.flask_caching, peers.fastapi)
-    samples = bench.alternate(
-        Subject(velikiy.name, run_counted, velikiy.roots),
-        *(cycling(bench, peer, "ids", ACTIVE_USERS) for peer in others),
-    )
-    return Result(
-        [
-            compare_rates("Redis hit", "velikiy / cache-aside", samples, "velikiy", "cache-aside", 5),
-            compare_rates("Redis hit", "velikiy / Flask-Caching", samples, "velikiy", "Flask-Caching"),
-            compare_rates("Redis hit", "velikiy / FastAPI", samples, "velikiy", "FastAPI"),
-            Line("Redis hit", "reads that reach Redis", Ratio.of(shares[1:]), unit="of the reads"),
-        ],
-        samples,
-    )
+    others: dict[Peer, float | None] = {
+        peers.cache_aside: 5,
+        peers.flask_caching: None,
+        peers.fastapi: None,
+        peers.fastify: 1.0,
+        peers.go: None,
+    }
+    subjects = [
+        replace(velikiy, run=run_counted),
+        *(cycling(bench, peer, "ids", ACTIVE_USERS) for peer in present([*others])),
+    ]
+    samples = bench.alternate(*subjects)
+    lines = [compare_with("Redis hit", samples, "velikiy", peer, target) for peer, target in others.items()]
+    lines.append(Line("Redis hit", "reads that reach Redis", Ratio.of(shares[1:]), unit="of the reads"))
+    return add_latencies(bench, Result(lines, samples), "Redis hit", subjects)
 
 
 def miss(bench: Bench) -> Result:
@@ -93,23 +104,28 @@ def miss(bench: Bench) -> Result:
     PostgreSQL, and fills Redis."""
     peers = bench.peers
     peers.empty_redis()
-    alone = (peers.velikiy_app, peers.fastapi, peers.flask_caching, peers.cache_aside_app)
-    through_edge = (peers.velikiy, peers.cache_aside)
+    others: dict[Peer, float | None] = {
+        peers.fastapi: 2.0,
+        peers.flask_caching: None,
+        peers.cache_aside_app: 1.5,
+        peers.fastify: 0.7,
+        peers.go: None,
+    }
+    alone = [cycling(bench, peer, "ids", bench.users) for peer in (peers.velikiy_app, *present([*others]))]
     samples = bench.alternate(
-        *(cycling(bench, peer, "ids", bench.users) for peer in (*alone, *through_edge)),
+        *alone,
+        *(cycling(bench, peer, "ids", bench.users) for peer in (peers.velikiy, peers.cache_aside)),
         pgbench.subject(peers, "select", bench.users),
         warmup=bench.second_warmup,
     )
     app = peers.velikiy_app.name
-    cache_aside_app = peers.cache_aside_app.name
-    return Result(
-        [
-            compare_rates("full miss", "velikiy / FastAPI, apps alone", samples, app, "FastAPI", 1.0),
-            compare_rates("full miss", "velikiy / Flask-Caching, apps alone", samples, app, "Flask-Caching"),
-            compare_rates("full miss", "velikiy / cache-aside, apps alone", samples, app, cache_aside_app, 1.5),
-            compare_rates("full miss", "velikiy / cache-aside, through edges", samples, "velikiy", "cache-aside", 1.5),
-            compare_rates("full miss", "velikiy through an edge / app alone", samples, "velikiy", app),
-            compare_rates("full miss", "velikiy, app alone / pgbench SELECT", samples, app, "pgbench select"),
-        ],
-        samples,
-    )
+    lines = []
+    for peer, target in others.items():
+        what = f"velikiy / {peer.name.removesuffix(', app alone')}, apps alone"
+        lines.append(compare_with("full miss", samples, app, peer, target, what))
+    lines += [
+        compare_rates("full miss", "velikiy / cache-aside, through edges", samples, "velikiy", "cache-aside", 1.5),
+        compare_rates("full miss", "velikiy through an edge / app alone", samples, "velikiy", app),
+        compare_rates("full miss", "velikiy, app alone / pgbench SELECT", samples, app, "pgbench select"),
+    ]
+    return add_latencies(bench, Result(lines, samples), "full miss", alone)

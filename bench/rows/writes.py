@@ -10,7 +10,17 @@ from urllib.parse import urlsplit
 
 from bench import pgbench
 from bench.measure import Line, Ratio, Result, Sample, Subject, compare, compare_rates, measure
-from bench.rows.base import ACTIVE_USERS, Bench, closed_loop, cycling, send
+from bench.peers.running import Peer
+from bench.rows.base import (
+    ACTIVE_USERS,
+    Bench,
+    add_latencies,
+    closed_loop,
+    compare_with,
+    cycling,
+    present,
+    send,
+)
 
 HOT_USER = 7
 HOT_CONNECTIONS = 256
@@ -23,24 +33,23 @@ STATISTICS_DELAY_S = 11
 def put(bench: Bench) -> Result:
     """Change users one after the other. velikiy has two edges to invalidate."""
     peers = bench.peers
-    apps = (peers.velikiy, peers.uncached, peers.cache_aside, peers.fastapi, peers.flask_caching)
+    others: dict[Peer, float | None] = {
+        peers.uncached: 0.9,
+        peers.cache_aside: 4,
+        peers.fastapi: 1.0,
+        peers.flask_caching: None,
+        peers.fastify: None,
+        peers.go: None,
+    }
+    subjects = [cycling(bench, peer, "put", bench.users) for peer in (peers.velikiy, *present([*others]))]
     samples = bench.alternate(
-        *(cycling(bench, peer, "put", bench.users) for peer in apps),
+        *subjects,
         pgbench.subject(peers, "update", bench.users),
         warmup=bench.second_warmup,
     )
-    return Result(
-        [
-            compare_rates(
-                "PUT, 2 edges", "velikiy / velikiy without caches", samples, "velikiy", peers.uncached.name, 0.8
-            ),
-            compare_rates("PUT, 2 edges", "velikiy / cache-aside", samples, "velikiy", "cache-aside", 4),
-            compare_rates("PUT, 2 edges", "velikiy / FastAPI", samples, "velikiy", "FastAPI"),
-            compare_rates("PUT, 2 edges", "velikiy / Flask-Caching", samples, "velikiy", "Flask-Caching"),
-            compare_rates("PUT, 2 edges", "velikiy / pgbench UPDATE", samples, "velikiy", "pgbench update"),
-        ],
-        samples,
-    )
+    lines = [compare_with("PUT, 2 edges", samples, "velikiy", peer, target) for peer, target in others.items()]
+    lines.append(compare_rates("PUT, 2 edges", "velikiy / pgbench UPDATE", samples, "velikiy", "pgbench update"))
+    return add_latencies(bench, Result(lines, samples), "PUT, 2 edges", subjects)
 
 
 def after_write(bench: Bench) -> Result:
@@ -72,22 +81,24 @@ def hot(bench: Bench) -> Result:
     busy = Subject("20 writes/s", calm.run, calm.roots)
     samples: dict[str, list[Sample]] = {calm.name: [], busy.name: []}
     calm.run(1)
-    reads, counted = reads_per_write(bench, busy)
+    counted = None if bench.quick else reads_per_write(bench, busy)  # waits for half a minute
     for number in range(bench.rounds):
         bench.show(f"round {number + 1} of {bench.rounds}")
         samples[calm.name].append(measure(calm, bench.seconds))
         with writing(bench.peers.stack.edges[-1], HOT_USER, WRITES_PER_S):
             samples[busy.name].append(measure(busy, bench.seconds))
     p99 = compare(samples, busy.name, calm.name, lambda sample: sample.load.p99)
-    return Result(
+    result = Result(
         [
             compare_rates("hot key", "reads with 20 writes/s / without writes", samples, busy.name, calm.name, 0.7),
             Line("hot key", "p99 with 20 writes/s / without writes", p99, 5, at_most=True),
-            Line("hot key", "PostgreSQL reads per write", reads, 3, at_most=True, unit=""),
         ],
         samples,
-        more={"scans": counted},
     )
+    if counted:
+        reads, result.more["scans"] = counted
+        result.lines.append(Line("hot key", "PostgreSQL reads per write", reads, 3, at_most=True, unit=""))
+    return result
 
 
 def reads_per_write(bench: Bench, busy: Subject) -> tuple[Ratio, dict[str, float]]:

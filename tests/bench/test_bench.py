@@ -12,15 +12,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
 import requests
 
 from bench import capacity, flames, wrk
-from bench.measure import Line, Ratio, Sample, Subject, alternate, compare
-from bench.peers.running import Peers
-from bench.report import compact
+from bench.document import same_rate, targets
+from bench.measure import Line, Ratio, Result, Sample, Subject, alternate, compare
+from bench.peers import builds
+from bench.peers.running import Peer, Peers
+from bench.report import compact, text
+from bench.rows.base import CANNOT_CARRY, Bench, add_latencies, compare_with, present
 from bench.rows.edges import slope
 from bench.wrk import LoadResult
 from testkit.stack import ROOT, Stack, folder, wait_until
@@ -70,6 +74,40 @@ def test_subjects_are_measured_in_alternating_rounds() -> None:
 
     alternate([subject("a"), subject("b")], rounds=2, seconds=1, warmup=1, show=lambda step: None)
     assert turns == ["a", "b", "a", "b", "a", "b"]
+
+
+def test_peer_that_is_not_installed_is_skipped_with_the_reason() -> None:
+    there, absent = Peer("FastAPI", "http://x", {}), Peer("Go", "", {}, missing="no golang")
+    samples = {"velikiy": [sample(2)], "FastAPI": [sample(1)]}
+    assert present([there, absent]) == [there]
+    lines = [compare_with("Redis hit", samples, "velikiy", peer, 1.0) for peer in (there, absent)]
+    assert [line.met for line in lines] == [True, None]
+    assert text(lines[1]).split() == ["Redis", "hit", "velikiy", "/", "Go", "skipped:", "no", "golang"]
+    written = targets({"redis": Result(lines).as_json()})
+    assert "| Redis hit | velikiy / Go | skipped: no golang |" in written
+
+
+def test_latencies_are_compared_at_80_percent_of_the_capacity_of_the_first_subject() -> None:
+    rates: dict[str, list[float]] = {}
+
+    def subject(name: str, p99: float) -> Subject:
+        def run_at(_: int, rate: float) -> LoadResult:
+            rates.setdefault(name, []).append(rate)
+            return LoadResult(round(rate), 1.0, 0, 1, 2, p99, 4, 5)
+
+        return Subject(name, lambda _: load_result(1), {}, run_at)
+
+    subjects = [subject("velikiy", 3.0), subject("fast", 2.0), subject("slow", 1.0)]
+    bench = Bench(cast(Peers, None), lambda _: None, quick=False, users=1, minutes=0)
+    capacities = {"velikiy": [sample(1000)], "fast": [sample(800)], "slow": [sample(799)]}
+    result = add_latencies(bench, Result([], capacities), "row", subjects)
+    fast, slow = result.lines
+    assert rates == {"velikiy": [800.0] * 3, "fast": [800.0] * 3}
+    assert (fast.ratio, fast.met) == (Ratio(1.5, 1.5, 1.5), False)
+    assert (slow.ratio, slow.met, slow.skipped) == (None, None, CANNOT_CARRY)
+    written = same_rate({"row": result.as_json()["same_rate"]})
+    assert "| row | velikiy | 800/s | 1.00 ms | 3.00 ms | 4.00 ms |" in written
+    assert "slow" not in written
 
 
 def test_cost_of_an_additional_edge_is_a_slope() -> None:
@@ -170,6 +208,8 @@ def test_every_peer_returns_the_same_body_for_the_same_user(stack: Stack) -> Non
         ours = requests.get(peers.velikiy.users(1), timeout=5)
         others = [peers.velikiy_app, peers.cache_aside, peers.cache_aside_uncached, peers.uncached]
         others += [peers.flask_caching, peers.fastapi, peers.varnish, peers.proxy_cache]
+        built = present([peers.fastify, peers.go])
+        others += [*built, *present([peers.haproxy])]
         for peer in others:
             for _ in range(2):  # the second response comes from the peer's cache
                 response = requests.get(peer.users(1), timeout=5)
@@ -177,10 +217,25 @@ def test_every_peer_returns_the_same_body_for_the_same_user(stack: Stack) -> Non
         limit = requests.get(peers.limit.users(2), timeout=5)
         assert limit.content == ours.content
         assert set(ours.headers) == set(limit.headers)
-        changed = requests.put(peers.fastapi.users(3), json={"name": "Charles"}, timeout=5)
-        assert changed.json() == {"message": "Updated"}
+        for peer in [peers.flask_caching, peers.fastapi, *built]:
+            name = f"Charles of {peer.name}"
+            requests.get(peer.users(3), timeout=5)  # fills the cache, from which the write has to delete
+            changed = requests.put(peer.users(3), json={"name": f" {name} "}, timeout=5)
+            assert changed.json() == {"message": "Updated"}
+            assert requests.get(peer.users(3), timeout=5).json()["name"] == name
+        for peer in built:
+            for body in ({"name": "x" * 101}, {"name": " "}, {"email": "nobody"}, {"colour": "red"}):
+                refused = requests.put(peer.users(3), json=body, timeout=5)
+                assert (peer.name, body, refused.status_code // 100) == (peer.name, body, 4)
     with stack.redis() as server:
         server.flushall()  # peers change users without an invalidation
+
+
+def test_peer_whose_language_is_not_installed_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    for build, reason in ((builds.go, "no golang"), (builds.fastify, "no node")):
+        with pytest.raises(builds.NotBuilt, match=reason):
+            build()
 
 
 def plain(body: bytes) -> bytes:

@@ -238,7 +238,9 @@ class TestDoctor:
         examined = self.doctor(breakable, tmp_path)
         assert examined.returncode == 0, examined.stdout + examined.stderr
         assert "EDGE_TLL in .env is no setting, so it has no effect.\n  Did you mean EDGE_TTL?" in examined.stdout
+        assert "hint: EDGE_TTL=5: an edge requests an unchanged response again after 5 s." in examined.stdout
         assert examined.stdout.endswith("no problems, 1 warning\n")
+        assert "hint:" not in self.doctor(breakable, tmp_path, EDGE_TTL="3600").stdout
 
     def test_doctor_names_locks_other_stacks_and_open_secrets_with_commands_to_paste(
         self, breakable: Stack, tmp_path: Path

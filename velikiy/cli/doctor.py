@@ -31,11 +31,12 @@ def doctor(as_json: bool) -> None:
     Exits with 0 if nothing is wrong (warnings may be), else with 1.
     """
     logs.configure("error")
-    results = _examine()
+    results, hints = _examine()
     findings = merged([finding for found in results.values() for finding in found])
     wrong = [it for it in findings if it.wrong]
     if as_json:
-        click.echo(json.dumps({"healthy": not wrong, "findings": [it.as_json() for it in findings]}, indent=2))
+        members = {"healthy": not wrong, "findings": [it.as_json() for it in findings], "hints": hints}
+        click.echo(json.dumps(members, indent=2))
         sys.exit(1 if wrong else 0)
     for name, found in results.items():
         state = "WRONG  " if any(it.wrong for it in found) else "warning" if found else "ok     "
@@ -43,6 +44,8 @@ def doctor(as_json: bool) -> None:
     for it in findings:
         since = f" (since {caches.at(it.since)})" if it.since else ""
         click.echo(f"\n{'WRONG' if it.wrong else 'warning'}: {it.what}{since}\n  {it.advice}")
+    for hint in hints:
+        click.echo(f"\nhint: {hint}")
     warnings = len(findings) - len(wrong)
     click.echo(f"\n{_number(len(wrong), 'problem')}, {_number(warnings, 'warning')}")
     sys.exit(1 if wrong else 0)
@@ -52,14 +55,15 @@ def _number(count: int, noun: str) -> str:
     return f"{count or 'no'} {noun}{'' if count == 1 else 's'}"
 
 
-def _examine() -> dict[str, list[Finding]]:
-    """Return the findings of each check. Without settings, only this machine can be examined."""
+def _examine() -> tuple[dict[str, list[Finding]], list[str]]:
+    """Return the findings of each check, and hints. Without settings, only this machine can be examined."""
     checks: dict[str, Check] = {
         "names in .env": lambda: iter(it for file in _env_files() for it in configuration.unknown_in(file)),
         "limits": lambda: iter(machine.limits()),
         "memory": lambda: iter(machine.memory()),
     }
     results = {}
+    hints: list[str] = []
     try:
         settings = load(Settings)
         settings.auth_mode  # noqa: B018 - raises BadSetting
@@ -67,6 +71,7 @@ def _examine() -> dict[str, list[Finding]]:
         results["settings"] = [configuration.refused(sentence) for sentence in str(bad).splitlines()]
     else:
         results["settings"] = []
+        hints = [*configuration.hints(settings)]
         examination = Examination(settings)
         checks.update(
             {
@@ -84,7 +89,7 @@ def _examine() -> dict[str, list[Finding]]:
         )
     for name, check in checks.items():
         results[name] = [*check()]
-    return results
+    return results, hints
 
 
 def _env_files() -> set[Path]:

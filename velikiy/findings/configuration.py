@@ -2,7 +2,7 @@
 
 import difflib
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -37,6 +37,9 @@ OTHER_NAMES = (
     "PATH",
     "HOME",
 )
+
+
+SHORT_EDGE_TTL_S = 60
 
 
 def known_names() -> set[str]:
@@ -80,6 +83,16 @@ def unapplied(name: str, wanted: str, running: str | None) -> Finding:
 
 def refused(sentence: str) -> Finding:
     return Finding("settings.refused", sentence, "docs/configuration.md has all settings.")
+
+
+def hints(settings: Settings) -> Iterator[str]:
+    """Yield advice about settings with which nothing is wrong."""
+    if settings.edge_ttl < SHORT_EDGE_TTL_S:
+        yield (
+            f"EDGE_TTL={settings.edge_ttl}: an edge requests an unchanged response again after {settings.edge_ttl} s."
+            " A longer time, such as EDGE_TTL=3600, saves these requests and makes no read older: a write invalidates"
+            " its entries before it commits (docs/configuration.md, Lifetime of cached responses)."
+        )
 
 
 def open_secret(file: Path) -> Finding:

@@ -87,12 +87,17 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
+def kept_in(cache: Path) -> list[Path]:
+    """Return the copies of the code, the Python environments, and peers of the benchmark (bench/peers/builds.py)."""
+    return [entry for pattern in ("code-*", "venv-*", "peer-*") for entry in cache.glob(pattern)]
+
+
 def _remove_unused(cache: Path) -> None:
-    """Remove copies of the code and Python environments that former versions left.
+    """Remove copies of the code, Python environments and peers of the benchmark that former versions left.
 
     An entry stays while a process runs from it: supervisor restarts a service from the same folder.
     """
-    for entry in (*cache.glob("code-*"), *cache.glob("venv-*")):
+    for entry in kept_in(cache):
         with contextlib.suppress(OSError):  # another launcher removes the same entry
             if entry.stat().st_mtime < time.time() - UNUSED_AFTER_S and not is_in_use(entry.name):
                 # Rename first: an interrupted removal must not leave half a folder under the name of a whole one.

@@ -35,7 +35,7 @@ class Leftovers:
     units: list[str] = field(default_factory=list)
     has_data: bool = False
     cached: list[Path] = field(default_factory=list)
-    """Python environments and copies of the code from which no other stack runs."""
+    """Folders of `code_copy.kept_in` from which no other stack runs."""
 
     in_use: list[Path] = field(default_factory=list)
     packages: list[str] = field(default_factory=list)
@@ -44,7 +44,7 @@ class Leftovers:
     @classmethod
     def find(cls, home: Path) -> "Leftovers":
         cache = _cache()
-        cached = [*cache.glob("code-*"), *cache.glob("venv-*")]
+        cached = code_copy.kept_in(cache)
         in_use = [] if not cached else [entry for entry in cached if code_copy.is_in_use(entry.name, not_in=home)]
         found = cls(home, service.installed_units(), Plan.file_in(home).exists(), in_use=in_use)
         found.cached = [entry for entry in cached if entry not in in_use]
