@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from functools import cache
 from typing import Any, NoReturn
 
 import orjson
@@ -172,5 +173,6 @@ def audit(**fields: Any) -> None:
     _stdout.write(_dumps(_stamp(None, "info", {**fields, "event": "audit", "level": "info"})) + "\n")
 
 
+@cache
 def _number(level: str) -> int:
     return int(getattr(logging, level.upper()))

@@ -44,13 +44,17 @@ class Slots:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._process, self._slot, self._lock = 0, -1, -1
+        self._slot, self._lock = -1, -1
+        # The library calls `own` for each number that it counts, so a fork is not noticed by the process id.
+        os.register_at_fork(after_in_child=self._begin_in_child)
+
+    def _begin_in_child(self) -> None:
+        """Forget the number of the parent: a fork does not inherit the lock."""
+        self._slot, self._lock = -1, -1
 
     def own(self) -> int:
-        process = os.getpid()
-        if process != self._process:  # also after a fork, which does not inherit the lock
+        if self._slot < 0:
             self._slot, self._lock = self._claim()
-            self._process = process
         return self._slot
 
     def _claim(self) -> tuple[int, int]:
@@ -78,7 +82,7 @@ class Slots:
 
     def forget_the_state_of_dead_processes(self) -> None:
         """Remove the gauges of processes that have ended. Their counters stay."""
-        own = self._slot if self._process == os.getpid() else -1  # to close a lock of our own would release it
+        own = self._slot  # to close a lock of our own would release it
         for file in self.folder.glob("*.lock"):
             slot = int(file.stem)
             if slot != own and (lock := self._try_to_lock(slot)) is not None:

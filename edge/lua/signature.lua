@@ -20,6 +20,11 @@ local mac_buffer = ffi.new("unsigned char[?]", MAC_BYTES)
 local sha256 = C.EVP_sha256()
 local key
 
+local HEX = {}  -- by the byte. A table, because gsub would call a function for each byte of each MAC
+for value = 0, 255 do
+    HEX[string.char(value)] = string.format("%02x", value)
+end
+
 local _M = { HEADER = "Signature" }
 
 
@@ -32,9 +37,7 @@ end
 -- Return the MAC of the text in hexadecimal.
 local function mac_of(text)
     C.HMAC(sha256, key, #key, text, #text, mac_buffer, nil)
-    return (ffi.string(mac_buffer, MAC_BYTES):gsub(".", function(byte)
-        return string.format("%02x", byte:byte())
-    end))
+    return (ffi.string(mac_buffer, MAC_BYTES):gsub(".", HEX))
 end
 
 

@@ -13,24 +13,24 @@ TRACEPARENT = "(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-
 """W3C Trace Context. Later versions may append more, which is not logged."""
 
 
-LOGGED_IDS = {
-    "client_request_id": re.compile(f"({CLIENT_REQUEST_ID})"),
-    "traceparent": re.compile(f"({TRACEPARENT})(?:-.*)?"),
-}
-"""The form of each header, by its member of a log line. The group is logged, and another value as "?"."""
+LOGGED_IDS = (
+    ("client_request_id", "HTTP_CLIENT_REQUEST_ID", re.compile(f"({CLIENT_REQUEST_ID})")),
+    ("traceparent", "HTTP_TRACEPARENT", re.compile(f"({TRACEPARENT})(?:-.*)?")),
+)
+"""Members of a log line, each with its header and the form of that. The group is logged, and another value as "?"."""
 
 
 def path_prefix() -> str:
     """Return the path before the service's own addresses, as the client sees them: "", or "/api"."""
-    prefix = request.environ.get("HTTP_PATH_PREFIX", "")
-    return prefix if re.fullmatch(PATH_PREFIX, prefix) else ""
+    prefix: str = request.environ.get("HTTP_PATH_PREFIX", "")
+    return prefix if prefix and re.fullmatch(PATH_PREFIX, prefix) else ""
 
 
 def client_ids() -> dict[str, str]:
     """Return the client's own ids of the request, for the log."""
-    ids = {}
-    for name, form in LOGGED_IDS.items():
-        if value := request.environ.get(f"HTTP_{name.upper()}"):
+    ids, environ = {}, request.environ
+    for name, header, form in LOGGED_IDS:
+        if value := environ.get(header):
             match = form.fullmatch(value)
             ids[name] = match[1] if match else "?"
     return ids

@@ -39,10 +39,11 @@ def of_read(answer: Answer) -> Response:
     for name, value in (("ETag", entry.etag), ("Last-Modified", entry.modified), ("Link", link)):
         if value:
             response.headers.add(name, value)
-    tags = request.if_none_match
-    if entry.etag and (tags.star_tag or tags.contains_weak(entry.etag.strip('"'))):
-        response.status_code = 304
-        response.set_data(b"")
+    if entry.etag and "HTTP_IF_NONE_MATCH" in request.environ:
+        tags = request.if_none_match
+        if tags.star_tag or tags.contains_weak(entry.etag.strip('"')):
+            response.status_code = 304
+            response.set_data(b"")
     # For the edge: Cache-Status marks a response that passed the gate, X-Accel-Expires one that must not be stored.
     response.headers.add("Cache-Status", answer.cache_status)
     if not answer.storable:

@@ -12,6 +12,10 @@ from velikiy.settings import BadSetting, Settings, load
 
 MAX_DESCRIPTORS = 8192 + 512
 
+GARBAGE_OBJECTS = 20_000
+"""New objects after which Python looks for garbage, some MB. With the default of 700 it looks several times for each
+request, and finds next to nothing."""
+
 RESERVED_DESCRIPTORS = 512
 """Descriptors of a process for other purposes: connections to PostgreSQL, Redis and edges, logs, libraries."""
 
@@ -112,4 +116,5 @@ def post_worker_init(worker: Any) -> None:
     watch.begin(worker)
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GARBAGE_OBJECTS)
     handover.end_predecessor(worker)
