@@ -274,7 +274,6 @@ class TestWriting:
         for row_id in ids[1:]:
             assert requests.delete(f"{stack.app}/users/{row_id}", timeout=5).status_code == 200
 
-
     def test_search_is_exported_in_its_order_and_no_list_of_downloads_has_its_words(
         self, visit: Visit, person: dict[str, Any]
     ) -> None:

@@ -109,7 +109,9 @@ def test_order_changes_no_row_and_no_format(stack: Stack, file_format: str) -> N
 
 def test_search_without_a_match_is_a_file_without_rows(stack: Stack) -> None:
     given = address(stack)
-    assert requests.get(f"{given}?q=nobodyhasthisname", timeout=10).text == "id,name,email,created_at,updated_at,version\n"
+    assert (
+        requests.get(f"{given}?q=nobodyhasthisname", timeout=10).text == "id,name,email,created_at,updated_at,version\n"
+    )
     assert requests.get(f"{address(stack, 'ndjson')}?q=nobodyhasthisname", timeout=10).text == ""
     check_problem(requests.get(f"{given}?sort=nothing", timeout=5), 400, "sort")
     check_problem(requests.get(f"{given}?limit=5", timeout=5), 400, "limit")

@@ -77,12 +77,7 @@ def parts(
         DatabaseUnavailable
     """
     texts = _without_formulas(resource, gate) if for_excel else None
-    following: Callable[[Connection, Any], tuple[sql.Composed, Any]]
-    if page == ALL_ROWS:
-        following = partial(_next_by_id, resource)
-    else:
-        following = partial(_next_of_search, Repository(resource, gate), replace(page, limit=PART_ROWS))
-    position, is_first = None, True
+    following, position, is_first = _following(resource, gate, page), None, True
     while is_first or position:
         with gate.database.autocommit() as connection:
             rows, position = following(connection, position)
@@ -91,6 +86,14 @@ def parts(
         if is_first or content:
             yield (BOM if for_excel and is_first else b"") + content
         is_first = False
+
+
+def _following(resource: Resource, gate: Gate, page: Page) -> Callable[[Connection, Any], tuple[sql.Composed, Any]]:
+    """Return a function of a connection and a position, which returns the SELECT of the next part, and the position
+    behind it. The first position is None, and the last one is None or empty."""
+    if page == ALL_ROWS:
+        return partial(_next_by_id, resource)
+    return partial(_next_of_search, Repository(resource, gate), replace(page, limit=PART_ROWS))
 
 
 def _next_by_id(resource: Resource, connection: Connection, last: int | None) -> tuple[sql.Composed, int | None]:

@@ -72,7 +72,9 @@ def write() -> list[str]:
 def files() -> dict[str, str]:
     """Return the text of each generated file, by its name below edge/."""
     return {
-        "conf/generated/routes.conf": _commented("#", [*_routes(), *_wants_page(), *_max_body_bytes(), *_own_path(), *_is_logged()]),
+        "conf/generated/routes.conf": _commented(
+            "#", [*_routes(), *_wants_page(), *_max_body_bytes(), *_own_path(), *_is_logged()]
+        ),
         "conf/generated/cors.conf": _commented("#", _cors()),
         "conf/generated/preflight.conf": _commented("#", _preflight()),
         "conf/generated/path_prefix.conf": _commented("#", _path_prefix()),
@@ -117,7 +119,9 @@ def _routes() -> list[str]:
 
 def _wants_page() -> list[str]:
     """1 for a request that a browser has sent for a person, who gets a problem as a page."""
-    return _map('"$request_method $http_accept"', "wants_page", {"default": '""', f'"~^(GET|HEAD) {pages.NAVIGATION}"': "1"})
+    return _map(
+        '"$request_method $http_accept"', "wants_page", {"default": '""', f'"~^(GET|HEAD) {pages.NAVIGATION}"': "1"}
+    )
 
 
 def _max_body_bytes() -> list[str]:
@@ -180,7 +184,9 @@ def _problems() -> list[str]:
         for status, kind in _kinds()
     }
     details = {str(status): f'"{detail}"' for status, detail in EDGE_DETAILS.items()}
-    as_html = {str(status): f'"{escape(detail, quote=False)}"' for status, detail in EDGE_DETAILS.items() if "<" in detail}
+    as_html = {
+        str(status): f'"{escape(detail, quote=False)}"' for status, detail in EDGE_DETAILS.items() if "<" in detail
+    }
     titles = {str(status): f'"{KINDS[kind].title}"' for status, kind in _kinds()}
     return [
         *_map("$status", "problem_title", {"default": '"Error"', **titles}),
