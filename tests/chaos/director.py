@@ -17,7 +17,7 @@ NAMED_WITHIN_S = 3.0
 """Status has to name a fault that long after its begin. The look itself may take further 1.4 s."""
 
 SETTLED_WITHIN_S = 40.0
-"""Both caches are in use again that long after a fault, once fences are forgotten. Else the service is started anew."""
+"""Both caches are in use again that long after a fault, once fences are forgotten. Else another service is started."""
 
 SERVED_WITHIN_S = 0.5
 """A request that takes no longer is answered as in calm."""
@@ -121,15 +121,19 @@ class Director:
         """Hold the fault until status has named it and its time is over."""
         began = time.monotonic()
         names = {name for fault in scenario for name in fault.named} if len(scenario) == 1 else set()
-        looked = began
+        looked, seen = began, set[str]()
         while names and not result.named and looked <= began + NAMED_WITHIN_S:
             looked = time.monotonic()
-            if found := names & {it.name for it in self.service.findings()}:
+            seen = {it.name for it in self.service.findings()}
+            if found := names & seen:
                 result.named, result.named_s = min(found), time.monotonic() - began
             else:
                 self.service.wait(0.05)
         if names and not result.named:
-            result.failures.append(f"status did not name it within {NAMED_WITHIN_S:g} s ({', '.join(sorted(names))})")
+            wanted, shown = " or ".join(sorted(names)), ", ".join(sorted(seen)) or "nothing"
+            result.failures.append(
+                f"status did not name it within {NAMED_WITHIN_S:g} s: it showed {shown}, not {wanted}"
+            )
         self.service.wait(max(0.0, began + max(fault.seconds for fault in scenario) - time.monotonic()))
 
     # ---- after it ----

@@ -38,7 +38,7 @@ class Options:
 
 @dataclass
 class Outcome:
-    """What the whole run has seen."""
+    """The result of a whole run."""
 
     reads: int = 0
     lists: int = 0
@@ -156,7 +156,7 @@ class Chaos:
             soak = Soak(
                 load,
                 folder=self.options.folder,
-                more=workers(len(service.edges), service.stack.postgres),
+                more=workers(len(service.edges), service.connect),
                 watch=meter.watch,
             )
             seed = f"{self.options.seed} faults {len(self.outcome.results)}"

@@ -63,7 +63,7 @@ class Service:
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     more: dict[str, Any] = field(default_factory=dict)
-    """What a kind of service gives to its own faults."""
+    """Further parts of a kind of service, for its own faults."""
 
     # ---- processes ----
 
