@@ -1,7 +1,7 @@
 """Faults of clocks: the wall clock of one server is set.
 
 A wall clock belongs to the whole machine, so each server reads its own through a small library (clock.c). The clocks
-that count from the start of the machine stay as they are: nobody can set them.
+that count from the start of the machine stay as they are: they cannot be set.
 """
 
 import random
