@@ -37,7 +37,7 @@ def with_own_clocks() -> Iterator[Service]:
             script.write_text(script.read_text().replace("exec env -i ", f"exec env -i {variables} ", 1))
         supervisor.rpc.stopAllProcesses()
         supervisor.rpc.startAllProcesses()
-        wait_until(stack.healthy, within=60, what="the servers run again")
+        wait_until(stack.healthy, within=90, what="the servers run again")
         yield Service(stack, stack.edges)
 
 
