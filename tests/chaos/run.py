@@ -72,6 +72,13 @@ class Chaos:
 
     def run(self) -> Outcome:
         """Play all faults, singly and in pairs, until the time is over."""
+        try:
+            self._run()
+        finally:  # also after Ctrl-C
+            self.outcome.seconds = time.monotonic() - self._began
+        return self.outcome
+
+    def _run(self) -> None:
         missing: set[str] = set()
         for round_number in count():
             is_single = round_number % 2 == 0 if self.options.singles and self.options.pairs else self.options.singles
@@ -89,8 +96,6 @@ class Chaos:
         if self.options.singles:
             for name in self.options.faults.keys() - done - self.outcome.not_reached.keys():
                 self.outcome.not_reached[name] = "the time was over"
-        self.outcome.seconds = time.monotonic() - self._began
-        return self.outcome
 
     def _play_all(self, kind: Kind, scenarios: list[tuple[Fault, ...]]) -> str:
         """Play the scenarios, in a new service after one that did not come back. Return why this kind of service cannot
@@ -169,6 +174,7 @@ class Chaos:
             finally:
                 judge.complete(everything=True)
                 self._add(soak, judge)
+                self.outcome.not_reached |= director.missing
             if director.error and not isinstance(director.error, Broken):
                 self.outcome.errors.append(f"{type(director.error).__name__} {director.error}")
                 if not isinstance(director.error, AssertionError):
@@ -264,4 +270,5 @@ def line(result: Result, number: int) -> str:
         f" | reads {100 * result.reads:5.1f} %, writes {100 * result.writes:5.1f} %"
         f" | slowest {result.hit_s:.2f} {result.miss_s:.2f} {result.write_s:.2f} s | recovered {recovery} | {status}"
     )
-    return "\n".join([text + (f" | {errors}" if errors else ""), *(f"       FAILED: {it}" for it in result.failures)])
+    more = [f" | {it}" for it in (errors, *result.notes) if it]
+    return "\n".join([text + "".join(more), *(f"       FAILED: {it}" for it in result.failures)])
