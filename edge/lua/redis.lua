@@ -41,7 +41,7 @@ local script             -- the text of velikiy/coherence/scripts/read.lua
 local evalsha            -- the beginning of each request
 local timeout_ms
 
-local missed = nil  -- the id of the registered server, if the newest connection of this worker led to another one
+local missed = nil  -- the id of the registered server, if the newest connection of this worker led elsewhere
 
 
 -- Return whether this worker reaches another server than the one that is registered. After Redis was restarted, a worker

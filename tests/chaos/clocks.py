@@ -1,7 +1,7 @@
 """Faults of clocks: the wall clock of one server is set.
 
 A wall clock belongs to the whole machine, so each server reads its own through a small library (clock.c). The clocks
-that count from the start of the machine stay as they are: nobody can set them.
+that count from the start of the machine stay as they are: they cannot be set.
 """
 
 import random
@@ -37,7 +37,7 @@ def with_own_clocks() -> Iterator[Service]:
             script.write_text(script.read_text().replace("exec env -i ", f"exec env -i {variables} ", 1))
         supervisor.rpc.stopAllProcesses()
         supervisor.rpc.startAllProcesses()
-        wait_until(stack.healthy, within=60, what="the servers run again")
+        wait_until(stack.healthy, within=90, what="the servers run again")
         yield Service(stack, stack.edges)
 
 

@@ -61,13 +61,11 @@ def full(service: Service, random: random.Random) -> Iterator[None]:
     """Leave no room on the disk of all servers."""
     filler = service.more["disk"] / "filler"
     try:
-        with filler.open("wb") as file:
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(filler.parent).free - 2**20)
-            with suppress(OSError):
-                while True:
-                    file.seek(0, os.SEEK_END)
-                    file.write(bytes(4096))
-                    file.flush()
+            file.seek(0, os.SEEK_END)
+            while True:
+                file.write(bytes(4096))
         yield
     finally:
         filler.unlink(missing_ok=True)

@@ -391,7 +391,7 @@ class RedisTier:
 
     def clock_difference(self) -> float:
         """Return by how many seconds the clock of a server of Redis is ahead of this machine's, for people; 0 if that
-        is not known. Of several servers, return the greatest difference."""
+        is not known. The greatest difference counts if there are several servers."""
         differences = [0.0]
         with suppress(DoesNotAnswer, OtherServer, *AWAY):
             shards = self.identify()

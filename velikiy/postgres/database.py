@@ -454,8 +454,8 @@ def _commit(connection: Connection, until: float | None) -> None:
         raise psycopg.errors.InFailedSqlTransaction("an error in this transaction was ignored")
     in_time = []
     if until is not None:
-        # What PostgreSQL counts from has reached it before its result arrived here, so PostgreSQL counts at least as
-        # much as passes. BEGIN travels with the statement that waits for the row: counted from BEGIN, the wait would
+        # A statement reaches PostgreSQL before its result arrives here, so PostgreSQL counts at least as much as
+        # passes. BEGIN travels with the statement that waits for the row: counted from BEGIN, the wait would
         # count twice.
         text, arrived_at = IN_TIME, connection.queue_arrived_at
         if connection.marked_at is not None:
