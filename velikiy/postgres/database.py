@@ -78,6 +78,9 @@ LOCK_SHARE = 0.8
 """The share of its time that a request may wait for a lock. Less than all, so that the error names the lock
 (lock_not_available) and not only the time (query_canceled)."""
 
+CHECK_SHARE = 0.25
+"""The share of its time that a request waits for the answer of a connection that may be dead."""
+
 SET_TIMEOUTS = """
 SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true),
     set_config('idle_in_transaction_session_timeout', $3, true)
@@ -175,6 +178,8 @@ class Database:
         """
         self.dsn = dsn
         self.timeout = timeout
+        self._lost_at = 0.0
+        """The moment (time.monotonic) at which a request lost its connection, or got no answer on it."""
         self.is_silent = False
         """PostgreSQL does not answer this process, although it may answer others (velikiy/server/watch.py)."""
         self._pooled = pooled
@@ -316,6 +321,8 @@ class Database:
         except UNAVAILABLE as error:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
+                if connection.closed:
+                    self._lost_at = time.monotonic()
                 self._leader.doubt(connection, self._reconnect)
             committed = connection is not None and connection.commit_was_sent
             raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
@@ -343,6 +350,12 @@ class Database:
                     # pool's own check costs a round trip each time, and pauses for a second after a failure.
                     if _is_readable(connection):
                         pool.check_connection(connection)
+                    elif connection.answered_at < self._lost_at:
+                        # Another connection was lost since: this one may lead to nowhere, too, if a host or a firewall
+                        # has forgotten all. Each would cost a request its whole time.
+                        connection.deadline = min(deadline, time.monotonic() + self.timeout * CHECK_SHARE)
+                        pool.check_connection(connection)
+                        connection.deadline = deadline
                 except psycopg.OperationalError:
                     connection.deadline = None
                     pool.putconn(connection)
