@@ -13,7 +13,7 @@ Inject = Callable[[Service, random.Random], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fault may cost the requests of probes. Requests through `Fault.victims` do not count.
+    """The most that a fault may cost the requests of probes. Requests through `Fault.victims` do not count.
 
     A time is exceeded only if it is longer than the limit and the slowest such request of calm together, because the
     machine may be busy.
@@ -40,7 +40,7 @@ class Fault:
     """Lower case with hyphens, the cause first: `stop-redis`. It is used for --only and in the table."""
 
     what: str
-    """What one party does, as a sentence."""
+    """A sentence about what one party does."""
 
     inject: Inject
     seconds: float = 1.5

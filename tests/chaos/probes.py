@@ -8,7 +8,7 @@ request is sent, so a probe that hangs for 5 s counts as 5 s and not as one requ
 import math
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from statistics import median
 from typing import Any, Literal, NamedTuple
@@ -31,11 +31,13 @@ TIMEOUT_S: dict[What, float] = {"hit": 6.0, "miss": 6.0, "write": 9.0}
 
 NAME = "probe"
 
+Connect = Callable[..., "psycopg.Connection[Any]"]
+
 AUDIT_INTERVAL_S = 0.3
 ALL_ROWS = "SELECT id, version, name FROM users ORDER BY id"
 
 NO_USER = 10**12
-"""No user has an id above this. A response about one is a miss: each id is asked for once."""
+"""No user has an id above this. A response about such an id is a miss, because each id is read once."""
 
 
 class Probe(Worker):
@@ -106,9 +108,9 @@ class Audit(Worker):
     """Reads all rows from PostgreSQL itself, again and again. The checker judges this as a read: it shows less than was
     acknowledged if an acknowledged write was lost."""
 
-    def __init__(self, dsn: str, *rest: Any) -> None:
+    def __init__(self, connect: Connect, *rest: Any) -> None:
         super().__init__("audit", 1.0, *rest)
-        self.dsn = dsn
+        self._connect = connect
         self._connection: psycopg.Connection[Any] | None = None
 
     def work(self) -> None:
@@ -124,9 +126,7 @@ class Audit(Worker):
         invoke = time.monotonic_ns()
         try:
             if self._connection is None or self._connection.closed:
-                self._connection = psycopg.connect(
-                    self.dsn, autocommit=True, connect_timeout=2, application_name="audit"
-                )
+                self._connection = self._connect(connect_timeout=2, application_name="audit")
             found = self._connection.execute(ALL_ROWS).fetchall()
         except psycopg.Error:
             self._connection = None
@@ -142,14 +142,14 @@ class Audit(Worker):
             self.record(read._replace(kind="read", path=f"/users/{row.user}", user=row.user, rows=(row,)))
 
 
-def workers(edges: int, dsn: str) -> list[Any]:
+def workers(edges: int, connect: Connect) -> list[Any]:
     """Return the probes of each edge and the audit, for `Running.more`."""
     probes = [partial(Probe, what, edge) for edge in range(edges) for what in PROBED]
-    return [*probes, partial(Audit, dsn)]
+    return [*probes, partial(Audit, connect)]
 
 
 class Figures(NamedTuple):
-    """What a span of time did to the probes."""
+    """The measures of a span of time."""
 
     reads: float
     writes: float

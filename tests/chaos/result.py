@@ -1,4 +1,4 @@
-"""What a fault did, as the table and the files have it."""
+"""The result of one fault, as the table and the files have it."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

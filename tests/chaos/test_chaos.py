@@ -128,7 +128,7 @@ def test_fault_that_costs_nothing_does_not_fail(outcome: Outcome) -> None:
 
 
 def test_fault_that_status_does_not_name_fails(outcome: Outcome) -> None:
-    assert failures(outcome, "unnamed") == ["status did not name it within 3 s (redis.fenced)"]
+    assert failures(outcome, "unnamed") == ["status did not name it within 3 s: it showed nothing, not redis.fenced"]
 
 
 def test_violation_that_only_the_fault_sees_fails(outcome: Outcome) -> None:

@@ -1,20 +1,46 @@
-"""Inject faults into a stack during a run: kill or stop processes, empty Redis. Seeded, and undone at the end."""
+"""Inject faults of `./run chaos` into a stack during a soak, several kinds at once, each again and again. Seeded, and
+undone at the end."""
 
 import contextlib
-import os
 import random
-import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import psycopg
 import redis
 
 from testkit.stack import Stack
-from velikiy.stack.reaper import leftovers
+from tests.chaos.fault import Inject
+from tests.chaos.service import Interrupted, Service
+from tests.chaos.table import faults
 
 KINDS = ("kill", "kill-postgres", "stop-edge", "stop-redis", "flush", "sql")
 """`sql` is part of the load (tests/consistency/load.py:SqlWriter)."""
+
+
+@contextmanager
+def flush(service: Service, random: random.Random) -> Iterator[None]:
+    with contextlib.suppress(redis.RedisError), contextlib.closing(service.redis(socket_timeout=0.5)) as client:
+        client.flushall()
+    yield
+
+
+def injections(kind: str, stack: Stack) -> list[tuple[str, Inject]]:
+    """Return the faults of this kind that the stack has the processes for."""
+    absent = [name for name, count in (("edge2", len(stack.edges)), ("app2", len(stack.apps))) if count < 2]
+    return [it for it in _of_kind(kind) if not any(name in it[0] for name in absent)]
+
+
+def _of_kind(kind: str) -> list[tuple[str, Inject]]:
+    if kind == "flush":
+        return [("flush-redis", flush)]
+    if kind.startswith("kill"):
+        killed = {name: fault.inject for name, fault in faults().items() if name.startswith("kill-")}
+        of_postgres = {name for name in killed if "postgres" in name or "backend" in name}
+        return [it for it in killed.items() if (it[0] in of_postgres) == (kind == "kill-postgres")]
+    return [(name, faults()[name].inject) for name in (f"{kind}1", f"{kind}2", kind) if name in faults()]
 
 
 class Faults:
@@ -24,85 +50,51 @@ class Faults:
             every: Seconds between two kills.
             stopped: Seconds for which a process is stopped.
         """
-        self.stack = stack
-        self.done: list[tuple[int, str]] = []
-        """Time (monotonic ns) and description of each fault."""
-        self._random = random.Random(f"{seed} faults")
-        self._every, self._stopped = every, stopped
         self.over = threading.Event()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._undo: list[tuple[float, str]] = []
-        self._names = [f"edge{n}" for n in range(1, len(stack.edges) + 1)]
-        self._names += [f"app{n}" for n in range(1, len(stack.apps) + 1)]
-        self._names += ["redis"]
-        plan: dict[str, tuple[float, Callable[[], None]]] = {
-            "kill": (every, lambda: self._kill(self._names)),
-            "kill-postgres": (4 * every, lambda: self._kill(["postgres"])),
-            "stop-edge": (2 * stopped, lambda: self._suspend(self._random.choice(self._names[: len(stack.edges)]))),
-            "stop-redis": (2 * stopped, lambda: self._suspend("redis")),
-            "flush": (1.0, self._flush),
+        self.done: list[tuple[int, str]] = []
+        """Time (monotonic ns) and name of each fault."""
+        self._service = Service(stack, stack.edges)
+        plan = {
+            "kill": (every, 0.0),
+            "kill-postgres": (4 * every, 0.0),
+            "stop-edge": (2 * stopped, stopped),
+            "stop-redis": (2 * stopped, stopped),
+            "flush": (1.0, 0.0),
         }
-        now = time.monotonic()
-        self._plan = {kind: plan[kind] for kind in sorted(kinds & set(plan))}
-        self._due = {kind: now + pause / 2 for kind, (pause, _) in self._plan.items()}
+        self._threads = [
+            threading.Thread(
+                target=self._repeat,
+                args=(injections(kind, stack), *plan[kind], random.Random(f"{seed} {kind}")),
+                daemon=True,
+            )
+            for kind in sorted(kinds & plan.keys())
+        ]
 
     def start(self) -> None:
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._ended.wait(0.05):
-            now = time.monotonic()
-            for kind, (pause, act) in self._plan.items():
-                if now >= self._due[kind]:
-                    act()
-                    self._due[kind] = now + pause * self._random.uniform(0.7, 1.3)
-            for at, name in list(self._undo):
-                if now >= at:
-                    self._undo.remove((at, name))
-                    self._resume(name)
+        for thread in self._threads:
+            thread.start()
 
     def end(self) -> None:
         """Inject no more faults, and continue every stopped process."""
-        self._ended.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        while self._undo:
-            self._resume(self._undo.pop()[1])
+        self._service.over.set()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
-    def _pids(self, name: str) -> list[int]:
-        """Return the master and the workers."""
-        return leftovers(self.stack.data / name)
+    def _repeat(self, injected: Sequence[tuple[str, Inject]], pause: float, held: float, random: random.Random) -> None:
+        """Inject one of the faults, again and again.
 
-    def _kill(self, names: list[str]) -> None:
-        name = self._random.choice(names)
-        pids = sorted(self._pids(name))
-        if not pids:
-            return
-        pid = self._random.choice(pids)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            self._note(f"kill -9 {name} ({'master' if pid == pids[0] else 'worker'})")
-
-    def _suspend(self, name: str) -> None:
-        for pid in self._pids(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        self._undo.append((time.monotonic() + self._stopped, name))
-        self._note(f"SIGSTOP {name}")
-
-    def _resume(self, name: str) -> None:
-        for pid in self._pids(name):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
-        self._note(f"SIGCONT {name}")
-
-    def _flush(self) -> None:
-        with contextlib.suppress(redis.RedisError):
-            client = redis.Redis.from_url(self.stack.redis_url, socket_timeout=0.5, socket_connect_timeout=0.5)
-            with contextlib.closing(client):
-                client.flushall()
-            self._note("FLUSHALL")
-
-    def _note(self, what: str) -> None:
-        self.done.append((time.monotonic_ns(), what))
+        Args:
+            pause: Seconds from the begin of a fault to that of the next.
+            held: Seconds for which a fault lasts.
+        """
+        with contextlib.suppress(Interrupted):
+            self._service.wait(pause / 2)
+            while True:
+                due = time.monotonic() + pause * random.uniform(0.7, 1.3)
+                name, inject = random.choice(injected)
+                # A process that another fault has killed may not run again yet.
+                with contextlib.suppress(AssertionError, psycopg.Error), inject(self._service, random):
+                    self.done.append((time.monotonic_ns(), name))
+                    self._service.wait(held)
+                self._service.wait(max(0.0, due - time.monotonic()))

@@ -40,6 +40,7 @@ class Protocol:
     prefill_of_own_row_only: bool = True  # a writer knows its row, but a list may lack another row's write
     prefill_after_commit: bool = True  # else Redis shows a row that PostgreSQL does not show yet, or never will
     lock_ends_with_transaction: bool = True  # else a killed writer leaves its path uncached for ever
+    deadline_at_commit: bool = True  # else a process that was stopped commits after its client got an error
     # a read
     probe: bool = True  # else a read between drop and COMMIT stores the old row under the new lease and generation
     probe_before_snapshot: bool = True  # else COMMIT fits between snapshot and probe (also: REPEATABLE READ)
@@ -64,6 +65,7 @@ class Protocol:
     emptied_on_return: bool = True  # else entries that writers could not drop are served again
     lease_ends_before_emptied: bool = True  # else the edge stores an entry that writers skip, before it returns
     lease_ends_before_resigning: bool = True  # else an edge serves its cache when writers no longer know it
+    lease_ends_before_exclusion: bool = True  # else a refused edge serves its cache while no writer waits for it
     flush_after_wait: bool = (
         True  # else a fill lease is granted between FLUSHDB and the end of the fence: writers skip it
     )
@@ -87,6 +89,7 @@ SCENARIOS = {
     "two rows of one list": Scenario(rows=(7, 8)),
     "two edges": Scenario(edges=2),
     "an edge registers": Scenario(edges=2, unlisted=2),
+    "a write is late": Scenario(rows=(7, 7), reads=1, faults=("write is late",)),
     "writers are killed": Scenario(rows=(7, 7), faults=("killed",)),
     "Redis loses keys": Scenario(reads=3, faults=("redis wiped",)),
     "Redis dies, a writer too": Scenario(faults=("redis dies", "killed")),
@@ -96,6 +99,7 @@ SCENARIOS = {
     "an edge hangs": Scenario(faults=("edge hangs",)),
     "an edge hangs, two writers": Scenario(rows=(7, 8), faults=("edge hangs",)),
     "an edge comes back": Scenario(fenced=1),
+    "an edge comes back after a pause": Scenario(fenced=1, faults=("edge is refused",)),
     "an edge hangs, a registration is late": Scenario(faults=("edge hangs", "registration is late")),
     "an edge leaves": Scenario(faults=("edge leaves",)),
     "an edge moves": Scenario(faults=("edge moves",)),
@@ -110,9 +114,10 @@ UP, HUNG, DEAD, MOVED, LEAVING, GONE = range(6)
 # UP: it responds. HUNG: it does not respond to the app, but may respond to its clients. DEAD: it refuses connections.
 # MOVED: it responds to its clients, and another machine refuses at the address that writers use.
 # LEAVING: it has given its lease up for good, and is still listed. GONE: its row is deleted, and it still responds.
-NO_FENCE, UNCOMMITTED, FENCED, EMPTIED, OVERWRITTEN = range(5)
+NO_FENCE, UNCOMMITTED, FENCED, EMPTIED, OVERWRITTEN, EXCLUDED = range(6)
 # UNCOMMITTED: the fence is written and not yet committed. OVERWRITTEN: an old registration was carried out late, so the
-# row is not fenced, and no renewal fits it.
+# row is not fenced, and no renewal fits it. EXCLUDED: an edge that was fenced again and again has given its lease up and
+# wants to register; it is refused for a while, and no writer waits for it.
 NO_LEASE, LEASED, LEASED_BEFORE_FENCE = range(3)
 
 
@@ -132,6 +137,7 @@ class Writer(NamedTuple):
     step: int = 0
     alive: bool = True
     open: bool = False  # its transaction, row lock included
+    late: bool = False  # its client got an error, because the deadline has passed
     lock: bool = False
     todo: int = 0  # bits of the edges where it still has to drop
     waits: int = 0  # bits of the caches that it has found fenced
@@ -243,6 +249,9 @@ class Model:
 
         if me.open and me.alive and "killed" in w.faults:
             yield f"{name} is killed, PostgreSQL has not noticed", w.put("writers", i, alive=False).spend("killed")
+        if me.open and me.alive and not w.committed & bit and "write is late" in w.faults:
+            late = w.put("writers", i, late=True).spend("write is late")
+            yield f"the deadline of {name} passes, its client gets an error", late
         if not me.alive:
             if me.open and not w.committed & bit:
                 leak = me.lock and not p.lock_ends_with_transaction
@@ -270,8 +279,14 @@ class Model:
                     todo = me.todo & ~(1 << k) if gone else me.todo
                     yield label, after.put("writers", i, todo=todo, step=me.step + (not todo))
         elif what == "commit":
+            if me.late and p.deadline_at_commit:
+                refused = Writer(step=len(self.write) - 1)
+                yield f"PostgreSQL refuses the late {name}", w.put("writers", i, **refused._asdict())
+                return
             ends = self.write[me.step + 1] != "unlock"
-            yield f"{name}: COMMIT is visible", on(w, open=not ends)._replace(committed=w.committed | bit)
+            wrong = f"{name} is committed after its client got an error" if me.late else ""
+            visible = on(w, open=not ends)._replace(committed=w.committed | bit, wrong=wrong)
+            yield f"{name}: COMMIT is visible", visible
         elif what == "unlock":
             yield f"{name}: its locks are freed", on(w, lock=False, open=not w.committed & bit)
         elif what == "respond":
@@ -283,7 +298,9 @@ class Model:
         """Drop at cache k, or find out why writer i need not. True: the writer has finished with this cache."""
         p, me, c, name = self.p, w.writers[i], w.caches[k], f"W{i + 1}"
         cache = f"E{k}" if k else "Redis"
-        if me.waits >> k & 1:
+        if c.fence == EXCLUDED:
+            yield f"{name} passes {cache} by, which is excluded", w, True
+        elif me.waits >> k & 1:
             ended = c.fence == OVERWRITTEN and not p.wait_outlasts_registrations
             if c.cache_lease != LEASED_BEFORE_FENCE or not p.fence_waits or ended:
                 yield f"{name} continues without {cache}: 3 s after its fence", w, True
@@ -459,6 +476,17 @@ class Model:
                 f"{name} learns that it is fenced, and empties itself",
                 to(after, fence=EMPTIED, cache_lease=cache_lease),
             )
+        if k and c.fence == FENCED and c.state == UP and "edge is refused" in w.faults:
+            # A new epoch is both at once: no lease, and no generation under which an entry is found.
+            after = self.new_generation(w, k) if p.lease_ends_before_exclusion else w
+            cache_lease = NO_LEASE if p.lease_ends_before_exclusion else c.cache_lease
+            yield (
+                f"*** {name} gives its lease up and is refused",
+                to(after.spend("edge is refused"), fence=EXCLUDED, cache_lease=cache_lease),
+            )
+        if c.fence == EXCLUDED:
+            after = self.new_generation(w, k) if p.emptied_on_return else w
+            yield f"{name} registers after its pause", to(after, fence=NO_FENCE, cache_lease=LEASED)
         if c.fence == FENCED and not k and c.state == UP and not (c.cache_lease and p.flush_after_wait):
             yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, fence=EMPTIED)
         if c.fence == EMPTIED:
@@ -612,6 +640,8 @@ SCENARIO_OF = {  # the scenario that needs the element; "one row written twice" 
     "emptied_on_return": "an edge hangs",
     "lease_ends_before_emptied": "an edge comes back",
     "lease_ends_before_resigning": "an edge leaves",
+    "lease_ends_before_exclusion": "an edge comes back after a pause",
+    "deadline_at_commit": "a write is late",
     "flush_after_wait": "Redis comes back",
 }
 

@@ -1,12 +1,12 @@
 """Run random reads and writes against a stack for a long time, and judge every read meanwhile.
 
-    python -m tests.consistency.soak --minutes 30 --seed 7 --edges 2 --faults kill,stop-edge
+    python -m tests.consistency.soak --minutes 30 --seed 7 --edges 2 --sql
     python -m tests.consistency.soak --minutes 1 --url http://127.0.0.1:8080 http://127.0.0.1:8081
     python -m tests.consistency.soak --minutes 1 --peer cache-aside
     python -m tests.consistency.soak --check FILE
     python -m tests.consistency.soak --mutants
 
-The exit code is 1 after a wrong read. The history that led to it is then in a file, which --check judges again.
+`./run chaos` injects faults under the same load. The exit code is 1 after a wrong read. The history that led to it is then in a file, which --check judges again.
 --mutants runs copies of the code with one bug each (tests/consistency/mutants.py), and fails if a bug is not found.
 """
 
@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bench.cache_aside.stack import cache_aside
-from testkit.stack import Stack, running
+from testkit.stack import running
 from tests.consistency.checker import Checker, Verdict, check
-from tests.consistency.faults import KINDS, Faults
 from tests.consistency.history import FOREVER, Operation, load, save
 from tests.consistency.load import Load, Running
 
@@ -59,7 +58,7 @@ class Injector(Protocol):
     def start(self) -> None: ...
 
     def end(self) -> None:
-        """Inject no more faults, and undo those that are going on."""
+        """Inject no more faults, and undo the present ones."""
 
 
 class Soak:
@@ -172,7 +171,7 @@ def _shares(tiers: Counter[str]) -> str:
     return "  ".join(f"{tier or '-'} {100 * n / total:.0f} %" for tier, n in tiers.most_common())
 
 
-def summary(soak: Soak, faults: Faults | None) -> str:
+def summary(soak: Soak) -> str:
     verdict = soak.verdict
     rate = verdict.reads / max(soak.seconds, 1)
     lines = [
@@ -182,9 +181,6 @@ def summary(soak: Soak, faults: Faults | None) -> str:
         "writes:        " + ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(verdict.writes.items())),
         f"cache status:  {_shares(verdict.tiers)}",
     ]
-    if faults:
-        injected = Counter(what for _, what in faults.done)
-        lines.append("faults:        " + (", ".join(f"{n} x {what}" for what, n in sorted(injected.items())) or "none"))
     lines.append(f"wrong reads:   {verdict.wrong:,} ({verdict.counts(', ')})")
     lines += [f"  {example}" for example in verdict.examples]
     lines += [f"history saved: {file} (judge it again: ./run soak --check {file})" for file in soak.saved]
@@ -199,9 +195,7 @@ def arguments() -> argparse.Namespace:
     )
     group = parser.add_argument_group("load")
     group.add_argument("--minutes", type=float, default=1.0, metavar="N", help="length of the run (default: 1)")
-    group.add_argument(
-        "--seed", type=int, default=time.time_ns() % 100_000, help="seed of the load and the faults (default: random)"
-    )
+    group.add_argument("--seed", type=int, default=time.time_ns() % 100_000, help="seed of the load (default: random)")
     group.add_argument("--writers", type=int, default=2, metavar="N", help="number of writers (default: 2)")
     group.add_argument("--readers", type=int, default=4, metavar="N", help="number of readers (default: 4)")
     group.add_argument("--users", type=int, default=8, metavar="N", help="users that exist at a time (default: 8)")
@@ -216,11 +210,7 @@ def arguments() -> argparse.Namespace:
         metavar="S",
         help="seconds that a writer pauses after each write (default: 0)",
     )
-    group = parser.add_argument_group("faults")
-    group.add_argument(
-        "--faults", default="", metavar="FAULT,...", help=f"faults to inject, from {', '.join(KINDS)} (default: none)"
-    )
-    group.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between two faults (default: 2)")
+    group.add_argument("--sql", action="store_true", help="also write by SQL that bypasses the app")
     group = parser.add_argument_group("target (default: a new stack)")
     group.add_argument("--edges", type=int, default=2, metavar="N", help="number of edges to start (default: 2)")
     group.add_argument("--url", nargs="+", metavar="EDGE", help="test a running stack through these edges")
@@ -249,13 +239,8 @@ def arguments() -> argparse.Namespace:
         help="folder for the histories of wrong reads (default: %(default)s)",
     )
     options = parser.parse_args()
-    options.faults = {fault for fault in options.faults.split(",") if fault}
-    if unknown := options.faults - set(KINDS):
-        parser.error(f"there is no fault {', '.join(sorted(unknown))}; choose from {', '.join(KINDS)}")
-    if options.url and options.faults:
-        parser.error("--faults needs a stack of its own: omit --url")
-    if options.peer and options.faults:
-        parser.error("--faults needs velikiy's own stack, because faults address its processes by name: omit --peer")
+    if options.sql and (options.url or options.peer):
+        parser.error("--sql needs a stack of its own: omit --url and --peer")
     if options.peer and options.url:
         parser.error("--peer starts a stack and --url names a running stack: omit one of the two")
     if options.check and not options.check.is_file():
@@ -296,20 +281,18 @@ def run(options: argparse.Namespace) -> int:
         pace=options.pace,
     )
     with contextlib.ExitStack() as context:
-        stack: Stack | None = None
         if options.peer:
             edges = context.enter_context(PEERS[options.peer](options.edges))
             wanted = replace(wanted, edges=tuple(edges), plain=True)
         elif not options.url:
             stack = context.enter_context(running("--edges", str(options.edges)))
-            database = stack.postgres if "sql" in options.faults else ""
+            database = stack.postgres if options.sql else ""
             wanted = replace(wanted, edges=tuple(stack.edges), database=database)
-        faults = Faults(stack, options.faults, options.seed, every=options.every) if stack and options.faults else None
         print(f"seed {options.seed}, edges {' '.join(wanted.edges)}", flush=True)
         soak = Soak(wanted, grace=options.grace, across=options.across, folder=options.out)
-        for line in soak.run(options.minutes * 60, faults=faults):
+        for line in soak.run(options.minutes * 60):
             print(line, flush=True)
-        print(summary(soak, faults))
+        print(summary(soak))
     return 1 if soak.verdict.wrong else 0
 
 
