@@ -178,8 +178,9 @@ class Database:
         """
         self.dsn = dsn
         self.timeout = timeout
-        self._lost_at = 0.0
-        """The moment (time.monotonic) at which a request lost its connection, or got no answer on it."""
+        self._answered_at = self._lost_at = 0.0
+        """The moments (time.monotonic) at which PostgreSQL has answered a request, and at which a request lost its
+        connection and no other got an answer meanwhile."""
         self.is_silent = False
         """PostgreSQL does not answer this process, although it may answer others (velikiy/server/watch.py)."""
         self._pooled = pooled
@@ -303,6 +304,7 @@ class Database:
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
         connection: Connection | None = None
+        began = time.monotonic()
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
@@ -312,6 +314,7 @@ class Database:
                 yield connection
             finally:
                 connection.deadline = None
+                self._answered_at = max(self._answered_at, connection.answered_at)
                 connection.enqueue()
                 connection.behind = ()
                 pool.putconn(connection)
@@ -321,7 +324,7 @@ class Database:
         except UNAVAILABLE as error:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
-                if connection.closed:
+                if connection.closed and self._answered_at < began:  # under overload, others get answers meanwhile
                     self._lost_at = time.monotonic()
                 self._leader.doubt(connection, self._reconnect)
             committed = connection is not None and connection.commit_was_sent
