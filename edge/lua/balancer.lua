@@ -254,7 +254,8 @@ function _M.balance()
             return ngx.exit(NO_PEER)
         elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then
-                return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
+                ctx.timed_out = true  -- origin.lua answers 504
+                return ngx.exit(NO_PEER)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
         end

@@ -82,7 +82,7 @@ function _M.note_answer(id)
     local ctx, var = ngx.ctx, ngx.var
     ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
     ctx.is_answered = var.upstream_http_x_request_id == id
-                      or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT  -- Nginx's own
+                      or not (var.upstream_header_time or ""):find("%d$")  -- an error of Nginx
     if not ctx.is_answered then
         return ngx.exit(ngx.ERROR)
     end
@@ -114,7 +114,9 @@ end
 local function fetch_by_subrequest(location, vars, avoided)
     local upstream = { avoided = avoided }
     local response = ngx.location.capture(location, { vars = vars, ctx = upstream })
-    if upstream.app and not upstream.is_answered then
+    if upstream.timed_out then
+        response = { status = ngx.HTTP_GATEWAY_TIMEOUT, header = {}, body = "" }
+    elseif upstream.app and not upstream.is_answered then
         response = { status = ngx.HTTP_BAD_GATEWAY, header = {}, body = "", is_noise = true }
     end
     return response, upstream
