@@ -46,7 +46,7 @@ class ProxiedConnection:
                 side.close()
 
     def lose_server(self) -> None:
-        """Close the server's side. The client is not told: its bytes vanish, and it gets no answer."""
+        """Close the server's side. The client does not notice: its bytes vanish, and it gets no answer."""
         self.is_half_open = True
         _close(self.server)
 

@@ -76,10 +76,10 @@ local function request(socket, lines)
 end
 
 
--- id: the id that was sent to the app. Nginx answers 502 and 504 by itself.
+-- id: the id that was sent to the app. Without the time of a header, Nginx itself has answered.
 local function is_answer(id)
-    return ngx.var.upstream_http_x_request_id == id
-        or ngx.status == ngx.HTTP_BAD_GATEWAY or ngx.status == ngx.HTTP_GATEWAY_TIMEOUT
+    local var = ngx.var
+    return var.upstream_http_x_request_id == id or not (var.upstream_header_time or ""):find("%d$")
 end
 
 

@@ -111,7 +111,7 @@ end
 -- Return whether a second request may have success: the response broke off, or was noise, or PostgreSQL does not answer
 -- this app but perhaps another. After an error before any response, Nginx has tried another app already.
 local function may_be_answered_elsewhere(response, app)
-    return response.truncated or response.is_noise
+    return response.truncated and response.status < 500 or response.is_noise
         or response.status == 503 and response.header["Postgres"] and balancer.note_without_postgres(app)
 end
 

@@ -1,8 +1,8 @@
 """The service on seven hosts (testkit.cluster): PostgreSQL, Redis, two apps, the relay and two edges, one on each.
 
 A host is a network namespace. A fault cuts its links, slows them or makes them lossy, in both directions or in one, for
-connections that are open as well as for new ones. What reaches `app1`, and what `app1` reaches, passes proxies in this
-process, where a fault changes and withholds bytes.
+connections that are open as well as for new ones. The connections of the edges to `app1`, and those of `app1` to
+PostgreSQL and Redis, pass proxies in this process, where a fault changes and withholds bytes.
 """
 
 import json

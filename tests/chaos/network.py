@@ -468,7 +468,7 @@ FAULTS = [
         "flapping-app-postgres",
         "The link between one app and PostgreSQL is cut and mended again and again.",
         flapping(*APP_POSTGRES),
-        unnamed="Each cut is over before anybody can look.",
+        unnamed="Each cut is over before status can look.",
         limits=Limits(reads=0.3),
     ),
     fault(

@@ -178,6 +178,15 @@ def test_read_is_503_where_postgres_answers_no_app(service: Service) -> None:
     assert "Postgres" not in response.headers
 
 
+def test_read_that_no_app_answers_is_504(service: Service) -> None:
+    over = threading.Event()
+    for app in service.apps:
+        app.respond = lambda request: answer(request) if over.wait(9) else b""
+    response = service.get()
+    over.set()
+    assert response.status_code == 504
+
+
 def test_write_goes_to_the_other_app_if_one_refuses_its_connection(service: Service) -> None:
     service.apps[0].refuse()
     try:

@@ -78,6 +78,9 @@ LOCK_SHARE = 0.8
 """The share of its time that a request may wait for a lock. Less than all, so that the error names the lock
 (lock_not_available) and not only the time (query_canceled)."""
 
+CHECK_SHARE = 0.25
+"""The share of its time that a request waits for the answer of a connection that may be dead."""
+
 SET_TIMEOUTS = """
 SELECT set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true),
     set_config('idle_in_transaction_session_timeout', $3, true)
@@ -184,6 +187,9 @@ class Database:
         """
         self.dsn = dsn
         self.timeout = timeout
+        self._answered_at = self._lost_at = 0.0
+        """The moments (time.monotonic) at which PostgreSQL has answered a request, and at which a request lost its
+        connection and no other got an answer meanwhile."""
         self.is_silent = False
         """PostgreSQL does not answer this process, although it may answer others (velikiy/server/watch.py)."""
         self._pooled = pooled
@@ -319,6 +325,7 @@ class Database:
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
         connection: Connection | None = None
+        began = time.monotonic()
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
@@ -329,6 +336,7 @@ class Database:
                 yield connection
             finally:
                 connection.deadline = None
+                self._answered_at = max(self._answered_at, connection.answered_at)
                 connection.enqueue()
                 connection.behind = ()
                 pool.putconn(connection)
@@ -339,6 +347,8 @@ class Database:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
                 self._note_end(connection)
+                if connection.closed and self._answered_at < began:  # under overload, others get answers meanwhile
+                    self._lost_at = time.monotonic()
                 self._leader.doubt(connection, self._reconnect)
             committed = connection is not None and connection.commit_was_sent
             raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
@@ -366,6 +376,12 @@ class Database:
                     # pool's own check costs a round trip each time, and pauses for a second after a failure.
                     if _is_readable(connection):
                         pool.check_connection(connection)
+                    elif connection.answered_at < self._lost_at:
+                        # Another connection was lost since: this one may lead to nowhere, too, if a host or a firewall
+                        # has forgotten all. Each would cost a request its whole time.
+                        connection.deadline = min(deadline, time.monotonic() + self.timeout * CHECK_SHARE)
+                        pool.check_connection(connection)
+                        connection.deadline = deadline
                 except psycopg.OperationalError:
                     self._note_end(connection)
                     connection.deadline = None

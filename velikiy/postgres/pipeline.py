@@ -84,6 +84,8 @@ class Connection(psycopg.Connection):
         """Statements that the next `write` sends behind its own, and then forgets."""
         self.exchanges = 0
         """Exchanges so far. Each is a transaction of its own in autocommit mode."""
+        self.answered_at = time.monotonic()
+        """The moment (time.monotonic) of the last answer."""
         self._unreplicated = False
         self.add_notice_handler(self._notice)
 
@@ -164,6 +166,7 @@ class Connection(psycopg.Connection):
             raise
         finally:
             statement_waits.end()
+        self.answered_at = time.monotonic()
         if self._unreplicated:
             self._unreplicated = False
             raise psycopg.OperationalError("the wait for the synchronous standby was cancelled")
