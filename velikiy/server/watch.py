@@ -14,7 +14,7 @@ INTERVAL_S = 1.0
 
 def begin(worker: Any) -> None:
     """Start the thread: gunicorn's hook `post_worker_init`."""
-    app = worker.app.wsgi()  # worker.wsgi may stand in front of it (velikiy/server/plain_worker.py)
+    app = worker.app.wsgi()
     database = getattr(app, "extensions", {}).get("velikiy.database") if worker.number == 0 else None
     if database:  # not an app of another program, or one that could not be loaded
         threading.Thread(target=_watch, args=[database], name="watch", daemon=True).start()
