@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 from testkit.stack import ROOT
@@ -107,6 +108,10 @@ def main() -> int:
         outcome = chaos.run()
     except KeyboardInterrupt:
         interrupted, outcome = True, chaos.outcome
+    except Exception as error:  # what was found until then counts
+        traceback.print_exc()
+        outcome = chaos.outcome
+        outcome.errors.append(f"{type(error).__name__} {error}")
     if options.json:
         members = report.as_json(outcome, seed=options.seed, minutes=options.minutes)
         options.json.write_text(json.dumps(members, indent=1) + "\n")

@@ -11,7 +11,7 @@ import orjson
 from tests.chaos.fault import Fault
 from tests.chaos.probes import NO_USER
 from tests.chaos.result import Result
-from tests.chaos.service import OWN_ROWS, Interrupted, Service
+from tests.chaos.service import OWN_ROWS, Interrupted, Missing, Service
 
 NAMED_WITHIN_S = 3.0
 """Status has to name a fault that long after its begin. The look itself may take further 1.4 s."""
@@ -42,6 +42,8 @@ class Director:
         self.over = threading.Event()
         self.service = service
         self.results: list[Result] = []
+        self.missing: dict[str, str] = {}
+        """The reason, by the name of each fault that cannot be injected on this machine."""
         self.error: BaseException | None = None
         self._scenarios, self._deadline = scenarios, deadline
         self._random = random.Random(seed)
@@ -76,12 +78,15 @@ class Director:
     def _row(self) -> Iterator[list[int]]:
         """Yield a row for each edge, which only the director writes."""
         with contextlib.ExitStack() as rows:
-            self.service.until(self._is_served, within=SETTLED_WITHIN_S, what="the service answers")
-            yield [rows.enter_context(self.service.row(edge)) for edge in range(len(self.service.edges))]
+            created: list[int] = []
 
-    def _is_served(self) -> bool:
-        answers = [self.service.request(edge, "GET", "/health", timeout=2) for edge in range(len(self.service.edges))]
-        return all(it and it.status == 200 for it in answers)
+            def has_created() -> bool:
+                with contextlib.suppress(AssertionError):  # the service has just started
+                    created.append(rows.enter_context(self.service.row(len(created))))
+                return len(created) == len(self.service.edges)
+
+            self.service.until(has_created, within=SETTLED_WITHIN_S, what="the service answers writes")
+            yield created
 
     # ---- one fault ----
 
@@ -99,11 +104,15 @@ class Director:
         except Interrupted:
             result.failures.append("interrupted")
             raise
+        except Missing as reason:
+            self.missing |= {fault.name: str(reason) for fault in scenario}
+            return
         except Exception as error:
-            result.failures.append(f"it could not be injected: {type(error).__name__} {error}")
+            # Beside another fault, a fault may not find what it needs.
+            reasons = result.failures if len(scenario) == 1 else self.service.notes
+            reasons.append(f"it could not be injected or undone: {type(error).__name__} {error}")
         finally:
             result.end = result.end or time.monotonic_ns()
-            result.notes, result.failures = self.service.notes, result.failures + self.service.violations
         undone = time.monotonic()
         try:
             self.service.until(self._is_recovered, within=SETTLED_WITHIN_S, what="every edge answers again")
@@ -115,6 +124,8 @@ class Director:
             raise Broken(result.name) from error
         finally:
             result.until = time.monotonic_ns()
+            result.notes = [*dict.fromkeys(self.service.notes)]
+            result.failures += dict.fromkeys(self.service.violations)
             self.results.append(result)
 
     def _hold(self, scenario: tuple[Fault, ...], result: Result) -> None:

@@ -50,7 +50,7 @@ class Fault:
     """The names of findings (velikiy/findings), one of which `./run status` has to show within 3 s."""
 
     unnamed: str = ""
-    """Why status names nothing: over before anybody can look, harmless, the clients' own. Either this or `named`."""
+    """Why status names nothing: over before status can look, harmless, the clients' own. Either this or `named`."""
 
     victims: tuple[str, ...] = ()
     """The edges, such as `edge1`, whose own clients are hit, because the fault is in that edge itself."""

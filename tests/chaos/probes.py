@@ -172,7 +172,7 @@ KEPT_NS = 120 * 10**9
 
 
 class Meter:
-    """Collects the operations of all clients for the figures, and leaves out those that the checker must not judge."""
+    """Collects the operations of all clients for the figures, and leaves out what the checker must not judge."""
 
     def __init__(self) -> None:
         self._probed: dict[tuple[What, str], deque[Operation]] = defaultdict(deque)

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ import psutil
 
 from testkit.stack import run_in
 from tests.chaos.fault import Fault, Inject, Limits
-from tests.chaos.service import Service
+from tests.chaos.service import Missing, Service
 from velikiy.coherence.locks import PATHS
 
 EDGES, APPS = ("edge1", "edge2"), ("app1", "app2")
@@ -141,6 +140,26 @@ def again_and_again(pick: Pick, times: int) -> Inject:
     return inject
 
 
+def crash(name: str) -> Inject:
+    """Kill the program three times, each time as soon as its start is noted."""
+
+    @contextmanager
+    def inject(service: Service, random: random.Random) -> Iterator[None]:
+        noted = service.plan.home / "run" / f"{name}.spawned"
+
+        def work(end: threading.Event) -> None:
+            for _ in range(3):
+                before = noted.read_text()
+                service.kill(*service.pids(name))
+                while noted.read_text() == before and not end.wait(0.01):
+                    pass
+
+        with service.threads(1, work):
+            yield
+
+    return inject
+
+
 def down(*names: str) -> Inject:
     """Stop the programs as supervisor stops them, and start them at the end."""
 
@@ -200,7 +219,8 @@ def in_turn(*steps: tuple[float, Inject]) -> Inject:
 
 @contextmanager
 def _stop_between_lock_and_commit(service: Service, random: random.Random) -> Iterator[None]:
-    """Stop an app at a moment at which a session of it holds locks of paths."""
+    """Stop an app at a moment at which a session of it holds locks of paths. Writers hold them for longer while an edge
+    does not acknowledge, so the edge pauses until the moment is found."""
     held = (
         "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
         " AND mode = 'ExclusiveLock' AND objsubid = 2 AND classid = %s AND state LIKE 'idle in transaction%%'"
@@ -208,18 +228,19 @@ def _stop_between_lock_and_commit(service: Service, random: random.Random) -> It
     pids = service.pids("app1")
     with contextlib.ExitStack() as begun, service.connect() as connection:
 
+        def is_held() -> bool:
+            return connection.execute(held, (PATHS,)).fetchone() != (0,)
+
         def caught() -> bool:
             with contextlib.ExitStack() as stopped:
-                stopped.enter_context(service.stopped(*pids))
-                time.sleep(0.02)  # what is on its way arrives
-                [(count,)] = connection.execute(held, (PATHS,)).fetchall()
-                if count:
-                    # A session of the other app may be the one: it goes on, and its lock is soon released.
-                    time.sleep(0.05)
-                    [(count,)] = connection.execute(held, (PATHS,)).fetchall()
-                if count:
+                with service.stopped(*service.workers("edge2")[:1]):
+                    service.until(is_held, within=2, what="a write waits for an edge")
+                    stopped.enter_context(service.stopped(*pids))
+                service.wait(0.1)  # the writes of the other app end
+                if is_held():
                     begun.push(stopped.pop_all())
-                return bool(count)
+                    return True
+            return False
 
         service.until(caught, within=15, what="app1 holds a lock")
         yield
@@ -312,6 +333,8 @@ def nice(pick: Pick) -> Inject:
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
+        if os.geteuid():
+            raise Missing("only root can raise the priority again")
         pids = pick(service)
         threads = [int(it.name) for pid in pids for it in Path(f"/proc/{pid}/task").iterdir()]
         try:
@@ -526,7 +549,7 @@ FAULTS = [
     Fault(
         "crash-app1",
         "An app ends again and again.",
-        again_and_again(master("app1"), 4),
+        crash("app1"),
         seconds=3.0,
         named=("process.crash_loop",),
         pairs=False,
@@ -534,7 +557,7 @@ FAULTS = [
     Fault(
         "crash-relay",
         "The relay ends again and again.",
-        again_and_again(master("relay"), 4),
+        crash("relay"),
         seconds=3.0,
         named=("process.crash_loop",),
         pairs=False,

@@ -93,6 +93,10 @@ def markdown(runs: list[dict[str, Any]], faults: dict[str, Fault]) -> str:
         ),
         *([_row("pairs", pairs, None)] if pairs else []),
     ]
+    notes = {name: [note for it in of_name for note in it.notes] for name, of_name in singles.items()}
+    if any(notes.values()):
+        lines += ["", "Figures of single faults, from the last run:", ""]
+        lines += [f"- `{name}`: {of_name[-1]}" for name, of_name in notes.items() if of_name]
     failures = Counter(f"`{it.name}`: {failure}" for it in results for failure in it.failures)
     if failures:
         lines += ["", "Failures:", "", *(f"- {text} ({n} x)" for text, n in failures.most_common())]

@@ -169,6 +169,7 @@ class Chaos:
             finally:
                 judge.complete(everything=True)
                 self._add(soak, judge)
+                self.outcome.not_reached |= director.missing
             if director.error and not isinstance(director.error, Broken):
                 self.outcome.errors.append(f"{type(director.error).__name__} {director.error}")
                 if not isinstance(director.error, AssertionError):
@@ -264,4 +265,5 @@ def line(result: Result, number: int) -> str:
         f" | reads {100 * result.reads:5.1f} %, writes {100 * result.writes:5.1f} %"
         f" | slowest {result.hit_s:.2f} {result.miss_s:.2f} {result.write_s:.2f} s | recovered {recovery} | {status}"
     )
-    return "\n".join([text + (f" | {errors}" if errors else ""), *(f"       FAILED: {it}" for it in result.failures)])
+    more = [f" | {it}" for it in (errors, *result.notes) if it]
+    return "\n".join([text + "".join(more), *(f"       FAILED: {it}" for it in result.failures)])
