@@ -7,7 +7,7 @@
 -- not count: the apps bound them (velikiy/server/shares.py).
 
 local MAX_WAIT_S = 0.4
-local ALWAYS = 16        -- requests that a worker lets wait, however slow the apps are
+local ALWAYS = 8         -- requests that a worker lets wait, however slow the apps are
 local PROOF_S = 0.3      -- more must have waited for so long: a burst after silence, or a short stop, is no overload
 local MEMORY_S = 0.5     -- the weight of a response in the rate of the apps shrinks by a factor e in this time
 
