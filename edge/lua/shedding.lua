@@ -2,14 +2,14 @@
 -- wait until its client gives up, and the apps would work for clients that are gone: nobody would be served.
 --
 -- The wait is the number of requests that wait, divided by the number that the apps answer in a second (Little's law).
--- Both are of one worker of this edge: as its requests and those of all others are in the same queues, they wait equally.
+-- Both are of one worker of this edge: its requests and those of all others are in the same queues and wait equally.
 -- Reads and writes count apart, because writes wait for disks, locks and caches. Searches, batches and health checks do
 -- not count: the apps bound them (velikiy/server/shares.py).
 
 local MAX_WAIT_S = 0.4
-local ALWAYS = 16        -- requests that a worker lets wait, however slow the apps are
+local ALWAYS = 8         -- requests that a worker lets wait, however slow the apps are
 local PROOF_S = 0.3      -- more must have waited for so long: a burst after silence, or a short stop, is no overload
-local MEMORY_S = 0.5     -- a response counts for the rate of the apps with a weight that shrinks by a factor e in this time
+local MEMORY_S = 0.5     -- the weight of a response in the rate of the apps shrinks by a factor e in this time
 
 local HEALTH = { ["/health"] = true, ["/livez"] = true }
 

@@ -1,4 +1,4 @@
-"""An edge refuses what would wait too long for an app (edge/lua/shedding.lua), so that the others are served in time."""
+"""An edge refuses what would wait too long for an app (edge/lua/shedding.lua); the others are served in time."""
 
 import selectors
 import socket
