@@ -179,8 +179,8 @@ local function time_of(peer, tries, has_fallback, ctx)
 end
 
 
--- End the request without a further try. Nginx makes 500 of the status here: edge/conf/failed.conf and origin.lua restore
--- it.
+-- End the request without a further try. Nginx makes 500 of the status here: edge/conf/failed.conf and origin.lua
+-- restore it.
 local function give_up(ctx, status)
     ctx.gave_up = status
     return ngx.exit(status)

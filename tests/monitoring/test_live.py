@@ -162,7 +162,8 @@ def shared() -> Iterator[Monitored]:
         running(
             *["--edges", "2", "--apps", "2", "--monitoring"],
             PROMETHEUS_PORT=str(port),
-            **SETTINGS,
+            EDGE_MEMORY=SETTINGS["EDGE_MEMORY"],
+            REDIS_MEMORY=SETTINGS["REDIS_MEMORY"],
         ) as stack,
         folder() as path,
     ):
