@@ -20,6 +20,7 @@ from testkit.stack import ROOT, Stack, clean_environment, folder, run
 from velikiy import cli, command_line
 from velikiy.settings import BadSetting, ServiceSettings, load, read_env_file
 from velikiy.stack import Refusal, commands, completion, manual
+from velikiy.stack.commands.folder import place_data
 from velikiy.stack.plan import Plan
 
 HELP = "--help"
@@ -104,7 +105,7 @@ class TestMistakes:
     def test_wrong_command_line_exits_with_2_and_names_the_mistake(
         self, capsys: pytest.CaptureFixture[str], arguments: str, message: str
     ) -> None:
-        placed = commands.place_data(arguments.split())
+        placed = place_data(arguments.split())
         assert command_line.main(commands.run, "./run", "./run", placed, lambda error: None) == command_line.USAGE
         assert message in capsys.readouterr().err
 
@@ -193,7 +194,7 @@ class TestData:
         ],
     )
     def test_data_is_placed_behind_the_command(self, typed: str, placed: str) -> None:
-        assert commands.place_data(typed.split()) == placed.split()
+        assert place_data(typed.split()) == placed.split()
 
     @pytest.mark.parametrize("arguments", ["--data $name status", "status --data=../${PWD##*/}/$name"])
     def test_data_stands_anywhere_and_may_be_relative(self, stack: Stack, arguments: str) -> None:

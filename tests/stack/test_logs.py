@@ -62,6 +62,9 @@ def test_every_log_line_of_apps_and_relay_is_json_also_after_kills_and_failed_st
         for line in lines_of(stack, "app1", "app2", "relay"):
             assert "event" in line, line
         assert any(line["event"] == "cannot_start" for line in lines_of(stack, "relay"))
+        lost = [line["reason"] for line in lines_of(stack, "relay") if line["event"] == "relay.disconnected"]
+        assert all(lost)
+        assert len(lost) < 10  # one line for each reason, not for each attempt
 
 
 def shown(stack: Stack, *arguments: str) -> list[dict[str, Any]]:

@@ -348,7 +348,7 @@ def test_proxy_for_downloads_does_not_stand_between_the_launcher_and_its_stack()
     nowhere = "http://127.0.0.1:1"
     proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "ALL_PROXY"), nowhere)
     with running(**proxies) as stack:  # type: ignore[arg-type]
-        wait_until(lambda: run("status", "--data", str(stack.data), **proxies).returncode == 0, within=10)
+        wait_until(lambda: run("status", "--data", str(stack.data), **proxies).returncode == 0, within=60)
         passed = subprocess.run(
             [ROOT / "test_app.sh", stack.edge], env=clean_environment(**proxies), capture_output=True, check=False
         )

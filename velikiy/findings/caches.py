@@ -229,6 +229,15 @@ def _another_server(registered: ShardMap | None, ours: ShardMap) -> list[Finding
                 "The relay empties them and puts Redis back into use once the cluster has settled, within seconds.",
             )
         ]
+    if ours.address == registered.address:
+        return [
+            Finding(
+                "redis.another",
+                f"Redis ({ours.address}) was restarted or replaced, and is not in use yet: {REDIS_COSTS}",
+                "The relay registers it within seconds. Otherwise several servers answer at this address: give all"
+                " processes on this database the same REDIS_URL.",
+            )
+        ]
     return [
         Finding(
             "redis.another",

@@ -290,8 +290,8 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 "postgres.read_only",
                 "PostgreSQL accepts no writes (default_transaction_read_only), so writes get 503 and edges lose their"
                 " cache leases.",
-                "Run in psql: ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf(); or reset it"
-                " for the role and the database.",
+                "Run as a superuser in psql: ALTER SYSTEM RESET default_transaction_read_only; SELECT pg_reload_conf();"
+                " or reset it for the role and the database.",
             )
         )
     if absent:
@@ -327,7 +327,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
         Finding(
             "postgres.unlogged",
             f"The table {table} is UNLOGGED: a crash of PostgreSQL empties it.",
-            f"Run in psql: ALTER TABLE {table} SET LOGGED;",
+            f'Run ./run psql -c "ALTER TABLE {table} SET LOGGED"',
             wrong=False,
         )
         for table in unlogged
@@ -369,7 +369,7 @@ def without_triggers(table: str) -> Finding:
         "postgres.triggers",
         f"Triggers of {table} are missing or disabled, so SQL from outside is not seen at once or not in the"
         " history, and the relay empties both caches each second.",
-        f"Run CALL add_triggers('{table}') in psql.",
+        f"Run ./run psql -c \"CALL add_triggers('{table}')\"",
     )
 
 

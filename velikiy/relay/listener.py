@@ -63,6 +63,9 @@ class Relay:
         self._without_triggers: set[str] = set()
         """The tables that the log has already named for that reason."""
 
+        self._reason: str | None = None
+        """Why PostgreSQL is lost, as logged, or None while the relay listens."""
+
     def run(self, heartbeat: Path | None = None) -> None:
         """Run for ever. `heartbeat`: a file that is touched each time that PostgreSQL has answered."""
         janitor = Janitor(self.database, self.gate, self.history_days)
@@ -75,8 +78,15 @@ class Relay:
             except (psycopg.Error, DatabaseUnavailable) as error:
                 metrics.RELAYS_LISTENING.set(0)
                 metrics.RELAY_DISCONNECTIONS.inc()
-                log.warning("relay.disconnected", cause=type(error).__name__)
+                self._log_once(error)
                 time.sleep(RECONNECT_S)
+
+    def _log_once(self, error: Exception) -> None:
+        """Log why PostgreSQL is lost: five attempts a second would fill the log with the same line."""
+        reason = " ".join(str(error).split())
+        if reason != self._reason:
+            log.warning("relay.disconnected", cause=type(error).__name__, reason=reason)
+        self._reason = reason
 
     def _warn_of_two_leaders(self) -> None:
         """Warn at the start. Later, an old leader is passed over while its standby acknowledges nothing."""
@@ -111,6 +121,7 @@ class Relay:
             compare_at = time.monotonic() + IDENTITY_CHECK_S
             self._drop(None)
             metrics.RELAYS_LISTENING.set(1)
+            self._reason = None
             log.info("relay.listening")
             taken_at = time.monotonic()
             while True:

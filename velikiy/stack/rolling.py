@@ -7,6 +7,7 @@ everything. Only while PostgreSQL restarts do requests fail.
 """
 
 import contextlib
+import json
 import re
 import signal
 import subprocess
@@ -26,6 +27,9 @@ START_TIMEOUT_S = 30
 
 END_TIMEOUT_S = 90
 """For the last requests of old workers. An idle connection that its client keeps open ends after 75 s."""
+
+REDIS_TIMEOUT_S = 5
+"""For a Redis that was restarted, until it is used again. Reads go to PostgreSQL meanwhile."""
 
 CLOSING_S = 2.0
 """Time for the clients of an edge to leave their connections (edge/lua/closing.lua)."""
@@ -322,6 +326,18 @@ def _await_start(plan: Plan, program: Program) -> None:
         cluster.await_server(plan, within=START_TIMEOUT_S)
     if not _within(START_TIMEOUT_S, is_started):
         raise Refusal(_failed(plan, program))
+    if program.name == "redis":
+        _within(
+            REDIS_TIMEOUT_S, lambda: _is_redis_used(plan)
+        )  # else the relay or the apps are away, and status says so
+
+
+def _is_redis_used(plan: Plan) -> bool:
+    """Return whether the apps use Redis. The relay registers a server that was restarted."""
+    try:
+        return bool(json.loads(local_http.get(f"{plan.app_urls[0]}/readyz"))["checks"]["redis"] == "ok")
+    except (*local_http.UNANSWERED, KeyError):
+        return False
 
 
 def _failed(plan: Plan, program: Program) -> str:
