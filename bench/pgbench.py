@@ -37,6 +37,8 @@ def subject(peers: Peers, kind: str, users: int) -> Subject:
 
 def parse(text: str, seconds: float) -> LoadResult:
     transactions = int(_find(r"actually processed: (\d+)", text))
+    if not transactions:
+        raise RuntimeError(f"pgbench ran no transaction in {seconds:g} s: the machine is too busy for a benchmark")
     average_ms = float(_find(r"latency average = ([\d.]+) ms", text))
     # pgbench prints averages only.
     return LoadResult(transactions, seconds, 0, average_ms, average_ms, average_ms, average_ms, average_ms)

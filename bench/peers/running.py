@@ -36,6 +36,9 @@ REDIS_TTL = 3600
 LONG_EDGE_TTL = 3600
 """Seconds: EDGE_TTL of a service that uses what its edges know (docs/configuration.md)."""
 
+REDIS_TIMEOUT_S = 60
+"""To remove the entries of all designs takes seconds on a busy machine."""
+
 MAX_EDGES = 8
 """Edges of the velikiy stack."""
 
@@ -127,6 +130,9 @@ class Peers:
 
     def redis_url(self, number: int) -> str:
         return self.stack.redis_database(number)
+
+    def _redis(self, database: int = 0) -> redis.Redis:
+        return redis.Redis.from_url(self.redis_url(database), socket_timeout=REDIS_TIMEOUT_S)
 
     @cached_property
     def cache_aside_app(self) -> Peer:
@@ -267,7 +273,7 @@ class Peers:
 
     def empty_redis(self) -> None:
         """Empty Redis, for all designs. Entries of edges expire, or are evicted when other users are requested."""
-        with redis.Redis.from_url(self.stack.redis_url) as server:
+        with self._redis() as server:
             server.flushall()
 
     def redis_reads(self) -> int:
@@ -275,7 +281,7 @@ class Peers:
 
         Only velikiy's edges and apps run scripts there, so each script is a read, as long as Redis has every entry.
         """
-        with redis.Redis.from_url(self.stack.redis_url) as server:
+        with self._redis() as server:
             return int(server.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"])
 
     def fill_redis(self, count: int) -> None:
@@ -314,7 +320,7 @@ class Peers:
 
     def _send(self, database: int, packed: list[bytes], count: int) -> None:
         """Send so many commands to Redis, and read their replies."""
-        with redis.Redis.from_url(self.redis_url(database)) as server:
+        with self._redis(database) as server:
             connection = server.connection_pool.get_connection()
             connection.send_packed_command(packed)
             for _ in range(count):
@@ -323,7 +329,7 @@ class Peers:
 
     def _check_fill(self, row: tuple[int, Any]) -> None:
         """Check that Redis has all entries and that velikiy finds one: otherwise the load would reach PostgreSQL."""
-        with redis.Redis.from_url(self.stack.redis_url) as server:
+        with self._redis() as server:
             evicted = server.info("stats")["evicted_keys"]
         assert evicted == 0, f"the entries of all designs do not fit into Redis: it has evicted {evicted}"
         number, entry = row

@@ -67,8 +67,8 @@ class Bench:
 
     @property
     def second_warmup(self) -> int:
-        """Seconds of warm-up for subjects that an earlier row has loaded."""
-        return 0 if self.quick else 1
+        """Seconds of warm-up for subjects that the row `mix` has loaded, if it ran."""
+        return 0 if self.quick and "mix" in self.results else 1
 
     def offset(self, name: str) -> int:
         """Return the first offset that this load has not used yet."""
