@@ -222,8 +222,8 @@ def _stop_between_lock_and_commit(service: Service, random: random.Random) -> It
     """Stop an app at a moment at which a session of it holds locks of paths. Writers hold them for longer while an edge
     does not acknowledge, so the edge pauses until the moment is found."""
     held = (
-        "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'advisory' AND granted"
-        " AND mode = 'ExclusiveLock' AND objsubid = 2 AND classid = %s AND state LIKE 'idle in transaction%%'"
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock'"
+        " AND objsubid = 2 AND classid = %s"
     )
     pids = service.pids("app1")
     with contextlib.ExitStack() as begun, service.connect() as connection:

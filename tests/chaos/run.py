@@ -72,6 +72,13 @@ class Chaos:
 
     def run(self) -> Outcome:
         """Play all faults, singly and in pairs, until the time is over."""
+        try:
+            self._run()
+        finally:  # also after Ctrl-C
+            self.outcome.seconds = time.monotonic() - self._began
+        return self.outcome
+
+    def _run(self) -> None:
         missing: set[str] = set()
         for round_number in count():
             is_single = round_number % 2 == 0 if self.options.singles and self.options.pairs else self.options.singles
@@ -89,8 +96,6 @@ class Chaos:
         if self.options.singles:
             for name in self.options.faults.keys() - done - self.outcome.not_reached.keys():
                 self.outcome.not_reached[name] = "the time was over"
-        self.outcome.seconds = time.monotonic() - self._began
-        return self.outcome
 
     def _play_all(self, kind: Kind, scenarios: list[tuple[Fault, ...]]) -> str:
         """Play the scenarios, in a new service after one that did not come back. Return why this kind of service cannot
