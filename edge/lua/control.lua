@@ -87,7 +87,8 @@ end
 
 
 -- The edge's own account for /readyz, which an app turns into sentences (velikiy/findings/caches.py:edge). `refused` is
--- the status with which an app refuses a lease, `lost` the moment at which the last lease ended, `clock` the wall clock.
+-- the status with which an app refuses a lease, `lost` the moment at which the last lease ended, `clock` the wall
+-- clock.
 function _M.account()
     local held = lease.held()
     local parts = { leaving.has_begun() and "leaving" or held and "held" or "none" }

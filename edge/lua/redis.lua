@@ -44,8 +44,8 @@ local timeout_ms
 local missed = nil  -- the id of the registered server, if the newest connection of this worker led elsewhere
 
 
--- Return whether this worker reaches another server than the one that is registered. After Redis was restarted, a worker
--- may have met the new one before it was registered, and may have needed no connection since.
+-- Return whether this worker reaches another server than the one that is registered. After Redis was restarted, a
+-- worker may have met the new one before it was registered, and may have needed no connection since.
 function _M.reaches_another()
     local epoch = missed and lease.held()
     local map = epoch and lease.redis(epoch)
