@@ -17,7 +17,6 @@ import psutil
 from testkit.stack import run_in
 from tests.chaos.fault import Fault, Inject, Limits
 from tests.chaos.service import Missing, Service
-from velikiy.coherence.locks import PATHS
 
 EDGES, APPS = ("edge1", "edge2"), ("app1", "app2")
 
@@ -215,35 +214,6 @@ def in_turn(*steps: tuple[float, Inject]) -> Inject:
             yield
 
     return inject
-
-
-@contextmanager
-def _stop_between_lock_and_commit(service: Service, random: random.Random) -> Iterator[None]:
-    """Stop an app at a moment at which a session of it holds locks of paths. Writers hold them for longer while an edge
-    does not acknowledge, so the edge pauses until the moment is found."""
-    held = (
-        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND mode = 'ExclusiveLock'"
-        " AND objsubid = 2 AND classid = %s"
-    )
-    pids = service.pids("app1")
-    with contextlib.ExitStack() as begun, service.connect() as connection:
-
-        def is_held() -> bool:
-            return connection.execute(held, (PATHS,)).fetchone() != (0,)
-
-        def caught() -> bool:
-            with contextlib.ExitStack() as stopped:
-                with service.stopped(*service.workers("edge2")[:1]):
-                    service.until(is_held, within=2, what="a write waits for an edge")
-                    stopped.enter_context(service.stopped(*pids))
-                service.wait(0.1)  # the writes of the other app end
-                if is_held():
-                    begun.push(stopped.pop_all())
-                    return True
-            return False
-
-        service.until(caught, within=15, what="app1 holds a lock")
-        yield
 
 
 def limited(pick: Pick, what: str, value: Callable[[psutil.Process], int]) -> Inject:
@@ -475,13 +445,6 @@ FAULTS = [
         "The master of an app is stopped. Its workers go on.",
         stop(master("app1")),
         unnamed="no request needs the master",
-    ),
-    Fault(
-        "stop-app1-in-transaction",
-        "An app is stopped between its locks and COMMIT.",
-        _stop_between_lock_and_commit,
-        seconds=2.0,
-        named=SILENT["app1"],
     ),
     Fault(
         "stop-backend",
