@@ -32,7 +32,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=time.time_ns() % 100_000, help="seed of the order and of the load (default: random)"
     )
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only these faults; a part of a name ends with *")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="NAME", help="only these faults; a part of a name ends with *"
+    )
     parser.add_argument("--pairs", action="store_true", help="only pairs of faults (default: singly, then pairs)")
     parser.add_argument("--singly", action="store_true", help="each fault once, and no pairs")
     parser.add_argument("--list", action="store_true", help="show all faults, and exit")
