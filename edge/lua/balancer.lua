@@ -9,10 +9,10 @@ local clock = require "clock"
 local balancer = require "ngx.balancer"
 local resolver = require "resolver"
 
-local CHECK_INTERVAL_S = 1
+local CHECK_INTERVAL_MS = 1000
 local CHECK_AGAIN_S = 0.25      -- of an app that is down
 local CHECK_TIMEOUT_MS = 500
-local SILENT_S = 1              -- an app that is down for so long is reported (control.lua:account)
+local SILENT_MS = 1000          -- an app that is down for so long is reported (control.lua:account)
 
 -- The first try of a read is short where there is another app, because an app or a worker may be stopped or cut off.
 -- Under overload every first try would be too short, and each read would be sent twice: so only as many tries may fail
@@ -21,6 +21,7 @@ local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
 local MAX_SHORT_TRIES = 10  -- at once, of each worker
 local PATIENT_S = 5         -- after a 503: PostgreSQL is away, and a second try would find the same
+local MAX_TRIES = 3
 local NO_PEER = -3          -- NGX_BUSY: Nginx answers 502. After any other code it answers 500
 local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
 
@@ -94,7 +95,7 @@ end
 
 
 local function set_down(peer, down)
-    peer.down_since = down and (peer.down_since or ngx.now()) or nil
+    peer.down_since = down and (peer.down_since or clock.now_ms()) or nil
     peer.down = down
 end
 
@@ -109,7 +110,7 @@ local function check(peer)
     if ok then
         set_down(peer, not alive)
         peer.hangs, peer.lacks_postgres = not answers, not has_postgres
-        peer.checked_at = ngx.now()
+        peer.checked_at = clock.now_ms()
     end
 end
 
@@ -119,7 +120,7 @@ local function check_peers(premature)
         return
     end
     for _, peer in ipairs(peers) do
-        if peer.down or ngx.now() - (peer.checked_at or 0) >= CHECK_INTERVAL_S then
+        if peer.down or clock.now_ms() - (peer.checked_at or 0) >= CHECK_INTERVAL_MS then
             ngx.thread.spawn(check, peer)
         end
     end
@@ -145,9 +146,9 @@ end
 
 
 -- Note that an app has answered a read with 503 because PostgreSQL does not answer it, and return whether another app
--- may reach PostgreSQL. name: the address, as in $upstream_addr.
-function _M.note_without_postgres(name)
-    local other = false
+-- may reach PostgreSQL. addresses: those of all tries, as in $upstream_addr; the last has answered.
+function _M.note_without_postgres(addresses)
+    local name, other = addresses:match("[^ ,]+$"), false
     for _, peer in ipairs(peers) do
         if name_of(peer) == name then
             peer.lacks_postgres = true
@@ -163,7 +164,7 @@ end
 function _M.silent()
     local found = {}
     for _, peer in ipairs(peers) do
-        if peer.down_since and peer.hangs and ngx.now() - peer.down_since > SILENT_S then
+        if peer.down_since and peer.hangs and clock.now_ms() - peer.down_since > SILENT_MS then
             found[#found + 1] = name_of(peer)
         end
     end
@@ -258,7 +259,9 @@ function _M.balance()
     if failed then
         doubt(failed)
         local _, status = balancer.get_last_failure()
-        if not is_read and ngx.var.upstream_bytes_sent:match("^%d+") ~= "0" then
+        -- A number for each try. A try on a kept connection that was broken does not count for Nginx, so the number of
+        -- tries bounds nothing.
+        if not is_read and ngx.var.upstream_bytes_sent:find("[1-9]") or tries > MAX_TRIES then
             return ngx.exit(NO_PEER)
         elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 then

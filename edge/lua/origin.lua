@@ -98,7 +98,8 @@ end
 -- that without a header, as HTTP/0.9, so the connection is closed.
 function _M.refuse_noise(id)
     if ngx.var.upstream_status and not is_answer(id) then
-        return ngx.exit(ngx.req.http_version() < 1 and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
+        local is_noise = ngx.var.http2 == "" and ngx.req.http_version() < 1
+        return ngx.exit(is_noise and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
     end
 end
 
@@ -110,7 +111,8 @@ local function fetch_over_http1(uri, fill_lease, fallback)
                     "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback,
                     "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
-    local response = request(socket, concat(lines)) or { status = 502, header = {}, body = "" }
+    local response, err = request(socket, concat(lines))
+    response = response or { status = 502, header = {}, body = "", is_noise = err == "closed" }
     socket:close()
     return response, response.header["App"], response.header["App-Seconds"]
 end

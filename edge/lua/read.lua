@@ -54,6 +54,7 @@ local function show_as_page(status)
     end
     set_cache_status("BYPASS", "nginx; fwd=bypass")
     var.passed_gate = ""
+    var.app, var.app_status, var.app_seconds = "", "", ""  -- the log shows the app that makes the page
     var.accept = var.http_accept
     return ngx.exec("@bypass")
 end
@@ -120,7 +121,7 @@ end
 -- key: where to store the response, or nil; reason: the reason of the miss (RFC 9211); fill_lease: as from redis.read.
 local function fetch_from_app(path, query, key, result, reason, fill_lease)
     local var = ngx.var
-    if not shedding.enter(query:find("q=", 1, true) and "costly" or "reads") then
+    if not shedding.enter(shedding.kind_of_read(path, query)) then
         if key then
             fills:delete(key)
         end

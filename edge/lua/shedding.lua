@@ -3,12 +3,14 @@
 --
 -- The wait is the number of requests that wait, divided by the number that the apps answer in a second (Little's law).
 -- Both are of one worker of this edge: its requests and those of all others are in the same queues and wait equally.
--- Reads and writes count apart, because writes wait for disks, locks and caches. Searches, batches and health checks do
--- not count: the apps bound them (velikiy/server/shares.py).
+-- Reads and writes count apart, because writes wait for disks, locks and caches. Searches, batches, the console's own
+-- requests and health checks do not count: the apps bound them (velikiy/server/shares.py).
+
+local clock = require "clock"
 
 local MAX_WAIT_S = 0.4
-local ALWAYS = 8         -- requests that a worker lets wait, however slow the apps are
-local PROOF_S = 0.3      -- more must have waited for so long: a burst after silence, or a short stop, is no overload
+local ALWAYS = 16        -- requests that a worker lets wait, however slow the apps are
+local PROOF_S = 0.3      -- the wait must have been too long for so long: a burst, or a short stop, is no overload
 local MEMORY_S = 0.5     -- the weight of a response in the rate of the apps shrinks by a factor e in this time
 
 local HEALTH = { ["/health"] = true, ["/livez"] = true }
@@ -23,6 +25,11 @@ local queues = {
 }
 
 
+local function now_s()
+    return clock.now_ms() / 1000
+end
+
+
 local function rate(queue, now)
     return queue.rate * exp((queue.at - now) / MEMORY_S)
 end
@@ -35,12 +42,14 @@ function _M.enter(kind)
     if not queue then
         return true
     end
-    if queue.waiting >= ALWAYS then
-        local now = ngx.now()
+    local now = queue.waiting >= ALWAYS and now_s()
+    if now and queue.waiting > MAX_WAIT_S * rate(queue, now) then
         queue.full_since = queue.full_since or now
-        if now - queue.full_since > PROOF_S and queue.waiting > MAX_WAIT_S * rate(queue, now) then
+        if now - queue.full_since > PROOF_S then
             return false
         end
+    else
+        queue.full_since = nil
     end
     queue.waiting = queue.waiting + 1
     ngx.var.waits_in = kind
@@ -48,27 +57,32 @@ function _M.enter(kind)
 end
 
 
--- In access_by_lua: refuse a read that is not cached. own_path: its path, if it is one of the service itself.
-function _M.admit(own_path)
-    if not HEALTH[own_path] and not _M.enter("reads") then
+-- Return the kind of a read by its path, or its route, and its query.
+function _M.kind_of_read(path, query)
+    local is_costly = HEALTH[path] or path:find("/console/", 1, true) == 1 or ("&" .. query):find("&q=", 1, true)
+    return is_costly and "costly" or "reads"
+end
+
+
+-- In access_by_lua: refuse a read that is not cached. path: as for kind_of_read.
+function _M.admit(path)
+    if not _M.enter(_M.kind_of_read(path, ngx.var.args or "")) then
         return ngx.exit(ngx.HTTP_SERVICE_UNAVAILABLE)
     end
 end
 
 
--- The app has answered, or the request has ended in another way.
+-- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes nobody's turn. And in
+-- log_by_lua, for a request that has ended in another way.
 function _M.leave()
     local kind = ngx.var.waits_in
     if not kind or kind == "" then
         return
     end
     ngx.var.waits_in = ""
-    local queue, now = queues[kind], ngx.now()
+    local queue, now = queues[kind], now_s()
     queue.waiting = queue.waiting - 1
     queue.rate, queue.at = rate(queue, now) + 1 / MEMORY_S, now
-    if queue.waiting < ALWAYS then
-        queue.full_since = nil
-    end
 end
 
 

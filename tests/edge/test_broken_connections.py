@@ -4,7 +4,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -110,14 +110,20 @@ class Service:
         return requests.put(f"{self.edge}/users/7", json={}, timeout=15)
 
 
-@pytest.fixture(scope="module")
-def module_service() -> Iterator[Service]:
-    apps = [RawApp(), RawApp()]
+@contextmanager
+def running_service(number: int) -> Iterator[Service]:
+    apps = [RawApp() for _ in range(number)]
     addresses = ",".join(f"127.0.0.1:{app.port}" for app in apps)
     with running_edge(addresses, DATABASE_TIMEOUT="1") as (edge, _):
         yield Service(edge, apps)
     for app in apps:
         app.refuse()
+
+
+@pytest.fixture(scope="module")
+def module_service() -> Iterator[Service]:
+    with running_service(2) as service:
+        yield service
 
 
 @pytest.fixture
@@ -133,7 +139,7 @@ def service(module_service: Service) -> Service:
 def all_are_chosen(service: Service) -> bool:
     for app in service.apps:
         app.received.clear()
-    for _ in range(4):
+    for _ in range(2 * len(service.apps)):
         service.get()
     return all(app.received for app in service.apps)
 
@@ -201,6 +207,19 @@ def test_write_whose_connection_breaks_is_sent_once(service: Service) -> None:
         app.respond = lambda _: b""
     assert status_of_put(service) == 502
     assert service.writes == 1
+
+
+def test_write_that_one_app_refuses_and_the_next_breaks_off_is_sent_once() -> None:
+    """A try on a kept connection does not count for Nginx, so a third one would follow."""
+    with running_service(3) as service:
+        wait_until(lambda: all_are_chosen(service))
+        first, *others = service.apps
+        for app in others:
+            app.respond = lambda request: b"" if request.startswith(b"PUT ") else answer(request)
+        first.refuse()
+        for number in range(1, 4):
+            assert service.put().status_code == 502
+            assert service.writes == number
 
 
 def test_account_of_an_edge_names_the_apps_and_the_redis_that_it_does_not_reach() -> None:

@@ -102,9 +102,10 @@ SELECT count(*), extract(epoch FROM min(query_start)), bool_or(wait_event = 'Syn
 FROM pg_stat_activity
 WHERE datname = current_database() AND wait_event IN ('SyncRep', 'WALSync', 'WALWrite', 'WALInitSync')
     AND query_start NOT BETWEEN clock_timestamp() - make_interval(secs => %s) AND clock_timestamp()
+    AND (wait_event = 'SyncRep' OR query ILIKE 'commit%%')
 """
-"""A session that waits behind another session's flush of the log waits for WALWrite. A role sees the waits of its own
-sessions only."""
+"""A long statement of a migration or an import also writes to the log now and then. A session that waits behind another
+session's flush of the log waits for WALWrite. A role sees the waits of its own sessions only."""
 
 SLOW_COMMIT_S = 0.3
 

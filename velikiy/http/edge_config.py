@@ -118,9 +118,10 @@ def _routes() -> list[str]:
 
 
 def _wants_page() -> list[str]:
-    """1 for a request that a browser has sent for a person, who gets a problem as a page."""
+    """1 for a request that a browser has sent for a person, who gets a problem as a page. The method is that of the
+    request line: with an error page, Nginx makes GET of every method."""
     return _map(
-        '"$request_method $http_accept"', "wants_page", {"default": '""', f'"~^(GET|HEAD) {pages.NAVIGATION}"': "1"}
+        '"$sent_method $http_accept"', "wants_page", {"default": '""', f'"~^(GET|HEAD) {pages.NAVIGATION}"': "1"}
     )
 
 

@@ -66,7 +66,7 @@ def _database_unavailable(error: DatabaseUnavailable) -> Response:
         cause = "The database cancelled the request." if sqlstate else NO_ANSWER
     # Without a COMMIT nothing is carried out, now or later.
     detail = f"{cause} {OUTCOME_UNKNOWN if error.may_be_committed else NOT_CARRIED_OUT}"
-    headers = RETRY_LATER if sqlstate else {**RETRY_LATER, **POSTGRES_SILENT}
+    headers = {**RETRY_LATER, **POSTGRES_SILENT} if error.is_silent else RETRY_LATER
     return respond(Problem("unavailable", detail, headers=headers))
 
 

@@ -120,10 +120,15 @@ ENDED_WITHIN_S = 5.0
 class DatabaseUnavailable(Exception):
     """PostgreSQL did not answer in time or at all."""
 
-    def __init__(self, cause: str = "", *, may_be_committed: bool = False) -> None:
-        """`may_be_committed`: the COMMIT of a write was sent, and its outcome is unknown."""
+    def __init__(self, cause: str = "", *, may_be_committed: bool = False, is_silent: bool = False) -> None:
+        """
+        Args:
+            may_be_committed: The COMMIT of a write was sent, and its outcome is unknown.
+            is_silent: Meanwhile PostgreSQL has answered no other request of this process either.
+        """
         super().__init__(cause)
         self.may_be_committed = may_be_committed
+        self.is_silent = is_silent
 
 
 class TooLate(Exception):
@@ -160,6 +165,8 @@ class Pool(ConnectionPool[Connection]):
         super().__init__(*args, **options)
         self.away = False
         self.probe = threading.Lock()
+        self.answered_at = 0.0
+        """The moment (time.monotonic) at which PostgreSQL has answered a request of this pool."""
 
     def _get_ready_connection(self, timeout: float | None) -> Connection | None:
         """Forget requests that have given up, before the library counts them; it holds its lock here.
@@ -187,9 +194,9 @@ class Database:
         """
         self.dsn = dsn
         self.timeout = timeout
-        self._answered_at = self._lost_at = 0.0
-        """The moments (time.monotonic) at which PostgreSQL has answered a request, and at which a request lost its
-        connection and no other got an answer meanwhile."""
+        self._lost_at = 0.0
+        """The moment (time.monotonic) at which a request lost its connection, and no other of its pool got an answer
+        meanwhile."""
         self.is_silent = False
         """PostgreSQL does not answer this process, although it may answer others (velikiy/server/watch.py)."""
         self._pooled = pooled
@@ -326,6 +333,7 @@ class Database:
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
         connection: Connection | None = None
         began = time.monotonic()
+        may_be_committed = is_lost = False
         try:
             connection = self._working(pool, time.monotonic() + self.timeout)
             assert connection.deadline is not None, "a request has a deadline"
@@ -335,8 +343,11 @@ class Database:
             try:
                 yield connection
             finally:
+                # Before another thread gets the connection.
+                may_be_committed, is_lost = connection.commit_was_sent, connection.closed
+                pool.answered_at = max(pool.answered_at, connection.answered_at)
+                self._note_end(connection)
                 connection.deadline = None
-                self._answered_at = max(self._answered_at, connection.answered_at)
                 connection.enqueue()
                 connection.behind = ()
                 pool.putconn(connection)
@@ -346,12 +357,14 @@ class Database:
         except UNAVAILABLE as error:
             metrics.DATABASE_FAILURES.labels(pool.name, _cause(error)).inc()
             if connection is not None:
-                self._note_end(connection)
-                if connection.closed and self._answered_at < began:  # under overload, others get answers meanwhile
+                if is_lost and pool.answered_at < began:  # under overload, others get answers meanwhile
                     self._lost_at = time.monotonic()
                 self._leader.doubt(connection, self._reconnect)
-            committed = connection is not None and connection.commit_was_sent
-            raise DatabaseUnavailable(_cause(error), may_be_committed=committed) from error
+            is_silent = not isinstance(error, TooManyRequests) and self._answered_at() < began
+            raise DatabaseUnavailable(_cause(error), may_be_committed=may_be_committed, is_silent=is_silent) from error
+
+    def _answered_at(self) -> float:
+        return max(pool.answered_at for pool in (self._reads, self._writes, self._reserved))
 
     def _reconnect(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):

@@ -160,6 +160,8 @@ class Connection(psycopg.Connection):
             result = super().wait(gen, interval, timeout=max(0.0, deadline - time.monotonic()))
         except psycopg.Error as error:
             self._note_session()
+            if error.sqlstate:  # a refusal is an answer
+                self.answered_at = time.monotonic()
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
                 self.given_up = True
                 self.pgconn.finish()

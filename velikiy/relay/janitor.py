@@ -103,7 +103,7 @@ class Janitor:
     def _announce_cause(self, error: Exception) -> None:
         """Log why a round has failed."""
         if isinstance(error.__cause__, psycopg.errors.LockNotAvailable):
-            with suppress(psycopg.Error, DatabaseUnavailable):
+            with suppress(Exception):  # the next round says more
                 self.announce()  # names the session that has locked the table
                 return
         self.seen.findings = [self._diagnosis.finding(within=0)]

@@ -1,4 +1,4 @@
-"""gunicorn's own worker, with the shares of the threads of `velikiy/server/epoll_worker.py`.
+"""gunicorn's own worker, with the same shares of the threads as `velikiy/server/epoll_worker.py`.
 
 gunicorn's main thread passes each request to a thread. A thread whose request has to queue for its share
 (`velikiy/server/shares.py`) leaves it and takes another request. Cache leases and health checks have a thread of their

@@ -24,9 +24,11 @@ RESERVED = (LEASES, b"GET /livez", b"GET /readyz", b"GET /health")
 """The beginnings of cache leases and health checks, for which each worker keeps a thread."""
 
 COSTLY = re.compile(
-    rb"(GET|HEAD) [^ ?]*\?[^ ]*(q|%71)=|POST /[^ /?]*/batch[ ?]|POST /console/import[/ ?]|GET /console/tiers[ ?]"
+    rb"(GET|HEAD) (?!/console/downloads/)[^ ?]*\?[^ ]*(q|%71)="
+    rb"|POST /[^ /?]*/batch[ ?]|POST /console/import[/ ?]|GET /console/tiers[ ?]"
 )
-"""The beginnings of searches, counts with a search, batches, pieces of an import, and looks at every tier."""
+"""The beginnings of searches, counts with a search, batches, pieces of an import, and looks at every tier. A download
+may take hours, and has a limit of its own (velikiy/console/exports.py)."""
 
 
 COSTLY_QUEUE_FACTOR = 8
@@ -231,6 +233,10 @@ class Shares:
         except OSError:  # the client has hung up
             self._discard(connection)
             return
+        except Exception:
+            self._log.exception("request.unreadable")
+            self._discard(connection)
+            return
         share = self._share_of(beginning)
         if share is None:
             self._handle(connection, "")
@@ -252,9 +258,11 @@ class Shares:
 
     def _share_of(self, beginning: bytes) -> Share | WriteShare | None:
         """Return the share of the threads that carries out this request, None for all threads."""
+        if not beginning or beginning.startswith(RESERVED):  # whatever follows: its thread serves no queue
+            return None
         if COSTLY.match(beginning):
             return self._costly
-        return None if not beginning or beginning.startswith((*READS, LEASES)) else self._writes
+        return None if beginning.startswith(READS) else self._writes
 
     def _refuse_locked(self) -> None:
         """Refuse queued writes that would wait for another session."""

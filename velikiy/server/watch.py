@@ -15,7 +15,7 @@ INTERVAL_S = 1.0
 
 def begin(worker: Any) -> None:
     """Start the thread: gunicorn's hook `post_worker_init`."""
-    app = worker.app.wsgi()  # worker.wsgi may stand in front of it (velikiy/server/plain_worker.py)
+    app = worker.app.wsgi()
     database = getattr(app, "extensions", {}).get("velikiy.database")
     if database:  # not an app of another program, or one that could not be loaded
         announcer = Announcer() if worker.number == 0 else None
@@ -30,12 +30,11 @@ def _watch(database: Database, announcer: Announcer | None) -> None:
         with suppress(Exception):  # a look that fails is repeated
             try:
                 with database.reserved() as connection:
+                    connection.execute("SELECT 1")
+                    database.is_silent = False
                     found = relay(connection) if announcer else []
-                    if not announcer:
-                        connection.execute("SELECT 1")
-                database.is_silent = False
-            except DatabaseUnavailable:
-                database.is_silent = True
-                found = [diagnosis.finding(within=0)] if announcer else []
+            except DatabaseUnavailable as error:
+                database.is_silent = error.is_silent
+                found = [diagnosis.finding(within=0)] if announcer and error.is_silent else []
             if announcer:
                 announcer.report(found)

@@ -29,10 +29,10 @@ export async function openExport({ q, sort, found }) {
     const radio = (name, text, checked) => element("div", { class: "form-check" },
       element("input", { type: "radio", class: "form-check-input", name: "export-rows", id: `export-rows-${name}`, checked }),
       element("label", { class: "form-check-label", for: `export-rows-${name}` }, text));
-    const choice = q && element("fieldset", { class: "export-rows" },
+    const choice = q ? element("fieldset", { class: "export-rows" },
       element("legend", { class: "form-label" }, t("export_rows")),
       radio("found", found === null ? t("export_search") : t("export_found", { count: found }), true),
-      radio("all", t("export_all"), false));
+      radio("all", t("export_all"), false)) : null;
     const isSearch = () => Boolean(choice?.querySelector("#export-rows-found").checked);
     return {
       body: [choice, element("p", {}, t(q ? "export_order" : "export_all_order"), " ", t("export_moment")),
