@@ -309,7 +309,7 @@ def _remove(slot: int) -> None:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
     # The kernel removes a namespace's cables only after the command that deletes it has ended, and the next cluster needs
-    # the name of this one.
+    # the same name.
     subprocess.run(["ip", "link", "delete", f"velikiy{slot}"], check=False, stderr=subprocess.DEVNULL)
     for name in names:  # the switch takes the cables with it
         subprocess.run(["ip", "netns", "delete", name], check=False)

@@ -71,6 +71,9 @@ class TcpProxy:
         self.on_reply: Hook = pass_on
         self.requests: list[bytes] = []
         self.connections: list[ProxiedConnection] = []
+        """The connections that are open."""
+        self.accepted = 0
+        """How many connections clients have opened."""
         self.server = server
         self.address, self.port = address, port
         self._record = record
@@ -115,6 +118,7 @@ class TcpProxy:
             client.close()
             return
         self.connections.append(connection)
+        self.accepted += 1
         threading.Thread(target=self._pump_replies, args=(connection,), daemon=True).start()
         self._pump_requests(connection)
 

@@ -1,5 +1,5 @@
 -- Refuses a request at once (503) if it would wait too long for an app. Under overload every request would otherwise
--- wait until its client gives up, and the apps would work for clients that are gone: nobody would be served.
+-- wait until its client gives up, and the apps would work for clients that are gone: no request would be served.
 --
 -- The wait is the number of requests that wait, divided by the number that the apps answer in a second (Little's law).
 -- Both are of one worker of this edge: its requests and those of all others are in the same queues and wait equally.
@@ -72,7 +72,7 @@ function _M.admit(path)
 end
 
 
--- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes nobody's turn. And in
+-- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes no turn of others. And in
 -- log_by_lua, for a request that has ended in another way.
 function _M.leave()
     local kind = ngx.var.waits_in

@@ -50,7 +50,7 @@ PHASE_S = 3.0
 """Seconds of each of the two phases of an overload."""
 
 LEAST_GOODPUT = 0.9
-"""Of the peak: the requests that are carried out in time at twice the load."""
+"""The share of the peak that is still carried out in time at twice the load."""
 
 OWN_ROWS_AT_ONCE = 16
 

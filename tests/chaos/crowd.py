@@ -71,7 +71,7 @@ class Client:
         return status
 
     async def expect(self, answered: Awaitable[int]) -> None:
-        """Count the response as an outcome, also if there is none."""
+        """Count the response as an outcome, also a missing response."""
         try:
             self.outcomes[str(await answered)] += 1
         except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError):

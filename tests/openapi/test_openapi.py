@@ -26,7 +26,9 @@ from velikiy.settings import Settings
 
 DOCUMENT = document(registry())
 
-NOT_FOR_PROGRAMS = ("/.keys/", "/.lease/", "/.live", "/console/", "/docs", "/problems/", "/favicon.ico", "/robots.txt")
+NOT_FOR_PROGRAMS = (
+    *("/.keys/", "/.lease/", "/.live", "/console", "/docs", "/index.html", "/problems/", "/favicon.ico", "/robots.txt"),
+)
 
 OF_EVERY_ADDRESS = ("HEAD", "OPTIONS")
 """Methods that the document describes in one sentence, so that no client has them as operations."""

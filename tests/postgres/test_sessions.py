@@ -505,6 +505,12 @@ class TestSessionsThatEnd:
             assert database.young_ends() == 0
 
 
+def has_room_for_locks(dsn: str) -> bool:
+    with suppress(psycopg.OperationalError), psycopg.connect(dsn) as connection:
+        return connection.execute("SELECT pg_advisory_xact_lock(1, 1) IS NOT NULL").fetchone() == (True,)
+    return False
+
+
 def test_session_that_fills_the_table_of_locks_is_named(stack: Stack) -> None:
     with Connection.connect(stack.postgres, autocommit=True) as connection, psycopg.connect(stack.postgres) as hoarder:
         tables, session = list(registry()), hoarder.info.backend_pid
@@ -515,6 +521,7 @@ def test_session_that_fills_the_table_of_locks_is_named(stack: Stack) -> None:
         connection.extend_deadline(5)
         [found] = [it for it in look(connection, tables) if it.name == "locks.many"]
     assert f"The session {session} " in found.what
+    wait_until(lambda: has_room_for_locks(stack.postgres), what="its locks are gone")
 
 
 def test_locked_table_of_caches_is_named_and_not_taken_for_a_silent_postgresql(stack: Stack) -> None:
