@@ -59,7 +59,7 @@ end
 
 -- Return the kind of a read by its path, or its route, and its query.
 function _M.kind_of_read(path, query)
-    local is_costly = HEALTH[path] or path:find("/console/", 1, true) == 1 or ("&" .. query):find("&q=", 1, true)
+    local is_costly = HEALTH[path] or path:find("/console/", 1, true) == 1 or ("&" .. query):find("[?&]q=")
     return is_costly and "costly" or "reads"
 end
 

@@ -63,7 +63,7 @@ def hang_up(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def delay(service: Service, random: random.Random) -> Iterator[None]:
     def wait(connection: ProxiedConnection, data: bytes) -> bytes:
-        service.wait(4)
+        service.wait(0.3)
         return data
 
     at_edge1(service).on_reply = wait

@@ -137,9 +137,10 @@ def test_client_that_closes_its_sending_side_behind_a_read_is_answered(app: Fake
 
 def test_write_of_a_client_that_closes_its_sending_side_is_given_up(app: FakeApp) -> None:
     """Such a client may have hung up and sent the write again, so the app must notice (docs/races.md)."""
-    given_up = Event()
+    arrived, given_up = Event(), Event()
 
     def respond(request: Request) -> Response:
+        arrived.set()
         if wait_until(lambda: is_hung_up(request.environ["werkzeug.socket"])):
             given_up.set()
         return plain(request)
@@ -148,7 +149,12 @@ def test_write_of_a_client_that_closes_its_sending_side_is_given_up(app: FakeApp
     try:
         body = "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
         request = f"PUT /rows/1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{body}".encode()
-        assert send_bytes(app.edge, request, half_close=True) == b""
+        address = urlsplit(app.edge)
+        with socket.create_connection((str(address.hostname), int(address.port or 80)), timeout=10) as client:
+            client.sendall(request)
+            assert arrived.wait(10)
+            client.shutdown(socket.SHUT_WR)
+            assert client.recv(1000) == b""
         assert given_up.wait(10)
     finally:
         app.respond = plain
