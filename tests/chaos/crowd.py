@@ -292,9 +292,11 @@ async def main(kind: str, count: int, row: int, name: str, edges: list[str]) -> 
         client = Client(str(address.hostname), int(address.port or 80), row, name)
         tasks.append(asyncio.create_task(forever(KINDS[kind], client)))
     await asyncio.to_thread(sys.stdin.read)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    pending = set(tasks)
+    while pending:  # wait_for of Python 3.11 loses a cancellation that comes together with its result
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.5)
     print(json.dumps(Client.outcomes))
 
 
