@@ -182,6 +182,11 @@ class Stack:
             cursor = connection.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
+    def forget_edges(self, condition: str) -> None:
+        """Delete rows of edges that a test has registered, as if they had resigned."""
+        self.sql(f"UPDATE caches SET excluded = true WHERE kind = 'edge' AND {condition}")
+        self.sql(f"DELETE FROM caches WHERE kind = 'edge' AND {condition}")
+
     def redis(self) -> "redis.Redis":
         return redis.Redis.from_url(self.redis_url)
 

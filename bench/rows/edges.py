@@ -77,7 +77,7 @@ class Farm:
             running, url, _ = self._more.pop()
             running.close()
             # Until the relay forgets the edge, each write would try to reach it.
-            self.stack.sql("DELETE FROM caches WHERE address LIKE %s", f"%:{_control_port(url)}")
+            self.stack.forget_edges(f"address LIKE '%%:{_control_port(url)}'")
         while len(self._more) + 1 < count:
             running = self.context.enter_context(ExitStack())
             url, data = running.enter_context(running_edge(urlsplit(self.stack.app).netloc, EDGE_MEMORY="4"))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import count
 
+import psycopg
 import pytest
 import requests
 
@@ -30,7 +31,7 @@ from velikiy.postgres import Database, DatabaseUnavailable
 @pytest.fixture
 def caches(stack: Stack, database: Database) -> Iterator[Caches]:
     yield Caches(database, threads=8)
-    stack.sql("DELETE FROM caches WHERE address LIKE '192.0.2.%%'")  # addresses for documentation (RFC 5737)
+    stack.forget_edges("address LIKE '192.0.2.%%'")  # addresses for documentation (RFC 5737)
 
 
 def cache_row(stack: Stack, name: str) -> tuple[str, bool, bool] | None:
@@ -210,10 +211,20 @@ class TestDeletedRows:
         wait_until(is_back)
         wait_until(lambda: all(is_redis_hit(app + path) for app in stack.apps))
 
-    def test_all_caches_register_again_after_the_table_is_truncated(self, stack: Stack, new_user: User) -> None:
+    def test_table_cannot_be_truncated_while_edges_may_hold_leases(self, stack: Stack) -> None:
+        with pytest.raises(psycopg.errors.RaiseException, match="edges may hold leases"):
+            stack.sql("TRUNCATE caches")
+
+    def test_all_caches_register_again_after_all_rows_are_deleted_and_no_read_is_stale(
+        self, stack: Stack, new_user: User
+    ) -> None:
         path = f"/users/{new_user['id']}"
         names = stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL AND NOT excluded ORDER BY name")
-        stack.sql("TRUNCATE caches")
+        for edge in stack.edges:
+            wait_until(lambda edge=edge: is_hit(edge + path))  # type: ignore[misc]
+        stack.sql("DELETE FROM caches")
+        # At once: the edges still have their leases.
+        write_and_read_everywhere(stack, stack.app + path, "Meanwhile")
         wait_until(
             lambda: stack.sql("SELECT name FROM caches WHERE fenced_at IS NULL AND NOT excluded ORDER BY name") == names
         )

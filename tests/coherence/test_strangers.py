@@ -132,7 +132,7 @@ class TestLeases:
             assert caches.register("a/2", "192.0.2.2:1", "2") is None
             assert caches.register("a/1", "192.0.2.1:1", "3")  # an edge that is registered may return
         finally:
-            stack.sql("DELETE FROM caches WHERE name LIKE 'a/%%'")
+            stack.forget_edges("name LIKE 'a/%%'")
             database.close()
 
 

@@ -21,6 +21,7 @@ REVISIONS = [
     "0008_oldest_code",
     "0009_row_history",
     "0010_lock_numbers",
+    "0011_live_edges",
 ]
 
 
@@ -70,7 +71,9 @@ def test_concurrent_migration_runs_apply_each_migration_once(empty_dsn: str) -> 
 def test_migration_that_does_not_suit_older_apps_waits_for_their_end(empty_dsn: str) -> None:
     upgrade(empty_dsn, wait=5, to="0009_row_history")
     with psycopg.connect(empty_dsn, application_name="velikiy reads"):
-        with pytest.raises(CannotMigrate, match=r"0010_lock_numbers does not suit apps .* connected from this machine"):
+        with pytest.raises(
+            CannotMigrate, match=r"0010_lock_numbers and .* do not suit apps .* connected from this machine"
+        ):
             upgrade(empty_dsn, wait=5, lock_wait=0.3)
         assert fetch_rows(empty_dsn, "SELECT version_num FROM velikiy_version") == [("0009_row_history",)]
     assert upgrade(empty_dsn, wait=5)[0] == "0010_lock_numbers"

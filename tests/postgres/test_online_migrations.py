@@ -235,7 +235,7 @@ def test_check_lists_pending_migrations_and_changes_nothing(dsn: str, add: Calla
 def test_example_of_the_guide_expands_fills_and_contracts_while_others_read(dsn: str, code: Path) -> None:
     page = (ROOT / "docs" / "upgrading.md").read_text()
     files = re.findall(r"`migrations/(versions/(\w+)\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL)
-    assert [revision for _, revision, _ in files] == ["0011_phone", "0012_phone_filled", "0013_phone_required"]
+    assert [revision for _, revision, _ in files] == ["0012_phone", "0013_phone_filled", "0014_phone_required"]
     assert NEWEST in files[0][2]  # it follows the newest migration of the code
     execute(
         dsn,
@@ -246,17 +246,17 @@ def test_example_of_the_guide_expands_fills_and_contracts_while_others_read(dsn:
         for file, revision, text in files:
             (code / file).write_text(text)
             [found] = pending(dsn, running=NEWEST)
-            assert (found.revision, found.is_safe) == (revision, revision != "0013_phone_required")
+            assert (found.revision, found.is_safe) == (revision, revision != "0014_phone_required")
             assert upgrade(dsn, wait=5) == [revision]
             if found.is_safe:
                 fetch_rows(dsn, older_code)
                 execute(dsn, "DELETE FROM users WHERE name = 'Old'")
     assert slowest[0] < 0.8
     assert fetch_rows(dsn, "SELECT count(*) FROM users WHERE phone = ''") == [(2503,)]
-    assert fetch_rows(dsn, "SELECT oldest_code FROM velikiy_version") == [("0011_phone",)]
+    assert fetch_rows(dsn, "SELECT oldest_code FROM velikiy_version") == [("0012_phone",)]
     with pytest.raises(psycopg.errors.CheckViolation):
         fetch_rows(dsn, older_code)
     with pytest.raises(
-        CannotMigrate, match="has the revision 0013_phone_required and works with code since 0011_phone"
+        CannotMigrate, match="has the revision 0014_phone_required and works with code since 0012_phone"
     ):
         migrate.check(dsn, CODE)

@@ -598,7 +598,7 @@ class TestExhaustedPool:
                 assert grant.redis
                 assert gate.caches.renew("a/b", "1") == grant
             finally:
-                stack.sql("DELETE FROM caches WHERE address = '192.0.2.7:1'")
+                stack.forget_edges("address = '192.0.2.7:1'")
             assert app.test_client().get("/health").status_code == 200
             assert app.test_client().get("/readyz").json == {
                 "status": "ready",

@@ -22,7 +22,7 @@ COPIED_FILES = ("run", "edge", "migrations", "deploy", "velikiy", "pyproject.tom
 def stack() -> Iterator[Stack]:
     """A stack of a copy of the code, to which only the two files of the page are added."""
     files = re.findall(r"`((?:velikiy/resources|migrations/versions)/\w+\.py)`.*?```python\n(.*?)```", PAGE, re.DOTALL)
-    assert [name for name, _ in files] == ["migrations/versions/0011_products.py", "velikiy/resources/products.py"]
+    assert [name for name, _ in files] == ["migrations/versions/0012_products.py", "velikiy/resources/products.py"]
     with folder() as root:
         for name in COPIED_FILES:
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2

@@ -90,7 +90,7 @@ def parts(
 
 def _following(resource: Resource, gate: Gate, page: Page) -> Callable[[Connection, Any], tuple[sql.Composed, Any]]:
     """Return a function of a connection and a position, which returns the SELECT of the next part, and the position
-    behind it. The first position is None. Behind the last part the position is None or empty."""
+    behind it. The first call gets None as its position, and the last one returns None or nothing."""
     if page == ALL_ROWS:
         return partial(_next_by_id, resource)
     return partial(_next_of_search, Repository(resource, gate), replace(page, limit=PART_ROWS))

@@ -396,12 +396,19 @@ class Caches:
         return Grant(shards.for_edges if shards else "")
 
     def resign(self, instance_id: str, epoch: str) -> None:
-        """Delete the row of an edge that has given this epoch up: it finds no entry any more and stores none. A writer
-        that has fenced the edge meanwhile waits for the exclusion as usual."""
+        """Delete the row of an edge that has given this epoch up: it finds no entry any more and stores none, so it
+        counts as excluded, and a writer that has fenced it meanwhile need not wait. The row of any other edge would
+        stay (migrations/sql/live_edges.sql)."""
+        which = (f"{instance_id}@", epoch)
         with self.database.autocommit() as connection:
+            connection.execute(
+                "UPDATE caches SET excluded = true, fenced_at = coalesce(fenced_at, clock_timestamp())"
+                " WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s",
+                which,
+            )
             resigned = connection.execute(
                 "DELETE FROM caches WHERE kind = 'edge' AND starts_with(name, %s) AND epoch = %s RETURNING address",
-                (f"{instance_id}@", epoch),
+                which,
             )
         if resigned.rowcount:
             log.info("edge.resigned", instance_id=instance_id, epoch=epoch)

@@ -231,8 +231,9 @@ def _await_end_of_apps(
     while unsafe and (apps := [str(host) for (host,) in connection.execute(APPS).fetchall()]):
         connection.rollback()
         if time.monotonic() > deadline:
+            which = f"migrations {' and '.join(unsafe)} do" if len(unsafe) > 1 else f"migration {unsafe[0]} does"
             raise CannotMigrate(
-                f"the migration {' and '.join(unsafe)} does not suit apps and relays of an older version, and some are"
+                f"the {which} not suit apps and relays of an older version, and some are"
                 f" connected from {', '.join(apps)}. Stop them, such as by scaling them to 0, and start the migration"
                 " again; nothing was changed"
             )
