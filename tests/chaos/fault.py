@@ -27,7 +27,7 @@ class Limits:
 
     hit_s: float = 1.0
     miss_s: float = 2.0
-    write_s: float = 4.0
+    write_s: float = 5.0
     """The slowest request, answered or not."""
 
     recovery_s: float = 10.0

@@ -24,8 +24,9 @@ from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
 
 WRITERS, READERS = 100, 64
 
-MISSES_FAIL = Limits(reads=0.0)
-"""Reads that no cache answers get 503."""
+MISSES_FAIL = Limits(reads=0.0, miss_s=2.5)
+"""Reads that no cache answers get 503. The first ones wait for one app and then for the other, each for
+DATABASE_TIMEOUT."""
 
 WRITES_GO_ON = Limits(writes=1.0)
 
@@ -584,7 +585,7 @@ FAULTS = [
     ),
     Fault(
         "postgres-caches-emptied",
-        "All rows of the table `caches` are deleted.",
+        "All rows of the table `caches` are deleted while edges hold leases.",
         altered(["DELETE FROM caches"], []),
         unnamed="edges register again and the relay inserts the row of Redis within a second",
     ),
@@ -595,7 +596,7 @@ FAULTS = [
         stopped_in_commit,
         seconds=20,
         named=("postgres.silent",),
-        limits=MISSES_FAIL,
+        limits=Limits(reads=0.0, hit_s=1.5, miss_s=3.0, write_s=5.0),
         pairs=False,
     ),
 ]

@@ -233,7 +233,8 @@ def test_tls_yml_serves_https_on_each_node(deployed: tuple[Swarm, Path], stack: 
             address = f"https://{node.host.address}:{HTTPS_PORT}/users/1"
             get = partial(requests.get, address, timeout=5, verify=str(authority.cert))
             stack.wait_until(get, "the node serves https", limit=START_LIMIT_S)
-            plain = requests.get(f"{node.url}/users/1", timeout=5, allow_redirects=False)
+            get = partial(requests.get, f"{node.url}/users/1", timeout=5, allow_redirects=False)
+            plain = stack.wait_until(get, "the node redirects", limit=START_LIMIT_S)
             assert (plain.status_code, plain.headers["Location"]) == (308, address)
     finally:
         stack.deploy(deployed[1])
