@@ -1,6 +1,7 @@
 """The results as a table for people, as JSON, and as the Markdown of docs/reliability.md."""
 
 import json
+import math
 import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -116,14 +117,19 @@ def _row(name: str, results: list[Result], fault: Fault | None) -> str:
         name,
         str(len(results)),
         f"{sum(it.wrong_reads for it in results)}, {sum(it.lost_writes for it in results)}",
-        f"{100 * median(it.reads for it in results):.1f} %",
-        f"{100 * median(it.writes for it in results):.1f} %",
+        _availability(it.reads for it in results),
+        _availability(it.writes for it in results),
         *(f"{max(getattr(it, what) for it in results):.2f}" for what in ("hit_s", "miss_s", "write_s")),
         f"{max(recoveries):.1f}" if recoveries else "never",
         status,
         ", ".join(f"{n} x {error}" for error, n in errors.most_common(3)) or "-",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _availability(shares: Iterable[float]) -> str:
+    known = [share for share in shares if not math.isnan(share)]  # NaN: the fault hit every edge
+    return f"{100 * median(known):.1f} %" if known else "-"
 
 
 def described(faults: Iterable[Fault]) -> Iterator[str]:
