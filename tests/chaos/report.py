@@ -70,7 +70,7 @@ def markdown(runs: list[dict[str, Any]], faults: dict[str, Fault]) -> str:
     reads, writes = (sum(run[what] for run in runs) for what in ("reads", "writes"))
     machines = ", ".join(dict.fromkeys(run["machine"] for run in runs))
     lines = [
-        f"{len(runs)} runs ({machines}): {injected:,} faults, {reads:,} checked reads, {writes:,} acknowledged writes,"
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({machines}): {injected:,} faults, {reads:,} checked reads, {writes:,} acknowledged writes,"
         f" **{sum(run['wrong_reads'] for run in runs)} wrong reads, {sum(run['lost_writes'] for run in runs)} lost"
         f" writes**. {len(singles)} kinds of fault, {len(pairs)} pairs.",
         "",

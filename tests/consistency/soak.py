@@ -6,7 +6,8 @@
     python -m tests.consistency.soak --check FILE
     python -m tests.consistency.soak --mutants
 
-`./run chaos` injects faults under the same load. The exit code is 1 after a wrong read. The history that led to it is then in a file, which --check judges again.
+`./run chaos` injects faults under the same load. The exit code is 1 after a wrong read. The history that led to it is
+then in a file, which --check judges again.
 --mutants runs copies of the code with one bug each (tests/consistency/mutants.py), and fails if a bug is not found.
 """
 
