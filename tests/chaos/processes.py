@@ -339,7 +339,11 @@ SILENT = {
 AWAY = Limits(reads=0.0, hit_s=2.0, miss_s=3.0, write_s=3.0)
 """PostgreSQL is away. Warm entries are answered, cold ones get 503."""
 
-LIMITS = {"postgres": AWAY}
+HALF_AWAY = Limits(miss_s=3.0)
+"""One of two apps is stopped. The first read that no cache answers waits for it longer if a 503 came a moment ago: then
+PostgreSQL may be away, and the other app would not answer either."""
+
+LIMITS = {"postgres": AWAY, "app1": HALF_AWAY, "app2": HALF_AWAY}
 ALL = (*EDGES, *APPS, "relay", "redis", "postgres")
 PROGRAMS = {"edge": "An edge", "app": "An app", "relay": "The relay", "redis": "Redis", "postgres": "PostgreSQL"}
 

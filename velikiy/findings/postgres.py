@@ -112,7 +112,7 @@ SLOW_COMMIT_S = 0.3
 MAX_ENDED_SESSIONS = 3
 """A restart ends sessions that have begun long before. So many young ones do not end by chance."""
 
-SLOW_LOOK_S = 0.8
+SLOW_LOOK_S = 0.5
 """A look at PostgreSQL takes some ten short statements, and a thirtieth of this time. While forty processes
 wanted each CPU, it was seen to take 0.6 s."""
 
