@@ -301,7 +301,7 @@ def test_settings_reach_the_containers_that_use_them(stack: Stack) -> None:
 def test_level_reaches_postgres_and_redis(stack: Stack) -> None:
     services = resolved(stack, {"LOG_LEVEL": "WARNING"})["services"]
     assert "log_min_messages=WARNING" in services["postgres"]["command"]
-    assert services["redis"]["environment"] == {"LOG_LEVEL": "WARNING"}
+    assert services["redis"]["environment"]["LOG_LEVEL"] == "WARNING"
 
 
 def test_write_is_seen_by_the_next_read_with_compose(stack: Stack) -> None:
