@@ -72,8 +72,8 @@ function _M.admit(path)
 end
 
 
--- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes no turn of others. And in
--- log_by_lua, for a request that has ended in another way.
+-- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes no turn of others. Also
+-- in log_by_lua, for a request that has ended in another way.
 function _M.leave()
     local kind = ngx.var.waits_in
     if not kind or kind == "" then
