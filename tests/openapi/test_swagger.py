@@ -112,7 +112,8 @@ class TestBrowser:
         schemes: tuple[Literal["dark", "light"], ...] = ("dark", "light")
         for scheme in schemes:
             visit.page.emulate_media(color_scheme=scheme)
-            assert serious_findings(visit.page) == []
+            expect(visit.page.locator("html")).to_have_class(re.compile("dark-mode") if scheme == "dark" else "")
+            assert serious_findings(visit.page) == [], scheme
         assert visit.complaints == []
 
     @pytest.mark.long
