@@ -1,5 +1,8 @@
 """Helpers for tests that send requests to the API with the library requests."""
 
+import time
+from collections.abc import Callable
+
 import requests
 
 User = dict[str, str]
@@ -17,6 +20,13 @@ def check_problem(response: requests.Response, status: int, field: str | None = 
         assert field in [error["field"] for error in body["errors"]]
     assert body["detail"]
     return str(body["detail"])
+
+
+def timed(request: Callable[[], requests.Response]) -> tuple[float, requests.Response]:
+    """Return the seconds that the request takes, and its response."""
+    began = time.monotonic()
+    response = request()
+    return time.monotonic() - began, response
 
 
 def is_hit(url: str) -> bool:

@@ -80,15 +80,20 @@ def full_at_a_new_segment(service: Service, random: random.Random) -> Iterator[N
 
 
 @contextmanager
-def log_not_writable(service: Service, random: random.Random) -> Iterator[None]:
-    log = service.plan.cluster / "pg_wal"
-    mode = log.stat().st_mode
-    log.chmod(0o500)
+def not_writable(folder: Path) -> Iterator[None]:
+    mode = folder.stat().st_mode
+    folder.chmod(0o500)
     try:
-        _switch_segments(service)
         yield
     finally:
-        log.chmod(mode)
+        folder.chmod(mode)
+
+
+@contextmanager
+def log_not_writable(service: Service, random: random.Random) -> Iterator[None]:
+    with not_writable(service.plan.cluster / "pg_wal"):
+        _switch_segments(service)
+        yield
 
 
 def _switch_segments(service: Service) -> None:

@@ -375,7 +375,7 @@ FAULTS = [
         "postgres-idle-transaction",
         "A session that has read the users leaves its transaction open.",
         in_open_transaction("SELECT * FROM users"),
-        unnamed="harmless: it blocks nobody",
+        unnamed="harmless: it blocks no other session",
         limits=WRITES_GO_ON,
     ),
     # Sessions and connections

@@ -16,6 +16,7 @@ import redis
 
 from testkit.databases import answers
 from testkit.stack import folder, running, wait_until
+from tests.chaos.disks import not_writable
 from tests.chaos.fault import Fault, Inject, Limits
 from tests.chaos.service import Kind, Service
 
@@ -237,14 +238,8 @@ def loading(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def cannot_save(service: Service, random: random.Random) -> Iterator[None]:
     """Redis has to save its data and cannot write to its folder."""
-    data = service.plan.home / "redis"
-    mode = data.stat().st_mode
-    data.chmod(0o500)
-    try:
-        with configured(save="1 1")(service, random):
-            yield
-    finally:
-        data.chmod(mode)
+    with not_writable(service.plan.home / "redis"), configured(save="1 1")(service, random):
+        yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from testkit.api import is_hit
+from testkit.api import is_hit, timed
 from testkit.failpoints import lease_ms
 from testkit.outages import is_recovered, pids_of, stopped
 from testkit.stack import Stack, children_of, running, wait_until
@@ -30,12 +30,6 @@ ON_A_BUSY_MACHINE_S = 0.5
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     with running("--edges", "2", "--apps", "2", EDGE_TTL="1", APP_WORKER_CLASS=request.param) as stack:
         yield stack
-
-
-def timed(request: Callable[[], requests.Response]) -> tuple[float, requests.Response]:
-    began = time.monotonic()
-    response = request()
-    return time.monotonic() - began, response
 
 
 def put(edge: str, name: str) -> tuple[float, int]:

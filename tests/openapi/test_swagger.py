@@ -55,6 +55,20 @@ def assets(stack: Stack) -> list[str]:
     return [f"/{address}" for address in found]
 
 
+def opened_operations(page: Page) -> Iterator[str]:
+    """Open one operation after another, ready to be tried out, and yield its name."""
+    controls = page.locator(".opblock-summary-control")
+    expect(controls.first).to_be_visible()
+    for number in range(controls.count()):
+        controls.nth(number).evaluate("control => control.click()")
+        expect(page.locator(".opblock.is-open")).to_have_count(1, timeout=30_000)
+        page.get_by_role("button", name="Try it out").click()
+        expect(page.get_by_role("button", name="Execute")).to_be_visible()
+        yield controls.nth(number).inner_text()
+        controls.nth(number).evaluate("control => control.click()")
+        expect(page.locator(".opblock.is-open")).to_have_count(0)
+
+
 class TestBrowser:
     def test_page_shows_each_operation_of_the_document(self, stack: Stack, visit: Visit) -> None:
         paths = requests.get(f"{stack.edge}/openapi.json", timeout=5).json()["paths"]
@@ -122,30 +136,14 @@ class TestBrowser:
     def test_each_operation_is_accessible(self, visit: Visit, scheme: Literal["dark", "light"], width: int) -> None:
         visit.page.emulate_media(color_scheme=scheme)
         visit.page.set_viewport_size({"width": width, "height": 800})
-        controls = visit.page.locator(".opblock-summary-control")
-        expect(controls.first).to_be_visible()
-        for number in range(controls.count()):
-            controls.nth(number).evaluate("control => control.click()")
-            expect(visit.page.locator(".opblock.is-open")).to_have_count(1, timeout=30_000)
-            visit.page.get_by_role("button", name="Try it out").click()
-            expect(visit.page.get_by_role("button", name="Execute")).to_be_visible()
-            assert serious_findings(visit.page) == [], controls.nth(number).inner_text()
-            controls.nth(number).evaluate("control => control.click()")
-            expect(visit.page.locator(".opblock.is-open")).to_have_count(0)
+        for name in opened_operations(visit.page):
+            assert serious_findings(visit.page) == [], name
 
     @pytest.mark.long
     def test_page_fits_a_phone(self, visit: Visit) -> None:
         visit.page.set_viewport_size({"width": 360, "height": 740})
-        controls = visit.page.locator(".opblock-summary-control")
-        expect(controls.first).to_be_visible()
-        for number in range(controls.count()):
-            controls.nth(number).evaluate("control => control.click()")
-            expect(visit.page.locator(".opblock.is-open")).to_have_count(1, timeout=30_000)
-            visit.page.get_by_role("button", name="Try it out").click()
-            expect(visit.page.get_by_role("button", name="Execute")).to_be_visible()
-            assert visit.page.evaluate(TOO_WIDE) == [], controls.nth(number).inner_text()
-            controls.nth(number).evaluate("control => control.click()")
-            expect(visit.page.locator(".opblock.is-open")).to_have_count(0)
+        for name in opened_operations(visit.page):
+            assert visit.page.evaluate(TOO_WIDE) == [], name
 
 
 LUMINANCES = """place => {

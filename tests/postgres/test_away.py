@@ -14,7 +14,7 @@ import psycopg
 import pytest
 import requests
 
-from testkit.api import is_hit
+from testkit.api import is_hit, timed
 from testkit.outages import pids_of, stopped
 from testkit.stack import Stack, running, wait_until
 
@@ -33,12 +33,6 @@ ON_A_BUSY_MACHINE_S = 0.5
 def stack(request: pytest.FixtureRequest) -> Iterator[Stack]:
     with running("--edges", "2", "--apps", "2", EDGE_TTL="1", APP_WORKER_CLASS=request.param) as stack:
         yield stack
-
-
-def timed(call: Callable[[], requests.Response]) -> tuple[float, requests.Response]:
-    began = time.monotonic()
-    response = call()
-    return time.monotonic() - began, response
 
 
 def put(stack: Stack, number: int) -> tuple[float, requests.Response]:
