@@ -198,12 +198,12 @@ class Meter:
             operation = operation._replace(rows=rows)
         return operation
 
-    def figures(self, begin: int, end: int, victims: Iterable[str] = (), *, whole: bool = False) -> Figures:
+    def figures(self, begin: int, end: int, victims: Iterable[str] = (), *, since: int) -> Figures:
         """Return the figures of a span of time (monotonic ns).
 
         Args:
             victims: The edges that do not count.
-            whole: Leave out requests that were sent before.
+            since: Requests that were sent before do not count: the fault before may have cut them off.
         """
         spans, lost = Counter[str](), Counter[str]()
         slowest: dict[What, Operation] = {}
@@ -214,7 +214,7 @@ class Meter:
             group = "writes" if what == "write" else "reads"
             spans[group] += end - begin
             for operation, following in _with_following(operations):
-                if operation.returned < begin or operation.invoke > end or (whole and operation.invoke < begin):
+                if operation.returned < begin or not since <= operation.invoke <= end:
                     continue
                 slowest[what] = max(slowest.get(what, operation), operation, key=_took)
                 if what == "hit":

@@ -611,7 +611,7 @@ FAULTS = [
             command("restart", name),
             seconds=0.0,
             unnamed="an operator does it on purpose, and waits for it",
-            limits=CRASH if name == "postgres" else Limits(writes=0.0 if name == "redis" else 1.0),
+            limits=AWAY if name == "postgres" else Limits(writes=0.0 if name == "redis" else 1.0),
             pairs=False,
         )
         for name in ("edge1", "app1", "relay", "redis", "postgres")

@@ -221,7 +221,7 @@ class Judge:
         faults = [self._fault(name) for name in result.faults]
         victims = {victim for fault in faults for victim in fault.victims}
         recovered = result.end + int((result.recovery_s or 0) * 1e9)
-        figures = self._meter.figures(result.begin, recovered, victims)
+        figures = self._meter.figures(result.begin, recovered, victims, since=self._calm_from)
         result.reads, result.writes = round(figures.reads, 4), round(figures.writes, 4)
         result.hit_s, result.miss_s, result.write_s = map(figures.seconds, PROBED)
         result.errors = figures.errors
@@ -237,7 +237,7 @@ class Judge:
             result.failures.append(f"{result.wrong_reads} wrong reads")
         if result.lost_writes:
             result.failures.append("an acknowledged write was lost")
-        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin, whole=True)]
+        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin, since=self._calm_from)]
         if len(faults) == 1 and result.recovery_s is not None:
             result.failures += self._exceeded(faults[0], result, figures)
 

@@ -165,9 +165,17 @@ def test_availability_is_a_share_of_time() -> None:
             began * MS, (began + took) * MS, "read", "/users/1", "ok", status, "edge1", worker="probe hit 1"
         )
         meter.watch(read)
-    figures = meter.figures(0, 2000 * MS)
+    figures = meter.figures(0, 2000 * MS, since=0)
     assert figures.reads == pytest.approx(0.52)
     assert figures.seconds("hit") == pytest.approx(0.96)
+
+
+def test_request_that_an_earlier_fault_has_cut_off_does_not_count() -> None:
+    meter = Meter()
+    meter.watch(Operation(0, 900 * MS, "read", "/users/1", "unknown", 0, "edge1", worker="probe hit 1"))
+    figures = meter.figures(500 * MS, 1000 * MS, since=100 * MS)
+    assert figures.reads == 1.0
+    assert figures.seconds("hit") == 0.0
 
 
 def test_findings_that_faults_expect_exist() -> None:

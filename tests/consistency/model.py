@@ -69,6 +69,10 @@ class Protocol:
     flush_after_wait: bool = (
         True  # else a fill lease is granted between FLUSHDB and the end of the fence: writers skip it
     )
+    # several servers that could be Redis
+    reads_check_server: bool = True  # else a read finds an entry in a server where writers do not drop
+    writes_check_server: bool = True  # else a write drops in one server, and reads use another
+    data_set_compared: bool = True  # a connection outlives a change of roles, and then leads to other data
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,8 @@ SCENARIOS = {
     "Redis hangs": Scenario(faults=("redis hangs",)),
     "Redis hangs, two writers": Scenario(rows=(7, 8), faults=("redis hangs",)),
     "Redis comes back": Scenario(fenced=0),
+    "Redis is exchanged": Scenario(rows=(7, 7), faults=("redis is exchanged",)),
+    "Redis was a replica for a while": Scenario(rows=(7, 7), faults=("redis was a replica",)),
 }
 
 UP, HUNG, DEAD, MOVED, LEAVING, GONE = range(6)
@@ -119,6 +125,7 @@ NO_FENCE, UNCOMMITTED, FENCED, EMPTIED, OVERWRITTEN, EXCLUDED = range(6)
 # row is not fenced, and no renewal fits it. EXCLUDED: an edge that was fenced again and again has given its lease up and
 # wants to register; it is refused for a while, and no writer waits for it.
 NO_LEASE, LEASED, LEASED_BEFORE_FENCE = range(3)
+NO_OTHER = -2
 
 
 class Cache(NamedTuple):
@@ -131,6 +138,8 @@ class Cache(NamedTuple):
     first: int = -1  # an edge: the body on its disk under generation 0 while its generation is 1
     fence: int = NO_FENCE
     cache_lease: int = LEASED  # an edge's lease for its own memory, or the processes' lease for Redis
+    other: int = NO_OTHER  # Redis: the body in another server, to which new connections lead
+    is_reached: bool = True  # Redis: connections that were kept lead to the registered server
 
 
 class Writer(NamedTuple):
@@ -310,13 +319,17 @@ class Model:
             yield f"{name}: {cache} refuses, so it holds nothing", w, True
         elif c.fence in (FENCED, EMPTIED):
             yield f"{name} sees that {cache} is fenced", w.put("writers", i, waits=me.waits | 1 << k), False
+        elif c.other != NO_OTHER and c.fence == NO_FENCE:
+            if p.writes_check_server:
+                yield f"{name} reaches another Redis, a fence is written", w.put("caches", k, fence=UNCOMMITTED), False
+            else:
+                yield f"{name} drops in another Redis", w.put("caches", k, other=-1), True
+            if c.is_reached:
+                yield self.dropped_in_redis(w, i)
         elif c.state in (UP, LEAVING, GONE) and k:
             yield f"{name} drops at {cache}", self.new_generation(w, k) if p.drop_changes_generation else w, True
         elif c.state == UP:
-            own = len(set(self.s.rows)) == 1 or not p.prefill_of_own_row_only
-            if p.drop_takes_leases:
-                w = self.lose_leases(w).put("writers", i, fill_lease=2 * own).put("caches", 0, fill_lease=own)
-            yield f"{name} drops in Redis", w.put("caches", 0, body=-1), True
+            yield self.dropped_in_redis(w, i)
         elif not p.fence:
             yield f"{name}: {cache} does not respond, the writer continues", w, True
         elif c.fence in (NO_FENCE, OVERWRITTEN):
@@ -326,6 +339,12 @@ class Model:
                 w.put("caches", k, fence=UNCOMMITTED if c.fence == NO_FENCE else FENCED, cache_lease=cache_lease),
                 False,
             )
+
+    def dropped_in_redis(self, w: World, i: int) -> tuple[str, World, bool]:
+        own = len(set(self.s.rows)) == 1 or not self.p.prefill_of_own_row_only
+        if self.p.drop_takes_leases:
+            w = self.lose_leases(w).put("writers", i, fill_lease=2 * own).put("caches", 0, fill_lease=own)
+        return f"W{i + 1} drops in Redis", w.put("caches", 0, body=-1), True
 
     def dropped_while_fenced(self, w: World, k: int) -> World:
         if k:
@@ -361,7 +380,16 @@ class Model:
         elif what == "redis":
             if redis.state != UP or not (redis.cache_lease or me.leased_at_start or not p.redis_lease_ends):
                 yield f"{name} bypasses Redis", on(w)
-            elif redis.body >= 0:
+                return
+            if redis.other != NO_OTHER:
+                is_noticed = p.reads_check_server if redis.is_reached else p.data_set_compared
+                if is_noticed or redis.other < 0:
+                    yield f"{name} reaches another Redis", on(w)
+                else:
+                    yield self.respond(f"{name} finds a body in another Redis", w, i, redis.other, "store")
+            if not redis.is_reached:
+                return
+            if redis.body >= 0:
                 yield self.respond(f"{name} finds a body in Redis", w, i, redis.body, "store")
             else:
                 if redis.fill_lease:
@@ -406,7 +434,7 @@ class Model:
 
     def fill(self, w: World, name: str, actor: Writer | Read) -> Steps:
         redis = w.caches[0]
-        if redis.state == UP:  # otherwise the fill is on its way, or lost
+        if redis.state == UP:  # otherwise the fill is on its way, or lost; a fill for another server has no lease there
             if (actor.fill_lease == 2 and redis.fill_lease) or not self.p.fill_needs_lease:
                 yield (
                     f"{name} fills Redis: {writes_in(actor.body)}",
@@ -433,6 +461,12 @@ class Model:
             yield f"*** {name} dies", self.orphan(after, k) if k else self.wipe(after)
         if k == 0 and "redis wiped" in w.faults:
             yield "*** Redis loses its keys", self.wipe(w.spend("redis wiped"))
+        if k == 0 and "redis is exchanged" in w.faults:
+            # The harshest copy: it has none of the writes.
+            yield "*** new connections lead to another Redis", to(w.spend("redis is exchanged"), other=0)
+        if k == 0 and "redis was a replica" in w.faults:
+            after = self.wipe(w.spend("redis was a replica"))
+            yield "*** Redis was a replica for a while, and has old data", to(after, other=0, is_reached=False)
         if k and "generation evicted" in w.faults:
             after = w.spend("generation evicted")
             yield (
@@ -487,8 +521,11 @@ class Model:
         if c.fence == EXCLUDED:
             after = self.new_generation(w, k) if p.emptied_on_return else w
             yield f"{name} registers after its pause", to(after, fence=NO_FENCE, cache_lease=LEASED)
+        if c.other != NO_OTHER and c.fence == NO_FENCE:
+            yield "the relay finds another Redis, a fence is written", to(w, fence=UNCOMMITTED)
         if c.fence == FENCED and not k and c.state == UP and not (c.cache_lease and p.flush_after_wait):
-            yield "the relay empties Redis", to(self.wipe(w) if p.emptied_on_return else w, fence=EMPTIED)
+            after = self.wipe(w) if p.emptied_on_return else to(w, body=c.body if c.other == NO_OTHER else c.other)
+            yield "the relay empties Redis", to(after, fence=EMPTIED, other=NO_OTHER, is_reached=True)
         if c.fence == EMPTIED:
             yield f"{name} is readmitted", to(w, fence=NO_FENCE, cache_lease=LEASED if k else c.cache_lease)
 
@@ -643,6 +680,9 @@ SCENARIO_OF = {  # the scenario that needs the element; "one row written twice" 
     "lease_ends_before_exclusion": "an edge comes back after a pause",
     "deadline_at_commit": "a write is late",
     "flush_after_wait": "Redis comes back",
+    "reads_check_server": "Redis is exchanged",
+    "writes_check_server": "Redis is exchanged",
+    "data_set_compared": "Redis was a replica for a while",
 }
 
 
