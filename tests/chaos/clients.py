@@ -81,7 +81,7 @@ def overload(kind: str) -> Inject:
 @contextmanager
 def limited() -> Iterator[Service]:
     """Start a stack that limits each client. The clients that behave stay below the limits."""
-    limits: Any = {"RATE_REQUESTS": "6000", "RATE_WINDOW": "1", "RATE_CONNECTIONS": "30"}
+    limits: Any = {"RATE_REQUESTS": "3000", "RATE_WINDOW": "1", "RATE_CONNECTIONS": "30"}
     with running("--edges", "2", "--apps", "2", **limits) as stack:
         yield Service(stack, stack.edges)
 

@@ -72,7 +72,10 @@ def stepped(name: str, seconds: int) -> Inject:
 STEPS = {"10s-forward": 10, "10s-back": -10, "hour-forward": 3600, "hour-back": -3600}
 
 UNTOUCHED = Limits(writes=1.0)
-"""No wall clock decides. PostgreSQL refuses the writes that are in progress when its clock steps forward."""
+"""No wall clock decides."""
+
+IN_PROGRESS_REFUSED = Limits(writes=0.9)
+"""SQL has no other clock: PostgreSQL refuses the writes that are in progress when its clock steps forward."""
 
 FAULTS = [
     Fault(
@@ -82,7 +85,7 @@ FAULTS = [
         stepped(party, seconds),
         named=("clock.differs",) if named else (),
         unnamed="" if named else "the relay compares its clock with PostgreSQL's, and its log names the difference",
-        limits=UNTOUCHED,
+        limits=IN_PROGRESS_REFUSED if party == "postgres" else UNTOUCHED,
         kind=OWN_CLOCKS,
     )
     for party, shown, steps, named in (
