@@ -40,8 +40,8 @@ def crowd(kind: str, count: int, *required: str) -> Inject:
         service.note(", ".join(f"{number} x {outcome}" for outcome, number in sorted(outcomes.items())))
         if unanswered := outcomes.get(NO_ANSWER):
             service.violation(f"{unanswered} requests of clients that waited for a response got none")
-        if missing := [outcome for outcome in required if not outcomes.get(outcome)]:
-            service.violation(f"no client saw: {', '.join(missing)}")
+        missing = [outcome for outcome in required if not outcomes.get(outcome)]
+        assert not missing, f"no client saw: {', '.join(missing)}"
 
     return inject
 
