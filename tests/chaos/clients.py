@@ -90,12 +90,12 @@ LIMITED = Kind("limited", limited)
 
 OWN = "Clients hurt only themselves."
 
-KEPT = Limits(writes=1.0, hit_s=1.0, miss_s=2.0, write_s=3.0, recovery_s=5.0)
+OTHERS_SERVED = Limits(writes=1.0, hit_s=1.0, miss_s=2.0, write_s=3.0, recovery_s=5.0)
 """Others are served as before, as far as the machine has time for both."""
 
 FAULTS = (
     [
-        Fault(f"clients-{kind}", what, crowd(kind, count, *required), seconds=2.5, unnamed=OWN, limits=KEPT)
+        Fault(f"clients-{kind}", what, crowd(kind, count, *required), seconds=2.5, unnamed=OWN, limits=OTHERS_SERVED)
         for kind, count, what, required in [
             ("slow-headers", 300, "300 clients send a header byte by byte.", []),
             ("slow-bodies", 300, "300 clients send the body of a PUT byte by byte.", []),
@@ -134,7 +134,7 @@ FAULTS = (
             crowd("beyond-its-rate", 4, "200", "429"),
             seconds=2.5,
             unnamed=OWN,
-            limits=KEPT,
+            limits=OTHERS_SERVED,
             kind=LIMITED,
         ),
         Fault(
@@ -143,7 +143,7 @@ FAULTS = (
             crowd("beyond-its-connections", 1500, "closed by the edge"),
             seconds=4,
             unnamed=OWN,
-            limits=KEPT,
+            limits=OTHERS_SERVED,
             kind=LIMITED,
         ),
     ]

@@ -14,7 +14,7 @@ from tests.chaos.result import Result
 from tests.chaos.service import OWN_ROWS, Interrupted, Missing, Service
 
 NAMED_WITHIN_S = 3.0
-"""Status has to name a fault that long after its begin. The look itself may take further 1.4 s."""
+"""Status has to name a fault within this time. The look itself may take 1.4 s more."""
 
 SETTLED_WITHIN_S = 40.0
 """Both caches are in use again that long after a fault, once fences are forgotten. Else another service is started."""
@@ -53,13 +53,13 @@ class Director:
         self._thread.start()
 
     def end(self) -> None:
-        self.service.over.set()
+        self.service.ending.set()
         if self._thread.is_alive():
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            with self._row() as rows:
+            with self._own_rows() as rows:
                 self._rows = rows
                 self._settle()
                 while time.monotonic() < self._deadline - LAST_BEGIN_S:
@@ -75,7 +75,7 @@ class Director:
             self.over.set()
 
     @contextlib.contextmanager
-    def _row(self) -> Iterator[list[int]]:
+    def _own_rows(self) -> Iterator[list[int]]:
         """Yield a row for each edge, which only the director writes."""
         with contextlib.ExitStack() as rows:
             created: list[int] = []

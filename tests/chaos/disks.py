@@ -15,9 +15,8 @@ from pathlib import Path
 import psycopg
 
 from testkit.stack import folder, running
-from tests.chaos.fault import Fault, Inject, Limits
-from tests.chaos.postgres import MISSES_FAIL, administrator
-from tests.chaos.processes import CRASH
+from tests.chaos.fault import MISSES_FAIL, POSTGRES_CRASHES, Fault, Inject, Limits
+from tests.chaos.postgres import administrator
 from tests.chaos.service import Kind, Missing, Service
 from velikiy.findings.machine import LOW_BYTES
 
@@ -205,7 +204,7 @@ FAULTS = [
         "Each flush of PostgreSQL's log (fdatasync) fails with EIO, so PostgreSQL crashes.",
         system_calls("fdatasync", "error=EIO"),
         named=("postgres.sessions_end", "postgres.silent", "postgres.refuses"),
-        limits=CRASH,
+        limits=POSTGRES_CRASHES,
         kind=SMALL_DISK,
     ),
 ]

@@ -34,6 +34,22 @@ class Limits:
     """The time from the end of the fault until every edge answers hits, misses and writes again."""
 
 
+POSTGRES_AWAY = Limits(reads=0.0, hit_s=2.0, miss_s=3.0, write_s=3.0)
+"""Warm entries are answered, cold ones get 503. The first reads without an entry wait for one app and then for the other,
+each for DATABASE_TIMEOUT."""
+
+POSTGRES_CRASHES = Limits(reads=0.0, hit_s=1.0, miss_s=4.0, write_s=4.0)
+"""PostgreSQL is away for a moment."""
+
+MISSES_FAIL = Limits(reads=0.0, miss_s=2.5)
+"""Reads that no cache answers get 503, as in POSTGRES_AWAY."""
+
+WRITES_GO_ON = Limits(writes=1.0)
+
+FEW_WRITES_WAIT = Limits(writes=0.9)
+"""Redis costs speed only. One write may wait until Redis is out of use."""
+
+
 @dataclass(frozen=True)
 class Fault:
     name: str

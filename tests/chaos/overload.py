@@ -73,10 +73,10 @@ class Phase:
     began: float = field(default_factory=time.monotonic)
     outcomes: Counter[str] = field(default_factory=Counter)
 
-    def count(self, status: int, sent: float) -> None:
+    def count(self, outcome: str, sent: float) -> None:
+        """Count a request, unless it was sent during the warm-up."""
         if sent - self.began >= self.seconds * WARMUP:
-            late = time.monotonic() - sent > PATIENCE_S
-            self.outcomes["late" if late else str(status)] += 1
+            self.outcomes[outcome] += 1
 
     @property
     def is_over(self) -> bool:
@@ -113,7 +113,7 @@ class Generator:
         try:
             connection = await self.connected(edge)
         except OSError:
-            phase.count(0, sent)
+            phase.count("refused", sent)
             return
 
         def answered(connection: Connection, status: int) -> None:
@@ -125,11 +125,11 @@ class Generator:
             status = await asyncio.wait_for(done, PATIENCE_S - (time.monotonic() - sent))
         except TimeoutError:
             connection.close()
-            phase.count(0, sent - PATIENCE_S)
+            phase.count("late", sent)
             return
         if connection.transport:
             self.idle[edge].append(connection)
-        phase.count(status, sent)
+        phase.count(str(status) if status else "closed", sent)
 
     async def closed_loop(self, seconds: float) -> Phase:
         phase = Phase(seconds)

@@ -17,18 +17,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from testkit.databases import superuser_dsn
-from tests.chaos.fault import Fault, Inject, Limits
+from tests.chaos.fault import MISSES_FAIL, WRITES_GO_ON, Fault, Inject, Limits
+from tests.chaos.processes import kill, master, pause, whole
 from tests.chaos.service import OWN_ROWS, Service
 from velikiy.coherence import CachePath
 from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
 
 WRITERS, READERS = 100, 64
-
-MISSES_FAIL = Limits(reads=0.0, miss_s=2.5)
-"""Reads that no cache answers get 503. The first ones wait for one app and then for the other, each for
-DATABASE_TIMEOUT."""
-
-WRITES_GO_ON = Limits(writes=1.0)
 
 END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'velikiy'"
 """Ends the sessions of the apps and the relay, so that they connect again."""
@@ -100,18 +95,17 @@ def open_transaction(service: Service, *statements: str) -> Iterator[None]:
         connection.close()  # rolls back
 
 
-def again_and_again(statement: str, pause: float = 0.1) -> Inject:
+def again_and_again(statement: str, pause_s: float = 0.1) -> Inject:
     """Return a fault in which the administrator runs this statement again and again."""
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def work(end: threading.Event) -> None:
-            while not end.is_set():
-                with suppress(psycopg.Error), administrator(service) as connection:
-                    while not end.wait(pause):
-                        connection.execute(statement)
+        def step(end: threading.Event) -> None:
+            with suppress(psycopg.Error), administrator(service) as connection:
+                while not end.wait(pause_s):
+                    connection.execute(statement)
 
-        with service.threads(1, work):
+        with service.repeat(step, pause_s):
             yield
 
     return inject
@@ -207,45 +201,6 @@ def password_changed(service: Service, random: random.Random) -> Iterator[None]:
 
 
 # ---- processes ----
-
-
-def signalled(number: int, end: int = 0) -> Inject:
-    """Return a fault in which the server gets a signal, and another one at the end."""
-
-    @contextmanager
-    def inject(service: Service, random: random.Random) -> Iterator[None]:
-        server = service.master("postgres")
-        try:
-            service.kill(server, number=number)
-            yield
-        finally:
-            if end:
-                service.kill(server, number=end)
-
-    return inject
-
-
-@contextmanager
-def backend_killed(service: Service, random: random.Random) -> Iterator[None]:
-    """PostgreSQL then ends all sessions and recovers from its log."""
-    sessions = _sessions(service, "velikiy writes")
-    service.kill(random.choice(sessions))
-    yield
-
-
-def paused_again_and_again(stopped_s: float, running_s: float) -> Inject:
-    @contextmanager
-    def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def pause(end: threading.Event) -> None:
-            while not end.is_set():
-                with service.stopped(*service.pids("postgres")):
-                    end.wait(stopped_s)
-                end.wait(running_s)
-
-        with service.threads(1, pause):
-            yield
-
-    return inject
 
 
 @contextmanager
@@ -435,23 +390,16 @@ FAULTS = [
     ),
     # The server
     Fault(
-        "postgres-backend-killed",
-        "A process of a session of PostgreSQL is killed (SIGKILL), so PostgreSQL ends all sessions and recovers.",
-        backend_killed,
-        unnamed="it serves again within a second",
-        limits=MISSES_FAIL,
-    ),
-    Fault(
         "postgres-immediate-shutdown",
         "PostgreSQL is shut down at once (SIGQUIT), and is started again by supervisor.",
-        signalled(signal.SIGQUIT),
+        kill(master("postgres"), signal.SIGQUIT),
         unnamed="it serves again within two seconds",
         limits=MISSES_FAIL,
     ),
     Fault(
         "postgres-smart-shutdown",
         "PostgreSQL is asked to shut down once all clients have left (SIGTERM).",
-        signalled(signal.SIGTERM, signal.SIGINT),
+        kill(master("postgres"), signal.SIGTERM, end=signal.SIGINT),
         named=("postgres.refuses",),
         limits=MISSES_FAIL,
     ),
@@ -466,14 +414,14 @@ FAULTS = [
     Fault(
         "postgres-paused",
         "PostgreSQL pauses for 0.2 s again and again.",
-        paused_again_and_again(0.2, 0.02),
+        pause(whole("postgres"), 0.2, 0.02),
         unnamed="statements take up to 0.2 s, as on a busy machine, and are answered",
         limits=MISSES_FAIL,
     ),
     Fault(
         "postgres-slow",
         "PostgreSQL pauses for 0.6 s again and again.",
-        paused_again_and_again(0.6, 0.05),
+        pause(whole("postgres"), 0.6, 0.05),
         named=("postgres.slow", "postgres.silent"),
         limits=MISSES_FAIL,
     ),

@@ -10,7 +10,6 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from statistics import median
 from typing import Any, Literal, NamedTuple
 
 import orjson
@@ -161,9 +160,6 @@ class Figures(NamedTuple):
     errors: dict[str, int]
     """The number of 5xx by status and problem, and of requests without a response: of all clients."""
 
-    hit_ms: float
-    """The median hit."""
-
     def seconds(self, what: What) -> float:
         return _took(self.slowest[what]) / 1e9 if what in self.slowest else 0.0
 
@@ -207,7 +203,6 @@ class Meter:
         """
         spans, lost = Counter[str](), Counter[str]()
         slowest: dict[What, Operation] = {}
-        hits: list[float] = []
         for (what, edge), operations in self._probed.items():
             if edge in victims:
                 continue
@@ -217,14 +212,12 @@ class Meter:
                 if operation.returned < begin or not since <= operation.invoke <= end:
                     continue
                 slowest[what] = max(slowest.get(what, operation), operation, key=_took)
-                if what == "hit":
-                    hits.append(_took(operation) / 1e6)
                 if not _is_answered(operation):
                     until = following.invoke if following else operation.returned
                     lost[group] += max(0, min(until, end) - max(operation.invoke, begin))
         reads, writes = (1 - lost[it] / spans[it] if spans[it] else math.nan for it in ("reads", "writes"))
         errors = dict(Counter(error for at, error in self._errors if begin <= at <= end))
-        return Figures(reads, writes, slowest, errors, median(hits) if hits else math.nan)
+        return Figures(reads, writes, slowest, errors)
 
 
 def _took(operation: Operation) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from testkit.stack import run_in
-from tests.chaos.fault import Fault, Inject, Limits
+from tests.chaos.fault import POSTGRES_AWAY, POSTGRES_CRASHES, Fault, Inject, Limits
 from tests.chaos.service import Missing, Service
 
 EDGES, APPS = ("edge1", "edge2"), ("app1", "app2")
@@ -24,10 +24,6 @@ Pick = Callable[[Service], list[int]]
 """Returns the processes that a fault takes."""
 
 BRIEF = "it is over before status can look: a successor starts at once"
-
-CRASH = Limits(reads=0.0, hit_s=1.0, miss_s=4.0, write_s=4.0)
-"""PostgreSQL itself is away for a moment."""
-
 
 # ---- whom it hits ----
 
@@ -40,9 +36,32 @@ def master(name: str) -> Pick:
     return lambda service: [service.master(name)]
 
 
-def worker(name: str, index: int) -> Pick:
-    """Return one of the workers, in the order of their start."""
+def worker(name: str, index: int = 0) -> Pick:
+    """Return one of the workers, ordered by their ids."""
     return lambda service: service.workers(name)[index : index + 1 or None]
+
+
+def control_worker(service: Service) -> list[int]:
+    """Return worker 0 of the first edge. Apps keep connections to its control listener, which no other worker accepts."""
+    port = service.plan.control_ports[0]
+
+    def found() -> list[int]:
+        return [pid for pid in service.workers("edge1") if port in _accepted_at(pid)]
+
+    return service.until(found, what="an app is connected to worker 0")
+
+
+def client_worker(service: Service) -> list[int]:
+    """Return a worker of the first edge that serves clients only."""
+    return [pid for pid in service.workers("edge1") if pid not in control_worker(service)][:1]
+
+
+def _accepted_at(pid: int) -> set[int]:
+    """Return the local ports of the open connections of a process."""
+    with contextlib.suppress(psutil.Error):
+        connections = psutil.Process(pid).net_connections("tcp")
+        return {it.laddr.port for it in connections if it.status == psutil.CONN_ESTABLISHED}
+    return set()
 
 
 def backend(state: str = "") -> Pick:
@@ -81,13 +100,19 @@ def _command_line(pid: int) -> list[str]:
 # ---- what it does ----
 
 
-def kill(pick: Pick, number: int = signal.SIGKILL) -> Inject:
+def kill(pick: Pick, number: int = signal.SIGKILL, *, end: int = 0) -> Inject:
+    """Send the processes a signal, and another one at the end, unless it is 0."""
+
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
         pids = pick(service)
         assert pids, "there is no such process"
-        service.kill(*pids, number=number)
-        yield
+        try:
+            service.kill(*pids, number=number)
+            yield
+        finally:
+            if end:
+                service.kill(*pids, number=end)
 
     return inject
 
@@ -103,18 +128,16 @@ def stop(pick: Pick) -> Inject:
     return inject
 
 
-def pause(pick: Pick, paused_s: float, pause_every_s: float) -> Inject:
-    """Stop the processes for a moment, again and again."""
+def pause(pick: Pick, paused_s: float, runs_s: float) -> Inject:
+    """Stop the processes for a moment, again and again, and let them run for a moment in between."""
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def work(end: threading.Event) -> None:
-            while not end.is_set():
-                with service.stopped(*pick(service)):
-                    end.wait(paused_s)
-                end.wait(pause_every_s - paused_s)
+        def step(end: threading.Event) -> None:
+            with service.stopped(*pick(service)):
+                end.wait(paused_s)
 
-        with service.threads(1, work):
+        with service.repeat(step, runs_s):
             yield
 
     return inject
@@ -125,15 +148,14 @@ def again_and_again(pick: Pick, times: int) -> Inject:
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def work(end: threading.Event) -> None:
-            killed: set[int] = set()
-            while len(killed) < times and not end.is_set():
-                for pid in set(pick(service)) - killed:
-                    service.kill(pid)
-                    killed.add(pid)
-                end.wait(0.01)
+        killed: set[int] = set()
 
-        with service.threads(1, work):
+        def step(end: threading.Event) -> None:
+            for pid in set(pick(service)) - killed if len(killed) < times else ():
+                service.kill(pid)
+                killed.add(pid)
+
+        with service.repeat(step, 0.01):
             yield
 
     return inject
@@ -336,14 +358,11 @@ SILENT = {
     "redis": ("redis.unusable",),
     "postgres": ("postgres.silent",),
 }
-AWAY = Limits(reads=0.0, hit_s=2.0, miss_s=3.0, write_s=3.0)
-"""PostgreSQL is away. Warm entries are answered, cold ones get 503."""
-
 HALF_AWAY = Limits(miss_s=3.0)
 """One of two apps is stopped. The first read that no cache answers waits for it longer if a 503 came a moment ago: then
 PostgreSQL may be away, and the other app would not answer either."""
 
-LIMITS = {"postgres": AWAY, "app1": HALF_AWAY, "app2": HALF_AWAY}
+LIMITS = {"postgres": POSTGRES_AWAY, "app1": HALF_AWAY, "app2": HALF_AWAY}
 ALL = (*EDGES, *APPS, "relay", "redis", "postgres")
 PROGRAMS = {"edge": "An edge", "app": "An app", "relay": "The relay", "redis": "Redis", "postgres": "PostgreSQL"}
 
@@ -361,7 +380,7 @@ FAULTS = [
             seconds=0.3,
             unnamed=BRIEF,
             victims=edge_of(name),
-            limits=CRASH if name == "postgres" else Limits(),
+            limits=POSTGRES_CRASHES if name == "postgres" else Limits(),
         )
         for name in ALL
     ),
@@ -373,7 +392,7 @@ FAULTS = [
             seconds=0.3,
             unnamed=BRIEF,
             victims=edge_of(name),
-            limits=CRASH if name == "postgres" else Limits(),
+            limits=POSTGRES_CRASHES if name == "postgres" else Limits(),
         )
         for name in ("edge1", "app1", "postgres")
     ),
@@ -407,28 +426,28 @@ FAULTS = [
         Fault(
             f"kill-edge1-worker{index}",
             what,
-            kill(worker("edge1", index)),
+            kill(pick),
             seconds=0.3,
             unnamed=BRIEF,
             victims=("edge1",),
         )
-        for index, what in (
-            (0, "Worker 0 of an edge, which renews its lease and accepts drops, is killed."),
-            (1, "A worker of an edge that serves clients is killed."),
+        for index, pick, what in (
+            (0, control_worker, "Worker 0 of an edge, which renews its lease and accepts drops, is killed."),
+            (1, client_worker, "A worker of an edge that serves clients is killed."),
         )
     ),
     *(
         Fault(
             f"stop-edge1-worker{index}",
             what,
-            stop(worker("edge1", index)),
+            stop(pick),
             seconds=1.5,
             unnamed="another worker kills it after 0.5 s, and a new one takes its place",
             victims=("edge1",),
         )
-        for index, what in (
-            (0, "Worker 0 of an edge, which renews its lease and accepts drops, is stopped."),
-            (1, "A worker of an edge that serves clients is stopped."),
+        for index, pick, what in (
+            (0, control_worker, "Worker 0 of an edge, which renews its lease and accepts drops, is stopped."),
+            (1, client_worker, "A worker of an edge that serves clients is stopped."),
         )
     ),
     Fault(
@@ -437,11 +456,11 @@ FAULTS = [
         stop(master("edge1")),
         unnamed="no request needs the master",
     ),
-    Fault("kill-app1-worker", "A worker of an app is killed.", kill(worker("app1", 0)), seconds=0.3, unnamed=BRIEF),
+    Fault("kill-app1-worker", "A worker of an app is killed.", kill(worker("app1")), seconds=0.3, unnamed=BRIEF),
     Fault(
         "stop-app1-worker",
         "A worker of an app is stopped.",
-        stop(worker("app1", 0)),
+        stop(worker("app1")),
         unnamed="the master kills it after 0.5 s, and a new one takes its place",
     ),
     Fault(
@@ -463,7 +482,7 @@ FAULTS = [
         kill(backend()),
         seconds=0.3,
         unnamed=BRIEF,
-        limits=CRASH,
+        limits=POSTGRES_CRASHES,
     ),
     *(
         Fault(
@@ -485,7 +504,7 @@ FAULTS = [
         kill(auxiliary("checkpointer")),
         seconds=0.3,
         unnamed=BRIEF,
-        limits=CRASH,
+        limits=POSTGRES_CRASHES,
     ),
     Fault(
         "stop-supervisor",
@@ -539,7 +558,7 @@ FAULTS = [
     Fault(
         "pause-edge1",
         "All processes of an edge pause for 0.3 s, again and again.",
-        pause(whole("edge1"), 0.3, 0.5),
+        pause(whole("edge1"), 0.3, 0.2),
         seconds=3.0,
         named=("edge.fenced", "edge.unsteady", "edge.silent", "edge.no_lease"),
         victims=("edge1",),
@@ -547,21 +566,21 @@ FAULTS = [
     Fault(
         "pause-app1",
         "All processes of an app pause for 0.3 s, again and again.",
-        pause(whole("app1"), 0.3, 0.6),
+        pause(whole("app1"), 0.3, 0.3),
         seconds=2.0,
         unnamed="it serves, only slower",
     ),
     Fault(
         "pause-redis",
         "Redis pauses for 0.3 s, again and again.",
-        pause(whole("redis"), 0.3, 0.6),
+        pause(whole("redis"), 0.3, 0.3),
         seconds=3.0,
         named=("redis.unusable", "redis.fenced", "redis.unsteady"),
     ),
     Fault(
         "pause-postgres",
         "PostgreSQL pauses for 0.3 s, again and again.",
-        pause(whole("postgres"), 0.3, 0.6),
+        pause(whole("postgres"), 0.3, 0.3),
         seconds=2.0,
         unnamed="it serves, only slower",
     ),
@@ -600,7 +619,7 @@ FAULTS = [
             kill(master(name), signal.SIGTERM),
             seconds=0.5,
             unnamed=BRIEF,
-            limits=CRASH if name == "postgres" else Limits(),
+            limits=POSTGRES_CRASHES if name == "postgres" else Limits(),
         )
         for name in ("app1", "relay", "redis")
     ),
@@ -611,7 +630,7 @@ FAULTS = [
             command("restart", name),
             seconds=0.0,
             unnamed="an operator does it on purpose, and waits for it",
-            limits=AWAY if name == "postgres" else Limits(writes=0.0 if name == "redis" else 1.0),
+            limits=POSTGRES_AWAY if name == "postgres" else Limits(writes=0.0 if name == "redis" else 1.0),
             pairs=False,
         )
         for name in ("edge1", "app1", "relay", "redis", "postgres")
@@ -674,7 +693,7 @@ FAULTS = [
         "The Unix socket of PostgreSQL is removed.",
         removed(lambda service: service.plan.sockets / ".s.PGSQL.5432"),
         named=("postgres.silent", "postgres.refuses"),
-        limits=AWAY,
+        limits=POSTGRES_AWAY,
     ),
     Fault(
         "remove-redis-socket",

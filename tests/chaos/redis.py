@@ -17,7 +17,8 @@ import redis
 from testkit.databases import answers
 from testkit.stack import folder, running, wait_until
 from tests.chaos.disks import not_writable
-from tests.chaos.fault import Fault, Inject, Limits
+from tests.chaos.fault import FEW_WRITES_WAIT, Fault, Inject
+from tests.chaos.processes import pause, removed, whole
 from tests.chaos.service import Kind, Service
 
 ADMINISTRATOR, PASSWORD = "administrator", "of the administrator"
@@ -46,9 +47,6 @@ def with_administrator() -> Iterator[Service]:
 
 
 ADMINISTERED = Kind("administered Redis", with_administrator)
-
-WRITES_GO_ON = Limits(writes=0.9)
-"""Redis costs speed only. One write may wait until Redis is out of use."""
 
 
 def commands(*begin: str, end: tuple[str, ...] = ()) -> Inject:
@@ -97,34 +95,16 @@ def configured(**settings: str) -> Inject:
     return inject
 
 
-def again_and_again(action: "Callable[[redis.Redis], object]", pause: float = 0.1) -> Inject:
+def again_and_again(action: "Callable[[redis.Redis], object]", pause_s: float = 0.1) -> Inject:
     """Return a fault in which the administrator does this again and again."""
 
     @contextmanager
     def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def work(end: threading.Event) -> None:
-            with service.redis() as client:
-                while not end.is_set():
-                    with suppress(redis.RedisError):
-                        action(client)
-                    end.wait(pause)
+        def step(end: threading.Event) -> None:
+            with suppress(redis.RedisError):
+                action(client)
 
-        with service.threads(1, work):
-            yield
-
-    return inject
-
-
-def paused_again_and_again(stopped_s: float) -> Inject:
-    @contextmanager
-    def inject(service: Service, random: random.Random) -> Iterator[None]:
-        def pause(end: threading.Event) -> None:
-            while not end.is_set():
-                with service.stopped(*service.pids("redis")):
-                    end.wait(stopped_s)
-                end.wait(0.02)
-
-        with service.threads(1, pause):
+        with service.redis() as client, service.repeat(step, pause_s):
             yield
 
     return inject
@@ -285,27 +265,13 @@ def password_changed(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def replaced(service: Service, random: random.Random) -> Iterator[None]:
     """Another Redis takes over the socket, while the first one goes on with its open connections."""
-    socket = service.plan.redis_socket
-    away = socket.with_suffix(".away")
+    socket, password = service.plan.redis_socket, service.stack.secret("redis_password")
     owner = socket.stat()
-    socket.rename(away)
-    password = service.stack.secret("redis_password")
-    try:
-        with redis_in(socket, "--dir", "/", "--requirepass", password, user=owner.st_uid, group=owner.st_gid):
-            yield
-    finally:
-        away.rename(socket)
-
-
-@contextmanager
-def socket_removed(service: Service, random: random.Random) -> Iterator[None]:
-    socket = service.plan.redis_socket
-    away = socket.with_suffix(".away")
-    socket.rename(away)
-    try:
+    with (
+        removed(lambda service: socket)(service, random),
+        redis_in(socket, "--dir", "/", "--requirepass", password, user=owner.st_uid, group=owner.st_gid),
+    ):
         yield
-    finally:
-        away.rename(socket)
 
 
 # ---- values ----
@@ -327,7 +293,7 @@ FAULTS = [
         "The administrator runs FLUSHALL again and again.",
         again_and_again(lambda client: client.flushall()),
         unnamed="harmless: an empty Redis costs speed only",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -335,7 +301,7 @@ FAULTS = [
         "The administrator closes every connection again and again.",
         again_and_again(end_connections),
         unnamed="harmless: a request connects again",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -343,7 +309,7 @@ FAULTS = [
         "The administrator runs SCRIPT FLUSH again and again.",
         again_and_again(lambda client: client.script_flush(), 0.01),
         unnamed="harmless: a request loads its script again",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -351,13 +317,13 @@ FAULTS = [
         "A stranger puts values of another type under the keys of the service again and again.",
         again_and_again(spoil),
         unnamed="harmless: a read removes such a value",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
         "redis-paused",
         "Redis pauses for 0.2 s again and again, so each drop takes up to 0.2 s.",
-        paused_again_and_again(0.2),
+        pause(whole("redis"), 0.2, 0.02),
         seconds=3,
         named=("redis.slow", "redis.unusable", "redis.fenced", "redis.unsteady"),
         kind=ADMINISTERED,
@@ -365,7 +331,7 @@ FAULTS = [
     Fault(
         "redis-slow",
         "Redis pauses for 0.35 s again and again: a little less than a write waits for it.",
-        paused_again_and_again(0.35),
+        pause(whole("redis"), 0.35, 0.02),
         seconds=3,
         named=("redis.slow", "redis.unusable", "redis.fenced", "redis.unsteady"),
         kind=ADMINISTERED,
@@ -382,7 +348,7 @@ FAULTS = [
         "Redis has no memory left and evicts nothing (noeviction).",
         without_memory,
         named=("redis.full",),
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -390,7 +356,7 @@ FAULTS = [
         "Redis has too little memory, and evicts nearly every entry.",
         evicting,
         unnamed="harmless: evictions cost speed only, and ./run status counts them",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -398,7 +364,7 @@ FAULTS = [
         "A stranger fills Redis with large values.",
         filled_by_a_stranger,
         unnamed="harmless: Redis evicts the entries of the service, which costs speed only",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -406,7 +372,7 @@ FAULTS = [
         "Redis is killed, and starts with the entries of a second ago.",
         restarted_with_old_entries,
         unnamed="it is emptied and used again within a second",
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -444,7 +410,7 @@ FAULTS = [
         "The user of the service loses the right to run FLUSHDB.",
         commands("ACL SETUSER default -flushdb", end=("ACL SETUSER default +flushdb",)),
         named=("redis.refused",),
-        limits=WRITES_GO_ON,
+        limits=FEW_WRITES_WAIT,
         kind=ADMINISTERED,
     ),
     Fault(
@@ -487,13 +453,6 @@ FAULTS = [
         "Another Redis takes over the socket, while the first one serves its open connections.",
         replaced,
         named=("redis.another", "redis.contested", "redis.fenced"),
-        kind=ADMINISTERED,
-    ),
-    Fault(
-        "redis-socket-removed",
-        "The socket of Redis is removed, while it serves its open connections.",
-        socket_removed,
-        named=("redis.unusable",),
         kind=ADMINISTERED,
     ),
     Fault(

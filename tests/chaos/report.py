@@ -70,8 +70,8 @@ def markdown(runs: list[dict[str, Any]], faults: dict[str, Fault]) -> str:
     reads, writes = (sum(run[what] for run in runs) for what in ("reads", "writes"))
     machines = ", ".join(dict.fromkeys(run["machine"] for run in runs))
     lines = [
-        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({machines}): {injected:,} faults, {reads:,} checked reads, {writes:,} acknowledged writes,"
-        f" **{sum(run['wrong_reads'] for run in runs)} wrong reads, {sum(run['lost_writes'] for run in runs)} lost"
+        f"{len(runs)} {'run' if len(runs) == 1 else 'runs'} ({machines}): {injected:,} faults, {reads:,} checked reads,"
+        f" {writes:,} acknowledged writes, **{sum(run['wrong_reads'] for run in runs)} wrong reads, {sum(run['lost_writes'] for run in runs)} lost"
         f" writes**. {len(singles)} kinds of fault, {len(pairs)} pairs.",
         "",
         "| seed | minutes | faults | checked reads | wrong | lost | failures |",
@@ -94,10 +94,10 @@ def markdown(runs: list[dict[str, Any]], faults: dict[str, Fault]) -> str:
         ),
         *([_row("pairs", pairs, None)] if pairs else []),
     ]
-    notes = {name: [note for it in of_name for note in it.notes] for name, of_name in singles.items()}
+    notes = {name: "; ".join(note for note in of_name[-1].notes if note) for name, of_name in singles.items()}
     if any(notes.values()):
         lines += ["", "Figures of single faults, from the last run:", ""]
-        lines += [f"- `{name}`: {of_name[-1]}" for name, of_name in notes.items() if of_name]
+        lines += [f"- `{name}`: {text}" for name, text in notes.items() if text]
     failures = Counter(f"`{it.name}`: {failure}" for it in results for failure in it.failures)
     if failures:
         lines += ["", "Failures:", "", *(f"- {text} ({n} x)" for text, n in failures.most_common())]

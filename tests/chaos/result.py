@@ -12,7 +12,7 @@ class Result:
     begin: int = 0
     end: int = 0
     until: int = 0
-    """Times of the run (monotonic ns): the begin of the fault, its end, and when all was well again."""
+    """Times of the run (monotonic ns): the beginning of the fault, its end, and when all was well again."""
 
     wrong_reads: int = 0
     lost_writes: int = 0
@@ -21,9 +21,13 @@ class Result:
 
     reads: float = 1.0
     writes: float = 1.0
+    """Availability, from 0 to 1."""
+
     hit_s: float = 0.0
     miss_s: float = 0.0
     write_s: float = 0.0
+    """The slowest request, answered or not."""
+
     recovery_s: float | None = None
     """Time from the end of the fault until all edges answered again; None if they did not."""
 

@@ -166,7 +166,7 @@ class Chaos:
             )
             seed = f"{self.options.seed} faults {len(self.outcome.results)}"
             director = Director(service, next_ones(), self._deadline, seed)
-            judge = Judge(soak, meter, director, self._is_known, self.say)
+            judge = Judge(soak, meter, director, self.options.faults.__getitem__, self.say)
             try:
                 with contextlib.closing(soak.run(self.options.seconds + 600, faults=director, every=PUMP_S)) as lines:
                     for _ in lines:
@@ -179,9 +179,6 @@ class Chaos:
                 self.outcome.errors.append(f"{type(director.error).__name__} {director.error}")
                 if not isinstance(director.error, AssertionError):
                     raise director.error
-
-    def _is_known(self, name: str) -> Fault:
-        return self.options.faults[name]
 
     def _add(self, soak: Soak, judge: "Judge") -> None:
         outcome, verdict = self.outcome, soak.verdict
@@ -253,7 +250,7 @@ class Judge:
                 slowest = figures.slowest[what]
                 found.append(
                     f"slowest {what}: {figures.seconds(what):.2f} s ({slowest.edge}, {slowest.status or 'no response'},"
-                    f" sent {(slowest.invoke - result.begin) / 1e9:.2f} s after the begin), at most {limit:g} s were expected"
+                    f" sent {(slowest.invoke - result.begin) / 1e9:.2f} s after the beginning), at most {limit:g} s were expected"
                 )
         if result.recovery_s is not None and result.recovery_s > limits.recovery_s:
             found.append(f"recovery: {result.recovery_s:.1f} s, at most {limits.recovery_s:g} s were expected")

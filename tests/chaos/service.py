@@ -31,7 +31,7 @@ WAIT_S = 0.02
 
 
 class Interrupted(Exception):
-    """The run ends: a fault that waits goes on to its end."""
+    """Raised in a fault that waits when the run ends, so that the fault is undone at once."""
 
 
 class Missing(Exception):
@@ -58,8 +58,8 @@ class Service:
     proxies: Mapping[str, TcpProxy] = field(default_factory=dict)
     """Proxies between servers, by a name such as `postgres`, if this kind of service has them."""
 
-    over: threading.Event = field(default_factory=threading.Event)
-    """Set when the run is interrupted."""
+    ending: threading.Event = field(default_factory=threading.Event)
+    """Set when the run ends: faults that wait are undone at once."""
 
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Service:
         return self.until(lambda: self.pids(name), within=20, what=f"{name} runs")[0]
 
     def workers(self, name: str) -> list[int]:
-        """Return the children of the master, in the order of their start."""
+        """Return the children of the master by their ids."""
         return self.pids(name)[1:]
 
     @contextmanager
@@ -140,8 +140,8 @@ class Service:
 
     @contextmanager
     def row(self, edge: int = 0) -> Iterator[int]:
-        """Create a user for this fault, yield its id, and delete it. Only such users may a fault write; their names
-        begin with OWN_ROWS."""
+        """Create a user for this fault, yield its id, and delete it. A fault may write only such users; their
+        names begin with OWN_ROWS."""
         name = f"{OWN_ROWS}{time.monotonic_ns()}"
         body = {"name": name, "email": f"{name.replace(' ', '.')}@example.com"}
         response = self.request(edge, "POST", "/users", body)
@@ -166,6 +166,19 @@ class Service:
             for thread in threads:
                 thread.join(20)
 
+    @contextmanager
+    def repeat(self, step: Callable[[threading.Event], object], pause_s: float = 0.0) -> Iterator[None]:
+        """Call the function again and again in a thread, with pauses, until the block ends. It gets the event of the
+        end."""
+
+        def work(end: threading.Event) -> None:
+            while not end.is_set():
+                step(end)
+                end.wait(pause_s)
+
+        with self.threads(1, work):
+            yield
+
     # ---- time ----
 
     def wait(self, seconds: float) -> None:
@@ -174,7 +187,7 @@ class Service:
         Raises:
             Interrupted
         """
-        if self.over.wait(seconds):
+        if self.ending.wait(seconds):
             raise Interrupted
 
     def until(self, condition: Callable[[], T], *, within: float = 20, what: str = "") -> T:

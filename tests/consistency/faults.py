@@ -76,7 +76,7 @@ class Faults:
 
     def end(self) -> None:
         """Inject no more faults, and continue every stopped process."""
-        self._service.over.set()
+        self._service.ending.set()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
