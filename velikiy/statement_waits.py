@@ -34,7 +34,7 @@ def is_long(thread: int) -> bool:
     return since is not None and time.monotonic() - since >= LONG_WAIT_S
 
 
-def was_long() -> bool:
+def take_long_wait() -> bool:
     """Return whether a statement of this thread took long since the last call."""
     thread = threading.get_ident()
     if thread not in _slow:

@@ -1,4 +1,4 @@
-"""The log says what is wrong when it begins, and when it is over."""
+"""Log each finding when it begins, and when it is over."""
 
 import re
 import time

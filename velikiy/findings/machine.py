@@ -12,8 +12,9 @@ from velikiy.findings import Finding
 FULL_BYTES, LOW_BYTES = 100_000_000, 1_000_000_000
 """Free space of the disk with which a stack does not start, and with which a person should look at it."""
 
-ENOUGH_OPEN_FILES = 8704
-"""The limits that an edge and an app set for themselves (edge/nginx.conf, velikiy/server/gunicorn.conf.py)."""
+ENOUGH_OPEN_FILES = 16384
+"""The larger of the limits that an edge (edge/nginx.conf) and an app (velikiy/server/gunicorn.conf.py) set for
+themselves."""
 
 LOW_MEMORY_SHARE = 0.05
 
@@ -96,7 +97,7 @@ def limits() -> list[Finding]:
     """Return the limits of this account that are too low for a service."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = []
-    if files not in (resource.RLIM_INFINITY,) and files < ENOUGH_OPEN_FILES:
+    if files != resource.RLIM_INFINITY and files < ENOUGH_OPEN_FILES:
         found.append(few_open_files(files))
     _, processes = resource.getrlimit(resource.RLIMIT_NPROC)
     if os.geteuid() != 0 and processes != resource.RLIM_INFINITY and processes < 1024:

@@ -16,8 +16,8 @@ POLICY = {
 MEDIA_TYPE = "text/html; charset=utf-8"
 
 NAVIGATION = r"text/html,[ ]?application/xhtml\+xml[ ]*[,;]"
-"""The beginning of Accept if a person has opened the address in a browser: each browser's navigations have it. Programs
-that accept HTML, as Java's own client does, get JSON."""
+"""The beginning of Accept in the navigations of every browser: a person has opened the address. Programs that accept HTML,
+as Java's own client does, get JSON."""
 
 
 def is_navigation() -> bool:
@@ -26,10 +26,10 @@ def is_navigation() -> bool:
 
 
 def moved_to(address: str) -> Response:
-    """Lead a browser from an address that people try to the one that exists. To programs it does not exist.
+    """Redirect a browser from an address that people try to the one that exists. Answer programs with 404.
 
     Args:
-        address: It is relative, for a proxy that adds a prefix without saying so.
+        address: A relative address, because a proxy may add a prefix that the app does not know.
     """
     if not is_navigation():
         raise NotFound
@@ -41,7 +41,7 @@ def page(title: str, body: str) -> Response:
     return Response(document(escape(title), body, g.path_prefix), headers=POLICY, content_type=MEDIA_TYPE)
 
 
-def of_problem(problem: Problem) -> Response:
+def problem_page(problem: Problem) -> Response:
     """Return the problem as a page."""
     title = f"{problem.status} {KINDS[problem.kind].title}"
     html = problem_document(title, escape(problem.detail), g.path_prefix, escape(g.request_id))

@@ -34,7 +34,7 @@ NOT_CARRIED_OUT = "The request was not carried out and can be retried."
 
 def respond(problem: Problem) -> Response:
     if pages.is_navigation():
-        return pages.of_problem(problem)
+        return pages.problem_page(problem)
     body = problem.body(g.path_prefix, request_id=g.request_id)
     return Response(body, problem.status, problem.headers, content_type=MEDIA_TYPE)
 

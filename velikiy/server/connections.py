@@ -17,14 +17,14 @@ def receive_beginning(connection: Any) -> bytes:
         OSError: The connection is broken.
     """
     connection.init()
-    received = read_ahead(connection)
+    received = already_read(connection)
     if not received:
         received = connection.sock.recv(8192)  # the size that the parser would use
         connection.parser.unreader.unread(received)
     return bytes(received)
 
 
-def read_ahead(connection: Any) -> bytes:
+def already_read(connection: Any) -> bytes:
     """Return the bytes of the next request that the parser has read already."""
     return bytes(connection.parser.unreader.buf.getvalue()) if connection.parser else b""
 
@@ -32,13 +32,13 @@ def read_ahead(connection: Any) -> bytes:
 def peek(connection: Any) -> bytes:
     """Return the beginning of the next request without taking it from the socket."""
     try:
-        return read_ahead(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return already_read(connection) or bytes(connection.sock.recv(16, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:  # the thread that serves the connection notices the error
         return b""
 
 
 def has_request(connection: Any) -> bool:
-    return bool(read_ahead(connection)) or has_event(connection.sock, select.POLLIN)
+    return bool(already_read(connection)) or has_event(connection.sock, select.POLLIN)
 
 
 def is_abandoned(connection: Any) -> bool:
@@ -48,4 +48,4 @@ def is_abandoned(connection: Any) -> bool:
     edges are treated so: an edge never closes only its sending side, but other clients may do that and wait for the
     response.
     """
-    return DEADLINE in read_ahead(connection) and is_hung_up(connection.sock)
+    return DEADLINE in already_read(connection) and is_hung_up(connection.sock)

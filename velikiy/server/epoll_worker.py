@@ -27,7 +27,7 @@ from typing import Any
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
 from velikiy.kernel_timeouts import Socket
-from velikiy.server.connections import has_request, peek, read_ahead
+from velikiy.server.connections import has_request, peek, already_read
 from velikiy.server.shares import RESERVED, Shares
 from velikiy.server.stopping import StoppingWorker
 
@@ -124,7 +124,7 @@ class Worker(StoppingWorker):
         descriptor = connection.sock.fileno()
         connection.set_timeout()
         self._idle[descriptor] = connection  # before the next line, after which a thread may take the connection
-        register(descriptor, WRITABLE_ONCE if read_ahead(connection) else READABLE_ONCE)
+        register(descriptor, WRITABLE_ONCE if already_read(connection) else READABLE_ONCE)
 
     # ---- the threads ----
 

@@ -10,14 +10,14 @@ from velikiy import logs
 from velikiy.server import cpu_pinning, handover, stopped_workers, worker_ends
 from velikiy.settings import BadSetting, Settings, load
 
-MAX_DESCRIPTORS = 8192 + 512
-
 GARBAGE_OBJECTS = 20_000
 """New objects after which Python looks for garbage, some MB. With the default of 700 it looks several times for each
 request, and finds next to nothing."""
 
 RESERVED_DESCRIPTORS = 512
 """Descriptors of a process for other purposes: connections to PostgreSQL, Redis and edges, logs, libraries."""
+
+MAX_DESCRIPTORS = 8192 + RESERVED_DESCRIPTORS
 
 logs.configure_service("info")  # for the lines before the level is known
 try:
@@ -106,8 +106,8 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Take the objects that exist now out of garbage collection: they live as long as the process. Then take over from
-    a worker of the version before."""
+    """Serve metrics in worker 0, watch PostgreSQL, take the objects that exist now out of garbage collection (they live as
+    long as the process), and end a worker of the version before."""
     from velikiy import metrics
     from velikiy.server import watch
 

@@ -100,21 +100,21 @@ class WriteShare:
     """Admits a limited number of writes, and fewer of one path. The others queue without a thread, in the order in
     which they came.
 
-    A write may wait for a row that another session has locked. While one does, further writes of that row are refused,
-    and if all that are admitted wait, every write is: else all threads, and the queue, would wait for that session.
+    A write may wait for a row that another session has locked. Meanwhile further writes of that row are refused; if every
+    admitted write waits, every write is refused. Otherwise that session would hold all threads and the whole queue.
     Afterwards one write at a time tries the row, until one gets through.
     """
 
-    def __init__(self, size: int, is_long: Callable[[int], bool], was_long: Callable[[], bool]) -> None:
+    def __init__(self, size: int, is_long: Callable[[int], bool], take_long_wait: Callable[[], bool]) -> None:
         """
         Args:
             size: Writes that are admitted at the same time.
             is_long: Returns whether a thread has waited for a statement for long (velikiy/statement_waits.py).
-            was_long: Returns whether this thread has.
+            take_long_wait: Returns whether a statement of this thread took long since the last call.
         """
         self._size = size
         self._size_of_path = max(1, size - 1)
-        self._is_long, self._was_long = is_long, was_long
+        self._is_long, self._was_long = is_long, take_long_wait
         self._admitted: dict[int, bytes] = {}
         """The path of each write that is admitted, by the number of its thread."""
         self._queued: deque[tuple[Any, bytes]] = deque()
@@ -139,7 +139,7 @@ class WriteShare:
 
     def leave(self) -> tuple[Any | None, Admission]:
         """Note that the write of this thread has ended. Return the next connection, which is admitted to this thread,
-        and None if none may be."""
+        or None if no queued write may begin."""
         waited = self._was_long()
         with self._lock:
             path = self._admitted.pop(threading.get_ident())
@@ -196,7 +196,7 @@ def _path_of(beginning: bytes) -> bytes:
 
 
 class Shares:
-    """The way of each request of a process to a thread that may carry it out."""
+    """Passes each request of a process to a thread that may carry it out."""
 
     def __init__(
         self, threads: int, handle: Callable[[Any, str], None], discard: Callable[[Any], None], log: Any
@@ -214,7 +214,7 @@ class Shares:
         from velikiy import metrics, statement_waits
 
         self._handle, self._discard, self._log, self._metrics = handle, discard, log, metrics
-        self._writes = WriteShare(max(1, threads * 5 // 8), statement_waits.is_long, statement_waits.was_long)
+        self._writes = WriteShare(max(1, threads * 5 // 8), statement_waits.is_long, statement_waits.take_long_wait)
         self._has_queued_writes = threading.Event()
         costly = max(1, threads // 4)
         self._costly = Share(costly, costly * COSTLY_QUEUE_FACTOR, MAX_COSTLY_WAIT_S)

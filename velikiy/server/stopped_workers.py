@@ -3,6 +3,7 @@ times out, and a write, which is sent once, until the edge gives up. When it is 
 
 Relies on: gunicorn's master looks after its workers whenever one of them stops, since the kernel then sends SIGCHLD,
 and calls `murder_workers` and `wait_for_signals` by their names.
+Remove when: gunicorn's master replaces workers that are stopped. edge/lua/workers.lua does the same for an edge.
 """
 
 import os

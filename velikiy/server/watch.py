@@ -17,13 +17,13 @@ def begin(worker: Any) -> None:
     """Start the thread: gunicorn's hook `post_worker_init`."""
     app = worker.app.wsgi()
     database = getattr(app, "extensions", {}).get("velikiy.database")
-    if database:  # not an app of another program, or one that could not be loaded
+    if database:  # None for an app of another program, and for one that could not be loaded
         announcer = Announcer() if worker.number == 0 else None
         threading.Thread(target=_watch, args=[database, announcer], name="watch", daemon=True).start()
 
 
 def _watch(database: Database, announcer: Announcer | None) -> None:
-    """Note whether PostgreSQL answers, for the edges, and announce findings if this worker does so."""
+    """Note for the edges whether PostgreSQL answers, and log findings if there is an announcer."""
     diagnosis = Diagnosis(database.dsn)
     while True:
         time.sleep(INTERVAL_S)
