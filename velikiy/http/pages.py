@@ -16,8 +16,8 @@ POLICY = {
 MEDIA_TYPE = "text/html; charset=utf-8"
 
 NAVIGATION = r"text/html,[ ]?application/xhtml\+xml[ ]*[,;]"
-"""The beginning of Accept in the navigations of every browser: a person has opened the address. Programs that accept HTML,
-as Java's own client does, get JSON."""
+"""The beginning of Accept in the navigations of every browser: a person has opened the address. Programs that accept
+HTML, as Java's own client does, get JSON."""
 
 
 def is_navigation() -> bool:

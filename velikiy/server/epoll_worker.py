@@ -27,7 +27,7 @@ from typing import Any
 from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn
 
 from velikiy.kernel_timeouts import Socket
-from velikiy.server.connections import has_request, peek, already_read
+from velikiy.server.connections import already_read, has_request, peek
 from velikiy.server.shares import RESERVED, Shares
 from velikiy.server.stopping import StoppingWorker
 

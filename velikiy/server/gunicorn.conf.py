@@ -106,8 +106,8 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Serve metrics in worker 0, watch PostgreSQL, take the objects that exist now out of garbage collection (they live as
-    long as the process), and end a worker of the version before."""
+    """Serve metrics in worker 0, watch PostgreSQL, take the objects that exist now out of garbage collection (they live
+    as long as the process), and end a worker of the version before."""
     from velikiy import metrics
     from velikiy.server import watch
 

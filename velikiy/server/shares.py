@@ -100,9 +100,9 @@ class WriteShare:
     """Admits a limited number of writes, and fewer of one path. The others queue without a thread, in the order in
     which they came.
 
-    A write may wait for a row that another session has locked. Meanwhile further writes of that row are refused; if every
-    admitted write waits, every write is refused. Otherwise that session would hold all threads and the whole queue.
-    Afterwards one write at a time tries the row, until one gets through.
+    A write may wait for a row that another session has locked. Meanwhile further writes of that row are refused; if
+    every admitted write waits, every write is refused. Otherwise that session would hold all threads and the whole
+    queue. Afterwards one write at a time tries the row, until one gets through.
     """
 
     def __init__(self, size: int, is_long: Callable[[int], bool], take_long_wait: Callable[[], bool]) -> None:

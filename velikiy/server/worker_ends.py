@@ -1,5 +1,5 @@
-"""Note when workers end, in a file beside the script of the app (APP_SCRIPT): `./run status` names workers that end again
-and again while their master goes on (velikiy/stack/reaper.py does the same for processes)."""
+"""Note when workers end, in a file beside the script of the app (APP_SCRIPT): `./run status` names workers that end
+again and again while their master goes on (velikiy/stack/reaper.py does the same for processes)."""
 
 import os
 import time
