@@ -53,7 +53,6 @@ function _M.reaches_another()
 end
 
 
-
 -- Return a command in RESP. more: the number of further arguments that the caller sends behind it.
 local function command(more, ...)
     local arguments = { ... }
@@ -197,7 +196,7 @@ local function slot_of(key)
 end
 
 
-local function new_target(id, place, is_node)
+local function new_server(id, place, is_node)
     local address = fixed and not is_node and fixed or place ~= "" and address_of(place)
     return address and {
         id = id, data_set = match(id, "%.(%w*)/") or "", name = address.name, port = address.port,
@@ -211,17 +210,17 @@ end
 local granted, only, first_slots, owners  -- the map that was parsed last
 
 
--- Return the server that holds a key (new_target); nil if the map does not say where it is.
+-- Return the server that holds a key (new_server); nil if the map does not say where it is.
 -- map: what the lease contains (velikiy/coherence/shards.py:ShardMap). The edge never follows a cluster's redirection.
-local function target_of(map, key)
+local function server_of(map, key)
     if map ~= granted then
         granted, only, first_slots, owners = map, nil, {}, {}
         if match(map, "^[%d,-]+=") then
             local ranges = {}
             for slots, id, place in map:gmatch("([%d,-]+)=([^@;]+)@([^;]+)") do
-                local target = new_target(id, place, true)
+                local server = new_server(id, place, true)
                 for first in slots:gmatch("(%d+)%-?%d*") do
-                    ranges[#ranges + 1] = { tonumber(first), target }
+                    ranges[#ranges + 1] = { tonumber(first), server }
                 end
             end
             table.sort(ranges, function(one, other) return one[1] < other[1] end)
@@ -229,7 +228,7 @@ local function target_of(map, key)
                 first_slots[i], owners[i] = range[1], range[2]
             end
         else
-            only = new_target(match(map, "^([^@]*)@?(.*)$"))
+            only = new_server(match(map, "^([^@]*)@?(.*)$"))
         end
     end
     if #owners == 0 then
@@ -395,7 +394,7 @@ function _M.read(epoch, path)
     end
     local waited_s = 0
     local map = lease.redis(epoch)
-    local server = map and target_of(map, key)
+    local server = map and server_of(map, key)
     if server and now_ms() < server.breaker_until then
         return nil
     end

@@ -9,9 +9,9 @@
 local clock = require "clock"
 
 local MAX_WAIT_S = 0.4
-local ALWAYS = 16        -- requests that a worker lets wait, however slow the apps are
-local PROOF_S = 0.3      -- the wait must have been too long for so long: a burst, or a short stop, is no overload
-local MEMORY_S = 0.5     -- the weight of a response in the rate of the apps shrinks by a factor e in this time
+local MIN_QUEUE = 16     -- a worker lets so many requests wait, however slow the apps are
+local OVERLOAD_S = 0.3   -- the wait must exceed MAX_WAIT_S for so long: a burst, or a short stop, is no overload
+local DECAY_S = 0.5      -- in this time the weight of a response in the rate of the apps shrinks by a factor e
 
 local HEALTH = { ["/health"] = true, ["/livez"] = true }
 
@@ -31,7 +31,7 @@ end
 
 
 local function rate(queue, now)
-    return queue.rate * exp((queue.at - now) / MEMORY_S)
+    return queue.rate * exp((queue.at - now) / DECAY_S)
 end
 
 
@@ -42,10 +42,10 @@ function _M.enter(kind)
     if not queue then
         return true
     end
-    local now = queue.waiting >= ALWAYS and now_s()
+    local now = queue.waiting >= MIN_QUEUE and now_s()
     if now and queue.waiting > MAX_WAIT_S * rate(queue, now) then
         queue.full_since = queue.full_since or now
-        if now - queue.full_since > PROOF_S then
+        if now - queue.full_since > OVERLOAD_S then
             return false
         end
     else
@@ -72,8 +72,8 @@ function _M.admit(path)
 end
 
 
--- In header_filter_by_lua: the app has answered. A client that reads its response slowly takes no turn of others. Also
--- in log_by_lua, for a request that has ended in another way.
+-- In header_filter_by_lua: the app has answered, so a client that reads its response slowly does not count. Also in
+-- log_by_lua, for a request that has ended in another way.
 function _M.leave()
     local kind = ngx.var.waits_in
     if not kind or kind == "" then
@@ -82,7 +82,7 @@ function _M.leave()
     ngx.var.waits_in = ""
     local queue, now = queues[kind], now_s()
     queue.waiting = queue.waiting - 1
-    queue.rate, queue.at = rate(queue, now) + 1 / MEMORY_S, now
+    queue.rate, queue.at = rate(queue, now) + 1 / DECAY_S, now
 end
 
 
