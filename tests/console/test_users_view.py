@@ -341,6 +341,22 @@ class TestTrouble:
         page.get_by_role("button", name="Try again").click()
         expect(row_of(page, person)).to_be_visible()
 
+    def test_action_whose_module_is_not_there_waits_and_can_be_tried_again(
+        self, stack: Stack, open_console: Open, person: dict[str, Any]
+    ) -> None:
+        page = open_console("about:blank").page
+        module = re.compile("/user_writes.js")
+        page.route(module, lambda route: route.abort())
+        page.goto(stack.edge)
+        page.get_by_role("button", name=f"Delete {person['name']}").click()
+        notice = page.locator(".notice")
+        expect(notice).to_contain_text("a part of the page that could not be loaded")
+        assert stored(person)["email"] == person["email"]
+        page.unroute(module)
+        notice.get_by_role("button", name="Try again").click()
+        expect(page.locator(".toast-message")).to_contain_text(f"{person['name']} was deleted.")
+        expect(notice).to_be_hidden()
+
 
 @pytest.mark.parametrize(
     "options", [{"color_scheme": "dark"}, {"locale": "ru-RU", "viewport": {"width": 360, "height": 740}}]
