@@ -61,7 +61,7 @@ def install(app: Flask, auth: Auth) -> None:
 
 
 def _files() -> dict[str, tuple[Path, ...]]:
-    """Return the parts of each file: one, or those that are joined."""
+    """Return the parts of each file: one part, or the parts of a joined file."""
     own = {file.relative_to(STATIC).as_posix(): file for file in STATIC.rglob("*") if file.is_file()}
     packaged = {name: Path(str(distribution(package).locate_file(path))) for name, (package, path) in PACKAGED.items()}
     single = {**own, **packaged}
