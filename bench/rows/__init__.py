@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from bench.measure import Result
+from bench.rows import console
 from bench.rows.base import Bench
 from bench.rows.edges import edges, start
 from bench.rows.growth import growth, memory
@@ -14,7 +15,7 @@ from bench.rows.writes import after_write, hot, put
 
 __all__ = ["ONLY_FOR_REPORT", "ROWS", "Bench"]
 
-ONLY_FOR_REPORT = ("growth", "latency", "crowd", "memory", "flames", "metrics", "edges")
+ONLY_FOR_REPORT = ("growth", "latency", "crowd", "memory", "flames", "metrics", "edges", "console", "console-work")
 """Rows that `--quick` leaves out: they compare the service with itself, and would take two minutes of the five."""
 
 ROWS: dict[str, Callable[[Bench], Result]] = {
@@ -33,6 +34,8 @@ ROWS: dict[str, Callable[[Bench], Result]] = {
     "memory": memory,
     "flames": paths,
     "metrics": metrics,
+    "console": console.load,
+    "console-work": console.work,
     "edges": edges,
     "up": start,
 }

@@ -341,6 +341,43 @@ class TestTrouble:
         page.get_by_role("button", name="Try again").click()
         expect(row_of(page, person)).to_be_visible()
 
+    def test_action_whose_module_is_not_there_waits_and_can_be_tried_again(
+        self, stack: Stack, open_console: Open, person: dict[str, Any]
+    ) -> None:
+        page = open_console("about:blank").page
+        module = re.compile("/user_writes.js")
+        page.route(module, lambda route: route.abort())
+        page.goto(stack.edge)
+        page.get_by_role("button", name=f"Delete {person['name']}").click()
+        notice = page.locator(".notice")
+        expect(notice).to_contain_text("a part of the page that could not be loaded")
+        assert stored(person)["email"] == person["email"]
+        page.unroute(module)
+        notice.get_by_role("button", name="Try again").click()
+        expect(page.locator(".toast-message")).to_contain_text(f"{person['name']} was deleted.")
+        expect(notice).to_be_hidden()
+
+
+def test_reasons_of_the_api_are_shown_in_the_language_of_the_page(
+    stack: Stack, open_console: Open, person: dict[str, Any]
+) -> None:
+    page = open_console(stack.edge, locale="ru-RU").page
+    page.locator(f"#edit-{person['id']}").click()
+    page.locator(f"#name-{person['id']}").fill("")
+    page.keyboard.press("Enter")
+    expect(page.locator("tr.editing")).to_contain_text("Имя: нужно от 1 до 100 символов, здесь 0")
+    good = {"name": "Ann", "email": "ann@view.example"}
+    names: list[Any] = ["", "\u200b", "a\u0001", "a" * 101, 7]
+    emails = ["", "nonsense", f"{'a' * 250}@b.example", person["email"], "аnn@view.example"]
+    bodies = [{}, *({**good, "name": name} for name in names), *({**good, "email": email} for email in emails)]
+    states = page.evaluate("document.querySelector('script[type=module]').src").replace("console.js", "states.js")
+    for body in [*bodies, {**good, "age": 7}]:
+        response = requests.post(f"{stack.edge}/users", json=body, timeout=5)
+        assert response.status_code in (409, 422), body
+        for error in response.json()["errors"]:
+            shown = page.evaluate(f"detail => import('{states}').then(m => m.reason(detail))", error["detail"])
+            assert re.search("[а-я]", shown), error
+
 
 @pytest.mark.parametrize(
     "options", [{"color_scheme": "dark"}, {"locale": "ru-RU", "viewport": {"width": 360, "height": 740}}]

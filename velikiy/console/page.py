@@ -25,6 +25,12 @@ PACKAGED = {
 }
 """Files of packages: the package and the file in it, by the name that the page loads. The packages are not imported."""
 
+JOINED = {
+    "first.css": ("bootstrap.css", "console.css", "users.css"),
+    "first.js": ("theme.js", "first_reads.js"),
+}
+"""Files that the page loads as one, because nothing is shown without all of them. A request costs more than a join."""
+
 PAGE = """\
 <!doctype html>
 <html lang="en">
@@ -33,11 +39,8 @@ PAGE = """\
 <meta name="color-scheme" content="light dark">
 <title>Velikiy Flask</title>
 <link rel="icon" href="{files}/icon.svg" type="image/svg+xml">
-<script src="{files}/theme.js"></script>
-<script src="{files}/first_reads.js"></script>
-<link rel="stylesheet" href="{files}/bootstrap.css">
-<link rel="stylesheet" href="{files}/console.css">
-<link rel="stylesheet" href="{files}/users.css">
+<script src="{files}/first.js"></script>
+<link rel="stylesheet" href="{files}/first.css">
 {preloads}
 <script type="module" src="{files}/console.js"></script>
 <body><noscript>This page needs JavaScript. Without it, use <a href="{docs}">the API</a>.</noscript></body>
@@ -45,11 +48,11 @@ PAGE = """\
 """
 
 PRELOADED = (
-    *("api", "badge", "csv", "dialogs", "dom", "rights", "states", "texts", "toasts"),
-    *("user_edits", "user_form", "user_table", "user_writes", "users", "texts/shell", "texts/users"),
+    *("api", "badge", "dom", "rights", "states", "texts"),
+    *("user_table", "users", "texts/shell", "texts/users"),
 )
-"""The modules of the first view. Without these hints a browser learns of a module only from the one that imports it,
-and each level of imports costs a round trip."""
+"""The modules that the first rows need. Without these hints a browser learns of a module only from the one that imports
+it, and each level of imports costs a round trip."""
 
 
 def install(app: Flask, auth: Auth) -> None:
@@ -57,16 +60,20 @@ def install(app: Flask, auth: Auth) -> None:
     app.register_blueprint(_routes(auth))
 
 
-def _files() -> dict[str, Path]:
+def _files() -> dict[str, tuple[Path, ...]]:
+    """Return the parts of each file: one part, or the parts of a joined file."""
     own = {file.relative_to(STATIC).as_posix(): file for file in STATIC.rglob("*") if file.is_file()}
     packaged = {name: Path(str(distribution(package).locate_file(path))) for name, (package, path) in PACKAGED.items()}
-    return dict(sorted({**own, **packaged}.items()))
+    single = {**own, **packaged}
+    joined = {name: tuple(single[part] for part in parts) for name, parts in JOINED.items()}
+    return dict(sorted({**{name: (file,) for name, file in single.items()}, **joined}.items()))
 
 
-def _digest(files: dict[str, Path]) -> str:
+def _digest(files: dict[str, tuple[Path, ...]]) -> str:
     digest = hashlib.sha256()
-    for name, file in files.items():
-        digest.update(b"%b %b " % (name.encode(), hashlib.sha256(file.read_bytes()).digest()))
+    for name, parts in files.items():
+        content = b"".join(hashlib.sha256(part.read_bytes()).digest() for part in parts)
+        digest.update(b"%b %b " % (name.encode(), content))
     return digest.hexdigest()[:12]
 
 
@@ -126,7 +133,7 @@ def _routes(auth: Auth) -> Blueprint:
         requests.parameters()
         if not re.fullmatch("[0-9a-f]{12}", version) or name not in files:
             raise NotFound
-        response = headers.of_file(files[name])
+        response = headers.of_file(*files[name])
         if version != digest:
             # Another version of the page: one that was opened before an upgrade, or whose app is not replaced yet.
             response.headers["Cache-Control"] = "no-store"

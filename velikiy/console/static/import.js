@@ -8,7 +8,7 @@ import { announce, element, icon } from "./dom.js";
 import { formats } from "./export.js";
 import { Import, firstPreview, unfinished } from "./import_job.js";
 import { rights } from "./rights.js";
-import { explain, loading } from "./states.js";
+import { explain, loading, reason } from "./states.js";
 import { number, translator } from "./texts.js";
 import { texts } from "./texts/import.js";
 import { toast } from "./toasts.js";
@@ -229,7 +229,7 @@ function drawRows(known) {
 
 function reasons(errors) {
   // The file of rejected rows has names from the imported file, so a name is looked up among the fields only.
-  const named = ({ field, detail }) => (FIELDS.includes(field) ? `${t(field)}: ${detail}` : `${field} ${detail}`.trim());
+  const named = ({ field, detail }) => (FIELDS.includes(field) ? `${t(field)}: ${reason(detail)}` : `${field} ${reason(detail)}`.trim());
   return errors.map(named).join("; ");
 }
 

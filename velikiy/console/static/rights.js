@@ -1,7 +1,6 @@
 // What this page may do: with keys required, that depends on the key of this tab.
 
 import { apiKey, onUnauthorized, request, setApiKey } from "./api.js";
-import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
 import { explain } from "./states.js";
 import { moment, translator } from "./texts.js";
@@ -29,8 +28,10 @@ export async function learnRights() {
 }
 
 // Opens the dialog for the key. Returns a promise of a valid key, or of null if it was dismissed.
-export function askForKey({ isNeeded = false } = {}) {
-  return openDialog(t("key_title"), (close) => {
+export async function askForKey({ isNeeded = false } = {}) {
+  const dialogs = await import("./dialogs.js").catch(() => null); // no row waits for it
+  if (!dialogs) return null;
+  return dialogs.openDialog(t("key_title"), (close) => {
     const problem = element("div", { class: "invalid-feedback", id: "key-problem" });
     const field = element("input", { class: "form-control", id: "key-field", type: "password", autocomplete: "off",
       spellcheck: false, "aria-describedby": "key-problem key-help" });

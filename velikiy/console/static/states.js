@@ -1,7 +1,7 @@
 // What a view shows while it has no data: loading, nothing found, and a failed request with a way to try again.
 
 import { element, icon } from "./dom.js";
-import { translator } from "./texts.js";
+import { language, translator } from "./texts.js";
 import { texts } from "./texts/shell.js";
 
 const t = translator(texts);
@@ -16,6 +16,31 @@ export function explain(problem) {
   if (problem.status === 429) return t("problem_429");
   if (problem.status >= 500) return t("problem_5xx", { status: String(problem.status) });
   return problem.detail || problem.title || t("problem_other", { status: String(problem.status) });
+}
+
+// The sentences of the API about a field (velikiy/resources), by their beginning.
+const REASONS = {
+  reason_required: /^is required/,
+  reason_text: /^must be a string/,
+  reason_length: /^must have 1 to (?<most>\d+) characters; yours has (?<count>\d+)/,
+  reason_too_long: /^must have at most (?<most>\d+) characters/,
+  reason_visible: /^must contain a visible character/,
+  reason_control: /^must not contain control characters/,
+  reason_surrogate: /^contains an unpaired surrogate/,
+  reason_email: /^is not an e-mail address/,
+  reason_scripts: /^mixes letters of several scripts/,
+  reason_taken: /^is taken by another/,
+  reason_unknown: /^is not a known field/,
+};
+
+// Returns why a field was refused, in the language of the page. The API's own sentences are English and know more.
+export function reason(detail) {
+  if (language() === "en") return detail;
+  for (const [key, sentence] of Object.entries(REASONS)) {
+    const match = sentence.exec(detail);
+    if (match) return t(key, { ...match.groups });
+  }
+  return detail;
 }
 
 export function loading(text = t("loading")) {

@@ -9,18 +9,16 @@ import { translator } from "./texts.js";
 import { texts } from "./texts/users.js";
 import { toast } from "./toasts.js";
 import { FIELDS, saveOver, showFieldProblems } from "./user_form.js";
+import { openEdits } from "./user_table.js";
 
 const t = translator(texts);
-
-// The open edits by the id of their user.
-export const openEdits = new Map();
 
 addEventListener("beforeunload", (event) => {
   if ([...openEdits.values()].some((edit) => edit.isChanged)) event.preventDefault();
 });
 
 // Reads the user as it is now and opens its edit. Returns the row of the table, or null if it cannot be edited.
-export async function beginEdit(row, { onend }) {
+export async function beginEdit(row, onend) {
   const open = openEdits.get(row.id);
   if (open) return open.element;
   const answer = await request("GET", `/users/${row.id}`);

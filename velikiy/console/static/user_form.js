@@ -3,6 +3,7 @@
 import { request } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
+import { reason } from "./states.js";
 import { moment, translator } from "./texts.js";
 import { texts } from "./texts/users.js";
 
@@ -16,7 +17,7 @@ export const FIELDS = ["name", "email"];
 export function showFieldProblems(errors, inputs, places) {
   let first = null;
   for (const field of FIELDS) {
-    const own = (errors ?? []).filter((error) => error.field === field).map(({ detail }) => detail);
+    const own = (errors ?? []).filter((error) => error.field === field).map(({ detail }) => reason(detail));
     places[field].textContent = own.length ? t("field_problem", { field: t(field), detail: own.join("; ") }) : "";
     inputs[field].classList.toggle("is-invalid", own.length > 0);
     inputs[field].setAttribute("aria-invalid", String(own.length > 0));

@@ -4,16 +4,19 @@ import { element, icon } from "./dom.js";
 import { rights } from "./rights.js";
 import { moment, number, translator } from "./texts.js";
 import { texts } from "./texts/users.js";
-import { beginEdit, openEdits } from "./user_edits.js";
 
 const t = translator(texts);
 
 const COLUMNS = ["id", "name", "email", "created_at"];
 
+// The open edits (user_edits.js) by the id of their user.
+export const openEdits = new Map();
+
 export class UserTable {
-  // chosen: a Map of rows by id. onsort, onchoose, ondelete: called with an order, nothing, and a row.
-  constructor({ chosen, onsort, onchoose, ondelete }) {
-    Object.assign(this, { chosen, onsort, onchoose, ondelete });
+  // chosen: a Map of rows by id. onsort, onchoose, ondelete: called with an order, nothing, and a row. onedit: called with
+  // a row and what is called at the end of its edit; returns a promise of the edit's element.
+  constructor({ chosen, onsort, onchoose, onedit, ondelete }) {
+    Object.assign(this, { chosen, onsort, onchoose, onedit, ondelete });
     this.last = null; // the id of the row that was chosen last, where a range begins
     this.all = element("input", { type: "checkbox", class: "form-check-input", id: "choose-all",
       "aria-label": t("choose_page"), onchange: () => this.choosePage(this.all.checked) });
@@ -57,9 +60,7 @@ export class UserTable {
       id: `${name}-${row.id}`, disabled: !mayWrite, "aria-label": label, title: mayWrite ? label : t("may_not_write"),
       onclick: run }, icon(glyph));
     const edit = act("edit", t("edit_name", { name: row.name }), "pencil", async () => {
-      const begun = await beginEdit(row, {
-        onend: (changed) => this.endEdit(changed ?? row),
-      });
+      const begun = await this.onedit(row, (changed) => this.endEdit(changed ?? row));
       if (begun) line.replaceWith(begun);
       begun?.querySelector("input")?.focus();
     });

@@ -3,7 +3,7 @@
 import { randomHex, request } from "./api.js";
 import { openDialog } from "./dialogs.js";
 import { element } from "./dom.js";
-import { explain } from "./states.js";
+import { explain, reason } from "./states.js";
 import { translator } from "./texts.js";
 import { texts } from "./texts/users.js";
 import { toast } from "./toasts.js";
@@ -158,7 +158,7 @@ export async function deleteUsers(rows) {
       }
       for (const [index, error] of faults) {
         if (error.status === 404) missing.push(part[index]);
-        else refused.push({ row: part[index], detail: error.detail });
+        else refused.push({ row: part[index], detail: reason(error.detail) });
       }
       part = part.filter((_, index) => !faults.has(index));
     }

@@ -1,16 +1,13 @@
 // The view of all users: search, order, pages by cursor, chosen rows, and the writes that user_writes.js makes.
 
 import { badge } from "./badge.js";
-import { saveCsv } from "./csv.js";
 import { announce, element, icon } from "./dom.js";
 import { nextCursor, request } from "./api.js";
 import { rights } from "./rights.js";
 import { empty, explain, failed, loading } from "./states.js";
 import { number, translator } from "./texts.js";
 import { texts } from "./texts/users.js";
-import { openEdits } from "./user_edits.js";
-import { UserTable } from "./user_table.js";
-import { createUser, deleteUser, deleteUsers, offerUndoAgain } from "./user_writes.js";
+import { UserTable, openEdits } from "./user_table.js";
 
 const t = translator(texts);
 
@@ -19,6 +16,12 @@ const DEFAULT_SORT = "-id";
 const SORT = /^-?(id|name|email|created_at)$/;
 const TYPING_MS = 200; // a pause in typing after which a search begins
 const SLOW_MS = 2000;
+
+// The modules of actions are loaded after the first rows, which would wait for them.
+const writes = () => import("./user_writes.js");
+const edits = () => import("./user_edits.js");
+const csv = () => import("./csv.js");
+const download = () => import("./export.js");
 
 // The chosen rows, by id. They stay chosen on other pages, and while another view is shown.
 const chosen = new Map();
@@ -62,11 +65,6 @@ class Place {
   }
 }
 
-async function openExport(selection) {
-  const module = await import("./export.js");
-  await module.openExport(selection);
-}
-
 class UsersView {
   constructor(main, query, signal) {
     this.signal = signal;
@@ -86,7 +84,7 @@ class UsersView {
       "aria-label": t("search"), "aria-describedby": "search-problem", oninput: () => this.typed() });
     this.searchProblem = element("div", { class: "field-problem", id: "search-problem" });
     this.create = element("button", { type: "button", class: "btn btn-primary", id: "create",
-      onclick: () => createUser() }, icon("plus"), t("create"));
+      onclick: () => this.createUser() }, icon("plus"), t("create"));
     this.counter = element("p", { class: "count", id: "count" });
     this.badges = element("div", { class: "badges" });
     this.reload = element("button", { type: "button", class: "btn-quiet", "aria-label": t("reload"), title: t("reload"),
@@ -97,7 +95,8 @@ class UsersView {
       chosen,
       onsort: (sort) => this.go({ sort, cursors: [""] }),
       onchoose: () => this.drawBar(),
-      ondelete: (row) => deleteUser(row),
+      onedit: (row, onend) => this.act(edits, ({ beginEdit }) => beginEdit(row, onend)),
+      ondelete: (row) => this.act(writes, ({ deleteUser }) => deleteUser(row)),
     });
     this.area = element("div", { class: "surface users-area", "aria-busy": "true" }, loading());
     this.pager = element("nav", { class: "pager", "aria-label": t("pages") });
@@ -118,7 +117,23 @@ class UsersView {
 
   export() {
     const { q, sort } = this.place;
-    return openExport({ q, sort, found: this.counted === q ? this.total : null });
+    const found = this.counted === q ? this.total : null;
+    return this.act(download, ({ openExport }) => openExport({ q, sort, found }));
+  }
+
+  createUser() {
+    return this.act(writes, ({ createUser }) => createUser());
+  }
+
+  // Runs an action when its module is there.
+  async act(load, run) {
+    const module = await load().catch(() => null);
+    if (module) return run(module);
+    this.warn(t("action_failed"), () => {
+      this.notice.hidden = true;
+      this.act(load, run);
+    });
+    return null;
   }
 
   // ---- where ----
@@ -243,7 +258,7 @@ class UsersView {
         class: "btn btn-outline-secondary", onclick: () => this.go({ cursors: [""] }) }, t("first"))));
     } else {
       this.area.replaceChildren(empty(t("no_users"), t("no_users_text"), rights().may_write &&
-        element("button", { type: "button", class: "btn btn-primary", onclick: () => createUser() }, t("create")),
+        element("button", { type: "button", class: "btn btn-primary", onclick: () => this.createUser() }, t("create")),
         element("a", { class: "btn btn-outline-secondary", href: "#/import" }, t("to_import"))));
     }
     this.drawBar();
@@ -312,11 +327,11 @@ class UsersView {
     this.bar.replaceChildren(
       element("span", { class: "chosen-count" }, t("chosen", { count })),
       element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", id: "export-chosen",
-        onclick: () => saveCsv("users.csv", [...chosen.values()]) }, t("export_chosen")),
+        onclick: () => this.act(csv, ({ saveCsv }) => saveCsv("users.csv", [...chosen.values()])) }, t("export_chosen")),
       element("button", { type: "button", class: "btn btn-sm btn-outline-danger", id: "delete-chosen",
         disabled: !mayWrite, title: mayWrite ? "" : t("may_not_write"), onclick: async () => {
-          const gone = await deleteUsers([...chosen.values()]);
-          for (const id of gone) chosen.delete(id);
+          const gone = await this.act(writes, ({ deleteUsers }) => deleteUsers([...chosen.values()]));
+          for (const id of gone ?? []) chosen.delete(id);
           this.drawBar();
         } }, icon("trash"), t("delete")),
       element("button", { type: "button", class: "btn btn-sm btn-outline-secondary", onclick: clear },
@@ -326,7 +341,13 @@ class UsersView {
 
 export async function show(main, { query, signal }) {
   const view = new UsersView(main, query, signal);
-  offerUndoAgain();
   await view.load();
+  requestAnimationFrame(() => setTimeout(loadActions)); // after the rows are painted
   return ({ query: changed }) => view.restore(changed);
+}
+
+// Loads the actions of most visits, so that the first of them need not wait.
+function loadActions() {
+  writes().then(({ offerUndoAgain }) => offerUndoAgain(), () => {});
+  edits().catch(() => {});
 }
