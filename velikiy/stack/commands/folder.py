@@ -70,8 +70,12 @@ def plan_of(home: Path) -> Plan:
     """
     plan = Plan.load(home)
     if plan is None:
-        raise Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
+        raise no_stack(home)
     return plan
+
+
+def no_stack(home: Path) -> Refusal:
+    return Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ def home_of(data: Path | None) -> Path:
     """Return the data folder, with links resolved: /proc shows the working folders of processes without links too.
 
     Raises:
-        Refusal: Another user can change its content.
+        Refusal: The folder is something else than a data folder, or another user can change its content.
     """
     if privileges.is_reexecuted():
         return Path(os.environ["VELIKIY_HOME"])

@@ -111,7 +111,7 @@ def prepare(home: Path, wanted: StackSettings) -> None:
     """
     services = load(ServiceSettings, None)  # refuse a bad value before anything is created
     auth_mode(services.auth, wanted.bind)
-    preflight.check_data_folder(home)
+    preflight.check_location(home)
     preflight.check_free_space(home)
     preflight.check_address(wanted.bind)
     preflight.check_open_files()
