@@ -18,6 +18,8 @@ import pytest
 from testkit.machine import root_only
 from testkit.stack import ROOT, Stack, clean_environment, folder, run
 from velikiy import cli, command_line
+from velikiy.cli.errors import command_of_run
+from velikiy.findings import Finding
 from velikiy.settings import BadSetting, ServiceSettings, load, read_env_file
 from velikiy.stack import Refusal, commands, completion, manual
 from velikiy.stack.commands.folder import place_data
@@ -360,6 +362,15 @@ class TestEnvFile:
         assert examined.returncode == 1
         assert "LOG_LEVEL='loud' is not allowed" in examined.stdout
         assert "EDGES='99' is not allowed: it must be a whole number from 1 to 16." in examined.stdout
+
+    def test_commands_in_advice_can_be_pasted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        advice = Finding("x", "X.", "Run ./run psql -c 'SELECT 1' (or ./run up --detach).").with_commands
+        assert "./run psql --data /x -c" in advice(lambda word: f"./run {word} --data /x").advice
+        monkeypatch.setenv("VELIKIY_RUN", "/srv/a/run")
+        monkeypatch.setenv("VELIKIY_COMMAND", "/srv/a/run velikiy --data '/srv/my data'")
+        assert advice(command_of_run).advice == (
+            "Run /srv/a/run psql --data '/srv/my data' -c 'SELECT 1' (or /srv/a/run up --data '/srv/my data' --detach)."
+        )
 
     def test_setting_of_the_stack_that_up_has_not_applied_is_named(self, stack: Stack) -> None:
         shown = run("status", "--data", str(stack.data), APPS="5", REDIS_MEMORY="300", EDGES=str(len(stack.edges)))

@@ -13,6 +13,7 @@ import psycopg
 from pydantic_settings import BaseSettings
 
 from velikiy import logs
+from velikiy.cli.errors import command_of_run
 from velikiy.coherence import RedisTier
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.findings import Finding, caches, configuration, machine, merged, postgres
@@ -33,7 +34,7 @@ def doctor(as_json: bool) -> None:
     """
     logs.configure("error")
     results, hints = _examine()
-    findings = merged([finding for found in results.values() for finding in found])
+    findings = [it.with_commands(command_of_run) for it in merged([it for found in results.values() for it in found])]
     wrong = [it for it in findings if it.wrong]
     if as_json:
         members = {"healthy": not wrong, "findings": [it.as_json() for it in findings], "hints": hints}

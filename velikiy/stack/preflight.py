@@ -84,7 +84,7 @@ def check_owner(data: Path) -> None:
         Refusal: Another user owns one of them or may write there.
     """
     _check_owners((*reversed(data.parents), data), data)
-    check_content(data)  # before the entries are judged: in /etc they belong to others, and are none of a stack
+    check_content(data)  # first: entries of the same names in /etc belong to other programs
     entries = [*data.iterdir()] if data.is_dir() else []
     _check_owners([entry for entry in entries if DATA_FOLDER_ENTRIES.fullmatch(entry.name)], data)
 
