@@ -86,7 +86,7 @@ def save_programs(plan: Plan, programs: list[Program]) -> None:
 
 
 def _saved_programs(folder: Path) -> dict[str, Any] | None:
-    """Return the content of PROGRAMS, or None if there is none that can be read: then no version is known."""
+    """Return the content of PROGRAMS, or None if it is missing or damaged: then no version is known."""
     try:
         saved: dict[str, Any] = json.loads((folder / PROGRAMS).read_text())
     except (OSError, ValueError):
