@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
+from velikiy import whole_file
+
 REDIS_RIGHTS = "~* -@all +@read +@write +@connection +@scripting -@dangerous +time +info +flushdb +flushall"
 """The rights in Redis: entries, the scripts, and emptying. Without the commands that write files, load code, stop Redis
 or make it a replica, so that a program with the password cannot leave Redis."""
@@ -99,20 +101,12 @@ def share(folder: Path, services: Path, names: Iterable[str], groups: Mapping[st
 
 
 def _ensure_password(file: Path) -> str:
-    """Return the password in the file, and write a random one if the file is missing."""
-    if not file.exists():
+    """Return the password in the file, and write a random one if the file is missing or empty."""
+    if not file.exists() or not file.read_text().strip():
         _replace(file, secrets.token_urlsafe(24))
     return file.read_text().strip()
 
 
 def _replace(file: Path, text: str, group: int | None = None) -> None:
-    """Replace the file as a whole: a reader never sees half of it. Its owner may read it, and the group if there is
-    one."""
-    new = file.with_name(f".{file.name}.new")
-    new.unlink(missing_ok=True)
-    new.touch(0o600)
-    new.write_text(text + "\n")
-    if group is not None:
-        os.chown(new, -1, group)
-    new.chmod(0o400 if group is None else 0o440)
-    new.replace(file)
+    """Write a file that its owner may read, and the group if there is one."""
+    whole_file.replace(file, text + "\n", mode=0o400 if group is None else 0o440, group=group)

@@ -438,7 +438,11 @@ def read_env_file(file: Path) -> dict[str, str]:
     """
     try:
         if not file.exists():
+            if file.is_symlink():
+                raise BadSetting(f"{file} is a link to a file that does not exist. Create the file or remove the link.")
             return {}
+        if file.is_fifo():  # reading it would wait for ever
+            raise BadSetting(f"{file} is a pipe. Put a file in its place, or remove it.")
         content = file.read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:

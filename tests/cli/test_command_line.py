@@ -18,6 +18,8 @@ import pytest
 from testkit.machine import root_only
 from testkit.stack import ROOT, Stack, clean_environment, folder, run
 from velikiy import cli, command_line
+from velikiy.cli.errors import command_of_run
+from velikiy.findings import Finding
 from velikiy.settings import BadSetting, ServiceSettings, load, read_env_file
 from velikiy.stack import Refusal, commands, completion, manual
 from velikiy.stack.commands.folder import place_data
@@ -310,9 +312,16 @@ class TestEnvFile:
         with pytest.raises(BadSetting, match=message):
             read_env_file(tmp_path / ".env")
 
-    def test_env_file_that_is_a_folder_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(BadSetting, match="is a folder"):
-            read_env_file(tmp_path)
+    def test_env_file_that_is_no_file_is_refused(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to(tmp_path / "nothing")
+        for path, message in (
+            ("", "is a folder"),
+            ("pipe", "is a pipe"),
+            ("link", "is a link to a file that does not"),
+        ):
+            with pytest.raises(BadSetting, match=message):
+                read_env_file(tmp_path / path)
 
     def test_command_reads_no_env_file_of_another_project(self, stack: Stack, tmp_path: Path) -> None:
         (tmp_path / ".env").write_text("DATABASE_URL=postgresql://nowhere:1/x\n")
@@ -339,10 +348,35 @@ class TestEnvFile:
         with pytest.raises(BadSetting, match=r"REDIS_DIRECT='maybe' is not allowed: it must be true or false"):
             load(ServiceSettings, None)
 
-    def test_bad_setting_does_not_keep_a_stack_from_being_seen_and_stopped(self) -> None:
+    def test_bad_setting_does_not_keep_a_stack_from_being_seen_and_stopped(self, stack: Stack) -> None:
         with folder() as temporary:
             completed = run("status", DATA=str(temporary), EDGES="99", LOG_LEVEL="loud")
             assert (completed.returncode, completed.stderr) == (3, "")
+        # A running stack goes on with its settings, and status says that the next start will be refused.
+        settings = {"EDGES": "99", "LOG_LEVEL": "loud"}
+        shown = run("status", "--data", str(stack.data), "--json", **settings)
+        assert shown.returncode == 0, shown.stdout
+        found = [it["what"] for it in json.loads(shown.stdout)["findings"] if it["name"] == "settings.refused"]
+        assert [sentence.split(" is not")[0] for sentence in found] == ["LOG_LEVEL='loud'", "EDGES='99'"]
+        examined = run("velikiy", "doctor", "--data", str(stack.data), **settings)
+        assert examined.returncode == 1
+        assert "LOG_LEVEL='loud' is not allowed" in examined.stdout
+        assert "EDGES='99' is not allowed: it must be a whole number from 1 to 16." in examined.stdout
+
+    def test_commands_in_advice_can_be_pasted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        advice = Finding("x", "X.", "Run ./run psql -c 'SELECT 1' (or ./run up --detach).").with_commands
+        assert "./run psql --data /x -c" in advice(lambda word: f"./run {word} --data /x").advice
+        monkeypatch.setenv("VELIKIY_RUN", "/srv/a/run")
+        monkeypatch.setenv("VELIKIY_COMMAND", "/srv/a/run velikiy --data '/srv/my data'")
+        assert advice(command_of_run).advice == (
+            "Run /srv/a/run psql --data '/srv/my data' -c 'SELECT 1' (or /srv/a/run up --data '/srv/my data' --detach)."
+        )
+
+    def test_setting_of_the_stack_that_up_has_not_applied_is_named(self, stack: Stack) -> None:
+        shown = run("status", "--data", str(stack.data), APPS="5", REDIS_MEMORY="300", EDGES=str(len(stack.edges)))
+        assert "APPS=5 is set, but the stack runs with APPS=2. Run" in shown.stdout
+        assert "REDIS_MEMORY=300 is set, but the stack runs with REDIS_MEMORY=256. Run" in shown.stdout
+        assert "EDGES=2 is set" not in shown.stdout
 
 
 class TestCompletion:

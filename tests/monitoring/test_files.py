@@ -89,6 +89,16 @@ def test_each_command_and_setting_of_the_runbook_exists() -> None:
         assert name in settings, name
 
 
+def test_each_command_in_the_advice_of_a_finding_exists_and_can_be_pasted() -> None:
+    reference = (ROOT / "docs/command-line.md").read_text()
+    text = "".join(file.read_text() for file in (ROOT / "velikiy/findings").glob("*.py"))
+    named = set(re.findall(r"(?<!`)\./run ((?:velikiy )?[a-z][a-z-]+)", text))
+    assert {"up", "down", "psql", "velikiy migrate"} <= named
+    for command in sorted(named):
+        assert f"### ./run {command}\n" in reference, command
+    assert "Run velikiy" not in text, "./run is missing"
+
+
 def test_each_query_of_the_rules_and_the_dashboard_names_metrics_that_exist() -> None:
     known = known_metrics()
     assert len(known) > 60

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -289,20 +288,27 @@ def test_migration_behind_a_long_transaction_fails_no_request(serving: Stack) ->
         )
         with psycopg.connect(serving.postgres) as report:
             report.execute("SELECT count(*) FROM users")
+            before = lock_timeouts(serving)
             upgrade = subprocess.Popen(
                 [newer / "run", "up", "--detach", "--data", str(serving.data)],
                 env=clean_environment(),
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            time.sleep(12)  # several attempts at the lock
+            # Several attempts at the lock, however long the machine takes until the first.
+            wait_until(lambda: lock_timeouts(serving) >= before + 4 or upgrade.poll() is not None, within=240)
             assert upgrade.poll() is None
-        _, output = upgrade.communicate(timeout=150)
+        _, output = upgrade.communicate(timeout=240)
         assert upgrade.returncode == 0, output
     assert load.failures == []
     assert serving.sql("SELECT version_num FROM velikiy_version") == [("0098_next",)]
     assert run("rollback", "--data", str(serving.data)).returncode == 0
     serving.sql(f"ALTER TABLE users DROP COLUMN phone; UPDATE velikiy_version SET version_num = '{NEWEST}'")
+
+
+def lock_timeouts(stack: Stack) -> int:
+    """Return how often a statement has given up a lock."""
+    return (stack.data / "logs" / "postgres.log").read_text().count("canceling statement due to lock timeout")
 
 
 @pytest.mark.long

@@ -1,6 +1,7 @@
 """`./run` refuses a command with one message, and changes nothing."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +33,25 @@ def test_start_in_a_folder_with_other_files_is_refused() -> None:
         (temporary / "thesis.txt").write_text("mine")
         assert "contains other files" in refused("up", "--detach", "--data", str(temporary))
         assert [entry.name for entry in temporary.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("command", ["status", "logs", "psql", "restart", "down", "velikiy cache show /users/1"])
+def test_command_for_a_folder_that_is_no_data_folder_says_so(command: str, tmp_path: Path) -> None:
+    (tmp_path / "redis").mkdir()  # a name that data folders have, too
+    (tmp_path / "thesis.txt").write_text("mine")
+    kinds = {"": "contains other files and no stack", "thesis.txt": "is not a folder", "thesis.txt/x": "is in a file"}
+    for path, reason in kinds.items():
+        if command == "status" or not path:
+            assert f"{tmp_path / path} {reason}" in refused(*command.split(), "--data", str(tmp_path / path))
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["redis", "thesis.txt"]
+
+
+def test_command_for_a_folder_without_a_stack_names_the_folder() -> None:
+    with folder() as temporary:
+        for command in ("psql", "restart", "velikiy users export"):
+            assert f"There is no stack in {temporary}. Start it with" in refused(
+                *command.split(), "--data", str(temporary)
+            )
 
 
 @root_only

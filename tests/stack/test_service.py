@@ -12,19 +12,16 @@ import pytest
 
 from testkit.stack import ROOT, folder, refused, run
 from velikiy import __version__
-from velikiy.stack import service, service_watch
+from velikiy.stack import Refusal, service, service_watch
 
 has_systemd = Path("/run/systemd/system").exists()
 
 
-def unit(destination: Path) -> Path:
+def unit(destination: Path, archive: Path | None = None) -> Path:
     """Write the unit as `./run install-service` does."""
-    text = (ROOT / "deploy/systemd/velikiy.service").read_text()
-    values = {"RUN": "/opt/velikiy-flask/run", "CHECKOUT": "/opt/velikiy-flask", "DATA": "/var/lib/velikiy"}
-    for name, value in {**values, "OPEN_FILES": "65536", "PROTECT_HOME": "yes"}.items():
-        text = text.replace(f"@{name}@", value)
+    template = (ROOT / "deploy/systemd/velikiy.service").read_text()
     file = destination / "velikiy.service"
-    file.write_text(text)
+    file.write_text(service.filled(template, Path("/var/lib/velikiy"), archive))
     return file
 
 
@@ -36,6 +33,22 @@ def test_unit_is_valid_and_its_exposure_is_below_3(tmp_path: Path) -> None:
     found = re.search(r"exposure level for velikiy.service: ([\d.]+)", analysed)
     assert found
     assert float(found[1]) < 3
+
+
+def test_service_may_write_to_the_archive_of_the_log_or_refuses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = Path("/srv/archive")
+    monkeypatch.setattr(service, "UNIT_FOLDER", tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))  # of the main process
+    unit(tmp_path)
+    with pytest.raises(Refusal, match=r"may not write to WAL_ARCHIVE=/srv/archive\. Run .*install-service"):
+        service.refuse_closed_archive(None, archive)
+    unit(tmp_path, archive)
+    service.refuse_closed_archive(None, archive)
+    assert service._installed_for() == Path("/var/lib/velikiy")
+    monkeypatch.delenv("NOTIFY_SOCKET")
+    service.refuse_closed_archive(None, Path("/srv/other"))  # a stack that was started by hand
 
 
 @pytest.mark.skipif(has_systemd, reason="this machine has systemd, and the command would install a service")

@@ -10,13 +10,15 @@ from typing import Any
 
 import click
 import psycopg
+from pydantic_settings import BaseSettings
 
 from velikiy import logs
+from velikiy.cli.errors import command_of_run
 from velikiy.coherence import RedisTier
 from velikiy.coherence.redis_tier import DoesNotAnswer
 from velikiy.findings import Finding, caches, configuration, machine, merged, postgres
 from velikiy.postgres import CONNECT_OPTIONS, Connection, Database, lacking_settings
-from velikiy.settings import BadSetting, Settings, load
+from velikiy.settings import BadSetting, Settings, StackSettings, load
 
 REDIS_TIMEOUT_S = 2.0
 
@@ -32,7 +34,7 @@ def doctor(as_json: bool) -> None:
     """
     logs.configure("error")
     results, hints = _examine()
-    findings = merged([finding for found in results.values() for finding in found])
+    findings = [it.with_commands(command_of_run) for it in merged([it for found in results.values() for it in found])]
     wrong = [it for it in findings if it.wrong]
     if as_json:
         members = {"healthy": not wrong, "findings": [it.as_json() for it in findings], "hints": hints}
@@ -62,15 +64,10 @@ def _examine() -> tuple[dict[str, list[Finding]], list[str]]:
         "limits": lambda: iter(machine.limits()),
         "memory": lambda: iter(machine.memory()),
     }
-    results = {}
+    results: dict[str, list[Finding]] = {}
     hints: list[str] = []
-    try:
-        settings = load(Settings)
-        settings.auth_mode  # noqa: B018 - raises BadSetting
-    except BadSetting as bad:
-        results["settings"] = [configuration.refused(sentence) for sentence in str(bad).splitlines()]
-    else:
-        results["settings"] = []
+    settings, results["settings"] = _settings()
+    if settings:
         hints = [*configuration.hints(settings)]
         examination = Examination(settings)
         checks.update(
@@ -92,10 +89,25 @@ def _examine() -> tuple[dict[str, list[Finding]], list[str]]:
     return results, hints
 
 
+def _settings() -> tuple[Settings | None, list[Finding]]:
+    """Return the settings, or None if one of them is refused, and the findings about them."""
+    # `./run` reads further settings, at each `up`.
+    kinds: list[type[BaseSettings]] = [Settings, StackSettings] if "VELIKIY_CACHE" in os.environ else [Settings]
+    found = configuration.all_refused(kinds)
+    try:
+        settings = load(Settings)
+        settings.auth_mode  # noqa: B018 - raises BadSetting
+    except BadSetting as bad:
+        return None, found or [configuration.refused(str(bad))]
+    return settings, found
+
+
 def _env_files() -> set[Path]:
     """Return the files that `./run` and the commands read."""
     checkout = Path(__file__).parent.parent.parent
-    return {(folder / ".env").resolve() for folder in (checkout, Path.cwd())}
+    # Under `./run` the working folder may be that of another project.
+    folders = [checkout] if "VELIKIY_CACHE" in os.environ else [checkout, Path.cwd()]
+    return {(folder / ".env").resolve() for folder in folders}
 
 
 class Examination:

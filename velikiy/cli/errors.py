@@ -29,6 +29,13 @@ def program() -> str:
     return os.environ.get("VELIKIY_COMMAND") or "velikiy"
 
 
+def command_of_run(word: str) -> str:
+    """Return a command of `./run` for the stack of this command (velikiy/stack/commands/clients.py)."""
+    run = os.environ.get("VELIKIY_RUN", "./run")
+    option = os.environ.get("VELIKIY_COMMAND", "").removeprefix(f"{run} velikiy")
+    return f"{run} {word}{option}"
+
+
 SENTENCES = {
     "42P01": "The database is not migrated: its tables are missing",
     "42703": "The tables of the database belong to another version: a column is missing",

@@ -10,7 +10,12 @@ machine         disk, memory, limits
 configuration   names and values of settings
 """
 
+import re
+from collections.abc import Callable
 from typing import NamedTuple
+
+COMMAND = re.compile(r"(?<![\w/])\./run ([a-z-]+)")
+"""A command in the advice of a finding. `--data` may stand directly behind its name."""
 
 
 class Finding(NamedTuple):
@@ -38,6 +43,10 @@ class Finding(NamedTuple):
 
     def as_json(self) -> dict[str, object]:
         return {name: value for name, value in self._asdict().items() if value not in (None, "")}
+
+    def with_commands(self, command: Callable[[str], str]) -> "Finding":
+        """Return the finding with commands that can be pasted. `command` returns them, by the word after `./run`."""
+        return self._replace(advice=COMMAND.sub(lambda match: command(match[1]), self.advice))
 
     @classmethod
     def from_json(cls, members: dict[str, object]) -> "Finding":

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dotenv import dotenv_values
+from pydantic_settings import BaseSettings
 
 from velikiy.findings import Finding
-from velikiy.settings import MigrationSettings, Settings, StackSettings
+from velikiy.settings import BadSetting, MigrationSettings, Settings, StackSettings, load
 
 DOCKER_NAMES = (
     "IMAGE_TAG",
@@ -83,6 +84,17 @@ def unapplied(name: str, wanted: str, running: str | None) -> Finding:
 
 def refused(sentence: str) -> Finding:
     return Finding("settings.refused", sentence, "docs/configuration.md has all settings.")
+
+
+def all_refused(kinds: Iterable[type[BaseSettings]]) -> list[Finding]:
+    """Return a finding for each bad value in these kinds of settings."""
+    sentences: dict[str, None] = {}  # a set that keeps its order: kinds share settings
+    for kind in kinds:
+        try:
+            load(kind)
+        except BadSetting as bad:
+            sentences |= dict.fromkeys(str(bad).splitlines())
+    return [refused(sentence) for sentence in sentences]
 
 
 def hints(settings: Settings) -> Iterator[str]:

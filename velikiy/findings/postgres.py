@@ -301,7 +301,8 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
                 "postgres.tables",
                 f"Tables of the service are missing: {', '.join(absent)}. A restore may have left them out. Requests"
                 " that need them fail.",
-                "Run velikiy migrate, which creates `caches` again. Restore others from a backup (docs/backup.md).",
+                "Run ./run velikiy migrate, which creates `caches` again. Restore others from a backup"
+                " (docs/backup.md).",
             )
         )
     if asynchronous:
@@ -339,7 +340,7 @@ def hazards(connection: Connection, tables: Sequence[str]) -> list[Finding]:
             Finding(
                 "postgres.rights",
                 f"The role {connection.info.user} lacks rights on tables: {', '.join(missing)}.",
-                "Run velikiy migrate as the owner of the tables (MIGRATION_DATABASE_URL), which grants them.",
+                "Run ./run velikiy migrate as the owner of the tables (MIGRATION_DATABASE_URL), which grants them.",
             )
         )
     found += relay(connection)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,6 +53,8 @@ def make() -> Path:
         # Compile now: root's services cannot write here, and each process would compile for itself at each start.
         if not compileall.compile_dir(new, stripdir=new, prependdir=copy, quiet=2):
             _refuse_mistakes(new)
+        # The name of the copy promises its content, so a power failure must not leave files empty under it.
+        subprocess.run(["sync", "--file-system", str(new)], check=False)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # half a copy on a full disk would keep it full
         raise

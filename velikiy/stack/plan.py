@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import secrets
@@ -15,6 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from velikiy import whole_file
 from velikiy.stack import Refusal
 from velikiy.stack.messages import command
 
@@ -188,13 +188,8 @@ class Plan:
     # ---- stack.json ----
 
     def save(self) -> None:
-        new = self.home / "stack.json.new"
         saved = {name: value for name, value in asdict(self).items() if name != "data"}
-        with new.open("w") as file:
-            file.write(json.dumps(saved, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.file)
+        whole_file.replace(self.file, json.dumps(saved, indent=2) + "\n")
 
     @classmethod
     def load(cls, data: Path) -> "Plan | None":

@@ -7,6 +7,7 @@ import shlex
 import shutil
 import socket
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from velikiy.findings import machine
@@ -25,8 +26,12 @@ MAX_DATA_PATH = 80
 """Bytes. The path of a Unix socket has a limit of 107 bytes, and up to 27 of them follow the data folder."""
 
 
-def check_data_folder(data: Path) -> None:
-    """Check that the folder belongs to a stack, or is empty, or can be created, and that the services can enter it.
+SIGNS_OF_A_STACK = ("stack.json", "run/supervisord.conf")
+"""Without the first, `./run down` still stops what runs in the folder."""
+
+
+def check_location(data: Path) -> None:
+    """Check that sockets and configurations can contain the path, and that the services can enter the folder.
 
     Raises:
         Refusal: The folder cannot be used.
@@ -40,18 +45,36 @@ def check_data_folder(data: Path) -> None:
             f"The path {data} contains {' '.join(sorted(odd))}, which Nginx or PostgreSQL would misread. "
             "Choose another with --data."
         )
-    if data.exists() and not data.is_dir():
-        raise Refusal(f"{data} is not a folder. Choose a folder with --data.")
-    entries = data.iterdir() if data.is_dir() else []
-    has_foreign_files = any(not DATA_FOLDER_ENTRIES.fullmatch(entry.name) for entry in entries)
-    if has_foreign_files and not (data / "stack.json").exists():
-        raise Refusal(f"{data} contains other files. Choose an empty or a new folder with --data.")
     for parent in reversed(data.parents):
         if parent.exists() and not privileges.may_enter(parent):
-            raise Refusal(
-                f"{data} cannot hold the data: the services run as the user {privileges.service_account().pw_name}, "
-                f"which may not enter {parent}. Choose another folder with --data."
-            )
+            raise _cannot_enter(data, parent)
+
+
+def check_content(data: Path) -> None:
+    """Check that the folder is the folder of a stack, is empty, or does not exist yet, and that the services can enter
+    the folder of a stack.
+
+    Raises:
+        Refusal: The folder is something else.
+    """
+    if not data.exists():
+        return
+    if not data.is_dir():
+        raise Refusal(f"{data} is not a folder. Choose a folder with --data.")
+    if any((data / name).exists() for name in SIGNS_OF_A_STACK):
+        # Until there is a stack, root may have no account for the services yet.
+        if not privileges.may_enter(data):
+            closed = next(it for it in (*reversed(data.parents), data) if not privileges.may_enter(it))
+            raise _cannot_enter(data, closed)
+    elif any(not DATA_FOLDER_ENTRIES.fullmatch(entry.name) for entry in data.iterdir()):
+        raise Refusal(f"{data} contains other files and no stack. Choose an empty or a new folder with --data.")
+
+
+def _cannot_enter(data: Path, folder: Path) -> Refusal:
+    return Refusal(
+        f"{data} cannot hold the data: the services run as the user {privileges.service_account().pw_name}, "
+        f"which may not enter {folder}. Choose another folder with --data."
+    )
 
 
 def check_owner(data: Path) -> None:
@@ -60,14 +83,25 @@ def check_owner(data: Path) -> None:
     Raises:
         Refusal: Another user owns one of them or may write there.
     """
+    _check_owners((*reversed(data.parents), data), data)
+    check_content(data)  # first: entries of the same names in /etc belong to other programs
+    entries = [*data.iterdir()] if data.is_dir() else []
+    _check_owners([entry for entry in entries if DATA_FOLDER_ENTRIES.fullmatch(entry.name)], data)
+
+
+def _check_owners(paths: Iterable[Path], data: Path) -> None:
+    """
+    Raises:
+        Refusal
+    """
     trusted = privileges.trusted_accounts()
-    entries = [*data.iterdir()] if data.is_dir() and data.lstat().st_uid in trusted else []
-    own = [entry for entry in entries if DATA_FOLDER_ENTRIES.fullmatch(entry.name)]
-    for path in (*reversed(data.parents), data, *own):
+    for path in paths:
         try:
             found = path.lstat()
         except FileNotFoundError:
             continue
+        except NotADirectoryError:
+            raise Refusal(f"{path} is in a file, and not in a folder. Choose a folder with --data.") from None
         if found.st_uid not in trusted:
             advice = f"{as_owner_of(str(path))}, or choose" if path == data else "Choose"
             raise Refusal(
@@ -78,8 +112,8 @@ def check_owner(data: Path) -> None:
             # In a folder with the sticky bit, such as /tmp, users replace only their own files.
             is_open = bool(found.st_mode & stat.S_IWOTH) and not found.st_mode & stat.S_ISVTX
         else:
-            is_open = bool(found.st_mode & (stat.S_IWOTH | stat.S_IWGRP)) and (path != data or bool(entries))
-        if stat.S_ISDIR(found.st_mode) and is_open:
+            is_open = bool(found.st_mode & (stat.S_IWOTH | stat.S_IWGRP))
+        if stat.S_ISDIR(found.st_mode) and is_open and (path != data or any(data.iterdir())):
             raise Refusal(
                 f"Other users may write in {path}. Check its content, take the right away"
                 f" (chmod go-w {shlex.quote(str(path))}) and start again, or choose another folder with --data."

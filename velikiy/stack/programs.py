@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from velikiy import whole_file
 from velikiy.settings import ServiceSettings
 from velikiy.stack import privileges, recovery
 from velikiy.stack.code_copy import code_folder
@@ -50,10 +51,7 @@ class Program:
             return None
 
     def write_script(self, plan: Plan) -> None:
-        file = script(plan, self.name)
-        new = file.with_suffix(".new")
-        new.write_text(self._script())
-        new.replace(file)
+        whole_file.replace(script(plan, self.name), self._script(), durable=False)
 
     def _script(self) -> str:
         command = [*self.reaper, *self.command]
@@ -93,9 +91,11 @@ def copy_configurations(plan: Plan) -> None:
     The level and the rotation of the logs have files of their own, which are no part of `Program.configuration`: a
     change of them restarts no server.
     """
-    _configuration(plan, "postgresql.level.conf").write_text(f"log_min_messages = {POSTGRES_LEVELS[plan.log_level]}\n")
-    _configuration(plan, "redis.level.conf").write_text(f"loglevel {REDIS_LEVELS[plan.log_level]}\n")
-    _configuration(plan, "log_rotation").write_text(f"{plan.log_file_size} {plan.log_files}\n")
+    texts = {
+        "postgresql.level.conf": f"log_min_messages = {POSTGRES_LEVELS[plan.log_level]}\n",
+        "redis.level.conf": f"loglevel {REDIS_LEVELS[plan.log_level]}\n",
+        "log_rotation": f"{plan.log_file_size} {plan.log_files}\n",
+    }
     for source in (
         "postgres/postgresql.conf",
         "postgres/archive-wal",
@@ -107,7 +107,9 @@ def copy_configurations(plan: Plan) -> None:
         text = text.replace("${METRICS_PORT}", str(plan.metrics_port))
         if source.endswith("postgresql.conf"):
             text += "\ninclude 'postgresql.level.conf'\n"
-        _configuration(plan, Path(source).name).write_text(text)
+        texts[Path(source).name] = text
+    for name, text in texts.items():  # as a whole: a server that ends meanwhile starts with the old or the new file
+        whole_file.replace(_configuration(plan, name), text, durable=False)
 
 
 def _configuration(plan: Plan, name: str) -> Path:

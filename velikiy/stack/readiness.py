@@ -2,28 +2,38 @@
 
 import time
 
-from velikiy.stack import Refusal, local_http, log_view
+from velikiy.stack import Refusal, local_http, log_view, reaper
 from velikiy.stack.messages import report
 from velikiy.stack.plan import Plan
 
-READY_TIMEOUT_S = 60
+READY_TIMEOUT_S = 120
+"""A machine with far too much work takes so long. A program that cannot start is noticed long before."""
 
 
 def wait_until_ready(plan: Plan, *, within: float = READY_TIMEOUT_S) -> None:
     """
     Raises:
-        Refusal: The stack is not ready in time.
+        Refusal: A program ends again and again, or the stack is not ready in time.
     """
-    deadline = time.monotonic() + within
+    began, deadline = time.time(), time.monotonic() + within
+    names = ["relay", *(f"app{n + 1}" for n in range(plan.apps)), *(f"edge{n + 1}" for n in range(plan.edges))]
     while not is_ready(plan, fully=True):
-        if time.monotonic() > deadline:
+        failing = next((name for name in names if ends_again_and_again(plan, name, began)), "")
+        if failing or time.monotonic() > deadline:
             for line in log_view.latest(plan.logs, 5):
                 report(line)
+            reason = f", because {failing} ends again and again" if failing else f" after {within:g} s"
             raise Refusal(
-                f"The stack is not healthy after {within:g} s. The last lines of each log are above; "
+                f"The stack is not healthy{reason}. The last lines of each log are above; "
                 f"the full logs are in {plan.logs}."
             )
         time.sleep(0.05)
+
+
+def ends_again_and_again(plan: Plan, name: str, since: float) -> bool:
+    """Return whether the program was started again so often since then (Unix time) that it will not stay."""
+    _, moments = reaper.starts(plan.home / "run" / f"{name}.spawned")
+    return sum(since < moment <= time.time() for moment in moments) > reaper.CRASH_LOOP_RESTARTS
 
 
 def is_ready(plan: Plan, *, fully: bool = False) -> bool:

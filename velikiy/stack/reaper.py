@@ -119,7 +119,8 @@ def crash_loop(count: int, moments: list[float]) -> list[float]:
     """Return the moments of the restarts that are so many within a short time that the program ends again and again;
     else none. The start of the stack is no restart."""
     now = time.time()
-    recent = [it for it in moments[1 if count == len(moments) else 0 :] if it > now - CRASH_LOOP_S]
+    # A clock that was set back leaves moments in the future.
+    recent = [it for it in moments[1 if count == len(moments) else 0 :] if now - CRASH_LOOP_S < it <= now]
     goes_on = len(recent) >= CRASH_LOOP_RESTARTS and recent[-1] > now - CRASH_LOOP_OVER_S
     return recent if goes_on else []
 

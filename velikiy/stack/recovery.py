@@ -4,13 +4,17 @@ cluster, and a cluster that is made of both.
 The archive is the folder WAL_ARCHIVE: `wal/` has the files of the log, `base/` the base backups.
 """
 
+import contextlib
+import fcntl
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -84,8 +88,34 @@ def make_base(plan: Plan, keep: int | None) -> None:
     Raises:
         Refusal
     """
-    archive = _archive(plan)
-    new = archive / "base" / ".part"
+    with _alone(_archive(plan) / "base") as folder:
+        _make_base(plan, folder, keep)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[Path]:
+    """Keep other base backups away from the folder: a timer and a person may begin at the same time.
+
+    Raises:
+        Refusal: Another one is being made.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        raise Refusal(f"{folder} does not exist. Run ./run up, which creates it (docs/backup.md).") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refusal(f"Another base backup is being made in {folder}. Wait for its end.") from None
+        yield folder
+    finally:
+        os.close(descriptor)
+
+
+def _make_base(plan: Plan, folder: Path, keep: int | None) -> None:
+    """Raises: Refusal"""
+    new = folder / ".part"
     shutil.rmtree(new, ignore_errors=True)
     programs = cluster.binaries(plan.cluster)
     command = [
@@ -93,7 +123,7 @@ def make_base(plan: Plan, keep: int | None) -> None:
         *["--checkpoint=fast", "--wal-method=stream", "--no-password", "--manifest-checksums=SHA256"],
     ]
     try:
-        with step(f"copying the cluster to {archive / 'base'}"):
+        with step(f"copying the cluster to {folder}"):
             _run(command, {"PGPASSWORD": plan.secret("postgres_password")})
             _run([str(programs / "pg_verifybackup"), str(new)], {})
             # The name is the time of its end: it can be recovered to any later time.
@@ -101,7 +131,7 @@ def make_base(plan: Plan, keep: int | None) -> None:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     if keep:
-        _delete_old(archive, programs, keep)
+        _delete_old(folder.parent, programs, keep)
 
 
 def _delete_old(archive: Path, programs: Path, keep: int) -> None:
@@ -140,14 +170,38 @@ def recover(plan: Plan, until: datetime | None) -> None:
         with step(f"recovering the state of {until.isoformat(' ', 'seconds') if until else 'the last change'}"):
             _replay(plan, programs, new, until)
             _set_up(plan, programs, new)
-        if plan.cluster.exists():
-            plan.cluster.rename(previous)
-        new.rename(plan.cluster)
+        _exchange(plan.cluster, new, previous)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     report(f"recovered; start the stack with {command('up', home=plan.home)}")
     if previous.exists():
         report(f"The cluster of before is in {previous}. Delete it when you have checked the rows.")
+
+
+def _exchange(present: Path, new: Path, previous: Path) -> None:
+    """Put the new cluster in the place of the present one, which becomes the previous one; both or none."""
+    had_one = present.exists()
+    if had_one:
+        present.rename(previous)
+    try:
+        new.rename(present)
+    except BaseException:  # such as Ctrl-C
+        if had_one and not present.exists():
+            previous.rename(present)
+        raise
+
+
+def check_cluster(plan: Plan) -> None:
+    """Refuse to start with a new, empty cluster in the place of one that a recovery has moved away.
+
+    Raises:
+        Refusal
+    """
+    if not plan.cluster.exists() and (left := sorted(plan.home.glob("postgres.before-*"))):
+        raise Refusal(
+            f"{plan.cluster} is missing, because a recovery was interrupted. Put the cluster of before back:"
+            f" {shlex.join(['mv', str(left[-1]), str(plan.cluster)])} - and start again, or recover again."
+        )
 
 
 def _choose_base(archive: Path, until: datetime | None) -> Path:

@@ -16,14 +16,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from velikiy import whole_file
 from velikiy.stack import Refusal, cluster, local_http, log_lines, log_view, reaper
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import INNER_PORTS, Plan, is_free
 from velikiy.stack.programs import Program, base_environment, script
+from velikiy.stack.readiness import ends_again_and_again
 from velikiy.stack.supervisor import Supervisor
 
-START_TIMEOUT_S = 30
-"""For a program that starts, or becomes its next version."""
+START_TIMEOUT_S = 90
+"""For a program that starts, or becomes its next version, on a machine with far too much work. If it ends again
+and again, that is noticed within seconds."""
 
 END_TIMEOUT_S = 90
 """For the last requests of old workers. An idle connection that its client keeps open ends after 75 s."""
@@ -231,7 +234,9 @@ def _replace(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     try:
         _become(plan, supervisor, program, keeps_memory=keeps_memory)
     except Refusal:
-        file.write_text(before)  # when the new version ends, supervisor starts the version before
+        whole_file.replace(
+            file, before, durable=False
+        )  # when the new version ends, supervisor starts the version before
         raise
 
 
@@ -322,9 +327,11 @@ def _await_start(plan: Plan, program: Program) -> None:
             return not is_free("127.0.0.1", ports[program.name])
         return True
 
+    began = time.time()
     if program.name == "postgres":
         cluster.await_server(plan, within=START_TIMEOUT_S)
-    if not _within(START_TIMEOUT_S, is_started):
+    _within(START_TIMEOUT_S, lambda: is_started() or ends_again_and_again(plan, program.name, began))
+    if not is_started():
         raise Refusal(_failed(plan, program))
     if program.name == "redis":
         _within(

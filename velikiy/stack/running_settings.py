@@ -4,7 +4,7 @@ import shlex
 
 from velikiy.findings import Finding, configuration
 from velikiy.settings import ServiceSettings, StackSettings, load
-from velikiy.stack import consoles
+from velikiy.stack import consoles, options
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import script
 
@@ -62,13 +62,29 @@ def default(name: str) -> str:
     return "not set" if field.default is None else str(field.default)
 
 
+OF_THE_PLAN = ("apps", "bind", "edges", "log_file_size", "log_files", "metrics_port", "port", "redis_memory")
+"""The settings of `./run up` that the plan of a stack has under the same names."""
+
+
 def unapplied(plan: Plan) -> list[Finding]:
-    """Return the settings of `.env` and of the environment that the running stack does not have yet."""
-    wanted = load(ServiceSettings, None)
+    """Return the settings of `.env` and of the environment that the running stack does not have yet, or that it would
+    refuse."""
+    if bad := configuration.all_refused([ServiceSettings, StackSettings]):
+        advice = "The stack goes on with its settings, and the next start will be refused. Correct it in .env."
+        return [it._replace(advice=advice, wrong=False) for it in bad]
+    wanted, of_the_stack = load(ServiceSettings, None), load(StackSettings, None)
     running = running_settings(plan)
-    return [
-        configuration.unapplied(name.upper(), str(getattr(wanted, name)), running.get(name.upper()))
-        for name in sorted(wanted.model_fields_set)
+    differing = {
+        name: (getattr(wanted, name), running.get(name.upper()))
+        for name in wanted.model_fields_set
         if running and name.upper() not in OF_THE_LAUNCHER
         if str(getattr(wanted, name)) != running.get(name.upper())
-    ]
+    }
+    remembered = options.remember({}, of_the_stack, plan, forget=False)
+    differing |= {
+        name: (getattr(of_the_stack, name), str(getattr(plan, name)))
+        for name in OF_THE_PLAN
+        if name in of_the_stack.model_fields_set and name not in remembered
+        if getattr(of_the_stack, name) != getattr(plan, name)
+    }
+    return [configuration.unapplied(name.upper(), str(new), old) for name, (new, old) in sorted(differing.items())]

@@ -40,8 +40,12 @@ OF_SYSTEMD = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID",
 # ---- the units ----
 
 
-def install(home: Path) -> None:
+def install(home: Path, archive: Path | None) -> None:
     """Write the units, start the stack with them now and at each boot.
+
+    Args:
+        home: The data folder.
+        archive: WAL_ARCHIVE, where PostgreSQL writes as well.
 
     Raises:
         Refusal: Another data folder has the service, or systemd cannot start the stack.
@@ -53,7 +57,7 @@ def install(home: Path) -> None:
     account = privileges.service_account()  # the unit names this account
     BACKUPS.mkdir(mode=0o700, parents=True, exist_ok=True)  # systemd makes no sandbox around a folder that is missing
     was_active = _is_active()
-    changed = {unit.name for unit in _templates() if _write(unit, home)}
+    changed = {unit.name for unit in _templates() if _write(unit, home, archive)}
     timers = [unit.name for unit in _templates() if unit.suffix == ".timer"]
     _systemctl("daemon-reload")
     _systemctl("enable", "--quiet", UNIT, *timers)
@@ -147,18 +151,49 @@ def refuse_restart(running: Plan, obstacle: str) -> None:
         )
 
 
+def refuse_closed_archive(running: Plan | None, archive: Path) -> None:
+    """Refuse an archive in which the service may not write. PostgreSQL would keep its log until the disk is full.
+
+    Raises:
+        Refusal: The unit does not permit it.
+    """
+    pid = Supervisor(running).pid() if running else None
+    belongs_to_service = is_main_process() or (pid is not None and _unit_of(pid) == UNIT)
+    if belongs_to_service and _permission(archive) not in (UNIT_FOLDER / UNIT).read_text().splitlines():
+        raise Refusal(
+            f"{UNIT} may not write to WAL_ARCHIVE={archive}. Run {command('install-service')}, which permits it, and"
+            f" then: systemctl restart {UNIT}"
+        )
+
+
+def _permission(archive: Path) -> str:
+    """Return the line of the unit. A folder that is missing must not keep systemd from making the sandbox."""
+    return f"ReadWritePaths=-{archive}"
+
+
 def _templates() -> list[Path]:
     return sorted(file for file in TEMPLATES.iterdir() if file.suffix in (".service", ".timer"))
 
 
-def _write(template: Path, home: Path) -> bool:
+def _write(template: Path, home: Path, archive: Path | None) -> bool:
     """Write the unit of a template. Return whether that changes the unit."""
-    text = template.read_text()
+    text = filled(template.read_text(), home, archive)
+    unit = UNIT_FOLDER / template.name
+    if unit.exists() and unit.read_text() == text:
+        return False
+    unit.write_text(text)
+    unit.chmod(0o644)
+    return True
+
+
+def filled(text: str, home: Path, archive: Path | None) -> str:
+    """Return the text of a template with the paths and limits of this machine."""
     in_homes = any(str(home).startswith(folder) for folder in ("/home/", "/root/"))
     values = {
         "RUN": _quoted(CHECKOUT / "run"),
         "CHECKOUT": str(CHECKOUT).replace("%", "%%"),
         "DATA": _quoted(home),
+        "ARCHIVE": _permission(archive) if archive else "",
         "BACKUPS": str(BACKUPS),
         "OPEN_FILES": str(min(OPEN_FILES, _most_open_files())),
         # Homes are hidden, unless the data is below one.
@@ -166,12 +201,7 @@ def _write(template: Path, home: Path) -> bool:
     }
     for name, value in values.items():
         text = text.replace(f"@{name}@", value)
-    unit = UNIT_FOLDER / template.name
-    if unit.exists() and unit.read_text() == text:
-        return False
-    unit.write_text(text)
-    unit.chmod(0o644)
-    return True
+    return text
 
 
 def _quoted(path: Path) -> str:

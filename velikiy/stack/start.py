@@ -81,9 +81,12 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
     if wanted.wal_archive:
         if wanted.database_url:
             raise Refusal("WAL_ARCHIVE is for the stack's own PostgreSQL. Remove it, and archive at your own server.")
+        service.refuse_closed_archive(running, wanted.wal_archive)
         recovery.check_archive(wanted.wal_archive)
     os.environ.update(authentication(plan))  # for the launcher's own connections
     binaries = cluster.binaries(plan.cluster) if plan.own_postgres else None
+    if binaries:
+        recovery.check_cluster(plan)
     if wanted.database_url:
         servers.check_postgres(wanted.database_direct_url or wanted.database_url, wanted.migration_database_url)
         if wanted.database_direct_url:

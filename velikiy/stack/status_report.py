@@ -1,7 +1,6 @@
 """`./run status` as text and as JSON."""
 
 import platform
-import re
 import subprocess
 import time
 from pathlib import Path
@@ -16,9 +15,6 @@ from velikiy.stack.start import display_url
 from velikiy.stack.status import Status, last_heartbeat
 
 SHOWN_ERRORS = 5
-
-COMMAND = re.compile(r"(?<!\S)\./run ([a-z-]+)")
-"""A command in the advice of a finding. `--data` may stand directly behind its name."""
 
 TELLING_FIELDS = ("reason", "text", "what", "cause")
 """The fields of an error's line that say more than its message."""
@@ -103,11 +99,7 @@ def _caches(status: Status) -> list[dict[str, Any]]:
 
 def findings_for_people(status: Status) -> list[Finding]:
     """Return the findings with commands that can be pasted: with the data folder, unless it is the default."""
-    return [it._replace(advice=COMMAND.sub(lambda match: _command(match, status), it.advice)) for it in status.findings]
-
-
-def _command(match: re.Match[str], status: Status) -> str:
-    return messages.command(match[1], home=status.plan.home)
+    return [it.with_commands(lambda word: messages.command(word, home=status.plan.home)) for it in status.findings]
 
 
 def sentence(it: Finding) -> str:

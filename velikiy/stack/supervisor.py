@@ -14,6 +14,7 @@ from xmlrpc.client import Fault, ServerProxy
 
 from supervisor.xmlrpc import SupervisorTransport
 
+from velikiy import whole_file
 from velikiy.stack import Refusal, privileges, reaper
 from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan
@@ -125,7 +126,7 @@ class Supervisor:
         return self.plan.home / "run" / "supervisord.conf"
 
     def _configure(self, programs: list[Program]) -> None:
-        self.configuration.write_text(_configuration(self.plan, programs))
+        whole_file.replace(self.configuration, _configuration(self.plan, programs), durable=False)
 
     def stop(self, *, within: float = 40) -> None:
         """Stop all programs in order, then supervisord. Kill the processes that do not end in time."""

@@ -5,11 +5,14 @@ that has not ended: it goes when the change has succeeded or was undone, and sta
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+from velikiy import whole_file
 from velikiy.stack import Refusal
 from velikiy.stack.code_copy import code_folder
 from velikiy.stack.plan import Plan
@@ -77,15 +80,24 @@ class Version:
 
 def save_programs(plan: Plan, programs: list[Program]) -> None:
     saved = [asdict(program) | {"configuration": list(map(str, program.configuration))} for program in programs]
-    new = plan.home / f"{PROGRAMS}.new"
-    new.write_text(json.dumps({"code": str(code_folder()), "programs": saved}, indent=1) + "\n")
-    new.replace(plan.home / PROGRAMS)
+    whole_file.replace(
+        plan.home / PROGRAMS, json.dumps({"code": str(code_folder()), "programs": saved}, indent=1) + "\n"
+    )
+
+
+def _saved_programs(folder: Path) -> dict[str, Any] | None:
+    """Return the content of PROGRAMS, or None if it is missing or damaged: then no version is known."""
+    try:
+        saved: dict[str, Any] = json.loads((folder / PROGRAMS).read_text())
+    except (OSError, ValueError):
+        return None
+    return saved if isinstance(saved, dict) and {"code", "programs"} <= saved.keys() else None
 
 
 def begin(home: Path) -> None:
     """Keep the version that runs, unless an earlier change from it has not ended."""
     unfinished, new = home / "versions" / "unfinished", home / "versions" / "new"
-    if unfinished.exists() or not all((home / name).exists() for name in ("stack.json", PROGRAMS)):
+    if unfinished.exists() or not (home / "stack.json").exists() or not _saved_programs(home):
         return
     shutil.rmtree(new, ignore_errors=True)
     new.parent.mkdir(mode=0o700, exist_ok=True)
@@ -93,12 +105,15 @@ def begin(home: Path) -> None:
         copy = new / file.relative_to(home)
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copy2(file, copy)
+        with copy.open("rb") as copied:  # a power failure during the change must leave the way back
+            os.fsync(copied.fileno())
     new.rename(unfinished)
 
 
 def _files(home: Path) -> Iterator[Path]:
     """Return the files that programs are started with, except for their scripts."""
-    programs = {program["name"] for program in json.loads((home / PROGRAMS).read_text())["programs"]}
+    saved = _saved_programs(home) or {"programs": []}
+    programs = {program["name"] for program in saved["programs"]}
     yield home / "stack.json"
     yield from (file for file in (home / "secrets").rglob("*") if file.is_file())
     for file in (home / "run").iterdir():
@@ -151,10 +166,9 @@ def current(home: Path) -> Version | None:
 def _load(home: Path, name: str) -> Version | None:
     folder = home / "versions" / name if name else home
     plan = Plan.load(folder)
-    if plan is None or not (folder / PROGRAMS).exists():
+    if plan is None or (saved := _saved_programs(folder)) is None:
         return None
     plan.data = str(home)
-    saved = json.loads((folder / PROGRAMS).read_text())
     programs = [
         Program(**{**program, "configuration": tuple(map(Path, program["configuration"]))})
         for program in saved["programs"]

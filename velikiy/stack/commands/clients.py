@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from velikiy.command_line import python_command
 from velikiy.stack import completion, consoles, privileges
-from velikiy.stack.commands.folder import address, data_option, home_of
+from velikiy.stack.commands.folder import address, data_option, home_of, no_stack
 from velikiy.stack.messages import program
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import authentication
@@ -47,6 +47,8 @@ def velikiy(data: Path | None, arguments: tuple[str, ...]) -> None:
     if plan is not None:
         os.environ.setdefault("SECRETS_DIR", str(plan.secrets_folder))
         os.environ.update(authentication(plan))
+    elif data and not os.environ.keys() & {"DATABASE_URL", "SECRETS_DIR"}:  # with which it needs no stack
+        raise no_stack(home)
     option = "" if home == privileges.default_home() else f" --data {shlex.quote(str(home))}"
     os.environ["VELIKIY_COMMAND"] = f"{program()} velikiy{option}"  # for messages that contain a command
     python = python_command("velikiy", *arguments)

@@ -70,8 +70,12 @@ def plan_of(home: Path) -> Plan:
     """
     plan = Plan.load(home)
     if plan is None:
-        raise Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
+        raise no_stack(home)
     return plan
+
+
+def no_stack(home: Path) -> Refusal:
+    return Refusal(f"There is no stack in {home}. Start it with {command('up', home=home)}")
 
 
 @contextlib.contextmanager
@@ -111,7 +115,7 @@ def home_of(data: Path | None) -> Path:
     """Return the data folder, with links resolved: /proc shows the working folders of processes without links too.
 
     Raises:
-        Refusal: Another user can change its content.
+        Refusal: The folder is something else than a data folder, or another user can change its content.
     """
     if privileges.is_reexecuted():
         return Path(os.environ["VELIKIY_HOME"])
@@ -128,10 +132,26 @@ def home_of(data: Path | None) -> Path:
 @contextlib.contextmanager
 def exclusive(home: Path) -> Iterator[None]:
     """Keep other launchers away from the data folder while the block runs."""
-    with (home / "lock").open("w") as lock:
+    while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(f"waiting for another ./run that uses {home}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+            lock = (home / "lock").open("w")
+        except FileNotFoundError:
+            raise Refusal(f"{home} was deleted by another ./run. Run the command again.") from None
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                report(f"waiting for another ./run that uses {home}")
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            if _is_the_same(lock.fileno(), home / "lock"):
+                yield
+                return
+
+
+def _is_the_same(descriptor: int, file: Path) -> bool:
+    """Return whether the open file still has this name. `down --wipe` deletes the lock for which others wait, and the
+    next launcher locks a new one."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), file.stat())
+    except FileNotFoundError:
+        return False

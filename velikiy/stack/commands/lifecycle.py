@@ -111,7 +111,7 @@ def prepare(home: Path, wanted: StackSettings) -> None:
     """
     services = load(ServiceSettings, None)  # refuse a bad value before anything is created
     auth_mode(services.auth, wanted.bind)
-    preflight.check_data_folder(home)
+    preflight.check_location(home)
     preflight.check_free_space(home)
     preflight.check_address(wanted.bind)
     preflight.check_open_files()
@@ -206,9 +206,9 @@ def _plan_to_stop(home: Path) -> Plan:
 
 def _wipe(home: Path) -> None:
     """Delete the stack's files. Files of other programs or people in the folder stay."""
-    for entry in home.iterdir():
-        if DATA_FOLDER_ENTRIES.fullmatch(entry.name):
-            _delete(entry)
+    own = [entry for entry in home.iterdir() if DATA_FOLDER_ENTRIES.fullmatch(entry.name)]
+    for entry in sorted(own, key=lambda it: it.name == "lock"):  # the lock last, as others wait for it
+        _delete(entry)
     with contextlib.suppress(OSError):  # the folder contains other files
         home.rmdir()
     report(

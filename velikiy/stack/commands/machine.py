@@ -15,9 +15,9 @@ from velikiy.stack.commands.lifecycle import prepare
 def install_service(data: Path | None) -> None:
     """Let systemd start the stack, now and at each boot."""
     service.require_systemd("install")
-    home = home_of(data)
-    prepare(home, load(StackSettings, None))
-    service.install(home)
+    home, wanted = home_of(data), load(StackSettings, None)
+    prepare(home, wanted)
+    service.install(home, wanted.wal_archive)
 
 
 @click.command("uninstall-service")
