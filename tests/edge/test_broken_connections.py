@@ -3,6 +3,7 @@
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -191,6 +192,20 @@ def test_read_that_no_app_answers_is_504(service: Service) -> None:
     response = service.get()
     over.set()
     assert response.status_code == 504
+
+
+def test_write_on_a_connection_that_leads_nowhere_is_answered_in_five_seconds(service: Service) -> None:
+    """Something between edge and app acknowledges its packets, and nothing else happens."""
+    over = threading.Event()
+    for app in service.apps:
+        app.respond = lambda request: answer(request) if over.wait(9) else b""
+    began = time.monotonic()
+    response = service.put()
+    over.set()
+    assert response.status_code == 504
+    assert "outcome of a write is unknown" in response.json()["detail"]
+    assert 4.5 < time.monotonic() - began < 6
+    assert service.writes == 1, "it is sent once"
 
 
 def test_write_goes_to_the_other_app_if_one_refuses_its_connection(service: Service) -> None:
