@@ -216,12 +216,14 @@ class Meter:
             for operation, following in _with_following(operations):
                 if operation.returned < begin or operation.invoke > end or (whole and operation.invoke < begin):
                     continue
+                # A request that an earlier fault has delayed counts from the begin of this one.
+                operation = operation._replace(invoke=max(operation.invoke, begin))
                 slowest[what] = max(slowest.get(what, operation), operation, key=_took)
                 if what == "hit":
                     hits.append(_took(operation) / 1e6)
                 if not _is_answered(operation):
                     until = following.invoke if following else operation.returned
-                    lost[group] += max(0, min(until, end) - max(operation.invoke, begin))
+                    lost[group] += max(0, min(until, end) - operation.invoke)
         reads, writes = (1 - lost[it] / spans[it] if spans[it] else math.nan for it in ("reads", "writes"))
         errors = dict(Counter(error for at, error in self._errors if begin <= at <= end))
         return Figures(reads, writes, slowest, errors, median(hits) if hits else math.nan)

@@ -198,6 +198,15 @@ def test_reset_reaches_the_client_although_a_forked_process_has_inherited_the_co
                 accepted.close()
 
 
+def test_request_that_an_earlier_fault_delays_counts_from_the_begin_of_the_next_fault() -> None:
+    meter = Meter()
+    write = Operation(0, 4000 * MS, "update", "/users/1", "unknown", 0, "edge1", worker="probe write 1")
+    meter.watch(write)
+    figures = meter.figures(3000 * MS, 5000 * MS)
+    assert figures.seconds("write") == pytest.approx(1)
+    assert figures.writes == pytest.approx(0.5)
+
+
 def test_findings_that_faults_expect_exist() -> None:
     known = set[str]()
     for file in (ROOT / "velikiy").rglob("*.py"):
