@@ -1,9 +1,11 @@
 """A proxy between two servers, which passes bytes on, and changes or withholds them where a test wants it."""
 
 import contextlib
+import os
 import socket
 import struct
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -22,11 +24,24 @@ class CloseConnection(Exception):
     """Raised by a hook to close the connection."""
 
 
+_sockets: "weakref.WeakSet[socket.socket]" = weakref.WeakSet()
+
+
+def _close_inherited() -> None:
+    """Close the sockets in a forked process. As long as it has them, no close in this process ends a connection."""
+    for inherited in list(_sockets):
+        inherited.close()
+
+
+os.register_at_fork(after_in_child=_close_inherited)
+
+
 class ProxiedConnection:
     """A connection of a client and the connection to the server that belongs to it."""
 
     def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self.client, self.server = client, server
+        _sockets.update((client, server))
         self.is_half_open = False
 
     def close_client(self) -> None:

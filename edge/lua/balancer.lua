@@ -146,17 +146,28 @@ end
 
 
 -- Note that an app has answered a read with 503 because PostgreSQL does not answer it, and return whether another app
--- may reach PostgreSQL. addresses: those of all tries, as in $upstream_addr; the last has answered.
+-- may reach PostgreSQL, which has not been tried. addresses: those of all tries, as in $upstream_addr; the last has
+-- answered.
 function _M.note_without_postgres(addresses)
-    local name, other = addresses:match("[^ ,]+$"), false
+    local tried, last, other = {}, nil, false
+    for name in addresses:gmatch("[^ ,]+") do
+        tried[name], last = true, name
+    end
     for _, peer in ipairs(peers) do
-        if name_of(peer) == name then
-            peer.lacks_postgres = true
-        else
-            other = other or not peer.down and not peer.lacks_postgres
-        end
+        local name = name_of(peer)
+        peer.lacks_postgres = peer.lacks_postgres or name == last
+        other = other or not tried[name] and not peer.down and not peer.lacks_postgres
     end
     return other
+end
+
+
+local function named(name)
+    for _, peer in ipairs(peers) do
+        if name_of(peer) == name then
+            return peer
+        end
+    end
 end
 
 
@@ -223,16 +234,20 @@ end
 
 
 -- Return the seconds that this try of a read may take.
--- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE.
-local function time_of(peer, tries, has_fallback, ctx)
-    if tries == 1 then
+-- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both tries
+-- together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
+local function time_of(peer, tries, has_fallback, is_last, ctx)
+    if is_last then
+        return SHORT_TRY_S
+    elseif tries == 1 then
         short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
         if #peers > 1 and (peer.hangs or short_tries >= 1 and clock.now_ms() > patient_until) then
             return SHORT_TRY_S
         end
         ctx.was_long = true
-    elseif has_fallback and (ctx.was_long or peer.hangs) then
-        return SHORT_TRY_S
+    elseif has_fallback then
+        local is_short = ctx.was_long or peer.hangs
+        return is_short and SHORT_TRY_S or math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
     end
     return database_timeout_s + (has_fallback and 0 or peer.hangs and 0 or MARGIN_S)
 end
@@ -247,14 +262,15 @@ end
 
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
--- to the same stopped worker, whose end shows while the read waits. $fallback is "none" or "stale" where the tries of a
--- read are short, else empty. ngx.ctx.avoided: the peer that a second request for the same read leaves out
--- (origin.lua).
+-- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where the
+-- tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for the
+-- same read leaves out.
 function _M.balance()
-    local ctx, fallback = ngx.ctx, ngx.var.fallback
+    local ctx, fallback, avoided = ngx.ctx, ngx.var.fallback, ngx.var.avoided
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
     local is_read = ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD"
     local is_short = is_read and fallback and fallback ~= ""
+    local is_last = fallback == "answered"
     ctx.tries = tries
     if failed then
         doubt(failed)
@@ -264,7 +280,7 @@ function _M.balance()
         if not is_read and ngx.var.upstream_bytes_sent:find("[1-9]") or tries > MAX_TRIES then
             return ngx.exit(NO_PEER)
         elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
-            if tries > 2 then
+            if tries > 2 or is_last then
                 return give_up(ctx)
             end
             short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
@@ -272,13 +288,13 @@ function _M.balance()
     else
         balancer.set_more_tries(is_short and 2 or 1)
     end
-    local peer = _M.choose(failed or ctx.avoided)
+    local peer = _M.choose(failed or avoided and avoided ~= "" and named(avoided))
     if not peer then
         return ngx.exit(NO_PEER)
     end
     ctx.peer = peer
     if is_short then
-        local seconds = time_of(peer, tries, fallback == "stale", ctx)
+        local seconds = time_of(peer, tries, fallback == "stale", is_last, ctx)
         balancer.set_timeouts(math.min(seconds, 1), nil, seconds)
     end
     balancer.set_current_peer(peer.address, peer.port)

@@ -8,6 +8,7 @@
 --
 -- An app repeats the id of the request in its response. Nginx takes noise on a broken connection for a response of
 -- HTTP/0.9 with the status 200: without the id it counts as no response, and so does the response to another request.
+-- Another app may answer such a read (read.lua).
 
 local traces = require "traces"
 
@@ -104,22 +105,33 @@ function _M.refuse_noise(id)
 end
 
 
-local function fetch_over_http1(uri, fill_lease, fallback)
+-- In header_filter_by_lua of the inner listener: mark noise. After noise without a status line Nginx sends no header, and
+-- closes the connection.
+function _M.mark_noise(id)
+    if ngx.var.upstream_status and not is_answer(id) then
+        return ngx.exit(HTTP_CLOSE)
+    end
+end
+
+
+local function fetch_over_http1(uri, fill_lease, fallback, avoided)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
                     "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", traces.for_apps(var),
-                    "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback,
+                    "\r\nFill-Lease: ", fill_lease, "\r\nFallback: ", fallback, "\r\nAvoided: ", avoided,
                     "\r\nAuthorization: ", var.forwarded_authorization, "\r\n\r\n" }
     local socket = ngx.socket.tcp()
     local response, err = request(socket, concat(lines))
-    response = response or { status = 502, header = {}, body = "", is_noise = err == "closed" }
+    if not response or response.status == HTTP_CLOSE then
+        response = { status = 502, header = {}, body = "", is_noise = response ~= nil or err == "closed" }
+    end
     socket:close()
     return response, response.header["App"], response.header["App-Seconds"]
 end
 
 
-local function fetch_by_subrequest(location, vars, avoided)
-    local upstream = { avoided = avoided }
+local function fetch_by_subrequest(location, vars)
+    local upstream = {}
     local response = ngx.location.capture(location, { vars = vars, ctx = upstream })
     if upstream.gave_up then
         response = { status = ngx.HTTP_GATEWAY_TIMEOUT, header = {}, body = "" }
@@ -130,24 +142,24 @@ local function fetch_by_subrequest(location, vars, avoided)
 end
 
 
--- Return the response, the address of the app, the seconds until its header arrived, and the peer (balancer.lua), which
--- is nil for HTTP/2.
--- fallback: "stale" if a stored response can be sent instead, else "none" (balancer.lua); avoided: a peer that is
--- chosen only if there is no other.
+-- Return the response, the addresses of the apps that were tried, and the seconds until its header arrived.
+-- fallback: "stale" if a stored response can be sent instead, "answered" if another app has answered that PostgreSQL
+-- does not answer it, else "none" (balancer.lua); avoided: the address of an app that is chosen only if there is no
+-- other, or "".
 function _M.fetch(fill_lease, fallback, avoided)
     if ngx.var.http2 ~= "" then
-        return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback)
+        return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback, avoided)
     end
-    local vars = { fill_lease = fill_lease, fallback = fallback, traced = ngx.var.traced }
-    local response, upstream = fetch_by_subrequest("/.app", vars, avoided)
-    return response, upstream.app, upstream.seconds, upstream.peer
+    local vars = { fill_lease = fill_lease, fallback = fallback, avoided = avoided, traced = ngx.var.traced }
+    local response, upstream = fetch_by_subrequest("/.app", vars)
+    return response, upstream.app, upstream.seconds
 end
 
 
 -- Return an app's response with the entry of an API key.
 function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
-        return (fetch_over_http1(path, "", "none"))
+        return (fetch_over_http1(path, "", "none", ""))
     end
     return (fetch_by_subrequest("/.key", { key_path = path }))
 end

@@ -109,11 +109,22 @@ local function serve_stale(path, query, status)
 end
 
 
--- Return whether a second request may have success: the response broke off, or was noise, or PostgreSQL does not answer
--- this app but perhaps another. After an error before any response, Nginx has tried another app already.
-local function may_be_answered_elsewhere(response, app)
-    return response.truncated and response.status < 500 or response.is_noise
-        or response.status == 503 and response.header["Postgres"] and balancer.note_without_postgres(app)
+-- Return the response of an app. A second request may have success if the response broke off, or was noise, or if
+-- PostgreSQL does not answer this app but perhaps another. After an error before any response, Nginx has tried another
+-- app already.
+local function fetch(fill_lease, fallback)
+    local response, app, seconds = origin.fetch(fill_lease, fallback, "")
+    local last = app and app:match("[^ ,]+$") or ""
+    -- Without the fill lease, which the first app may have used.
+    if response.truncated and response.status < 500 or response.is_noise then
+        return origin.fetch("", fallback, last)
+    elseif response.status == 503 and response.header["Postgres"] and balancer.note_without_postgres(app or "") then
+        local other, other_app, other_seconds = origin.fetch("", "answered", last)
+        if other.status < 500 then
+            return other, other_app, other_seconds
+        end
+    end
+    return response, app, seconds
 end
 
 
@@ -128,10 +139,7 @@ local function fetch_from_app(path, query, key, result, reason, fill_lease)
         return serve_stale(path, query, ngx.HTTP_SERVICE_UNAVAILABLE)
     end
     local fallback = store.get(generations.key_of(path, query)) and "stale" or "none"
-    local response, app, seconds, peer = origin.fetch(fill_lease or "", fallback)
-    if may_be_answered_elsewhere(response, app) then  -- without the fill lease, which the first app may have used
-        response, app, seconds = origin.fetch("", fallback, peer)
-    end
+    local response, app, seconds = fetch(fill_lease or "", fallback)
     shedding.leave()
     var.app, var.app_status, var.app_seconds = app or "", response.status, seconds or ""
     if response.status == 503 then

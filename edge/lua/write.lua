@@ -9,11 +9,12 @@ local signature = require "signature"
 
 -- The time that is reserved for the COMMIT and the way back, so that a write that an app commits in time is also
 -- answered in time.
-local RESERVE_MS = 1000
+local RESERVE_MS = 500
 
 local _M = {}
 
-local clock_name, timeout_ms
+local clock_name
+local timeout_ms  -- by the kind of a write
 
 -- Nginx would forward the first of two equal headers, and no empty header. A write that loses its precondition would
 -- overwrite a newer row; of two idempotency keys the order would decide; a web page without its origin
@@ -22,9 +23,9 @@ local ONCE = { "Content-Type", "If-Match", "If-None-Match", "If-Unmodified-Since
                "Sec-Fetch-Site" }
 
 
--- name: the clock of clock.now_ms (edge/start); timeout_s: the time after which this edge answers 504.
-function _M.configure(name, timeout_s)
-    clock_name, timeout_ms = name, timeout_s * 1000
+-- name: the clock of clock.now_ms (edge/start); write_s, costly_s: the times after which this edge answers 504.
+function _M.configure(name, write_s, costly_s)
+    clock_name, timeout_ms = name, { writes = write_s * 1000, costly = costly_s * 1000 }
 end
 
 
@@ -48,7 +49,7 @@ function _M.begin(kind)
     end
     -- The deadline as a moment of this clock, and as the time that is left, which counts for an app that does not share
     -- this clock, from the arrival of the request on (velikiy/coherence/deadline.py).
-    local left_ms = timeout_ms - RESERVE_MS
+    local left_ms = timeout_ms[kind] - RESERVE_MS
     ngx.var.write_deadline = string.format("%s %.0f %.0f", clock_name, clock.now_ms() + left_ms, left_ms)
 end
 

@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import orjson
 import psutil
+import psycopg
 
 from testkit.stack import run_in
 from tests.chaos.fault import POSTGRES_AWAY, POSTGRES_CRASHES, Fault, Inject, Limits
-from tests.chaos.service import Missing, Service
+from tests.chaos.service import OWN_ROWS, Missing, Service
+from tests.consistency.client import Client, NoResponse, NotSent
 
 EDGES, APPS = ("edge1", "edge2"), ("app1", "app2")
 
@@ -236,6 +240,39 @@ def in_turn(*steps: tuple[float, Inject]) -> Inject:
             yield
 
     return inject
+
+
+@contextmanager
+def _stopped_in_transaction(service: Service, random: random.Random) -> Iterator[None]:
+    """Stop an app between the locks and the COMMIT of a write: it waits there for the exclusion of an edge."""
+    late = f"{OWN_ROWS}late"
+    with service.row() as user, service.connect() as connection, contextlib.ExitStack() as begun:
+
+        def is_locked() -> bool:
+            try:
+                connection.execute("SELECT FROM users WHERE id = %s FOR UPDATE NOWAIT", (user,))
+            except psycopg.errors.LockNotAvailable:
+                return True
+            return False
+
+        def write(_: threading.Event) -> None:
+            client = Client(service.stack.apps[0], 15)
+            with contextlib.suppress(NotSent, NoResponse):
+                client.request(b"PUT", f"/users/{user}".encode(), orjson.dumps({"name": late}))
+            client.close()
+
+        with service.stopped(*service.pids("edge2")):
+            begun.enter_context(service.threads(1, write))
+            service.until(is_locked, within=4, what="a write waits for an edge")
+            begun.enter_context(service.stopped(*service.pids("app1")))
+        began = time.monotonic()
+        yield
+        service.until(lambda: not is_locked(), within=10, what="PostgreSQL ends the transaction of the stopped app")
+        service.note(f"its row was locked for {time.monotonic() - began:.1f} s")
+        begun.close()
+        response = service.request(0, "GET", f"/users/{user}")
+        if response and orjson.loads(response.body).get("name") == late:
+            service.violation("a stopped app has committed, although PostgreSQL had ended its transaction")
 
 
 def limited(pick: Pick, what: str, value: Callable[[psutil.Process], int]) -> Inject:
@@ -468,6 +505,13 @@ FAULTS = [
         "The master of an app is stopped. Its workers go on.",
         stop(master("app1")),
         unnamed="no request needs the master",
+    ),
+    Fault(
+        "stop-app1-in-transaction",
+        "An app is stopped between the locks and the COMMIT of a write.",
+        _stopped_in_transaction,
+        named=SILENT["app1"],
+        pairs=False,
     ),
     Fault(
         "stop-backend",

@@ -1,10 +1,13 @@
 """Connections that are kept between requests: to Redis, to edges and to PostgreSQL. A connection is never used again
 after a reply has missed its deadline, and a connection that broke in between costs no more than a new one."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import Any
 
 import psycopg
 import pytest
@@ -433,3 +436,43 @@ def divide_by_zero(connection: Connection) -> None:
 def terminate(stack: Stack, connection: Connection) -> None:
     """End the session of this connection, as a restart of PostgreSQL does."""
     stack.sql("SELECT pg_terminate_backend(%s, 5000)", connection.info.backend_pid)
+
+
+@pytest.fixture
+def silent_names(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """No name server answers. Yield the names that are looked up."""
+    asked: list[str] = []
+    over = threading.Event()
+    real = socket.getaddrinfo
+
+    def wait(host: Any, *arguments: Any, **options: Any) -> Any:
+        if not str(host).endswith(".example"):
+            return real(host, *arguments, **options)
+        asked.append(host)
+        over.wait(10)
+        return real("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", wait)
+    yield asked
+    over.set()
+
+
+def test_name_server_that_does_not_answer_keeps_no_request_waiting_for_redis(silent_names: list[str]) -> None:
+    tier = RedisTier("redis://redis.example:6379", lambda: None, ttl=60, timeout=0.2)
+
+    def identify(_: int) -> float:
+        began = time.monotonic()
+        with pytest.raises(DoesNotAnswer):
+            tier.identify()
+        return time.monotonic() - began
+
+    with ThreadPoolExecutor(8) as pool:
+        assert max(pool.map(identify, range(8))) < DROP_TIMEOUT_S + 1
+    assert silent_names == ["redis.example"], "all requests share one look-up"
+
+
+def test_name_server_that_does_not_answer_makes_an_edge_silent_in_time(silent_names: list[str]) -> None:
+    edge = Cache("instance@edge.example:8081", "edge.example:8081", "1", fenced=False, excluded=False)
+    began = time.monotonic()
+    assert EdgeTier(EDGE_SECRET).drop([edge], [PATH]) == [edge]
+    assert time.monotonic() - began < DROP_TIMEOUT_S + 1

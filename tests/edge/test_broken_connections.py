@@ -2,7 +2,9 @@
 
 import random
 import socket
+import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 import requests
 
+from testkit.certificates import Authority
 from testkit.failpoints import running_edge
-from testkit.stack import wait_until
+from testkit.stack import folder, wait_until
 from velikiy.findings.caches import edge as findings_of_edge
 
 Respond = Callable[[bytes], bytes]
@@ -111,10 +114,10 @@ class Service:
 
 
 @contextmanager
-def running_service(number: int) -> Iterator[Service]:
+def running_service(number: int, **settings: str) -> Iterator[Service]:
     apps = [RawApp() for _ in range(number)]
     addresses = ",".join(f"127.0.0.1:{app.port}" for app in apps)
-    with running_edge(addresses, DATABASE_TIMEOUT="1") as (edge, _):
+    with running_edge(addresses, DATABASE_TIMEOUT="1", **settings) as (edge, _):
         yield Service(edge, apps)
     for app in apps:
         app.refuse()
@@ -124,6 +127,15 @@ def running_service(number: int) -> Iterator[Service]:
 def module_service() -> Iterator[Service]:
     with running_service(2) as service:
         yield service
+
+
+@pytest.fixture(scope="module")
+def http2() -> Iterator[Service]:
+    """An edge with TLS, because browsers send HTTP/2 with TLS only."""
+    with folder() as files:
+        Authority(files).sign(files / "cert.pem", files / "key.pem")
+        with running_service(2, TLS_CERT=str(files / "cert.pem"), TLS_KEY=str(files / "key.pem")) as service:
+            yield service
 
 
 @pytest.fixture
@@ -177,11 +189,31 @@ def test_read_that_every_app_fails_is_502(service: Service, respond: Respond) ->
 
 
 def test_read_is_503_where_postgres_answers_no_app(service: Service) -> None:
+    """One app waits for PostgreSQL while the edge waits 0.3 s for it, and another for a second (DATABASE_TIMEOUT)."""
+
+    def postgres_is_away(request: bytes) -> bytes:
+        time.sleep(1)
+        return postgres_is_silent(request)
+
     for app in service.apps:
-        app.respond = postgres_is_silent
+        app.respond = postgres_is_away
+    began = time.monotonic()
     response = service.get()
     assert response.status_code == 503
     assert "Postgres" not in response.headers
+    assert time.monotonic() - began < 1.8
+
+
+@pytest.mark.parametrize("respond", [noise, answer_to_another_request, part_of_an_answer, postgres_is_silent])
+def test_read_over_http2_that_one_app_fails_is_answered_by_the_other(http2: Service, respond: Respond) -> None:
+    http2.apps[0].respond = respond
+    http2.apps[0].received.clear()
+    curl = ["curl", "--noproxy", "*", "-ski", "--http2", f"https{http2.edge.removeprefix('http')}/users/7"]
+    for _ in range(4):
+        shown = subprocess.check_output(curl, text=True)
+        assert shown.startswith("HTTP/2 200")
+        assert shown.endswith('{"id":7}')
+    assert http2.apps[0].received
 
 
 def test_read_that_no_app_answers_is_504(service: Service) -> None:
@@ -191,6 +223,20 @@ def test_read_that_no_app_answers_is_504(service: Service) -> None:
     response = service.get()
     over.set()
     assert response.status_code == 504
+
+
+def test_write_on_a_connection_that_leads_nowhere_is_answered_in_five_seconds(service: Service) -> None:
+    """Something between edge and app acknowledges its packets, and nothing else happens."""
+    over = threading.Event()
+    for app in service.apps:
+        app.respond = lambda request: answer(request) if over.wait(9) else b""
+    began = time.monotonic()
+    response = service.put()
+    over.set()
+    assert response.status_code == 504
+    assert "outcome of a write is unknown" in response.json()["detail"]
+    assert 4.5 < time.monotonic() - began < 6
+    assert service.writes == 1, "it is sent once"
 
 
 def test_write_goes_to_the_other_app_if_one_refuses_its_connection(service: Service) -> None:

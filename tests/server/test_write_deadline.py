@@ -25,7 +25,7 @@ from velikiy.postgres import Connection, database
 
 @pytest.fixture(scope="module", params=["epoll", pytest.param("gthread", marks=pytest.mark.plain_worker)])
 def slow(request: pytest.FixtureRequest) -> Iterator[Stack]:
-    """Start two apps of one worker each. This DATABASE_TIMEOUT gives the edge its shortest wait for a write: 9 s."""
+    """Start two apps of one worker each. This DATABASE_TIMEOUT gives the edge its shortest wait for a write: 4 s."""
     settings = {"DATABASE_TIMEOUT": "0.9", "APP_WORKERS": "1", "APP_WORKER_CLASS": request.param}
     with running("--apps", "2", "--edges", "2", **settings) as stack:
         yield stack
@@ -167,6 +167,7 @@ def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> Non
     with fake_app(DATABASE_TIMEOUT="1") as app:
         requests.get(f"{app.edge}/users/1", timeout=5)
         requests.post(f"{app.edge}/users", json={}, headers={"Write-Deadline": f"{CLOCK} 1 1"}, timeout=5)
+        requests.post(f"{app.edge}/users/batch", json={}, timeout=5)
         address = urlsplit(app.edge)
         with socket.create_connection(("127.0.0.1", address.port or 80), 10) as client:
             client.sendall(
@@ -176,12 +177,13 @@ def test_edge_counts_from_the_end_of_the_body_and_lets_no_client_choose() -> Non
             time.sleep(2.5)  # a client that is slow to send its body
             client.sendall(b"{}")
             client.makefile("rb").read()
-        read, post, put = (headers.get("write-deadline") for _, headers, _ in app.received)
+        read, post, batch, put = (headers.get("write-deadline") for _, headers, _ in app.received)
         assert read is None
-        for header in (post, put):
-            given = re.fullmatch(rf"{CLOCK} (\d+) 9000", header or "")  # 10 s, less one for the way back
+        # 5 s, and 10 s for many rows, less half a second for the way back.
+        for header, left in ((post, 4500), (batch, 9500), (put, 4500)):
+            given = re.fullmatch(rf"{CLOCK} (\d+) {left}", header or "")
             assert given, header
-            assert 9 - 2 < int(given[1]) / 1000 - now() <= 9 or header == post
+            assert left / 1000 - 2 < int(given[1]) / 1000 - now() <= left / 1000 or header != put
 
 
 @pytest.mark.parametrize(

@@ -321,6 +321,19 @@ def test_redis_that_may_not_evict_is_named_when_it_is_full() -> None:
         assert [it.name for it in caches.redis(tier, known)] == ["redis.full"]
 
 
+def test_look_at_redis_compares_its_clock_without_a_further_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    with redis_server() as port, Redis(port=port) as admin:
+        tier = RedisTier(f"redis://127.0.0.1:{port}/0", lambda: None, ttl=60, timeout=1)
+        known = caches.Table(caches.Row("redis", str(tier.identify()), "1", None, False, 0.0, 0.0), [], [], {})
+        assert caches.redis(tier, known) == []
+        opened = int(admin.info("stats")["total_connections_received"])
+        ahead = time.time() + 60
+        monkeypatch.setattr("velikiy.coherence.redis_tier.time.time", lambda: ahead)
+        assert [it.name for it in caches.redis(tier, known)] == ["clock.differs"]
+        # One to find out which server it is now, one for the rights of its user, and one for a trial.
+        assert int(admin.info("stats")["total_connections_received"]) <= opened + 3
+
+
 def test_postgresql_that_takes_no_writes_is_named_and_so_is_a_refusal(breakable: Stack) -> None:
     read_only = make_conninfo(breakable.postgres, options="-c default_transaction_read_only=on")
     assert why_away(read_only).name == "postgres.standby"

@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 import structlog
 
-from velikiy import metrics, traces
+from velikiy import metrics, names, traces
 from velikiy.coherence.entry import CachePath
 from velikiy.coherence.membership import Cache
 from velikiy.coherence.signatures import HEADER, Signer
@@ -162,7 +162,9 @@ class _Drop:
         try:
             if self.socket is None:
                 self.kept = False
-                self.socket = socket.create_connection(_host_and_port(self.edge), _left(until))
+                host, port = _host_and_port(self.edge)
+                names.check(host, _left(until))
+                self.socket = socket.create_connection((host, port), _left(until))
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.setblocking(False)
             sent = self.socket.send(self.request)

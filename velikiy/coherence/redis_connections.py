@@ -20,7 +20,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from velikiy import traces
+from velikiy import names, traces
 from velikiy.coherence.host import HOST, PROCESSES, process_has_ended, start_of_process
 from velikiy.coherence.shards import Server, ShardMap
 from velikiy.kernel_timeouts import Socket
@@ -92,6 +92,7 @@ class Connections:
         self.place, self._notices_end = _place(self.client.connection_pool.connection_kwargs, direct)
         """Where the server is, and whether this process notices there that it has ended."""
         self._is_at_socket = "path" in self.client.connection_pool.connection_kwargs
+        self._timeout = timeout
         self._idle: deque[tuple[Any, Server]] = deque()
 
     def exchange(self, *commands: tuple[Argument, ...], at: str | None = None) -> list[Any]:
@@ -234,6 +235,8 @@ class Connections:
 
     def _open(self) -> Any:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
+        if not self._is_at_socket:
+            names.check(self.host, self._timeout)
         pool = self.client.connection_pool
         kind = WITH_KERNEL_TIMEOUTS.get(pool.connection_class, pool.connection_class)
         connection = kind(**pool.connection_kwargs)

@@ -359,22 +359,29 @@ class RedisTier:
         leases = [name.removeprefix("lease:") for name in names if name.startswith("lease:")]
         return {"bytes": bodies, "leases": leases, "ttl": max(0, ttl) / 1000}
 
-    def usage(self) -> dict[str, int]:
-        """Return what the servers report of their memory (INFO), added up, and the uptime of the youngest.
+    def usage(self, shards: ShardMap | None = None) -> dict[str, int]:
+        """Return what the servers report of their memory (INFO), added up, the uptime of the youngest, and by how many
+        milliseconds the clock of a server is ahead of this machine's: the greatest difference, 0 if it is not known.
+
+        Args:
+            shards: The servers that this process reaches now, if that is known.
 
         Raises:
             DoesNotAnswer
         """
-        shards = self.registered() or self.identify()
+        shards = shards or self.registered() or self.identify()
         total, uptimes = {"used_memory": 0, "maxmemory": 0, "evicted_keys": 0}, []
+        differences = [0]
         try:
             for server in shards.servers:
                 reported: Any = self._drop_servers.connections_to(server, shards).client.info("everything")
                 total = {name: so_far + int(reported.get(name, 0)) for name, so_far in total.items()}
                 uptimes.append(int(reported.get("uptime_in_seconds", 0)))
+                if microseconds := reported.get("server_time_usec"):
+                    differences.append(int(microseconds) // 1000 - int(time.time() * 1000))
         except AWAY as error:
             raise DoesNotAnswer(error) from error
-        return {**total, "uptime_in_seconds": min(uptimes, default=0)}
+        return {**total, "uptime_in_seconds": min(uptimes, default=0), "clock_ahead_ms": max(differences, key=abs)}
 
     def version(self) -> str:
         """Return the version of Redis, for people.
@@ -388,18 +395,6 @@ class RedisTier:
         except AWAY as error:
             raise DoesNotAnswer(error) from error
         return str(facts.members.get("redis_version", "of unknown version"))
-
-    def clock_difference(self) -> float:
-        """Return by how many seconds the clock of a server of Redis is ahead of this machine's, for people; 0 if that
-        is not known. The greatest difference counts if there are several servers."""
-        differences = [0.0]
-        with suppress(DoesNotAnswer, OtherServer, *AWAY):
-            shards = self.identify()
-            for server in shards.servers:
-                facts = self._drop_servers.connections_to(server, shards).facts()
-                if microseconds := facts.members.get("server_time_usec"):
-                    differences.append(int(microseconds) / 1e6 - time.time())
-        return max(differences, key=abs)
 
     @property
     def breaker_open(self) -> bool:

@@ -118,8 +118,12 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     began = time.monotonic()
     if reason := tier.trial(NO_ROW):
         return [_refuses(reason, since)]
-    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began) + _full(tier)
-    return found + clock_differs("Redis", "this machine", tier.clock_difference())
+    found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began)
+    try:
+        usage = tier.usage(ours)
+    except DoesNotAnswer:
+        return found
+    return found + _full(usage) + clock_differs("Redis", "this machine", usage["clock_ahead_ms"] / 1000)
 
 
 def _slow(seconds: float) -> list[Finding]:
@@ -137,13 +141,9 @@ def _slow(seconds: float) -> list[Finding]:
     ]
 
 
-def _full(tier: RedisTier) -> list[Finding]:
+def _full(usage: dict[str, int]) -> list[Finding]:
     """Return whether Redis uses more memory than it may. The scripts of the service delete before they write, and Redis
     lets such scripts go on when it has no memory left."""
-    try:
-        usage = tier.usage()
-    except DoesNotAnswer:
-        return []
     used, allowed = usage["used_memory"], usage["maxmemory"]
     if not allowed or used <= FULL_SHARE * allowed:
         return []

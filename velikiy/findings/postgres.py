@@ -109,8 +109,8 @@ session's flush of the log waits for WALWrite. A role sees the waits of its own 
 
 SLOW_COMMIT_S = 0.3
 
-MAX_ENDED_SESSIONS = 3
-"""A restart ends sessions that have begun long before. So many young ones do not end by chance."""
+MAX_YOUNG_ENDS = 2
+"""A restart ends sessions that have begun long before. Young ones do not end so often by chance."""
 
 SLOW_LOOK_S = 0.5
 """A look at PostgreSQL takes some ten short statements, and a thirtieth of this time. While forty processes
@@ -246,15 +246,15 @@ def slow(seconds: float) -> list[Finding]:
 
 
 def sessions_end(count: int, seconds: float) -> list[Finding]:
-    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: the sessions that
-    it has ended so in the last `seconds`."""
-    if count < MAX_ENDED_SESSIONS:
+    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: how often it has done
+    so in the last `seconds`."""
+    if count < MAX_YOUNG_ENDS:
         return []
     return [
         Finding(
             "postgres.sessions_end",
-            f"Sessions of this service with PostgreSQL end soon after they have begun, at least {MAX_ENDED_SESSIONS} in"
-            f" {seconds:.0f} s. An administrator or a program ends them, or PostgreSQL crashes again and again.",
+            f"Sessions of this service with PostgreSQL end soon after they have begun, again and again in {seconds:.0f}"
+            " s. An administrator or a program ends them, or PostgreSQL crashes again and again.",
             "Run ./run logs postgres, which says why, and look for programs that call pg_terminate_backend.",
         )
     ]

@@ -222,6 +222,7 @@ def _error_pages_and_batches() -> list[str]:
         '    include "${EDGE_DATA}/conf/limits_of_requests.conf";',
         f"    limit_conn batches {MAX_BATCHES};  # bodies that are in files: the folder may have 64 MB",
         f"    limit_conn batches_of_client {MAX_BATCHES // 4};",
+        "    proxy_read_timeout ${EDGE_BATCH_TIMEOUT}s;",
         "    if ($route != @write) {",
         "        return 418;",
         "    }",

@@ -88,6 +88,8 @@ def _look(
             if not is_readable(connection):
                 return {"postgres": UNREADABLE, "redis": _without_postgres(redis_tier)}, [unreadable()]
             findings = [*ended, *look(connection, tables)]
+        # With a deadline of its own: a session may have locked the table, which says nothing about PostgreSQL.
+        with database.reserved() as connection:
             try:
                 known = table(connection)
             except UNKNOWN_TABLE:

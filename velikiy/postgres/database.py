@@ -268,15 +268,17 @@ class Database:
             metrics.POOL_WAITING.labels(pool.name).set(state.get("requests_waiting", 0))
 
     def young_ends(self) -> int:
-        """Return how many sessions have ended in the last ENDED_WITHIN_S that were not older than YOUNG_S, though this
-        process did not close them."""
+        """Return how often sessions have ended in the last ENDED_WITHIN_S that were not older than YOUNG_S, though this
+        process did not close them. Sessions that had all begun by then, such as one of each pool, may have ended
+        together, in one restart of PostgreSQL: they count once."""
         since = time.monotonic() - ENDED_WITHIN_S
         return sum(moment > since for moment in self._young_ends.copy())
 
     def _note_end(self, connection: Connection) -> None:
         now = time.monotonic()
         if connection.closed and not connection.given_up and now - connection.began < YOUNG_S:
-            self._young_ends.append(now)
+            if not self._young_ends or connection.began > self._young_ends[-1]:
+                self._young_ends.append(now)
 
     def close(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):

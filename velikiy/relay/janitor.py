@@ -125,7 +125,8 @@ class Janitor:
         with self.database.autocommit() as connection:
             found = [*look(connection, tables), *archive(connection)]
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
-            known = None
+        known = None
+        with self.database.autocommit() as connection:  # with a deadline of its own
             with suppress(psycopg.errors.LockNotAvailable):  # the findings name the session that has locked it
                 known = table(connection)
         self.seen.table, self.seen.postgres_answers = known, True
