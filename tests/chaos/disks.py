@@ -181,6 +181,7 @@ FAULTS = [
         frozen,
         named=("postgres.commits_wait",),
         limits=MISSES_FAIL,
+        pairs=False,  # another fault that writes to the disk would wait, too, and nobody would undo this one
         kind=SMALL_DISK,
     ),
     Fault(
