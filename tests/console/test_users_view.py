@@ -404,3 +404,5 @@ def test_view_is_accessible_and_fits(
     expect(page.locator("tr.editing")).to_be_visible()
     assert serious_findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    sections = page.get_by_role("navigation").first
+    assert sections.evaluate("it => it.scrollWidth <= it.clientWidth"), "a section is cut off"
