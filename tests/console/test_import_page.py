@@ -126,6 +126,26 @@ def test_file_that_cannot_be_read_says_why(stack: Stack, open_console: Open) -> 
     expect(page.get_by_role("cell", name="Жан")).to_be_visible()
 
 
+def test_file_that_is_given_up_while_it_is_unpacked_is_forgotten(stack: Stack, open_console: Open) -> None:
+    page = open_console(f"{stack.edge}/#/import").page
+    page.evaluate(
+        """() => {
+            const { blob } = Response.prototype;
+            Response.prototype.blob = async function () {
+                await new Promise((resolve) => { globalThis.unpack = resolve; });
+                return blob.call(this);
+            };
+        }"""
+    )
+    choose(page, gzip.compress(b"name,email\nAnn,ann@example.com\n"), "first.csv.gz")
+    page.get_by_role("button", name="Choose another file").click()
+    choose(page, b"name,email\nBob,bob@example.com\n", "second.csv")
+    page.evaluate("unpack()")
+    expect(page.get_by_role("cell", name="bob@example.com")).to_be_visible()
+    expect(page.get_by_role("heading", name="second.csv")).to_be_visible()
+    expect(page.locator(".toast-message")).to_have_count(0)
+
+
 @pytest.mark.parametrize("locale", ["en-GB", "ru-RU"])
 def test_page_fits_a_phone_in_both_languages(stack: Stack, open_console: Open, locale: str) -> None:
     page = open_console(f"{stack.edge}/#/import", locale=locale, viewport={"width": 360, "height": 740}).page

@@ -282,6 +282,17 @@ class TestShell:
         expect(html).to_have_attribute("data-bs-theme", "light")
         page.get_by_role("button", name="Theme: light").click()
         expect(html).to_have_attribute("data-bs-theme", "dark")
+        page.emulate_media(media="print")
+        expect(html).to_have_attribute("data-bs-theme", "light")
+        expect(page.get_by_role("navigation")).to_be_hidden()
+
+    def test_name_cannot_turn_the_direction_of_a_sentence(self, keyed: Stack, open_console: Open) -> None:
+        page = open_console(f"{keyed.edge}/#/nowhere").page
+        module = keyed.edge + files(keyed)[0].rpartition("/")[0] + "/texts.js"
+        script = "name => import('%s').then(m => m.translator({ en: { gone: '{name} is gone' } })('gone', { name }))"
+        assert page.evaluate(script % module, "Ann") == "Ann is gone"
+        for name in ("Ann\u202e", "\u0645\u062d\u0645\u062f"):
+            assert page.evaluate(script % module, name) == f"\u2068{name}\u2069 is gone"
 
     def test_keyboard_skips_to_the_content_and_follows_the_route(self, keyed: Stack, open_console: Open) -> None:
         page = open_console(f"{keyed.edge}/#/nowhere").page

@@ -212,6 +212,18 @@ class TestWriting:
             assert stored(person)["email"] == person["email"]
             page.locator(".toast-message").get_by_role("button", name="Close").first.click()
 
+    def test_keyboard_keeps_its_place_when_a_row_is_deleted(
+        self, stack: Stack, open_console: Open, person: dict[str, Any]
+    ) -> None:
+        page = open_console(stack.edge).page
+        expect(page.locator("tbody tr").first).to_contain_text(person["name"])
+        page.locator(f"#delete-{person['id']}").press("Enter")
+        expect(row_of(page, person)).to_have_count(0)
+        expect(page.locator("tbody tr").first.get_by_role("button").last).to_be_focused()
+        page.get_by_role("button", name="Undo").press("Enter")
+        expect(row_of(page, person)).to_be_visible()
+        assert page.evaluate("document.activeElement !== document.body")
+
     def test_deletion_whose_answer_is_lost_is_unknown_and_can_be_undone(
         self, stack: Stack, open_console: Open, person: dict[str, Any]
     ) -> None:
@@ -392,3 +404,5 @@ def test_view_is_accessible_and_fits(
     expect(page.locator("tr.editing")).to_be_visible()
     assert serious_findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    sections = page.get_by_role("navigation").first
+    assert sections.evaluate("it => it.scrollWidth <= it.clientWidth"), "a section is cut off"

@@ -72,19 +72,21 @@ function drawChoice(problem = "") {
 }
 
 async function choose(file) {
-  draft = { file, content: null, preview: null, problem: "", isBusy: true, unfinished: null,
+  const own = draft = { file, content: null, preview: null, problem: "", isBusy: true, unfinished: null,
     options: { format: null, encoding: null, maps: [], on_conflict: "reject" } };
   redraw?.();
   try {
-    draft.content = await contentOf(file);
+    own.content = await contentOf(file);
+    own.unfinished = await unfinished(own.content);
   } catch {
+    if (draft !== own) return;
     draft = null;
     redraw?.();
     toast(t("unreadable"), { kind: "failed" });
     return;
   }
-  draft.unfinished = await unfinished(draft.content);
-  if (draft.unfinished) draft.options = { ...draft.unfinished.options };
+  if (draft !== own) return; // another file was chosen meanwhile
+  if (own.unfinished) own.options = { ...own.unfinished.options };
   await preview();
 }
 
@@ -120,7 +122,7 @@ function drawDraft() {
     element("span", { class: "explanation" }, size(file.size)));
   if (!known) {
     return element("section", { class: "surface card-pad" }, title,
-      isBusy ? loading() : [element("p", { class: "import-problem", role: "alert" }, problem), drawEncoding(null), back]);
+      isBusy ? loading() : [element("p", { class: "import-problem", role: "alert" }, problem), drawEncoding(null)], back);
   }
   const isReady = known.columns !== null && !problem && !isBusy && rights().may_write;
   return element("section", { class: "surface card-pad", "aria-busy": String(isBusy) },

@@ -15,6 +15,10 @@ export function explain(problem) {
   if (problem.status === 404) return t("problem_404");
   if (problem.status === 429) return t("problem_429");
   if (problem.status >= 500) return t("problem_5xx", { status: String(problem.status) });
+  const fields = problem.errors?.filter(({ field }) => field) ?? [];
+  if (fields.length && language() !== "en") {
+    return fields.map(({ field, detail }) => `${field}: ${reason(detail)}`).join("; ");
+  }
   return problem.detail || problem.title || t("problem_other", { status: String(problem.status) });
 }
 

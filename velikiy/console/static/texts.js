@@ -46,9 +46,15 @@ export function translator(texts) {
     if (typeof text === "object") text = text[format("PluralRules", chosen).select(values.count)] ?? text.other;
     return text.replace(/\{([a-z_]+)\}/gi, (_, name) => {
       const value = values[name];
-      return typeof value === "number" ? number(value) : String(value ?? "");
+      return typeof value === "number" ? number(value) : isolated(String(value ?? ""));
     });
   };
+}
+
+// Returns a value that cannot turn the direction of the sentence around it, such as a name in Arabic.
+function isolated(value) {
+  return /[\u0590-\u08ff\u200f\u202a-\u202e\u2066-\u2069\ufb1d-\ufdff\ufe70-\ufefc]/.test(value)
+    ? `\u2068${value}\u2069` : value;
 }
 
 // Returns the reader's own variety of the chosen language, such as en-GB: numbers and dates differ between varieties.

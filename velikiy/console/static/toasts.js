@@ -19,7 +19,11 @@ export function toast(text, { action = null, kind = "done", stays = Boolean(acti
     stack = element("div", { class: "toasts", role: "region", "aria-label": t("messages") });
     document.body.append(stack);
   }
-  const remove = () => message.remove();
+  const remove = () => {
+    const hadFocus = message.contains(document.activeElement);
+    message.remove();
+    if (hadFocus) (stack.querySelector("button") ?? document.getElementById("main"))?.focus({ preventScroll: true });
+  };
   const message = element("div", { class: `toast-message toast-${kind}` },
     element("span", { class: "toast-text" }, text),
     action && element("button", { type: "button", class: "btn btn-sm btn-light", onclick: () => {

@@ -29,13 +29,17 @@ export class UserTable {
   draw(rows, sort, { keepsFocus = false } = {}) {
     this.rows = rows;
     const focused = this.element.contains(document.activeElement) ? document.activeElement.id : "";
+    const at = [...this.body.children].indexOf(document.activeElement?.closest("tr"));
     this.drawHead(sort);
     const shown = new Set(rows.map(({ id }) => id));
     // Rows that are being edited stay, whatever page is shown: nothing that was typed is lost.
     const edited = [...openEdits.values()].filter(({ row }) => !shown.has(row.id)).map(({ element: line }) => line);
     this.body.replaceChildren(...edited, ...rows.map((row) => openEdits.get(row.id)?.element ?? this.line(row)));
     this.drawChoice();
-    if (focused && keepsFocus) document.getElementById(focused)?.focus();
+    if (!focused || !keepsFocus) return;
+    // If the row is gone, the same control of the row in its place.
+    const next = rows[Math.min(at, rows.length - 1)];
+    (document.getElementById(focused) ?? document.getElementById(focused.replace(/\d+$/, next?.id)))?.focus();
   }
 
   drawHead(sort) {
@@ -71,8 +75,8 @@ export class UserTable {
     const line = element("tr", { dataset: { id: row.id } },
       element("td", { class: "column-choose" }, choose),
       element("td", { class: "column-id" }, String(row.id)),
-      element("td", { class: "column-name" }, element("a", { href: `#/users/${row.id}` }, row.name)),
-      element("td", { class: "column-email" }, row.email),
+      element("td", { class: "column-name", title: row.name }, element("a", { href: `#/users/${row.id}` }, row.name)),
+      element("td", { class: "column-email", title: row.email }, row.email),
       element("td", { class: "column-created_at" },
         element("time", { dateTime: row.created_at, title: row.created_at }, moment(row.created_at))),
       element("td", { class: "column-actions" }, edit, remove));
