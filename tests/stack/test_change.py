@@ -13,7 +13,7 @@ import requests
 from testkit.machine import port_in_use, root_only, small_disk
 from testkit.stack import ROOT, Stack, clean_environment, run, running, wait_until
 from testkit.steady_load import SteadyLoad
-from tests.stack.test_rolling import NEWEST, change, checkout, up
+from tests.stack.test_rolling import BUSY_S, NEWEST, change, checkout, up
 from velikiy.settings import StackSettings
 from velikiy.stack.options import Remembered, remember, spelled
 
@@ -222,7 +222,7 @@ def test_launcher_that_is_killed_leaves_a_stack_that_serves_and_the_next_command
         launcher.kill()
         launcher.wait()
         done = load.done["GET"]
-        wait_until(lambda: load.done["GET"] > done + 50)
+        wait_until(lambda: load.done["GET"] > done + 50, within=BUSY_S)
         if goes_on == "up":
             carried_on = up(ROOT, serving, EDGE_TTL="9")
             assert carried_on.returncode == 0, carried_on.stderr
@@ -241,7 +241,7 @@ def edge_ttl(stack: Stack) -> str:
 @pytest.mark.long
 def test_rollback_returns_to_the_code_and_the_settings_before_and_again_to_the_newer(serving: Stack) -> None:
     def alive() -> str:
-        return str(requests.get(f"{serving.app}/livez", timeout=5).json()["status"])
+        return str(requests.get(f"{serving.app}/livez", timeout=30).json()["status"])
 
     with checkout() as newer, SteadyLoad(serving.edges).running() as load:
         change(newer / "velikiy" / "http" / "health.py", '"alive"', '"newer"')
@@ -331,11 +331,11 @@ def test_changed_port_moves_the_edges_and_restarts_no_other_program(serving: Sta
 def test_restart_under_load_fails_no_request(serving: Stack, name: str) -> None:
     workers = children(serving)
     with SteadyLoad(serving.edges).running() as load:
-        wait_until(lambda: load.done["GET"] > 20)
+        wait_until(lambda: load.done["GET"] > 20, within=BUSY_S)
         restarted = run("restart", *([name] if name else []), "--data", str(serving.data))
         assert restarted.returncode == 0, restarted.stderr
         done = load.done["GET"]
-        wait_until(lambda: load.done["GET"] > done + 20)
+        wait_until(lambda: load.done["GET"] > done + 20, within=BUSY_S)
     assert load.failures == []
     now = children(serving)
     expected = {it for it in workers if (name or it) in (it, it.rstrip("12")) and (name or it != "postgres")}
@@ -355,13 +355,13 @@ def children(stack: Stack) -> dict[str, object]:
 @pytest.mark.long
 def test_restart_of_postgres_is_over_within_seconds_and_loses_no_row(serving: Stack) -> None:
     before = serving.pids()["postgres"]
-    created = requests.post(f"{serving.edge}/users", json={"name": "R", "email": "r@example.com"}, timeout=5)
+    created = requests.post(f"{serving.edge}/users", json={"name": "R", "email": "r@example.com"}, timeout=30)
     restarted = run("restart", "postgres", "--data", str(serving.data))
     assert restarted.returncode == 0, restarted.stderr
     assert serving.pids()["postgres"] != before
     location = serving.edge + created.headers["Location"]
-    assert requests.get(location, timeout=5).json()["name"] == "R"
-    requests.delete(location, timeout=5)
+    assert requests.get(location, timeout=30).json()["name"] == "R"
+    requests.delete(location, timeout=30)
 
 
 def test_restart_and_rollback_say_what_to_do_where_they_cannot_work(stack: Stack, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import fcntl
 import re
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from testkit.machine import root_only, small_disk
 from testkit.stack import folder, refused, wait_until
 from velikiy import secret_files, whole_file
 from velikiy.stack import Refusal, reaper, recovery, versions
@@ -99,6 +101,15 @@ def test_lock_that_was_deleted_while_others_waited_keeps_them_apart(tmp_path: Pa
 def test_command_that_waited_for_a_folder_that_was_deleted_says_so(tmp_path: Path) -> None:
     with pytest.raises(Refusal, match="was deleted by another"), exclusive(tmp_path / "gone"):
         pass
+
+
+@root_only
+def test_stack_on_a_disk_that_turned_read_only_can_still_be_locked_to_stop_it() -> None:
+    with small_disk(2) as disk:
+        (disk.folder / "lock").touch()
+        subprocess.run(["mount", "-o", "remount,ro", str(disk.folder)], check=True)
+        with exclusive(disk.folder), (disk.folder / "lock").open() as other, pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_clock_that_was_set_back_makes_no_crash_loop_of_old_restarts() -> None:

@@ -92,6 +92,13 @@ def test_data_of_another_postgresql_version_is_refused_and_untouched(stopped_sta
     assert start(stopped_stack).returncode == 0
 
 
+def test_console_of_a_stopped_stack_says_how_to_start_it(stopped_stack: Stack) -> None:
+    for command, server in (("psql", "PostgreSQL"), ("redis", "Redis")):
+        message = refused(command, "--data", str(stopped_stack.data))
+        assert f"The {server} of the stack in {stopped_stack.data} does not run." in message
+        assert f"run up --detach --data {stopped_stack.data} starts a stack" in message
+
+
 def test_damaged_stack_json_is_refused_by_name_and_can_be_deleted(stopped_stack: Stack) -> None:
     description = stopped_stack.data / "stack.json"
     description.write_text("")

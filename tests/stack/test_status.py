@@ -29,6 +29,7 @@ from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id
 from velikiy.findings import Finding, caches, configuration, machine, merged
 from velikiy.findings.postgres import hazards, why_away
 from velikiy.postgres import Connection
+from velikiy.server.watch import RELAY_RESTART_S
 from velikiy.stack.status import Status, look
 from velikiy.stack.status_report import text
 
@@ -128,7 +129,8 @@ class TestWhatIsWrong:
         with stopped(breakable, "relay"):
             await_finding(breakable, "relay.away")
             await_finding(breakable, "process.down")
-            wait_until(lambda: '"relay.away"' in breakable.log("app1"), within=SOON_S, what="the log of an app says so")
+            within = SOON_S + RELAY_RESTART_S
+            wait_until(lambda: '"relay.away"' in breakable.log("app1"), within=within, what="the log of an app says so")
             assert "relay.away" in readiness(breakable.edge)
             breakable.sql("UPDATE caches SET fenced_at = clock_timestamp(), excluded = true WHERE name = 'redis'")
             found = await_finding(breakable, "redis.fenced")

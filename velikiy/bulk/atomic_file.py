@@ -66,7 +66,10 @@ def _replacement(path: Path) -> Iterator[IO[bytes]]:
     new: Path | None = None
     try:
         with defer_signals():
-            descriptor, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+            try:
+                descriptor, name = tempfile.mkstemp(".part", f".{path.name}.", path.parent)
+            except OSError as error:  # which names the new file, of which its reader knows nothing
+                raise OSError(error.errno, error.strerror, str(path)) from None
             new = Path(name)
         with os.fdopen(descriptor, "wb") as output:
             yield output

@@ -15,7 +15,8 @@ import click
 
 from velikiy.bulk.progress import print_message, progress_bar
 from velikiy.cli.connection import open_gate
-from velikiy.cli.errors import ending_on_signals, os_sentence, setting_sentence
+from velikiy.cli.errors import command_of_run, ending_on_signals, os_sentence, setting_sentence
+from velikiy.findings import COMMAND
 from velikiy.settings import BadSetting, MigrationSettings, load
 
 if TYPE_CHECKING:
@@ -281,7 +282,7 @@ def _exit_codes(command: str) -> Iterator[None]:
     except OSError as error:
         print_message(f"{name}: {os_sentence(error)}")
     except (CannotBackUp, CannotRestore, BadArchive, NotInstalled) as error:
-        print_message(f"{name}: {error}.")
+        print_message(f"{name}: {COMMAND.sub(lambda match: command_of_run(match[1]), str(error))}.")
     else:
         return
     sys.exit(FAILED)

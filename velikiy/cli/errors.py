@@ -71,7 +71,7 @@ def unavailable_sentence(error: DatabaseUnavailable, dsn: str) -> str:
         return f"PostgreSQL refuses the connection: {refusal}. Check DATABASE_URL and the state of the server"
     else:
         failure = f"PostgreSQL does not answer ({error})"
-    return f"{failure}. Check with {os.environ.get('VELIKIY_RUN', './run')} status that the stack runs"
+    return f"{failure}. Check with {command_of_run('status')} that the stack runs"
 
 
 def _connection_refusal(dsn: str) -> str | None:

@@ -13,9 +13,13 @@ log = structlog.get_logger()
 
 
 class Announcer:
-    """Logs each finding once. A finding counts after two looks: a fence or a lock may last for a moment."""
+    """Logs each finding once. A finding counts after two looks: a fence or a lock may last for a moment.
 
-    def __init__(self) -> None:
+    `after_s`: the seconds that a finding lasts at least until it counts.
+    """
+
+    def __init__(self, after_s: float = 0.0) -> None:
+        self._after_s = after_s
         self._seen: dict[tuple[str, str], Finding] = {}
         self._seen_since: dict[tuple[str, str], float] = {}
         self._announced: dict[tuple[str, str], Finding] = {}
@@ -26,6 +30,8 @@ class Announcer:
         now = {(it.name, re.sub(r"\d+", "", it.what)): it for it in findings}
         self._seen_since = {key: self._seen_since.get(key, time.time()) for key in now}
         for key in now.keys() & self._seen.keys() - self._announced.keys():
+            if time.time() - self._seen_since[key] < self._after_s:
+                continue
             self._announced[key] = it = now[key]
             write = log.error if it.wrong else log.warning
             # PostgreSQL shows the times of a session only to its own role.

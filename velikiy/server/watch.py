@@ -12,13 +12,16 @@ from velikiy.postgres import Database, DatabaseUnavailable
 
 INTERVAL_S = 1.0
 
+RELAY_RESTART_S = 4.0
+"""A relay that `./run up` or `./run restart` replaces is away for so long on a busy machine, which is no error."""
+
 
 def begin(worker: Any) -> None:
     """Start the thread: gunicorn's hook `post_worker_init`."""
     app = worker.app.wsgi()
     database = getattr(app, "extensions", {}).get("velikiy.database")
     if database:  # None for an app of another program, and for one that could not be loaded
-        announcer = Announcer() if worker.number == 0 else None
+        announcer = Announcer(RELAY_RESTART_S) if worker.number == 0 else None
         threading.Thread(target=_watch, args=[database, announcer], name="watch", daemon=True).start()
 
 

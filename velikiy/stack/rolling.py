@@ -32,7 +32,7 @@ END_TIMEOUT_S = 90
 """For the last requests of old workers. An idle connection that its client keeps open ends after 75 s."""
 
 REDIS_TIMEOUT_S = 5
-"""For a Redis that was restarted, until it is used again. Reads go to PostgreSQL meanwhile."""
+"""For a Redis that was started, until it is used. Reads go to PostgreSQL meanwhile."""
 
 CLOSING_S = 2.0
 """Time for the clients of an edge to leave their connections (edge/lua/closing.lua)."""
@@ -334,9 +334,13 @@ def _await_start(plan: Plan, program: Program) -> None:
     if not is_started():
         raise Refusal(_failed(plan, program))
     if program.name == "redis":
-        _within(
-            REDIS_TIMEOUT_S, lambda: _is_redis_used(plan)
-        )  # else the relay or the apps are away, and status says so
+        await_redis(plan)
+
+
+def await_redis(plan: Plan) -> None:
+    """Wait until the apps use Redis, for REDIS_TIMEOUT_S at most: else the relay or the apps are away, and status says
+    so."""
+    _within(REDIS_TIMEOUT_S, lambda: _is_redis_used(plan))
 
 
 def _is_redis_used(plan: Plan) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from velikiy import secret_files
+from velikiy.findings import Finding
 from velikiy.settings import ServiceSettings, StackSettings, auth_mode, load
 from velikiy.stack import (
     Refusal,
@@ -129,6 +130,8 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
 
     change.change(plan, running, obstacle, prepare, lambda: _update_database(plan, binaries), before_start)
     servers.warn_of_few_connections(plan, settings)
+    if plan.own_redis:
+        rolling.await_redis(plan)  # the relay registers it; until then `up` would warn of it
     _show_addresses(plan, time.monotonic() - began, port_was_chosen=not running and wanted.port is None)
     _show_warnings(plan)
     return plan
@@ -323,7 +326,9 @@ def warnings(plan: Plan) -> list[str]:
     for url in plan.edge_urls:
         with contextlib.suppress(*local_http.UNANSWERED):
             state = json.loads(local_http.get(url + "/readyz"))
-            found += [f"{display_url(url)}: {warning}" for warning in state.get("warnings", [])]
+            findings = map(Finding.from_json, state.get("findings", []))
+            here = [it.with_commands(lambda word: command(word, home=plan.home)) for it in findings]
+            found += [f"{display_url(url)}: {it.sentence}" for it in here]
     return found
 
 

@@ -146,9 +146,10 @@ class Supervisor:
                 time.sleep(0.03)
         # A killed supervisord leaves its programs running.
         reaper.reap(self.plan.home, grace=10)
-        self.socket.unlink(missing_ok=True)
-        for noted in (self.plan.home / "run").glob("*.spawned"):  # restarts count from the start of the stack
-            noted.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a disk that can only be read since it has failed
+            self.socket.unlink(missing_ok=True)
+            for noted in (self.plan.home / "run").glob("*.spawned"):  # restarts count from the start of the stack
+                noted.unlink(missing_ok=True)
         for folder in self.plan.metrics_folders:
             shutil.rmtree(folder, ignore_errors=True)
 

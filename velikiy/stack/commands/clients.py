@@ -9,9 +9,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from velikiy.command_line import python_command
-from velikiy.stack import completion, consoles, privileges
-from velikiy.stack.commands.folder import address, data_option, home_of, no_stack
-from velikiy.stack.messages import program
+from velikiy.stack import Refusal, completion, consoles, local_http, privileges
+from velikiy.stack.commands.folder import data_option, home_of, no_stack, plan_of
+from velikiy.stack.messages import command, program
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import authentication
 
@@ -64,7 +64,9 @@ def psql(data: Path | None, arguments: tuple[str, ...]) -> None:
     It connects as the role that owns the tables. ARGUMENTS go to psql, stdin and the exit code are those of psql. The
     help of psql: ./run psql -- --help.
     """
-    consoles.psql(address(data, "migration_database_url"), arguments)
+    plan = plan_of(home_of(data))
+    _require(plan, "PostgreSQL", plan.sockets / ".s.PGSQL.5432" if plan.own_postgres else None)
+    consoles.psql(plan.secret("migration_database_url"), arguments)
 
 
 @click.command(context_settings=PASS_ON)
@@ -76,4 +78,19 @@ def redis(data: Path | None, arguments: tuple[str, ...]) -> None:
     ARGUMENTS go to redis-cli, stdin and the exit code are those of redis-cli. The help of redis-cli:
     ./run redis -- --help.
     """
-    consoles.redis_cli(address(data, "redis_url"), arguments)
+    plan = plan_of(home_of(data))
+    _require(plan, "Redis", plan.redis_socket if plan.own_redis else None)
+    consoles.redis_cli(plan.secret("redis_url"), arguments)
+
+
+def _require(plan: Plan, name: str, socket: Path | None) -> None:
+    """Check that the stack's own server runs; None stands for a server of the user's own.
+
+    Raises:
+        Refusal
+    """
+    if socket and not local_http.accepts(socket):
+        raise Refusal(
+            f"The {name} of the stack in {plan.home} does not run. {command('status', home=plan.home)} says why, and"
+            f" {command('up', '--detach', home=plan.home)} starts a stack that was stopped."
+        )

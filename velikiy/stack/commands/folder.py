@@ -1,13 +1,14 @@
 """The folder of the stack that a command works on: its option, its plan, and its lock."""
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -107,10 +108,6 @@ def unprivileged_plan(data: Path | None) -> Plan:
     return plan
 
 
-def address(data: Path | None, name: str) -> str:
-    return plan_of(home_of(data)).secret(name)
-
-
 def home_of(data: Path | None) -> Path:
     """Return the data folder, with links resolved: /proc shows the working folders of processes without links too.
 
@@ -133,11 +130,7 @@ def home_of(data: Path | None) -> Path:
 def exclusive(home: Path) -> Iterator[None]:
     """Keep other launchers away from the data folder while the block runs."""
     while True:
-        try:
-            lock = (home / "lock").open("w")
-        except FileNotFoundError:
-            raise Refusal(f"{home} was deleted by another ./run. Run the command again.") from None
-        with lock:
+        with _opened(home / "lock") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -146,6 +139,24 @@ def exclusive(home: Path) -> Iterator[None]:
             if _is_the_same(lock.fileno(), home / "lock"):
                 yield
                 return
+
+
+def _opened(lock: Path) -> IO[str]:
+    """Open the file of the lock, and create it if it is missing. A disk that can only be read since it has failed must
+    not keep `./run down` from its work.
+
+    Raises:
+        Refusal: The folder does not exist any more.
+        OSError
+    """
+    try:
+        return lock.open("w")
+    except FileNotFoundError:
+        raise Refusal(f"{lock.parent} was deleted by another ./run. Run the command again.") from None
+    except OSError as error:
+        if error.errno != errno.EROFS or not lock.exists():
+            raise
+        return lock.open()
 
 
 def _is_the_same(descriptor: int, file: Path) -> bool:
