@@ -1,8 +1,8 @@
-"""Host names, looked up with a bound on time: a connection's own timeout does not cover getaddrinfo(3), which may wait for
-a name server for ten seconds and more.
+"""Host names, looked up with a bound on time: a connection's own timeout does not cover getaddrinfo(3), which may wait
+for a name server for ten seconds and more.
 
-A new connection follows a changed address. While no name server answers, the last addresses count, as they do for an edge
-(edge/lua/resolver.lua). Connections that are kept need no name server.
+A new connection follows a changed address. While no name server answers, the last addresses count, as they do for an
+edge (edge/lua/resolver.lua). Connections that are kept need no name server.
 """
 
 import ipaddress

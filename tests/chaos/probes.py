@@ -216,7 +216,7 @@ class Meter:
             for operation, following in _with_following(operations):
                 if operation.returned < begin or operation.invoke > end or (whole and operation.invoke < begin):
                     continue
-                # A request that an earlier fault has delayed counts from the begin of this one.
+                # A request that an earlier fault has delayed counts from the begin of this span on.
                 operation = operation._replace(invoke=max(operation.invoke, begin))
                 slowest[what] = max(slowest.get(what, operation), operation, key=_took)
                 if what == "hit":

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 from tests.chaos.fault import Fault
 
-MODULES = ("processes", "postgres", "redis", "disks", "clocks", "network", "clients")
+MODULES = ("processes", "postgres", "redis", "disks", "clocks", "network", "names", "clients")
 
 
 def faults() -> dict[str, Fault]:

@@ -62,7 +62,8 @@ class NamedConnection(redis.Connection):
     def _connect(self) -> socket.socket:
         name, failure = self.host, OSError("the name has no address")
         try:
-            for self.host in names.addresses(name, self.socket_connect_timeout or 1.0):
+            for address in names.addresses(name, self.socket_connect_timeout or 1.0):
+                self.host = address
                 try:
                     return cast(socket.socket, super()._connect())  # type: ignore[no-untyped-call]
                 except OSError as error:
