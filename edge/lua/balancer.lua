@@ -263,8 +263,8 @@ end
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
 -- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where
--- the tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for the
--- same read leaves out.
+-- the tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for
+-- the same read leaves out.
 function _M.balance()
     local ctx, fallback, avoided = ngx.ctx, ngx.var.fallback, ngx.var.avoided
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
