@@ -1,54 +1,93 @@
-"""Host names, looked up with a bound on time: a connection's own timeout does not cover getaddrinfo(3), which may wait for
-a name server for ten seconds and more.
+"""Host names, looked up with a bound on time: a connection's own timeout does not cover getaddrinfo(3), which may wait
+for a name server for ten seconds and more.
 
-A new connection looks its name up again, so it follows a changed address. Connections that are kept need no name server.
+A new connection follows a changed address. While no name server answers, the last addresses count, as they do for an
+edge (edge/lua/resolver.lua). Connections that are kept need no name server.
 """
 
 import ipaddress
 import os
 import socket
 import threading
+import time
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 # libpq looks names up by itself, in threads of the pools. Its look-ups end this soon after the name server is back; the
 # default is 5 s.
 os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:3")
 
-_running: "dict[str, Future[None]]" = {}
+FRESH_S = 2.0
+"""Seconds for which addresses count without a further look-up."""
+
+Addresses = tuple[str, ...]
+
+
+@dataclass
+class _Name:
+    found: Addresses = ()
+    found_at: float = -FRESH_S
+    look_up: "Future[Addresses] | None" = None
+    """The look-up that is going on. All threads share it."""
+
+
+_names: dict[str, _Name] = {}
 _lock = threading.Lock()
+os.register_at_fork(after_in_child=_names.clear)  # a forked process lacks the threads that look names up
 
 
-def check(host: str, seconds: float) -> None:
-    """Return once the name resolves. All threads that wait for a name share one look-up.
+def addresses(host: str, seconds: float) -> Addresses:
+    """Return the addresses of a host. Known addresses are returned after half of the time, if a look-up takes longer.
 
     Raises:
-        OSError: It does not resolve, or not in time.
+        OSError: The name does not resolve, or not in time.
     """
     if _is_address(host):
-        return
+        return (host,)
     with _lock:
-        look_up = _running.get(host)
-        if look_up is None:
-            look_up = _running[host] = Future()
-            threading.Thread(target=_look_up, args=(host, look_up), name="names", daemon=True).start()
+        name = _names.setdefault(host, _Name())
+        if time.monotonic() - name.found_at < FRESH_S:
+            return name.found
+        known = name.found
+        if name.look_up is None:
+            name.look_up = Future()
+            threading.Thread(target=_look_up, args=(host, name, name.look_up), name="names", daemon=True).start()
+        look_up = name.look_up
     try:
-        look_up.result(timeout=seconds)
-    except TimeoutError:
-        raise TimeoutError(f"the name {host} was not resolved in time") from None
+        return look_up.result(timeout=seconds / 2 if known else seconds)
+    except OSError:  # also a timeout
+        if known:
+            return known
+        raise
 
 
-def _look_up(host: str, result: "Future[None]") -> None:
-    failure: BaseException | None = None
+def connect(host: str, port: int, seconds: float) -> socket.socket:
+    """Return a connection to the first address of a host that accepts it.
+
+    Raises:
+        OSError
+    """
+    until = time.monotonic() + seconds
+    failure: OSError | None = None
+    for address in addresses(host, seconds):
+        try:
+            return socket.create_connection((address, port), max(0.05, until - time.monotonic()))
+        except OSError as error:
+            failure = error
+    assert failure, "a name that resolves has an address"
+    raise failure
+
+
+def _look_up(host: str, name: _Name, result: "Future[Addresses]") -> None:
     try:
-        socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        result.set_result(tuple(dict.fromkeys(str(it[4][0]) for it in found)))
     except (OSError, UnicodeError) as error:
-        failure = error if isinstance(error, OSError) else OSError(f"the name {host} is malformed")
+        result.set_exception(error if isinstance(error, OSError) else OSError(f"the name {host} is malformed"))
     with _lock:
-        del _running[host]
-    if failure:
-        result.set_exception(failure)
-    else:
-        result.set_result(None)
+        name.look_up = None
+        if not result.exception():
+            name.found, name.found_at = result.result(), time.monotonic()
 
 
 def _is_address(host: str) -> bool:

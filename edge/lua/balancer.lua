@@ -234,8 +234,8 @@ end
 
 
 -- Return the seconds that this try of a read may take.
--- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both tries
--- together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
+-- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both
+-- tries together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
 local function time_of(peer, tries, has_fallback, is_last, ctx)
     if is_last then
         return SHORT_TRY_S
@@ -262,9 +262,9 @@ end
 
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
--- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where the
--- tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for the
--- same read leaves out.
+-- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where
+-- the tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for
+-- the same read leaves out.
 function _M.balance()
     local ctx, fallback, avoided = ngx.ctx, ngx.var.fallback, ngx.var.avoided
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1

@@ -105,8 +105,8 @@ function _M.refuse_noise(id)
 end
 
 
--- In header_filter_by_lua of the inner listener: mark noise. After noise without a status line Nginx sends no header, and
--- closes the connection.
+-- In header_filter_by_lua of the inner listener: mark noise. After noise without a status line Nginx sends no header,
+-- and closes the connection.
 function _M.mark_noise(id)
     if ngx.var.upstream_status and not is_answer(id) then
         return ngx.exit(HTTP_CLOSE)

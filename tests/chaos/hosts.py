@@ -20,6 +20,7 @@ import psycopg
 import redis
 
 from testkit.cluster import Cluster, Host, cluster
+from testkit.name_server import NameServer, name_server
 from testkit.stack import EDGE_SECRET, ROOT, Stack, status_of, wait_until
 from testkit.tcp_proxy import tcp_proxy
 from tests.chaos.service import Kind, Missing, Service
@@ -47,6 +48,9 @@ class Hosts(Service):
     cluster: Cluster = field(kw_only=True)
     proxy_address: str = field(kw_only=True)
     """Where the proxies listen: the address under which the edges reach app1, and app1 reaches PostgreSQL and Redis."""
+
+    names: NameServer | None = None
+    """The name server of a service whose parts know each other by names."""
 
     def host(self, name: str) -> Host:
         return self.cluster.hosts[NAMES.index(name)]
@@ -138,7 +142,11 @@ def _of_app(name: str, url: str) -> list[Finding]:
 
 
 @contextmanager
-def start() -> Iterator[Hosts]:
+def start(*, by_name: bool = False) -> Iterator[Hosts]:
+    """
+    Args:
+        by_name: The parts of the service know each other by names, as containers do.
+    """
     if os.geteuid() != 0:
         raise Missing("The faults of links need root, for network namespaces.")
     with ExitStack() as context:
@@ -165,6 +173,9 @@ def start() -> Iterator[Hosts]:
                     ("redis", "redis", REDIS),
                 )
             }
+            if by_name:
+                known = {name_of(name): [address] for name, address in addresses.items()}
+                service.names = context.enter_context(name_server(machines.outside, known))
             _start_service(service)
         except BaseException:
             print("\n".join(f"{host.name} {file.name}\n{file.read_text(errors='replace')[-2000:]}"
@@ -210,7 +221,21 @@ def _start_servers(service: Hosts) -> None:
     wait_until(answers, within=20, what="PostgreSQL answers")
 
 
+def name_of(host: str) -> str:
+    return f"{host}.chaos"
+
+
+WITH_NAME_SERVER = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+
+
 def _start_service(service: Hosts) -> None:
+    resolving: list[str] = []
+    place = {name: service.host(name).address for name in NAMES}
+    if service.names:
+        file = service.host("relay").folder / "resolv.conf"
+        file.write_text(f"nameserver {service.cluster.outside}\n")
+        resolving = ["unshare", "--mount", "sh", "-c", WITH_NAME_SERVER, str(file)]
+        place = {name: name_of(name) for name in NAMES}
     common = {
         "PYTHONPATH": str(ROOT),
         "EDGE_SECRET": EDGE_SECRET,
@@ -220,15 +245,19 @@ def _start_service(service: Hosts) -> None:
         "RATE_CONNECTIONS": "0",
         "METRICS": "off",
     }
-    direct = {**common, "DATABASE_URL": service.database_url(), "REDIS_URL": service.redis_url()}
+    direct = {
+        **common,
+        "DATABASE_URL": service.database_url(host=place["postgres"]),
+        "REDIS_URL": service.redis_url(place["redis"]),
+    }
     by_proxies = {
         **common,
         "DATABASE_URL": service.database_url(host=service.proxy_address),
         "REDIS_URL": service.redis_url(service.proxy_address),
     }
     relay = service.host("relay")
-    relay.run(sys.executable, "-P", "-m", "velikiy", "migrate", **direct)
-    relay.start("relay", sys.executable, "-P", "-m", "velikiy", "relay", **direct)
+    relay.run(*resolving, sys.executable, "-P", "-m", "velikiy", "migrate", **direct)
+    relay.start("relay", *resolving, sys.executable, "-P", "-m", "velikiy", "relay", **direct)
     gunicorn = [
         sys.executable,
         "-m",
@@ -239,14 +268,17 @@ def _start_service(service: Hosts) -> None:
     ]
     for name, environment in (("app1", by_proxies), ("app2", direct)):
         host = service.host(name)
-        host.start("app", *gunicorn, **environment, APP_LISTEN=f"{host.address}:{APP}", APP_FIRST_CPU="-1")
+        host.start("app", *resolving, *gunicorn, **environment, APP_LISTEN=f"{host.address}:{APP}", APP_FIRST_CPU="-1")
     for name in ("edge1", "edge2"):
         host = service.host(name)
-        host.start("edge", f"{ROOT}/edge/start", **direct, EDGE_DATA=str(host.folder / "edge"),
+        host.start("edge", *resolving, f"{ROOT}/edge/start", **direct, EDGE_DATA=str(host.folder / "edge"),
                    EDGE_LISTEN=f"{host.address}:{EDGE}", EDGE_CONTROL=f"{host.address}:{CONTROL}",
-                   EDGE_ADDRESS=host.address, EDGE_APPS=f"{service.proxy_address}:{APP},{service.host('app2').address}:{APP}")  # fmt: skip
+                   EDGE_ADDRESS=place[name], EDGE_APPS=f"{service.proxy_address}:{APP},{place['app2']}:{APP}")  # fmt: skip
     wait_until(lambda: all(status_of(f"{edge}/health") == 200 for edge in service.edges), within=40)
 
 
 HOSTS = Kind("hosts", start)
 """The service on hosts of their own, with TCP between its servers."""
+
+NAMED_HOSTS = Kind("hosts with names", partial(start, by_name=True))
+"""The same with a name server. app1 and the edges reach the proxies by their address."""

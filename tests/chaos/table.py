@@ -1,9 +1,9 @@
 """All faults."""
 
-from tests.chaos import clients, clocks, disks, network, postgres, processes, redis
+from tests.chaos import clients, clocks, disks, names, network, postgres, processes, redis
 from tests.chaos.fault import Fault
 
-MODULES = (processes, postgres, redis, disks, clocks, network, clients)
+MODULES = (processes, postgres, redis, disks, clocks, network, names, clients)
 
 
 def faults() -> dict[str, Fault]:

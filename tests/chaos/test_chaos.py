@@ -185,25 +185,28 @@ def test_request_that_an_earlier_fault_has_cut_off_does_not_count() -> None:
 def test_reset_reaches_the_client_although_a_forked_process_has_inherited_the_connection() -> None:
     """The processes of the load are forked while connections pass the proxies. One read that hangs for another reason
     than the fault would be counted against the service."""
-    with socket.create_server(("127.0.0.1", 0)) as server, tcp_proxy(server.getsockname()) as proxy:
-        with socket.create_connection((proxy.address, proxy.port), 5) as client:
-            accepted, _ = server.accept()
-            wait_until(lambda: proxy.connections)
-            ready, inherited = os.pipe()
-            child = os.fork()
-            if not child:
-                os.write(inherited, b"x")
-                time.sleep(30)
-                os._exit(0)
-            try:
-                os.read(ready, 1)
-                proxy.reset_connections()
-                with pytest.raises(ConnectionResetError):
-                    client.recv(1)
-            finally:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                accepted.close()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        tcp_proxy(server.getsockname()) as proxy,
+        socket.create_connection((proxy.address, proxy.port), 5) as client,
+    ):
+        accepted, _ = server.accept()
+        wait_until(lambda: proxy.connections)
+        ready, inherited = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(inherited, b"x")
+            time.sleep(30)
+            os._exit(0)
+        try:
+            os.read(ready, 1)
+            proxy.reset_connections()
+            with pytest.raises(ConnectionResetError):
+                client.recv(1)
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            accepted.close()
 
 
 def test_findings_that_faults_expect_exist() -> None:

@@ -15,6 +15,7 @@ import redis.exceptions
 
 from testkit.stack import EDGE_SECRET, Stack, wait_until
 from testkit.tcp_proxy import CloseConnection, DelayedRequest, ProxiedConnection, TcpProxy, on_first, tcp_proxy
+from velikiy import names
 from velikiy.coherence import CachePath, EdgeTier, Entry, FillLease, RedisTier
 from velikiy.coherence.membership import Cache, Caches
 from velikiy.coherence.redis_connections import DROP, FILL, READ, Connections
@@ -476,3 +477,40 @@ def test_name_server_that_does_not_answer_makes_an_edge_silent_in_time(silent_na
     began = time.monotonic()
     assert EdgeTier(EDGE_SECRET).drop([edge], [PATH]) == [edge]
     assert time.monotonic() - began < DROP_TIMEOUT_S + 1
+
+
+def test_last_address_of_a_name_counts_while_no_name_server_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+    answers.set()
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        if host == "known.example" and not answers.wait(10):
+            raise socket.gaierror("no answer")
+        return real("127.0.0.1" if host == "known.example" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(names, "FRESH_S", 0.0)
+    assert names.addresses("known.example", 5) == ("127.0.0.1",)
+    answers.clear()
+    try:
+        began = time.monotonic()
+        assert names.addresses("known.example", 0.4) == ("127.0.0.1",)
+        assert time.monotonic() - began < 1
+    finally:
+        answers.set()
+
+
+def test_new_connection_follows_a_changed_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ["127.0.0.1"]
+    real = socket.getaddrinfo
+
+    def look_up(host: Any, *arguments: Any, **options: Any) -> Any:
+        return real(found[0] if host == "moves.example" else host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(names, "FRESH_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.2", 0)) as other:
+        names.connect("moves.example", server.getsockname()[1], 5).close()
+        found[0] = "127.0.0.2"
+        names.connect("moves.example", other.getsockname()[1], 5).close()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import requests
@@ -114,7 +115,7 @@ class Service:
 
 
 @contextmanager
-def running_service(number: int, **settings: str) -> Iterator[Service]:
+def running_service(number: int, **settings: Any) -> Iterator[Service]:
     apps = [RawApp() for _ in range(number)]
     addresses = ",".join(f"127.0.0.1:{app.port}" for app in apps)
     with running_edge(addresses, DATABASE_TIMEOUT="1", **settings) as (edge, _):

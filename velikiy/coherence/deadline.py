@@ -26,8 +26,8 @@ CLOCK = name_in_this_boot("time")
 
 
 OWN_DEADLINE_S = 8
-"""Seconds that a write without a deadline from an edge may take, besides DATABASE_TIMEOUT: as long as an edge allows for
-a batch. Its client may have given up long ago."""
+"""Seconds that a write without a deadline from an edge may take, besides DATABASE_TIMEOUT: as long as an edge allows a
+batch. Its client may have given up long ago."""
 
 
 class Deadline(NamedTuple):

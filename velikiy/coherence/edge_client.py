@@ -162,9 +162,7 @@ class _Drop:
         try:
             if self.socket is None:
                 self.kept = False
-                host, port = _host_and_port(self.edge)
-                names.check(host, _left(until))
-                self.socket = socket.create_connection((host, port), _left(until))
+                self.socket = names.connect(*_host_and_port(self.edge), _left(until))
                 self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self.socket.setblocking(False)
             sent = self.socket.send(self.request)

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import hiredis
 import redis
@@ -56,11 +56,32 @@ class OtherServer(Exception):
         self.found = found
 
 
-class TcpConnection(redis.Connection):
-    """redis-py's class for plain TCP, with a socket whose timeout the kernel keeps."""
+class NamedConnection(redis.Connection):
+    """redis-py's class for TCP, whose timeout also covers the look-up of the name."""
+
+    def _connect(self) -> socket.socket:
+        name, failure = self.host, OSError("the name has no address")
+        try:
+            for address in names.addresses(name, self.socket_connect_timeout or 1.0):
+                self.host = address
+                try:
+                    return cast(socket.socket, super()._connect())  # type: ignore[no-untyped-call]
+                except OSError as error:
+                    failure = error
+        finally:
+            self.host = name
+        raise failure
+
+
+class TlsConnection(redis.SSLConnection, NamedConnection):
+    """The same with TLS. The certificate is checked for the name."""
+
+
+class TcpConnection(NamedConnection):
+    """The same without TLS, with a socket whose timeout the kernel keeps."""
 
     def _connect(self) -> Socket:
-        return Socket(super()._connect())  # type: ignore[no-untyped-call]
+        return Socket(super()._connect())
 
 
 class UnixConnection(redis.UnixDomainSocketConnection):
@@ -70,7 +91,11 @@ class UnixConnection(redis.UnixDomainSocketConnection):
         return Socket(super()._connect())  # type: ignore[no-untyped-call]
 
 
-WITH_KERNEL_TIMEOUTS = {redis.Connection: TcpConnection, redis.UnixDomainSocketConnection: UnixConnection}
+OWN_CLASSES = {
+    redis.Connection: TcpConnection,
+    redis.SSLConnection: TlsConnection,
+    redis.UnixDomainSocketConnection: UnixConnection,
+}
 
 
 class Connections:
@@ -92,7 +117,6 @@ class Connections:
         self.place, self._notices_end = _place(self.client.connection_pool.connection_kwargs, direct)
         """Where the server is, and whether this process notices there that it has ended."""
         self._is_at_socket = "path" in self.client.connection_pool.connection_kwargs
-        self._timeout = timeout
         self._idle: deque[tuple[Any, Server]] = deque()
 
     def exchange(self, *commands: tuple[Argument, ...], at: str | None = None) -> list[Any]:
@@ -235,10 +259,8 @@ class Connections:
 
     def _open(self) -> Any:
         # The pool's own method counts the connections that it made, broken ones included, up to a hundred.
-        if not self._is_at_socket:
-            names.check(self.host, self._timeout)
         pool = self.client.connection_pool
-        kind = WITH_KERNEL_TIMEOUTS.get(pool.connection_class, pool.connection_class)
+        kind = OWN_CLASSES.get(pool.connection_class, pool.connection_class)
         connection = kind(**pool.connection_kwargs)
         connection.connect()
         return connection

@@ -246,8 +246,8 @@ def slow(seconds: float) -> list[Finding]:
 
 
 def sessions_end(count: int, seconds: float) -> list[Finding]:
-    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: how often it has done
-    so in the last `seconds`."""
+    """Return whether PostgreSQL ends sessions of this process soon after they have begun. `count`: how often it has
+    done so in the last `seconds`."""
     if count < MAX_YOUNG_ENDS:
         return []
     return [

@@ -276,9 +276,9 @@ class Database:
 
     def _note_end(self, connection: Connection) -> None:
         now = time.monotonic()
-        if connection.closed and not connection.given_up and now - connection.began < YOUNG_S:
-            if not self._young_ends or connection.began > self._young_ends[-1]:
-                self._young_ends.append(now)
+        is_young = connection.closed and not connection.given_up and now - connection.began < YOUNG_S
+        if is_young and not (self._young_ends and connection.began <= self._young_ends[-1]):
+            self._young_ends.append(now)
 
     def close(self) -> None:
         for pool in (self._reads, self._writes, self._reserved):

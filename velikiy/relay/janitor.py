@@ -126,9 +126,9 @@ class Janitor:
             found = [*look(connection, tables), *archive(connection)]
             [(started, sessions_open, max_sessions)] = connection.execute(SERVER).fetchall()
         known = None
-        with self.database.autocommit() as connection:  # with a deadline of its own
-            with suppress(psycopg.errors.LockNotAvailable):  # the findings name the session that has locked it
-                known = table(connection)
+        # With a deadline of its own. The findings name the session that has locked the table.
+        with self.database.autocommit() as connection, suppress(psycopg.errors.LockNotAvailable):
+            known = table(connection)
         self.seen.table, self.seen.postgres_answers = known, True
         self.seen.postgres = {"started": float(started), "sessions": sessions_open, "max_sessions": int(max_sessions)}
         of_caches = [*redis(self.gate.redis_tier, known), *edges(known), *unsteady(known)] if known else []
