@@ -181,7 +181,7 @@ FAULTS = [
         frozen,
         named=("postgres.commits_wait",),
         limits=MISSES_FAIL,
-        pairs=False,  # another fault that writes to the disk would wait, too, and nobody would undo this one
+        pairs=False,  # the run itself would wait if another fault wrote to the disk
         kind=SMALL_DISK,
     ),
     Fault(

@@ -281,7 +281,7 @@ def silent_apps(number: int) -> Finding:
     apps = "An app does" if number == 1 else f"{number} apps do"
     return Finding(
         "app.silent",
-        f"{apps} not answer an edge: it starts, hangs, or is overloaded.",
+        f"{apps} not answer an edge. An app that does not answer starts, hangs, or is overloaded.",
         "Run ./run logs app. Requests go to the other apps meanwhile.",
     )
 
@@ -290,9 +290,9 @@ def _unreached_apps(addresses: list[str]) -> Finding:
     apps = f"the app at {addresses[0]}" if len(addresses) == 1 else f"the apps at {', '.join(addresses)}"
     return Finding(
         "app.silent",
-        f"This edge gets no answer of {apps}.",
-        "See whether it runs and whether this edge reaches it: ./run logs app. Requests go to other apps meanwhile, if"
-        " there are any.",
+        f"This edge gets no response from {apps}.",
+        "Check that these apps run and that this edge reaches them: ./run logs app. Requests go to other apps meanwhile,"
+        " if there are any.",
     )
 
 
@@ -376,7 +376,7 @@ def edge(state: str) -> tuple[str, list[Finding]]:
         found.append(
             Finding(
                 "edge.redis_silent",
-                "This edge gets no answer of Redis in time, so an app reads Redis for it.",
+                "This edge gets no response from Redis in time, so an app reads Redis for it.",
                 "Check the network between this edge and Redis, and REDIS_TIMEOUT.",
             )
         )
