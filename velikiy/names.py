@@ -79,15 +79,23 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
 
 
 def _look_up(host: str, name: _Name, result: "Future[Addresses]") -> None:
+    found: Addresses = ()
+    failure: OSError | None = None
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        result.set_result(tuple(dict.fromkeys(str(it[4][0]) for it in found)))
-    except (OSError, UnicodeError) as error:
-        result.set_exception(error if isinstance(error, OSError) else OSError(f"the name {host} is malformed"))
-    with _lock:
+        places = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        found = tuple(dict.fromkeys(str(it[4][0]) for it in places))
+    except OSError as error:
+        failure = error
+    except UnicodeError:
+        failure = OSError(f"the name {host} is malformed")
+    with _lock:  # before the result: a later request begins another look-up
         name.look_up = None
-        if not result.exception():
-            name.found, name.found_at = result.result(), time.monotonic()
+        if found:
+            name.found, name.found_at = found, time.monotonic()
+    if failure:
+        result.set_exception(failure)
+    else:
+        result.set_result(found)
 
 
 def _is_address(host: str) -> bool:
