@@ -291,8 +291,8 @@ def _unreached_apps(addresses: list[str]) -> Finding:
     return Finding(
         "app.silent",
         f"This edge gets no response from {apps}.",
-        "Check that these apps run and that this edge reaches them: ./run logs app. Requests go to other apps meanwhile,"
-        " if there are any.",
+        "Check that these apps run and that this edge reaches them: ./run logs app. Requests go to other apps"
+        " meanwhile, if there are any.",
     )
 
 
