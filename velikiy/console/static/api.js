@@ -12,7 +12,9 @@ export function onUnauthorized(ask) {
   askForKey = ask;
 }
 
-export function apiKey() {
+let key = keptKey();
+
+function keptKey() {
   try {
     return sessionStorage.getItem(KEY) ?? "";
   } catch {
@@ -20,9 +22,18 @@ export function apiKey() {
   }
 }
 
-export function setApiKey(key) {
-  if (key) sessionStorage.setItem(KEY, key);
-  else sessionStorage.removeItem(KEY);
+export function apiKey() {
+  return key;
+}
+
+export function setApiKey(other) {
+  key = other;
+  try {
+    if (key) sessionStorage.setItem(KEY, key);
+    else sessionStorage.removeItem(KEY);
+  } catch {
+    // It holds until the page is left.
+  }
   dispatchEvent(new Event("keychange"));
 }
 

@@ -8,11 +8,12 @@ const GRID = 3; // lines above zero
 
 let made = 0; // charts so far, for their ids
 
-// Returns { figure, update }: a figure, and a function that draws it again with other samples.
+// Returns { figure, update, end }: a figure, a function that draws it again with other samples, and one that stops it.
 //
 // series: [{ name, class, value: (sample) => number or null }]. span: seconds. format: (number) => text.
 // texts: { table, time }. stacked: areas on top of each other. scale: [low, high] of a logarithmic scale; otherwise the
-// scale begins with 0. top: the least upper end of a linear scale. at: (seconds) => text of a moment.
+// scale begins with 0. top, limit: the least and the greatest upper end of a linear scale. height: in pixels.
+// description: for screen readers. at: (seconds) => text of a moment.
 export function timeChart({ title, description, series, span, format, texts, at, stacked = false, scale, top = 1,
   limit = Infinity, height = 180 }) {
   made += 1;

@@ -2,7 +2,7 @@
 // read. No page is drawn here.
 
 export const SECONDS = 20;
-export const TTL_S = 5; // of the usual design (bench/cache_aside/nginx.conf)
+export const TTL_S = 5; // of the cache-aside design (bench/cache_aside/nginx.conf)
 
 const WRITE_EVERY_MS = [700, 1500];
 const READ_EVERY_MS = 130;
@@ -145,7 +145,7 @@ export class Judge {
     return { isStale: version < floor.real, aside: this.#aside(edge, start, end, version, floor.aside) };
   }
 
-  // What a service of the usual design would have answered at the same moment: Nginx serves what it has for TTL_S,
+  // Returns what a cache-aside service would have answered at the same moment: Nginx serves what it has for TTL_S,
   // whatever was written; otherwise it fetches. An app finds the row in Redis, or reads PostgreSQL if a write has
   // deleted the key. Both give the newest version, which the real read has just returned. The races of the design
   // (a slow reader that fills Redis with an old row) are left out, so this is its best case.

@@ -42,7 +42,7 @@ export async function openExport({ q, sort, found }) {
   }, { wide: true });
 }
 
-// A download cannot send a key. So the page asks with its key for an address that counts for a minute. The browser
+// A download cannot send a key. So the page requests, with its key, an address that is valid for a minute. The browser
 // downloads all rows from there, and writes them to the disk as they come: a million rows need no memory.
 async function start(format, { q, sort }, done) {
   const answer = await api.request("GET", `/console/export?format=${format}`);

@@ -155,17 +155,17 @@ export class Import {
   }
 }
 
-// ---- an import that was interrupted with its page ----
-
-// What is kept in the browser: the length of the file and a hash of its ends, the sizes of the pieces, and the options.
-// The options contain names of columns of the file. Values of its rows are not kept.
-function keep({ id, file, plan, options }) {
-  write({ id, file, plan, options, at: Date.now() });
-}
-
 // Returns whether the service has refused the piece, and would refuse it again.
 function isFinal(status) {
   return status >= 400 && status < 500 && status !== 401 && status !== 403;
+}
+
+// ---- an import that was interrupted with its page ----
+
+// The browser keeps the length of the file and a hash of its ends, the sizes of the pieces, and the options.
+// The options contain names of columns of the file. Values of its rows are not kept.
+function keep({ id, file, plan, options }) {
+  write({ id, file, plan, options, at: Date.now() });
 }
 
 function forget() {

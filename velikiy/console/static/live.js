@@ -2,7 +2,7 @@
 
 import { timeChart } from "./charts.js";
 import { element, icon } from "./dom.js";
-import { failed, loading } from "./states.js";
+import { edgesFor } from "./states.js";
 import { follow } from "./stream.js";
 import { language, milliseconds, moment, number, translator } from "./texts.js";
 import { texts } from "./texts/live.js";
@@ -15,17 +15,9 @@ const AT = { moment: 0, nginx: 1, redis: 2, postgres: 3, stale: 4, write: 5, fai
   quantiles: { nginx: 8, redis: 11, postgres: 14, drops: 17 }, drops: 20, outside: 21 };
 const FAST_MS = 1; // the first bucket: edge/lua/metrics.lua counts an answer out of memory as 0
 
-export async function show(main, { api, signal }) {
-  main.append(loading());
-  const permitted = await api.request("GET", "/console/edges", { signal });
-  if (signal.aborted) return;
-  if (!permitted.ok) {
-    main.replaceChildren(heading(), failed(permitted.problem, () => {
-      main.replaceChildren();
-      show(main, { api, signal });
-    }));
-    return;
-  }
+export async function show(main, context) {
+  const { signal } = context;
+  if (!await edgesFor(main, heading(), context, () => show(main, context))) return;
   const view = draw();
   main.replaceChildren(...view.content);
   let samples = [];
@@ -70,7 +62,7 @@ function draw() {
     if (state) {
       without.hidden = state.metrics;
       const found = JSON.stringify([state.findings, language()]);
-      if (found !== drawn) findings.replaceChildren(...findingCards(state.findings)); // a reader is not told twice
+      if (found !== drawn) findings.replaceChildren(...findingCards(state.findings)); // a screen reader does not repeat them
       drawn = found;
       parts.replaceChildren(...inOrder(state.parts).map((part) => partRow(part, state.at)));
     }

@@ -3,7 +3,7 @@
 import { TIERS } from "./badge.js";
 import { announce, element, svg } from "./dom.js";
 import { cleanUp, perform, SECONDS, TTL_S } from "./experiment.js";
-import { failed, loading } from "./states.js";
+import { edgesFor, failed } from "./states.js";
 import { milliseconds, number, translator } from "./texts.js";
 import { texts } from "./texts/prove.js";
 
@@ -13,28 +13,21 @@ const LEFT = 172, RIGHT = 14, TOP = 26, LANE = 30, HEAD = 24, GAP = 16, AXIS = 2
 const LEAST_WIDTH = 860; // narrower, the reads of one lane would lie on each other: a phone scrolls sideways
 const DRAW_EVERY_MS = 100;
 
-export async function show(main, { query, api, signal }) {
+export async function show(main, context) {
+  const { query, api, signal } = context;
   const asked = Number(query.get("seconds")); // #/prove?seconds=60
   const seconds = asked >= 3 && asked <= 120 ? asked : SECONDS;
-  main.append(loading());
-  const answer = await api.request("GET", "/console/edges", { signal });
-  if (signal.aborted) return;
-  if (!answer.ok) {
-    main.replaceChildren(head(), failed(answer.problem, () => {
-      main.replaceChildren();
-      show(main, { query, api, signal });
-    }));
-    return;
-  }
+  const known = await edgesFor(main, head(), context, () => show(main, context));
+  if (!known) return;
   cleanUp(api);
-  let edges = edgesOf(answer.body), run = newRun(), controller = null;
+  let edges = edgesOf(known), run = newRun(), controller = null;
 
   const reached = element("p", { class: "prove-edges" });
   const showReached = (found) => {
     edges = edgesOf(found);
     reached.textContent = found.edges.length ? t("edges", { count: edges.length }) : t("edges_unknown");
   };
-  showReached(answer.body);
+  showReached(known);
   const button = element("button", { type: "button", class: "btn btn-primary btn-lg prove-start", id: "prove-start" },
     t("start"));
   const progress = element("progress", { class: "prove-progress", max: seconds, value: 0, hidden: true,
@@ -101,7 +94,7 @@ export async function show(main, { query, api, signal }) {
       ? LEFT + (passed / seconds) * (LEAST_WIDTH - LEFT) - frame.clientWidth + 40 : atEnd;
   }
 
-  // Whoever scrolls sideways on a phone still sees which half is which.
+  // Keep the names of both halves visible when the picture is scrolled sideways.
   function keepNamesInView() {
     for (const name of frame.querySelectorAll(".prove-group")) name.setAttribute("x", frame.scrollLeft + 10);
   }

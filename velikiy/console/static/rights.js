@@ -1,4 +1,4 @@
-// What this page may do: with keys required, that depends on the key of this tab.
+// The rights of this page. If keys are required, they depend on the key of this tab.
 
 import { apiKey, onUnauthorized, request, setApiKey } from "./api.js";
 import { element } from "./dom.js";
@@ -15,7 +15,7 @@ export function rights() {
   return known;
 }
 
-// Asks the service what the page may do, and tells the views by the event "rightschange".
+// Requests the rights from the service, and dispatches "rightschange" for the views.
 export async function learnRights() {
   let answer = await request("GET", "/console/key", { asks: false });
   if (answer.status === 401) {

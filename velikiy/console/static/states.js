@@ -1,4 +1,4 @@
-// What a view shows while it has no data: loading, nothing found, and a failed request with a way to try again.
+// The states of a view without data: loading, nothing found, and a failed request with a way to try again.
 
 import { element, icon } from "./dom.js";
 import { language, translator } from "./texts.js";
@@ -55,6 +55,20 @@ export function loading(text = t("loading")) {
 export function empty(title, text = "", ...actions) {
   return element("div", { class: "state" },
     icon("users"), element("p", { class: "state-title" }, title), text && element("p", {}, text), actions);
+}
+
+// Requests the edges, for a view that has nothing without them. Returns null if the view shows the failure instead, or was
+// left. again: () => draws the view once more.
+export async function edgesFor(main, heading, { api, signal }, again) {
+  main.append(loading());
+  const answer = await api.request("GET", "/console/edges", { signal });
+  if (signal.aborted) return null;
+  if (answer.ok) return answer.body;
+  main.replaceChildren(heading, failed(answer.problem, () => {
+    main.replaceChildren();
+    again();
+  }));
+  return null;
 }
 
 export function failed(problem, retry) {

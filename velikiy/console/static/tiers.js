@@ -1,4 +1,4 @@
-// What each tier holds for one path right now, with a read and a purge.
+// The entries of each tier for one path, with a read and a purge.
 
 import * as api from "./api.js";
 import { TIERS, badge } from "./badge.js";

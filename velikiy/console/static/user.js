@@ -14,7 +14,7 @@ import { FIELDS, saveOver, showFieldProblems } from "./user_form.js";
 import { deleteUser } from "./user_writes.js";
 
 const t = translator(texts);
-const TYPES = { name: "text", email: "email" };
+const INPUT_MODES = { name: "text", email: "email" };
 const LIMITS = { name: 100, email: 254 };
 
 // What was typed and is not saved, by the id of the user: { seen, entered }. It stays when the user is read again and
@@ -89,7 +89,7 @@ export async function show(main, { parameters: [id], signal }) {
     for (const name of FIELDS) {
       places[name] = element("div", { class: "invalid-feedback", id: `user-${name}-problem` });
       inputs[name] = element("input", { class: "form-control", id: `user-${name}`, name, type: "text",
-        inputMode: TYPES[name], value: draft?.entered[name] ?? seen.row[name], maxLength: LIMITS[name],
+        inputMode: INPUT_MODES[name], value: draft?.entered[name] ?? seen.row[name], maxLength: LIMITS[name],
         autocomplete: "off", spellcheck: false, "aria-describedby": `user-${name}-problem`, oninput: changed });
     }
     form = element("form", { class: "user-form", noValidate: true, onsubmit: (event) => {

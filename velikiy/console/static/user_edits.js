@@ -119,7 +119,7 @@ class Edit {
     return undefined;
   }
 
-  // What is typed during a save would be lost with it.
+  // Input during a save would be lost with it.
   wait(isWaiting) {
     this.save.disabled = isWaiting;
     for (const input of Object.values(this.inputs)) input.readOnly = isWaiting;

@@ -1,4 +1,4 @@
-// What the forms of a user share: the fields, the refusals beside them, and a save over the version that was read.
+// The common parts of the forms of a user: the fields, the refusals beside them, and a save over the version that was read.
 
 import { request } from "./api.js";
 import { openDialog } from "./dialogs.js";

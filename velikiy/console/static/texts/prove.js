@@ -43,7 +43,7 @@ export const texts = {
     table_missed: "No answer",
     how: "How the picture is made",
     how_stale: "The reads and writes of Velikiy Flask are real requests of this browser. The edge that the page reaches passes reads on to the other edges. One clock, the one of this page, decides which of them came first, so the judgement is strict.",
-    how_computed: "The lower half is computed, not measured: for each real read, the page asks what an Nginx in front of the usual design would have answered at that moment. Such an Nginx serves a stored response for {ttl} seconds, whatever was written meanwhile, and an app behind it deletes the key in Redis after each write. The races of that design are left out, so this is its best case. ./run bench measures a real service of this kind.",
+    how_computed: "The lower half is computed, not measured: for each real read, the page asks what an Nginx in front of the cache-aside design would have answered at that moment. Such an Nginx serves a stored response for {ttl} seconds, whatever was written meanwhile, and an app behind it deletes the key in Redis after each write. The races of that design are left out, so this is its best case. ./run bench measures a real service of this kind.",
     how_row: "The page uses a row of its own, and deletes it at the end, also when it is closed midway.",
   },
   ru: {
