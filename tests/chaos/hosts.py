@@ -113,7 +113,7 @@ class Hosts(Service):
         try:
             tier.identify()
         except DoesNotAnswer as error:
-            return [caches.redis_unusable(error)]
+            return [caches.redis_unusable(str(error))]
         return caches.redis(tier, known) if known else []
 
     def _of_edge(self, number: int) -> list[Finding]:

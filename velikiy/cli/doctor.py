@@ -194,7 +194,7 @@ class Examination:
         try:
             self.tier.identify()
         except DoesNotAnswer as error:
-            yield caches.redis_unusable(error)
+            yield caches.redis_unusable(str(error))
             return
         if self.table:
             yield from caches.redis(self.tier, self.table)
@@ -213,7 +213,7 @@ class Examination:
         own = self._own_edges()
         if own is not None:
             others = [row.address for row in self.table.edges if row.address not in own]
-            relays = postgres.relays(self.connection)
+            relays = postgres.count_relays(self.connection)
             if others or relays > 1:
                 yield caches.foreign_stack(others, relays)
 

@@ -92,7 +92,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
     try:
         ours = tier.identify()
     except DoesNotAnswer as error:
-        return [redis_unusable(error, since)]
+        return [redis_unusable(str(error), since)]
     if row is None:
         return [
             Finding(
@@ -117,7 +117,7 @@ def redis(tier: RedisTier, caches: Table) -> list[Finding]:
         return [_refused(lacking, out_of_use=bool(row.fenced_at) or not row.address, since=since)]
     began = time.monotonic()
     if reason := tier.trial(NO_ROW):
-        return [_refuses(reason, since)]
+        return [redis_unusable(reason, since)]
     found = _use_of_redis(row, ours, caches) + _slow(time.monotonic() - began)
     try:
         usage = tier.usage(ours)
@@ -175,15 +175,6 @@ def _use_of_redis(row: Row, ours: ShardMap, caches: Table) -> list[Finding]:
     return _another_server(row.shards, ours) or _unsteady(REDIS, "Redis", caches)
 
 
-def redis_unusable(error: DoesNotAnswer, since: float | None = None) -> Finding:
-    return Finding(
-        "redis.unusable",
-        f"Redis {error}: {REDIS_COSTS}",
-        "Check REDIS_URL, its user and its password, and ./run logs redis.",
-        since=since,
-    )
-
-
 REDIS_ADVICE = {
     NO_MEMORY: "Run CONFIG SET maxmemory-policy allkeys-lru, or raise maxmemory, and do the same in its configuration.",
     CANNOT_SAVE: "See its log for the cause, such as a full disk. The service needs nothing saved: CONFIG SET save ''"
@@ -192,9 +183,13 @@ REDIS_ADVICE = {
 }
 
 
-def _refuses(reason: str, since: float | None) -> Finding:
-    """Return the finding about a Redis that answers and refuses what reads and writes need."""
-    advice = REDIS_ADVICE.get(reason, "Check its configuration, its log, and the user of REDIS_URL.")
+def redis_unusable(reason: str, since: float | None = None) -> Finding:
+    """Return the finding about a Redis that does not answer, or refuses what reads and writes need.
+
+    Args:
+        reason: The predicate of a sentence about Redis.
+    """
+    advice = REDIS_ADVICE.get(reason, "Check REDIS_URL, its user and its password, and ./run logs redis.")
     return Finding("redis.unusable", f"Redis {reason}: {REDIS_COSTS}", advice, since=since)
 
 

@@ -23,7 +23,7 @@ DOCKER_NAMES = (
 )
 """The further names that compose.yaml reads."""
 
-OTHERS = ("COMPOSE_", "DOCKER_", "BUILDKIT_", "PG", "OTEL_")
+OTHER_PREFIXES = ("COMPOSE_", "DOCKER_", "BUILDKIT_", "PG", "OTEL_")
 """The beginnings of names that other programs read from the same file or environment."""
 
 OTHER_NAMES = (
@@ -49,12 +49,11 @@ def known_names() -> set[str]:
 
 
 def unknown_names(names: Iterable[str], source: str = ".env") -> list[Finding]:
-    """Return the names that no part of the service reads. Names are compared without their case: pydantic reads them
-    so, and libc and Docker do not."""
+    """Return the names that no part of the service reads. Upper and lower case do not differ, as for pydantic."""
     known = known_names()
     found = []
     for name in names:
-        if name.upper() in known or name.upper() in OTHER_NAMES or name.upper().startswith(OTHERS):
+        if name.upper() in known or name.upper() in OTHER_NAMES or name.upper().startswith(OTHER_PREFIXES):
             continue
         near = difflib.get_close_matches(name.upper().replace("-", "_"), sorted(known), n=1, cutoff=0.7)
         advice = f"Did you mean {near[0]}?" if near else "Remove it. .env.example has all names."

@@ -45,7 +45,7 @@ hangs."""
 OWN = "velikiy %"
 """The application names of this service's sessions."""
 
-FOREIGN_LOCKS = """
+DISTURBING_LOCKS = """
 SELECT
     session.pid, usename, application_name, client_addr::text, extract(epoch FROM coalesce(xact_start, state_change)),
     array_agg(concat(classid, ' ', objid) ORDER BY classid, objid), application_name LIKE %(own)s
@@ -396,7 +396,7 @@ def sessions(connection: Connection, tables: Sequence[str]) -> list[Finding]:
     }
     found = []
     values = {"own": OWN, "old": OLD_LOCK_S, "paths": PATHS, "others": OTHERS, "migration": MIGRATION_LOCK}
-    for pid, user, program, address, since, numbers, own in connection.execute(FOREIGN_LOCKS, values).fetchall():
+    for pid, user, program, address, since, numbers, own in connection.execute(DISTURBING_LOCKS, values).fetchall():
         meanings = [held_for[it] for it in numbers if it in held_for]
         if any(it.startswith(f"{PATHS} ") and it not in held_for for it in numbers):
             meanings.append("a write to a path: reads of it are not cached, and its writes may get 503")
@@ -484,7 +484,7 @@ def archive(connection: Connection) -> list[Finding]:
     ]
 
 
-def relays(connection: Connection) -> int:
+def count_relays(connection: Connection) -> int:
     """Return how many relays listen to this database."""
     [(count, _)] = connection.execute(RELAYS).fetchall()
     return int(count)

@@ -79,7 +79,7 @@ def look(plan: Plan) -> Status:
         elif name == "supervisor":
             status.findings.append(processes.silent_supervisor(LOOK_S))
         elif name == "redis" and not status.redis:
-            status.findings.append(caches.redis_unusable(DoesNotAnswer(TimeoutError())))
+            status.findings.append(caches.redis_unusable(str(DoesNotAnswer(TimeoutError()))))
         elif name != "redis":
             status.silent.append(name)
     status.serves = bool(found) and all(found.get(f"edge{n}") for n in range(1, plan.edges + 1))
@@ -188,7 +188,7 @@ def _look_at_redis(status: Status, table_is_known: threading.Event) -> None:
             "evictions": usage["evicted_keys"],
         }
     except DoesNotAnswer as error:
-        status.findings.append(caches.redis_unusable(error))
+        status.findings.append(caches.redis_unusable(str(error)))
         return
     if table_is_known.wait(LOOK_S) and status.table:
         status.findings += caches.redis(tier, status.table)

@@ -80,7 +80,7 @@ def no_stack(home: Path) -> Refusal:
 
 
 @contextlib.contextmanager
-def of_a_stack(home: Path) -> Iterator[None]:
+def changing_stack(home: Path) -> Iterator[None]:
     """Keep other launchers away while the block changes the stack in the data folder.
 
     Raises:
@@ -91,6 +91,14 @@ def of_a_stack(home: Path) -> Iterator[None]:
         signal.signal(number, signal.default_int_handler)
     with exclusive(home):
         yield
+
+
+def unprivileged_home(data: Path | None) -> Path:
+    """Return the data folder, as the user of the services: for another user, start the command again as that user."""
+    home = home_of(data)
+    if not privileges.is_reexecuted():
+        privileges.reexec_unprivileged(home)
+    return home
 
 
 def unprivileged_plan(data: Path | None) -> Plan:

@@ -14,7 +14,7 @@ from velikiy.findings import configuration
 from velikiy.settings import ServiceSettings, StackSettings, auth_mode, load
 from velikiy.stack import Refusal, change, log_view, preflight, privileges, service, service_watch
 from velikiy.stack.code_copy import CHECKOUT
-from velikiy.stack.commands.folder import data_option, exclusive, home_of, of_a_stack, processes
+from velikiy.stack.commands.folder import changing_stack, data_option, exclusive, home_of, processes, unprivileged_home
 from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import DATA_FOLDER_ENTRIES, Plan
 from velikiy.stack.start import display_url, start
@@ -156,10 +156,8 @@ def restart(name: str | None, data: Path | None) -> None:
 
     No request fails, except while PostgreSQL restarts. PostgreSQL and Redis are restarted only by their names.
     """
-    home = home_of(data)
-    if not privileges.is_reexecuted():
-        privileges.reexec_unprivileged(home)
-    with of_a_stack(home):
+    home = unprivileged_home(data)
+    with changing_stack(home):
         change.restart(home, name)
 
 
@@ -168,10 +166,8 @@ def restart(name: str | None, data: Path | None) -> None:
 def rollback(data: Path | None) -> None:
     """Go back to the code and the settings that ran before the last `up`. The command once more returns to the newer
     version."""
-    home = home_of(data)
-    if not privileges.is_reexecuted():
-        privileges.reexec_unprivileged(home)
-    with of_a_stack(home):
+    home = unprivileged_home(data)
+    with changing_stack(home):
         plan = change.roll_back(home)
     report(f"The version before runs: {display_url(plan.edge_urls[0])}")
     again = " or ".join(command(word, home=home) for word in ("up", "rollback"))

@@ -7,7 +7,7 @@ import click
 
 from velikiy.settings import StackSettings, load
 from velikiy.stack import Refusal, reaper, recovery
-from velikiy.stack.commands.folder import data_option, of_a_stack, unprivileged_plan
+from velikiy.stack.commands.folder import changing_stack, data_option, unprivileged_plan
 from velikiy.stack.messages import command
 from velikiy.stack.supervisor import Supervisor
 
@@ -41,7 +41,7 @@ def recover(until: str | None, data: Path | None) -> None:
     plan = unprivileged_plan(data)
     if archive := load(StackSettings, None).wal_archive:
         plan.wal_archive = str(archive)
-    with of_a_stack(plan.home):
+    with changing_stack(plan.home):
         # Without its supervisor, or after a recovery was killed, PostgreSQL may still run.
         if Supervisor(plan).pid() is not None or reaper.leftovers(plan.home):
             raise Refusal(f"The stack is running. Stop it first with {command('down', home=plan.home)}")

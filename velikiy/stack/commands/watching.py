@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from velikiy.stack import Refusal, log_lines, log_view, privileges, reaper
-from velikiy.stack.commands.folder import data_option, home_of, process_names, processes
+from velikiy.stack import Refusal, log_lines, log_view, reaper
+from velikiy.stack.commands.folder import data_option, process_names, processes, unprivileged_home
 from velikiy.stack.messages import command
 from velikiy.stack.plan import Plan
 from velikiy.stack.supervisor import Supervisor
@@ -32,9 +32,7 @@ WATCH_S = 2.0
 def status(data: Path | None, as_json: bool, watch: bool) -> None:
     """Show the state of the stack, and what to do about whatever is wrong. Exits with 0 if it is ready, with 1 if
     something is wrong, and with 3 if it does not run."""
-    home = home_of(data)
-    if not privileges.is_reexecuted():
-        privileges.reexec_unprivileged(home)
+    home = unprivileged_home(data)
     code = _show_status(home, as_json, clear=False)
     while watch:
         time.sleep(WATCH_S)
@@ -118,9 +116,7 @@ def logs(
         with _until_the_reader_leaves():
             log_view.show_stream(sys.stdin.buffer, log_view.Choice("", level.lower(), since, request), as_json)
         return
-    home = home_of(data)
-    if not privileges.is_reexecuted():
-        privileges.reexec_unprivileged(home)
+    home = unprivileged_home(data)
     plan = Plan.load(home)
     names = process_names(plan) if plan else []
     if plan is None or not any(known.startswith(name) for known in names):
