@@ -54,6 +54,7 @@ class ProxiedConnection:
 
     def reset(self) -> None:
         """Close both sides with RST, as a host does that does not know the connection."""
+        self.is_half_open = True  # the threads that read must not close it before, without RST
         for side in (self.client, self.server):
             with contextlib.suppress(OSError):
                 side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
