@@ -10,7 +10,7 @@ local balancer = require "ngx.balancer"
 local resolver = require "resolver"
 
 local CHECK_INTERVAL_MS = 1000
-local CHECK_AGAIN_S = 0.25      -- of an app that is down
+local CHECK_AGAIN_S = 0.25      -- between two checks of an app that is down
 local CHECK_TIMEOUT_MS = 500
 local SILENT_MS = 1000          -- an app that is down for so long is reported (control.lua:account)
 
@@ -77,11 +77,11 @@ function _M.connect(socket, peer)
 end
 
 
--- Return whether an instance answers and stays, whether it answers at all, and whether it reaches PostgreSQL. A write
+-- Return whether an instance answers and stays, whether it answers at all, and whether PostgreSQL answers it. A write
 -- is sent once, so it cannot find out by itself that an instance is gone: if one of two were gone, every second write
 -- would fail. To this header, an instance that is about to stop answers 503, and one without PostgreSQL 424
 -- (velikiy/http/health.py).
-function _M.is_alive(peer)
+function _M.examine(peer)
     local socket = ngx.socket.tcp()
     socket:settimeouts(CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS, CHECK_TIMEOUT_MS)
     local line
@@ -105,7 +105,7 @@ local function check(peer)
         return
     end
     peer.is_checked = true
-    local ok, alive, answers, has_postgres = pcall(_M.is_alive, peer)
+    local ok, alive, answers, has_postgres = pcall(_M.examine, peer)
     peer.is_checked = false
     if ok then
         set_down(peer, not alive)
@@ -128,7 +128,7 @@ end
 
 
 -- Leave a peer alone until a check has ended, which begins now.
-local function doubt(peer)
+local function set_down_until_checked(peer)
     if not peer.down and #peers > 1 then
         set_down(peer, true)
         ngx.timer.at(0, function(premature)
@@ -236,7 +236,7 @@ end
 -- Return the seconds that this try of a read may take.
 -- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both
 -- tries together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
-local function time_of(peer, tries, has_fallback, is_last, ctx)
+local function timeout_of(peer, tries, has_fallback, is_last, ctx)
     if is_last then
         return SHORT_TRY_S
     elseif tries == 1 then
@@ -249,11 +249,11 @@ local function time_of(peer, tries, has_fallback, is_last, ctx)
         local is_short = ctx.was_long or peer.hangs
         return is_short and SHORT_TRY_S or math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
     end
-    return database_timeout_s + (has_fallback and 0 or peer.hangs and 0 or MARGIN_S)
+    return database_timeout_s + ((has_fallback or peer.hangs) and 0 or MARGIN_S)
 end
 
 
--- End the request with 504. Nginx makes 500 of the status here: edge/conf/failed.conf and origin.lua restore it.
+-- End the request with 504. Nginx makes 500 of the status here: edge/conf/failed.conf and app_response.lua restore it.
 local function give_up(ctx)
     ctx.gave_up = true
     return ngx.exit(ngx.HTTP_GATEWAY_TIMEOUT)
@@ -263,38 +263,40 @@ end
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
 -- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where
--- the tries of a read are short (origin.lua), else empty. $avoided: the address of the app that a second request for
--- the same read leaves out.
+-- the time of each try is bounded here (app_response.lua), else empty. $avoided: the address of the app that a second
+-- request for the same read leaves out.
 function _M.balance()
     local ctx, fallback, avoided = ngx.ctx, ngx.var.fallback, ngx.var.avoided
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
     local is_read = ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD"
-    local is_short = is_read and fallback and fallback ~= ""
+    local is_bounded = is_read and fallback and fallback ~= ""
     local is_last = fallback == "answered"
     ctx.tries = tries
     if failed then
-        doubt(failed)
+        set_down_until_checked(failed)
         local _, status = balancer.get_last_failure()
         -- A number for each try. A try on a kept connection that was broken does not count for Nginx, so the number of
         -- tries bounds nothing.
         if not is_read and ngx.var.upstream_bytes_sent:find("[1-9]") or tries > MAX_TRIES then
             return ngx.exit(NO_PEER)
-        elseif is_short and status == ngx.HTTP_GATEWAY_TIMEOUT then
+        elseif is_bounded and status == ngx.HTTP_GATEWAY_TIMEOUT then
             if tries > 2 or is_last then
                 return give_up(ctx)
             end
-            short_tries = failed.hangs and short_tries or math.max(0, short_tries - 1)
+            if not failed.hangs then
+                short_tries = math.max(0, short_tries - 1)
+            end
         end
     else
-        balancer.set_more_tries(is_short and 2 or 1)
+        balancer.set_more_tries(is_bounded and 2 or 1)
     end
     local peer = _M.choose(failed or avoided and avoided ~= "" and named(avoided))
     if not peer then
         return ngx.exit(NO_PEER)
     end
     ctx.peer = peer
-    if is_short then
-        local seconds = time_of(peer, tries, fallback == "stale", is_last, ctx)
+    if is_bounded then
+        local seconds = timeout_of(peer, tries, fallback == "stale", is_last, ctx)
         balancer.set_timeouts(math.min(seconds, 1), nil, seconds)
     end
     balancer.set_current_peer(peer.address, peer.port)

@@ -10,7 +10,7 @@ local ffi = require "ffi"
 local generations = require "generations"
 local lease = require "lease"
 local limits = require "limits"
-local origin = require "origin"
+local app_response = require "app_response"
 local store = require "store"
 
 local POLL_S = 0.002
@@ -145,7 +145,7 @@ local function check(path)
         ngx.sleep(POLL_S)
         waited_s = waited_s + POLL_S
     end
-    local response = origin.fetch_key(path)
+    local response = app_response.fetch_key(path)
     local is_known = response.status == 200 and not response.truncated
     if generation then
         local entry = is_known and store.pack(response, "")

@@ -5,8 +5,8 @@ local balancer = require "balancer"
 local generations = require "generations"
 local lease = require "lease"
 local metrics = require "metrics"
-local addresses = require "query"
-local origin = require "origin"
+local addresses = require "addresses"
+local app_response = require "app_response"
 local redis = require "redis"
 local shedding = require "shedding"
 local store = require "store"
@@ -27,10 +27,11 @@ local NOT_FORWARDED = { ["App"] = true, ["App-Seconds"] = true, ["Cache-Control"
                         ["X-Content-Type-Options"] = true, ["X-Request-Id"] = true }
 
 
--- Nginx would compare these dates with Last-Modified, and report two writes within one second as no change. HTTP allows
--- a cache to ignore them; the directive `if_modified_since off` would also ignore If-None-Match beside them. If-Match
--- of a read is for the origin alone (RFC 9111, 4.3.2): to refuse because of it, Nginx would abort what Lua is sending,
--- and its worker would crash.
+-- Remove the conditions that Nginx would misjudge. It would compare If-Modified-Since and If-Unmodified-Since with
+-- Last-Modified, and report two writes within one second as no change; HTTP allows a cache to ignore them. The
+-- directive `if_modified_since off` would also ignore If-None-Match beside them. If-Match of a read is for the origin
+-- server alone (RFC 9111, 4.3.2): to refuse because of it, Nginx would abort what Lua is sending, and its worker would
+-- crash.
 local function clear_conditions()
     ngx.req.clear_header("If-Modified-Since")
     ngx.req.clear_header("If-Unmodified-Since")
@@ -113,13 +114,13 @@ end
 -- PostgreSQL does not answer this app but perhaps another. After an error before any response, Nginx has tried another
 -- app already.
 local function fetch(fill_lease, fallback)
-    local response, app, seconds = origin.fetch(fill_lease, fallback, "")
+    local response, app, seconds = app_response.fetch(fill_lease, fallback, "")
     local last = app and app:match("[^ ,]+$") or ""
     -- Without the fill lease, which the first app may have used.
     if response.truncated and response.status < 500 or response.is_noise then
-        return origin.fetch("", fallback, last)
+        return app_response.fetch("", fallback, last)
     elseif response.status == 503 and response.header["Postgres"] and balancer.note_without_postgres(app or "") then
-        local other, other_app, other_seconds = origin.fetch("", "answered", last)
+        local other, other_app, other_seconds = app_response.fetch("", "answered", last)
         if other.status < 500 then
             return other, other_app, other_seconds
         end

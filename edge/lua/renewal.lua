@@ -126,7 +126,7 @@ end
 -- and an app answers that cannot renew the lease, because PostgreSQL is away.
 function _M.waits_for_postgres()
     local peer = state:get("registered") and balancer.choose()
-    return peer and balancer.is_alive(peer)
+    return peer and balancer.examine(peer)
 end
 
 

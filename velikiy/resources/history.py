@@ -63,7 +63,7 @@ VALUES ($1, $2, $3, 'erase', $4, 'command')
 
 
 def variant(page: Page) -> str:
-    """Return the variant of the row's path, spelled as the edge does (edge/lua/query.lua)."""
+    """Return the variant of the row's path, spelled as the edge does (edge/lua/addresses.lua)."""
     return f"{HISTORY}{'?' if page.variant else ''}{page.variant}"
 
 

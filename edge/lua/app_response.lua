@@ -4,11 +4,11 @@
 -- request sends another one to a listener of this edge (edge/conf/inner.conf), over a Unix socket and HTTP/1.0, which
 -- knows no chunks. Only misses take this way.
 --
--- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
---
 -- An app repeats the id of the request in its response. Nginx takes noise on a broken connection for a response of
 -- HTTP/0.9 with the status 200: without the id it counts as no response, and so does the response to another request.
 -- Another app may answer such a read (read.lua).
+--
+-- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
 
 local traces = require "traces"
 
@@ -23,7 +23,7 @@ local _M = {}
 local address, read_ms
 
 
--- In init_by_lua. inner: the address of the inner listener; read_timeout: seconds after which it answers by itself.
+-- In init_by_lua. inner: the address of the inner listener; read_timeout: seconds after which it answers 504.
 function _M.configure(inner, read_timeout)
     address, read_ms = inner, (3 * read_timeout + 3) * 1000  -- it may try three apps
 end
@@ -114,7 +114,7 @@ function _M.mark_noise(id)
 end
 
 
-local function fetch_over_http1(uri, fill_lease, fallback, avoided)
+local function fetch_by_inner_request(uri, fill_lease, fallback, avoided)
     local var = ngx.var
     local lines = { "GET ", uri, " HTTP/1.0\r\nHost: ", var.host, "\r\nX-Request-Id: ", var.id,
                     "\r\nClient-Request-Id: ", var.client_request_id, "\r\nTraceparent: ", traces.for_apps(var),
@@ -148,7 +148,7 @@ end
 -- other, or "".
 function _M.fetch(fill_lease, fallback, avoided)
     if ngx.var.http2 ~= "" then
-        return fetch_over_http1(ngx.var.request_uri, fill_lease, fallback, avoided)
+        return fetch_by_inner_request(ngx.var.request_uri, fill_lease, fallback, avoided)
     end
     local vars = { fill_lease = fill_lease, fallback = fallback, avoided = avoided, traced = ngx.var.traced }
     local response, upstream = fetch_by_subrequest("/.app", vars)
@@ -159,7 +159,7 @@ end
 -- Return an app's response with the entry of an API key.
 function _M.fetch_key(path)
     if ngx.var.http2 ~= "" then
-        return (fetch_over_http1(path, "", "none", ""))
+        return (fetch_by_inner_request(path, "", "none", ""))
     end
     return (fetch_by_subrequest("/.key", { key_path = path }))
 end
