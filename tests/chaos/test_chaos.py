@@ -67,7 +67,7 @@ def hang_up(service: Service, random: random.Random) -> Iterator[None]:
 @contextmanager
 def delay(service: Service, random: random.Random) -> Iterator[None]:
     def wait(connection: ProxiedConnection, data: bytes) -> bytes:
-        service.wait(0.3)
+        service.wait(1.5)  # longer than the slowest hit of calm on a busy machine
         return data
 
     at_edge1(service).on_reply = wait
@@ -109,7 +109,7 @@ def outcome() -> Iterator[Outcome]:
                 Fault("hang-up", "", hang_up, 0.5, unnamed="a test", kind=kind),
                 Fault("victim", "", hang_up, 0.5, unnamed="a test", victims=("edge1",), kind=kind),
                 Fault("delay", "", delay, 0.5, unnamed="a test", limits=Limits(hit_s=0.05), kind=kind),
-                Fault("replay", "", replay, 1.0, unnamed="a test", limits=loose, kind=kind),
+                Fault("replay", "", replay, 2.0, unnamed="a test", limits=loose, kind=kind),
                 Fault("lost-row", "", lose_a_row, 0.6, unnamed="a test", limits=loose, kind=kind),
             ]
             # The row is lost at the end, because each later look at PostgreSQL shows it again.

@@ -223,12 +223,11 @@ class TestWhatIsWrong:
 
 class TestDoctor:
     def doctor(self, stack: Stack, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        variables = clean_environment(PYTHONPATH=str(ROOT), SECRETS_DIR=str(stack.data / "secrets"), **environment)
         return subprocess.run(
             [sys.executable, "-P", "-m", "velikiy", "doctor"],
             cwd=cwd,
-            env=clean_environment(
-                **{"PYTHONPATH": str(ROOT), "SECRETS_DIR": str(stack.data / "secrets"), **environment}
-            ),
+            env={name: value for name, value in variables.items() if name != "VELIKIY_CACHE"},  # not under `./run`
             capture_output=True,
             text=True,
             timeout=60,
