@@ -223,7 +223,8 @@ class TestWhatIsWrong:
 
 class TestDoctor:
     def doctor(self, stack: Stack, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-        variables = clean_environment(PYTHONPATH=str(ROOT), SECRETS_DIR=str(stack.data / "secrets"), **environment)
+        given = {"PYTHONPATH": str(ROOT), "SECRETS_DIR": str(stack.data / "secrets"), **environment}
+        variables = clean_environment(**given)
         return subprocess.run(
             [sys.executable, "-P", "-m", "velikiy", "doctor"],
             cwd=cwd,
