@@ -9,12 +9,17 @@ from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Browser, Page, Playwright, Route
 
 CHROMIUM = shutil.which("chromium") or ""
 
 AXE = Path(str(distribution("axe-playwright-python").locate_file("axe_playwright_python/axe.min.js")))
 """axe-core. The package's own functions would import Playwright's asynchronous half as well."""
+
+
+def launch(playwright: Playwright, *more: str) -> Browser:
+    """Start the browser with further arguments. Its sandbox does not start as root."""
+    return playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])
 
 
 class OtherOrigin(BaseHTTPRequestHandler):

@@ -1,11 +1,12 @@
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from itertools import count
 
 import pytest
 import requests
 from playwright.sync_api import Browser, sync_playwright
 
-from testkit.browser import CHROMIUM
+from testkit.browser import CHROMIUM, launch
 from testkit.isolation import slot_for_test
 from testkit.stack import Stack, run, running
 from velikiy.postgres import Database
@@ -68,8 +69,7 @@ def browser() -> Iterator[Callable[..., Browser]]:
     if not CHROMIUM:
         pytest.skip("there is no chromium; on Debian ./run test installs it")
     with sync_playwright() as playwright:
-        # The browser's sandbox does not start as root.
-        yield lambda *more: playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *more])
+        yield partial(launch, playwright)
 
 
 _numbers = count(1)

@@ -10,8 +10,12 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
+
+C = TypeVar("C")
 
 # libpq looks names up by itself, in threads of the pools. Its look-ups end this soon after the name server is back; the
 # default is 5 s.
@@ -68,13 +72,30 @@ def connect(host: str, port: int, seconds: float) -> socket.socket:
         OSError
     """
     until = time.monotonic() + seconds
-    failure: OSError | None = None
+    return first_connected(
+        host,
+        seconds,
+        lambda address: socket.create_connection((address, port), max(0.05, until - time.monotonic())),
+    )
+
+
+def first_connected(host: str, seconds: float, connect: Callable[[str], C]) -> C:
+    """Return the connection to the first address of a host to which `connect` has success.
+
+    Args:
+        host: A name or an address.
+        seconds: For the look-up of the name.
+        connect: Connects to an address. It raises OSError if it cannot.
+
+    Raises:
+        OSError
+    """
+    failure = OSError(f"the name {host} has no address")
     for address in addresses(host, seconds):
         try:
-            return socket.create_connection((address, port), max(0.05, until - time.monotonic()))
+            return connect(address)
         except OSError as error:
             failure = error
-    assert failure, "a name that resolves has an address"
     raise failure
 
 

@@ -3,13 +3,12 @@
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from playwright.sync_api import Browser, CDPSession, FilePayload, Page, expect, sync_playwright
 
 from bench.measure import Line, Ratio, Result
 from bench.rows.base import Bench
-from testkit.browser import CHROMIUM
+from testkit.browser import CHROMIUM, launch
 
 LOADS = 20
 
@@ -185,9 +184,7 @@ def until(page: Page, is_over: Callable[[], bool]) -> None:
 
 @contextmanager
 def browser() -> Iterator[Browser]:
-    # The browser's sandbox does not start as root.
-    arguments: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-    with sync_playwright() as playwright, playwright.chromium.launch(**arguments) as chromium:
+    with sync_playwright() as playwright, launch(playwright) as chromium:
         yield chromium
 
 

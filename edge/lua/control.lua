@@ -1,13 +1,13 @@
 -- The control listener: writers drop paths there, and operators look at entries. Clients do not reach it, and a request
 -- counts only if it is signed (signature.lua).
 
+local addresses = require "addresses"
 local balancer = require "balancer"
 local certificate = require "certificate"
 local closing = require "closing"
 local generations = require "generations"
 local leaving = require "leaving"
 local lease = require "lease"
-local addresses = require "addresses"
 local metrics = require "metrics"
 local redis = require "redis"
 local renewal = require "renewal"

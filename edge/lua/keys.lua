@@ -5,12 +5,12 @@
 --
 -- The body of an entry: <scope> <second at which the key expires, or never> <id> <name> (velikiy/keys/store.py)
 
+local app_response = require "app_response"
 local encode = require "ngx.base64".encode_base64url
 local ffi = require "ffi"
 local generations = require "generations"
 local lease = require "lease"
 local limits = require "limits"
-local app_response = require "app_response"
 local store = require "store"
 
 local POLL_S = 0.002

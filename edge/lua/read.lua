@@ -1,12 +1,12 @@
 -- A cached read, tier by tier: the memory of this edge, Redis, an app. If no app can answer, the last entry is served
 -- with a mark.
 
+local addresses = require "addresses"
+local app_response = require "app_response"
 local balancer = require "balancer"
 local generations = require "generations"
 local lease = require "lease"
 local metrics = require "metrics"
-local addresses = require "addresses"
-local app_response = require "app_response"
 local redis = require "redis"
 local shedding = require "shedding"
 local store = require "store"

@@ -181,6 +181,7 @@ def stalling(after: float = 0, seconds: float = 0, each: float = 0) -> Iterator[
 
 
 @needs
+@pytest.mark.exclusive
 def test_open_loop_counts_the_wait_of_every_request_that_was_due_during_a_stall() -> None:
     # 200 requests/s for 2 s, of which the server stalls for 0.5 s: 100 of 400 requests wait 0 to 500 ms.
     with stalling(after=1.0, seconds=0.5) as url:

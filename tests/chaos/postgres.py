@@ -17,8 +17,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from testkit.databases import superuser_dsn
+from tests.chaos.actions import kill, master, pause, whole
 from tests.chaos.fault import MISSES_FAIL, WRITES_GO_ON, Fault, Inject, Limits
-from tests.chaos.processes import kill, master, pause, whole
 from tests.chaos.service import OWN_ROWS, Service
 from velikiy.coherence import CachePath
 from velikiy.coherence.locks import EVERYTHING, PATHS, lock_id

@@ -16,9 +16,9 @@ import redis
 
 from testkit.databases import answers
 from testkit.stack import folder, running, wait_until
+from tests.chaos.actions import pause, removed, whole
 from tests.chaos.disks import not_writable
 from tests.chaos.fault import FEW_WRITES_WAIT, Fault, Inject
-from tests.chaos.processes import pause, removed, whole
 from tests.chaos.service import Kind, Service
 
 ADMINISTRATOR, PASSWORD = "administrator", "of the administrator"

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, sync_playwright
 
-from testkit.browser import CHROMIUM, Visit, watch
+from testkit.browser import CHROMIUM, Visit, launch, watch
 from testkit.stack import Stack, run, running
 
 
@@ -13,9 +13,7 @@ def chromium() -> Iterator[Browser]:
     """One browser for all tests of a file. Each test has a context of its own: nothing is kept between two tests."""
     if not CHROMIUM:
         pytest.skip("there is no chromium; on Debian ./run test installs it")
-    # The browser's sandbox does not start as root.
-    arguments: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
-    with sync_playwright() as playwright, playwright.chromium.launch(**arguments) as browser:
+    with sync_playwright() as playwright, launch(playwright) as browser:
         yield browser
 
 

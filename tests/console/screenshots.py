@@ -14,7 +14,7 @@ import requests
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from testkit.browser import CHROMIUM
+from testkit.browser import CHROMIUM, launch
 from testkit.stack import ROOT, Stack, run, running
 
 FOLDER = ROOT / "docs/screenshots"
@@ -169,11 +169,10 @@ def main() -> int:
         return 1
     FOLDER.mkdir(exist_ok=True)
     expect.set_options(timeout=60_000)  # also on a busy machine
-    arguments: Any = {"executable_path": CHROMIUM, "args": ["--no-sandbox"]}
     with running("--edges", "2") as stack, sync_playwright() as playwright:
         seeded = run("velikiy", "--data", str(stack.data), "users", "seed", "--count", str(USERS))
         assert seeded.returncode == 0, seeded.stderr
-        with playwright.chromium.launch(**arguments) as browser:
+        with launch(playwright) as browser:
             for name in wanted:
                 with some_load(stack) if name == "live" else nullcontext():
                     take(browser, stack, name)

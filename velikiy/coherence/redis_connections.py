@@ -60,17 +60,16 @@ class NamedConnection(redis.Connection):
     """redis-py's class for TCP, whose timeout also covers the look-up of the name."""
 
     def _connect(self) -> socket.socket:
-        name, failure = self.host, OSError("the name has no address")
+        name, connect_to_host = self.host, super()._connect
+
+        def connect(address: str) -> socket.socket:
+            self.host = address
+            return cast(socket.socket, connect_to_host())  # type: ignore[no-untyped-call]
+
         try:
-            for address in names.addresses(name, self.socket_connect_timeout or 1.0):
-                self.host = address
-                try:
-                    return cast(socket.socket, super()._connect())  # type: ignore[no-untyped-call]
-                except OSError as error:
-                    failure = error
+            return names.first_connected(name, self.socket_connect_timeout or 1.0, connect)
         finally:
             self.host = name
-        raise failure
 
 
 class TlsConnection(redis.SSLConnection, NamedConnection):

@@ -185,6 +185,11 @@ class Plan:
     def app_urls(self) -> list[str]:
         return [f"http://127.0.0.1:{port}" for port in self.app_ports]
 
+    @property
+    def instances(self) -> list[str]:
+        """The names of the apps and the edges."""
+        return [*(f"app{n + 1}" for n in range(self.apps)), *(f"edge{n + 1}" for n in range(self.edges))]
+
     # ---- stack.json ----
 
     def save(self) -> None:

@@ -16,7 +16,7 @@ def wait_until_ready(plan: Plan, *, within: float = READY_TIMEOUT_S) -> None:
         Refusal: A program ends again and again, or the stack is not ready in time.
     """
     began, deadline = time.time(), time.monotonic() + within
-    names = ["relay", *(f"app{n + 1}" for n in range(plan.apps)), *(f"edge{n + 1}" for n in range(plan.edges))]
+    names = ["relay", *plan.instances]
     while not is_ready(plan, fully=True):
         failing = next((name for name in names if ends_again_and_again(plan, name, began)), "")
         if failing or time.monotonic() > deadline:

@@ -234,9 +234,8 @@ def _replace(plan: Plan, supervisor: Supervisor, program: Program) -> None:
     try:
         _become(plan, supervisor, program, keeps_memory=keeps_memory)
     except Refusal:
-        whole_file.replace(
-            file, before, durable=False
-        )  # when the new version ends, supervisor starts the version before
+        # When the new version ends, supervisor starts the version before.
+        whole_file.replace(file, before, durable=False)
         raise
 
 

@@ -3,7 +3,7 @@
 import shlex
 
 from velikiy.findings import Finding, configuration
-from velikiy.settings import ServiceSettings, StackSettings, load
+from velikiy.settings import BadSetting, ServiceSettings, StackSettings, load
 from velikiy.stack import consoles, options
 from velikiy.stack.plan import Plan
 from velikiy.stack.programs import script
@@ -69,10 +69,12 @@ OF_THE_PLAN = ("apps", "bind", "edges", "log_file_size", "log_files", "metrics_p
 def unapplied(plan: Plan) -> list[Finding]:
     """Return the settings of `.env` and of the environment that the running stack does not have yet, or that it would
     refuse."""
-    if bad := configuration.all_refused([ServiceSettings, StackSettings]):
+    try:
+        wanted, of_the_stack = load(ServiceSettings, None), load(StackSettings, None)
+    except BadSetting:
         advice = "The stack goes on with its settings, and the next start will be refused. Correct it in .env."
+        bad = configuration.all_refused([ServiceSettings, StackSettings])
         return [it._replace(advice=advice, wrong=False) for it in bad]
-    wanted, of_the_stack = load(ServiceSettings, None), load(StackSettings, None)
     running = running_settings(plan)
     differing = {
         name: (getattr(wanted, name), running.get(name.upper()))

@@ -14,6 +14,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from velikiy import whole_file
 from velikiy.stack import Refusal, privileges
 from velikiy.stack.code_copy import CHECKOUT
 from velikiy.stack.messages import command, report, step
@@ -307,11 +308,8 @@ def prepare(home: Path) -> None:
         for name, value in sorted(environment.items())
         if name not in OF_SYSTEMD and re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)
     ]
-    new = SECOND_EXECUTION.with_suffix(".new")
-    new.touch(mode=0o640)
-    os.chown(new, 0, account.pw_gid)
-    new.write_text("\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(words)}"]) + "\n")
-    new.replace(SECOND_EXECUTION)
+    text = "\n".join(["#!/bin/sh", *exports, f"exec {shlex.join(words)}"]) + "\n"
+    whole_file.replace(SECOND_EXECUTION, text, mode=0o640, group=account.pw_gid, durable=False)
 
 
 def is_main_process() -> bool:

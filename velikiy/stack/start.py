@@ -278,15 +278,7 @@ def _given_secrets(wanted: StackSettings) -> dict[str, str | None]:
 def _create_files(plan: Plan) -> None:
     """Create the folders and the configurations."""
     plan.save()
-    servers = [
-        "redis",
-        "relay",
-        "metrics",
-        "prometheus",
-        *(f"app{n + 1}" for n in range(plan.apps)),
-        *(f"edge{n + 1}" for n in range(plan.edges)),
-    ]
-    for name in ("run", "logs", "secrets", *servers):
+    for name in ("run", "logs", "secrets", "redis", "relay", "metrics", "prometheus", *plan.instances):
         (plan.home / name).mkdir(mode=0o700, exist_ok=True)
     copy_configurations(plan)
 

@@ -88,7 +88,6 @@ async function send(method, path, options) {
 
 function headersOf({ body, headers = {} }) {
   const sent = new Headers({ Accept: "application/json", ...headers });
-  const key = apiKey();
   if (key && !sent.has("Authorization")) sent.set("Authorization", `Bearer ${key}`);
   if (body !== undefined && !sent.has("Content-Type")) sent.set("Content-Type", "application/json");
   return sent;

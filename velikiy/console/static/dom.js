@@ -41,9 +41,9 @@ const ICONS = {
     + "M10.5 3.2a2.5 2.5 0 0 1 0 4.6M12 9.9c1.5.5 2.5 1.8 2.5 3.6",
 };
 
-// Returns an icon, which a screen reader skips: the text beside it, or the label of its button, has the meaning. A table
-// has a hundred icons, and a copy takes a tenth of the time.
-const icons = new Map();
+const icons = new Map(); // by name. A table has a hundred icons, and a copy takes a tenth of the time
+
+// Returns an icon, which a screen reader skips: the text beside it, or the label of its button, has the meaning.
 export function icon(name) {
   if (!icons.has(name)) icons.set(name, drawIcon(name));
   return icons.get(name).cloneNode(true);
