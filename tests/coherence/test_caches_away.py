@@ -95,6 +95,7 @@ def test_hanging_redis_is_fenced_and_is_readmitted_empty(fragile: Stack) -> None
     wait_until(lambda: fragile.redis().exists("user:2"))  # Redis is in use again
 
 
+@pytest.mark.exclusive
 def test_writes_during_a_fence_wait_no_longer_than_the_write_that_fences(fragile: Stack) -> None:
     warm(fragile, 1)
     durations: list[float] = []

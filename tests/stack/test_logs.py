@@ -47,8 +47,10 @@ def test_every_log_line_of_apps_and_relay_is_json_also_after_kills_and_failed_st
         wait_until(stack.healthy, within=30)
         started = stack.log("relay").rindex("relay.disconnected")
         wait_until(lambda: "relay.listening" in stack.log("relay")[started:], within=30)
+        listened = stack.log("relay").count("relay.listening")
         for name in ("app2", "relay"):
             os.kill(stack.pids()[name], signal.SIGINT)
+        wait_until(lambda: stack.log("relay").count("relay.listening") > listened, within=30)
         # Bad settings, and a file of the settings that is missing.
         secret = stack.data / "secrets" / "app" / "database_url"
         address = secret.read_text()
