@@ -1,7 +1,8 @@
 """The history of a row that is written by API and by SQL is complete, and no edge serves an older one than was shown.
 
-A read is judged by when it started: it shows every version that an API had acknowledged by then, and every version that
-an earlier read has shown. SQL from outside is invalidated by the relay, so it only has to be in the history in the end.
+A read is judged by when it started: it shows every version that the API had acknowledged by then, and every version of
+the API that an earlier read has shown. SQL from outside is invalidated by the relay, some milliseconds after it was
+committed (docs/protocol.md): one edge may show it a moment before another, and it has to be in the history in the end.
 """
 
 import os
@@ -12,6 +13,9 @@ import psycopg
 import requests
 
 from testkit.stack import Stack, wait_until
+
+SQL_EACH = 5
+"""Each so many versions, SQL from outside writes one."""
 
 WRITES = int(os.environ.get("HISTORY_WRITES", "150"))
 
@@ -46,7 +50,8 @@ class Reader(threading.Thread):
                 complete = [*range(versions[0], versions[0] - len(versions), -1)]
                 if versions[0] < expected or versions != complete:
                     self.stale.append(f"expected {expected}, got {versions[:5]} of {response.headers['Cache-Status']}")
-                self.floor.rise(versions[0])
+                if versions[0] % SQL_EACH:
+                    self.floor.rise(versions[0])
                 self.reads += 1
                 self.hits += response.headers["X-Cache-Status"] == "HIT"
 
@@ -68,7 +73,7 @@ def test_history_of_a_row_that_is_written_by_api_and_sql_is_complete_and_never_s
                 if not written[number - 1]:
                     put = session.put(row, json={**body, "name": name}, headers={"If-None-Match": "*"}, timeout=10)
                     assert put.status_code == 201, put.text
-                elif number % 5 == 0:
+                elif number % SQL_EACH == 0:
                     sql.execute("UPDATE users SET name = %s WHERE id = %s", (name, user))
                 elif number % 31 == 0:
                     assert session.delete(row, timeout=10).status_code == 200
@@ -76,7 +81,7 @@ def test_history_of_a_row_that_is_written_by_api_and_sql_is_complete_and_never_s
                 else:
                     assert session.patch(row, json={"name": name}, timeout=10).status_code == 200
                 written[number] = name
-                if number % 5:
+                if number % SQL_EACH:
                     floor.rise(number)
                     time.sleep(0.002 * (number % 3))
     finally:
