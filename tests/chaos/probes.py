@@ -219,6 +219,18 @@ class Meter:
         errors = dict(Counter(error for at, error in self._errors if begin <= at <= end))
         return Figures(reads, writes, slowest, errors)
 
+    def slowest_s(self, begin: int, end: int) -> dict[What, float]:
+        """Return the seconds of the slowest request of each kind which was both sent and answered in a span of time.
+
+        A request that is under way at the end does not count: the fault that begins then may have slowed it down.
+        """
+        slowest = dict.fromkeys(PROBED, 0.0)
+        for (what, _), operations in self._probed.items():
+            for operation in operations:
+                if begin <= operation.invoke and operation.returned <= end:
+                    slowest[what] = max(slowest[what], _took(operation) / 1e9)
+        return slowest
+
 
 def _took(operation: Operation) -> int:
     return operation.returned - operation.invoke

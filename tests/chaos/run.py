@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.chaos.director import Broken, Director
 from tests.chaos.fault import Fault
-from tests.chaos.probes import PROBED, Figures, Meter, workers
+from tests.chaos.probes import PROBED, Figures, Meter, What, workers
 from tests.chaos.result import Result
 from tests.chaos.service import Kind, Missing
 from tests.consistency.history import OUTSIDE
@@ -200,7 +200,9 @@ class Judge:
         self.completed: list[Result] = []
         self._soak, self._meter, self._director, self._fault, self._say = soak, meter, director, fault, say
         self._calm_from = time.monotonic_ns()
-        self._calm: list[Figures] = []
+        self._calm: list[dict[What, float]] = []
+        """The slowest requests before each of the last faults."""
+
         self._reads = 0
 
     def complete(self, *, everything: bool = False) -> None:
@@ -234,7 +236,7 @@ class Judge:
             result.failures.append(f"{result.wrong_reads} wrong reads")
         if result.lost_writes:
             result.failures.append("an acknowledged write was lost")
-        self._calm = [*self._calm[-9:], self._meter.figures(self._calm_from, result.begin, since=self._calm_from)]
+        self._calm = [*self._calm[-9:], self._meter.slowest_s(self._calm_from, result.begin)]
         if len(faults) == 1 and result.recovery_s is not None:
             result.failures += self._exceeded(faults[0], result, figures)
 
@@ -246,7 +248,7 @@ class Judge:
             if value < least
         ]
         for what, limit in zip(PROBED, (limits.hit_s, limits.miss_s, limits.write_s), strict=True):
-            if figures.seconds(what) > limit + max(it.seconds(what) for it in self._calm):
+            if figures.seconds(what) > limit + max(it[what] for it in self._calm):
                 slowest = figures.slowest[what]
                 found.append(
                     f"slowest {what}: {figures.seconds(what):.2f} s ({slowest.edge}, {slowest.status or 'no response'},"

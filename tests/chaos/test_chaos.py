@@ -182,6 +182,16 @@ def test_request_that_an_earlier_fault_has_cut_off_does_not_count() -> None:
     assert figures.seconds("hit") == 0.0
 
 
+def test_request_that_a_fault_slows_down_does_not_count_as_calm() -> None:
+    """Calm is measured to tell a slow machine from a fault. A request that is under way when a fault begins would hide
+    this fault, and those after it."""
+    meter = Meter()
+    for began, returned in [(0, 10), (20, 900)]:
+        meter.watch(Operation(began * MS, returned * MS, "read", "/users/1", "ok", 200, "edge1", worker="probe hit 1"))
+    assert meter.slowest_s(0, 100 * MS)["hit"] == pytest.approx(0.01)
+    assert meter.figures(100 * MS, 200 * MS, since=0).seconds("hit") == pytest.approx(0.88)
+
+
 def test_reset_reaches_the_client_although_a_forked_process_has_inherited_the_connection() -> None:
     """The processes of the load are forked while connections pass the proxies. One read that hangs for another reason
     than the fault would be counted against the service."""
