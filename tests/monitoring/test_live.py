@@ -285,12 +285,11 @@ def test_session_that_locks_a_table(monitored: Monitored) -> None:
     locking.execute("LOCK TABLE users")
     threading.Thread(target=lambda: suppress_all(locking.execute, "SELECT pg_sleep(120)"), daemon=True).start()
     with (
-        repeating(reader(monitored.stack.apps[0]), clients=30),
-        repeating(reader(monitored.stack.apps[1]), clients=30),
-        monitored.firing("VelikiySlowRequests", "VelikiyThreadsBusy"),
+        repeating(reader(monitored.stack.edge), clients=30),
+        monitored.firing("VelikiyDatabaseFails", "VelikiyErrors"),
     ):
         listed = monitored.follow(
-            "VelikiySlowRequests",
+            "VelikiyDatabaseFails",
             './run psql -c "SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity WHERE'
             ' cardinality(pg_blocking_pids(pid)) > 0"',
         )
@@ -304,22 +303,40 @@ def suppress_all(call: Callable[..., object], *arguments: object) -> None:
 
 
 @contextmanager
-def slowed_down(processes: list[psutil.Process]) -> Iterator[None]:
-    """Let processes run for a moment only, again and again, as on a CPU that others keep busy."""
+def slowed_down(*masters: psutil.Process, pause_s: float) -> Iterator[None]:
+    """Let processes and their children run for a moment only, again and again, as on a CPU that others keep busy."""
 
     def pause() -> None:
-        for process in processes:
-            process.suspend()
-        time.sleep(0.33)
-        for process in processes:
-            process.resume()
+        slow = [process for master in masters for process in (master, *master.children())]
+        for action in (psutil.Process.suspend, psutil.Process.resume):
+            for process in slow:
+                with suppress(psutil.NoSuchProcess):
+                    action(process)
+            time.sleep(pause_s if action is psutil.Process.suspend else 0)
 
     with repeating(pause, pause_s=0.02):
         yield
 
 
-def test_edge_that_acknowledges_slowly(monitored: Monitored) -> None:
-    edge = psutil.Process(monitored.stack.pids()["edge2"])
+def test_postgresql_whose_cpu_is_busy(monitored: Monitored) -> None:
+    postgres = psutil.Process(monitored.stack.pids()["postgres"])
+    with ExitStack() as cause:
+        cause.enter_context(slowed_down(postgres, pause_s=0.6))
+        cause.enter_context(repeating(reader(monitored.stack.apps[0]), clients=30))
+        cause.enter_context(repeating(reader(monitored.stack.apps[1]), clients=30))
+        with monitored.firing("VelikiySlowRequests", "VelikiyThreadsBusy"):
+            listed = monitored.follow(
+                "VelikiySlowRequests",
+                """./run psql -c "SELECT pid, now() - query_start AS time, query FROM pg_stat_activity WHERE state = 'active'"""
+                '"',
+            )
+            assert "FROM pg_stat_activity" in listed  # at least its own query
+            cause.close()
+
+
+def test_caches_that_all_acknowledge_slowly(monitored: Monitored) -> None:
+    pids = monitored.stack.pids()
+    caches = [psutil.Process(pids[name]) for name in ("redis", "edge1", "edge2")]
 
     def write_row_by_row() -> None:
         with psycopg.connect(monitored.stack.postgres, autocommit=True) as connection:
@@ -328,7 +345,7 @@ def test_edge_that_acknowledges_slowly(monitored: Monitored) -> None:
                 time.sleep(0.01)
 
     with ExitStack() as cause:
-        cause.enter_context(slowed_down([edge, *edge.children()]))
+        cause.enter_context(slowed_down(*caches, pause_s=0.33))
         cause.enter_context(repeating(monitored.write, clients=2))
         cause.enter_context(repeating(write_row_by_row))
         with monitored.firing("VelikiySlowDrops", "VelikiyRelayLag"):

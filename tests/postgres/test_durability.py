@@ -114,7 +114,9 @@ def is_back(stack: Stack) -> bool:
 
 LINE = re.compile(r"(\d+) +[\d.]+ (.*)")
 FLUSHED = re.compile(r"(fdatasync\(\d+\)|<\.\.\. fdatasync resumed>\)) += 0")
-COMMITTED = re.compile(r'sendto\(\d+, ".*COMMIT')
+COMMITTED = re.compile(r'sendto\(\d+, ".*C\\0\\0\\0\\vCOMMIT')
+"""PostgreSQL tells an app that a COMMIT is done (CommandComplete)."""
+
 ANSWERED = re.compile(r'sendto\(\d+, "HTTP/1\.1 200 .*traced row')
 PUTS = 10
 WITH_ROW = {"Prefer": "return=representation"}
