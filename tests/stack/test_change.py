@@ -160,7 +160,7 @@ def test_change_that_fails_leaves_the_stack_as_it_was(serving: Stack, kind: str)
     ("options", "settings", "reason"),
     [
         ((), {"EDGE_TTL": "soon"}, "EDGE_TTL='soon' is not allowed"),
-        (("--apps", "99"), {}, "APPS=99 is not allowed"),
+        ((), {"APPS": "99"}, "APPS='99' is not allowed"),
         (("--bind", "203.0.113.7"), {"AUTH": "off"}, "This machine has no address 203.0.113.7"),
         (("--edges", "2"), {}, "is in use by another program"),
         (("--port", "{taken}"), {}, "is in use by another program"),
