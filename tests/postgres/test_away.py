@@ -18,7 +18,7 @@ from testkit.api import is_hit, timed
 from testkit.outages import pids_of, stopped
 from testkit.stack import Stack, running, wait_until
 
-pytestmark = pytest.mark.long
+pytestmark = [pytest.mark.long, pytest.mark.exclusive]
 
 AWAY_S = 40
 WARM = range(1, 4)
