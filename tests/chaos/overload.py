@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
@@ -26,21 +26,19 @@ WARMUP = 0.25
 
 
 class Connection(asyncio.Protocol):
-    """One connection, which carries one request at a time."""
+    """One connection to an edge, which carries one request at a time."""
 
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.answered: Callable[[Connection, int], None] | None = None
+    def __init__(self, ended: "Callable[[Connection, int], None]") -> None:
+        """
+        Args:
+            ended: Called with the status of each response, and with 0 once the connection is closed.
+        """
+        self.ended = ended
         self.received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-
-    def send(self, request: bytes, answered: "Callable[[Connection, int], None]") -> None:
-        assert self.transport
-        self.answered = answered
-        self.transport.write(request)
 
     def data_received(self, data: bytes) -> None:
         self.received += data
@@ -48,21 +46,10 @@ class Connection(asyncio.Protocol):
         length = head.partition(b"Content-Length: ")[2]
         if end and (not length or len(body) >= int(length.split(b"\r\n")[0])):
             self.received = b""
-            self._finish(int(head[9:12]))
+            self.ended(self, int(head[9:12]))
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.transport = None
-        self._finish(0)
-
-    def close(self) -> None:
-        self.answered = None
-        if self.transport:
-            self.transport.abort()
-
-    def _finish(self, status: int) -> None:
-        answered, self.answered = self.answered, None
-        if answered:
-            answered(self, status)
+        self.ended(self, 0)
 
 
 @dataclass
@@ -89,71 +76,87 @@ class Phase:
 
 
 class Generator:
+    """Sends requests to the edges in turn. It takes CPU time from the service, so it has no task for each request."""
+
     def __init__(self, edges: list[str], make: Callable[[int], bytes]) -> None:
         self.addresses = [(str(url.hostname), int(url.port or 80)) for url in map(urlsplit, edges)]
         self.numbers = itertools.count()
         self.make = make
-        self.idle: list[deque[Connection]] = [deque() for _ in edges]
+        self.idle: list[list[Connection]] = [[] for _ in edges]
+        self.waiting: dict[Connection, tuple[int, float]] = {}
+        """The edge of each request without a response, and when it was due; the oldest first."""
 
-    def request(self) -> bytes:
-        return self.make(next(self.numbers))
-
-    async def connected(self, edge: int) -> Connection:
-        while self.idle[edge]:
-            connection = self.idle[edge].pop()
-            if connection.transport:
-                return connection
-        _, protocol = await asyncio.get_running_loop().create_connection(Connection, *self.addresses[edge])
-        return protocol
-
-    async def exchange(self, phase: Phase, number: int) -> None:
-        edge = number % len(self.addresses)
-        sent = time.monotonic()
-        done = asyncio.get_running_loop().create_future()
-        try:
-            connection = await self.connected(edge)
-        except OSError:
-            phase.count("refused", sent)
-            return
-
-        def answered(connection: Connection, status: int) -> None:
-            if not done.done():
-                done.set_result(status)
-
-        connection.send(self.request(), answered)
-        try:
-            status = await asyncio.wait_for(done, PATIENCE_S - (time.monotonic() - sent))
-        except TimeoutError:
-            connection.close()
-            phase.count("late", sent)
-            return
-        if connection.transport:
-            self.idle[edge].append(connection)
-        phase.count(str(status) if status else "closed", sent)
+        self.connecting: set[asyncio.Task[None]] = set()
+        self.phase = Phase(0)
+        self.after_each: Callable[[], None] = lambda: None
 
     async def closed_loop(self, seconds: float) -> Phase:
-        phase = Phase(seconds)
-
-        async def client(number: int) -> None:
-            while not phase.is_over:
-                await self.exchange(phase, number)
-
-        await asyncio.gather(*(client(number) for number in range(CLOSED_CONNECTIONS)))
+        phase = self.phase = Phase(seconds)
+        self.after_each = lambda: None if phase.is_over else self.send()
+        for _ in range(CLOSED_CONNECTIONS):
+            self.send()
+        while not phase.is_over or self.waiting or self.connecting:
+            await asyncio.sleep(TICK_S)
+            self.give_up()
         return phase
 
     async def open_loop(self, seconds: float, rate: float) -> Phase:
         phase, sent = Phase(seconds), 0
-        tasks: set[asyncio.Task[None]] = set()
-        while not phase.is_over:
-            due = int((time.monotonic() - phase.began) * rate)
-            for number in range(sent, due):
-                task = asyncio.create_task(self.exchange(phase, number))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
+        self.phase, self.after_each = phase, lambda: None
+        while not phase.is_over or self.waiting or self.connecting:
+            due = sent if phase.is_over else int((time.monotonic() - phase.began) * rate)
+            for _ in range(sent, due):
+                self.send()
             sent = due
             await asyncio.sleep(TICK_S)
-        await asyncio.gather(*tasks)
+            self.give_up()
         return phase
+
+    def send(self) -> None:
+        number, due = next(self.numbers), time.monotonic()
+        edge = number % len(self.addresses)
+        if self.idle[edge]:
+            self.send_through(self.idle[edge].pop(), number, due)
+        else:
+            task = asyncio.create_task(self.connect(number, due))
+            self.connecting.add(task)
+            task.add_done_callback(self.connecting.discard)
+
+    async def connect(self, number: int, due: float) -> None:
+        address = self.addresses[number % len(self.addresses)]
+        try:
+            _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(self.ended), *address)
+        except OSError:
+            self.count("refused", due)
+        else:
+            self.send_through(connection, number, due)
+
+    def send_through(self, connection: Connection, number: int, due: float) -> None:
+        self.waiting[connection] = number % len(self.addresses), due
+        connection.transport.write(self.make(number))
+
+    def ended(self, connection: Connection, status: int) -> None:
+        edge, due = self.waiting.pop(connection, (None, 0.0))
+        if edge is not None:
+            if status:
+                self.idle[edge].append(connection)
+            self.count(str(status) if status else "closed", due)
+        elif not status:  # closed while it was idle
+            for idle in self.idle:
+                if connection in idle:
+                    idle.remove(connection)
+
+    def give_up(self) -> None:
+        """Give up the requests that have no response within PATIENCE_S."""
+        since = time.monotonic() - PATIENCE_S
+        for connection, (_, due) in list(itertools.takewhile(lambda it: it[1][1] < since, self.waiting.items())):
+            del self.waiting[connection]
+            connection.transport.abort()
+            self.count("late", due)
+
+    def count(self, outcome: str, due: float) -> None:
+        self.phase.count(outcome, due)
+        self.after_each()
 
 
 def miss(number: int) -> bytes:
