@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from velikiy import whole_file
+from velikiy.findings import Finding
 from velikiy.stack import Refusal, cluster, local_http, log_lines, log_view, reaper
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import INNER_PORTS, Plan, is_free
@@ -33,6 +34,9 @@ END_TIMEOUT_S = 90
 
 REDIS_TIMEOUT_S = 5
 """For a Redis that was started, until it is used. Reads go to PostgreSQL meanwhile."""
+
+REACHED_TIMEOUT_S = 3
+"""For the edges, until they look again at an app that has just started."""
 
 CLOSING_S = 2.0
 """Time for the clients of an edge to leave their connections (edge/lua/closing.lua)."""
@@ -348,6 +352,20 @@ def _is_redis_used(plan: Plan) -> bool:
         return bool(json.loads(local_http.get(f"{plan.app_urls[0]}/readyz"))["checks"]["redis"] == "ok")
     except (*local_http.UNANSWERED, KeyError):
         return False
+
+
+def await_reached_apps(plan: Plan) -> None:
+    """Wait until each edge reaches each app, for REACHED_TIMEOUT_S at most. An app that starts slowly counts as silent
+    until the edge looks again, and `up` would warn of it."""
+    _within(REACHED_TIMEOUT_S, lambda: all(map(_reaches_apps, plan.edge_urls)))
+
+
+def _reaches_apps(edge_url: str) -> bool:
+    try:
+        findings = json.loads(local_http.get(f"{edge_url}/readyz")).get("findings", [])
+    except local_http.UNANSWERED:
+        return False
+    return all(Finding.from_json(finding).name != "app.silent" for finding in findings)
 
 
 def _failed(plan: Plan, program: Program) -> str:

@@ -132,6 +132,7 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
     servers.warn_of_few_connections(plan, settings)
     if plan.own_redis:
         rolling.await_redis(plan)  # the relay registers it; until then `up` would warn of it
+    rolling.await_reached_apps(plan)
     _show_addresses(plan, time.monotonic() - began, port_was_chosen=not running and wanted.port is None)
     _show_warnings(plan)
     return plan
