@@ -17,21 +17,17 @@ import psycopg
 from testkit.stack import folder, running
 from tests.chaos.fault import MISSES_FAIL, POSTGRES_CRASHES, Fault, Inject, Limits
 from tests.chaos.postgres import administrator
-from tests.chaos.service import Kind, Missing, Service
+from tests.chaos.service import Kind, Missing, Service, need_programs
 from velikiy.findings.machine import LOW_BYTES
 
 DISK_BYTES = 2 * LOW_BYTES
 """Enough that no finding warns of a disk that is nearly full. The file is sparse."""
 
-NEEDED = ("strace", "mkfs.ext4", "mount", "umount", "fsfreeze")
-
-
 @contextmanager
 def small_disk() -> Iterator[Service]:
     if os.geteuid() != 0:
         raise Missing("only root may mount a disk and delay system calls")
-    if lacking := [program for program in NEEDED if not shutil.which(program)]:
-        raise Missing(f"programs are missing: {', '.join(lacking)}")
+    need_programs("strace", "mkfs.ext4", "mount", "umount", "fsfreeze")
     with folder() as home:
         image, disk = home / "image", home / "disk"
         disk.mkdir()

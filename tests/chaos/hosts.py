@@ -23,7 +23,7 @@ from testkit.cluster import Cluster, Host, cluster
 from testkit.name_server import NameServer, name_server
 from testkit.stack import EDGE_SECRET, ROOT, Stack, status_of, wait_until
 from testkit.tcp_proxy import tcp_proxy
-from tests.chaos.service import Kind, Missing, Service
+from tests.chaos.service import Kind, Missing, Service, need_programs
 from velikiy.coherence import RedisTier
 from velikiy.coherence.membership import RECORD
 from velikiy.coherence.redis_tier import DoesNotAnswer
@@ -148,7 +148,8 @@ def start(*, by_name: bool = False) -> Iterator[Hosts]:
         by_name: The parts of the service know each other by names, as containers do.
     """
     if os.geteuid() != 0:
-        raise Missing("The faults of links need root, for network namespaces.")
+        raise Missing("only root can create network namespaces")
+    need_programs("ip", "nsenter", "iptables-restore")
     with ExitStack() as context:
         machines = context.enter_context(cluster(len(NAMES)))
         addresses = dict(zip(NAMES, (host.address for host in machines.hosts), strict=True))

@@ -1,6 +1,7 @@
 """The service under test: two edges, two apps, a relay, Redis and PostgreSQL, and what faults may take hold of."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -37,6 +38,15 @@ class Interrupted(Exception):
 class Missing(Exception):
     """Raised by a kind of service that cannot start here, and by a fault that cannot be injected here, with the reason
     as a sentence."""
+
+
+def need_programs(*names: str) -> None:
+    """
+    Raises:
+        Missing: This machine lacks some of them.
+    """
+    if lacking := [name for name in names if not shutil.which(name)]:
+        raise Missing(f"programs are missing: {', '.join(lacking)}")
 
 
 @dataclass(frozen=True)
