@@ -23,6 +23,7 @@ from velikiy.findings.machine import LOW_BYTES
 DISK_BYTES = 2 * LOW_BYTES
 """Enough that no finding warns of a disk that is nearly full. The file is sparse."""
 
+
 @contextmanager
 def small_disk() -> Iterator[Service]:
     if os.geteuid() != 0:
