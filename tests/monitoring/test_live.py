@@ -32,9 +32,9 @@ PAGES = {
     name: " ".join(page.split()) for name, page in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.M | re.S)
 }
 
-SETTINGS = {"EDGE_MEMORY": "4", "REDIS_MEMORY": "4", "REDIS_TTL": "3600"}
-"""The settings of the shared stack, as the `.env` of its operator would have them. No entry expires in Redis before it
-is full, however slow the machine is."""
+SETTINGS = {"EDGE_MEMORY": "4", "EDGE_TTL": "3600", "REDIS_MEMORY": "4", "REDIS_TTL": "3600"}
+"""The settings of the shared stack, as the `.env` of its operator would have them. No entry expires before a memory is
+full, however slow the machine is."""
 
 USERS = 12_000
 """Rows. Neither an edge nor Redis has room for all of them, with SETTINGS."""
@@ -164,6 +164,7 @@ def shared() -> Iterator[Monitored]:
             *["--edges", "2", "--apps", "2", "--monitoring"],
             PROMETHEUS_PORT=str(port),
             EDGE_MEMORY=SETTINGS["EDGE_MEMORY"],
+            EDGE_TTL=SETTINGS["EDGE_TTL"],
             REDIS_MEMORY=SETTINGS["REDIS_MEMORY"],
             REDIS_TTL=SETTINGS["REDIS_TTL"],
         ) as stack,
@@ -402,7 +403,7 @@ def test_edge_with_too_little_memory(monitored: Monitored) -> None:
 
 def test_redis_with_too_little_memory(monitored: Monitored) -> None:
     with (
-        repeating(reader(monitored.stack.edge), clients=6, pause_s=0),
+        repeating(reader(monitored.stack.app), clients=6, pause_s=0),
         monitored.firing("VelikiyRedisEvicts", within=240),
     ):
         assert "ready" in monitored.follow("VelikiyRedisEvicts", "REDIS_MEMORY=512 ./run up --detach")
