@@ -28,12 +28,12 @@ WARMUP = 0.25
 class Connection(asyncio.Protocol):
     """One connection to an edge, which carries one request at a time."""
 
-    def __init__(self, ended: "Callable[[Connection, int], None]") -> None:
+    def __init__(self, edge: int, ended: "Callable[[Connection, int], None]") -> None:
         """
         Args:
             ended: Called with the status of each response, and with 0 once the connection is closed.
         """
-        self.ended = ended
+        self.edge, self.ended = edge, ended
         self.received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -83,8 +83,8 @@ class Generator:
         self.numbers = itertools.count()
         self.make = make
         self.idle: list[list[Connection]] = [[] for _ in edges]
-        self.waiting: dict[Connection, tuple[int, float]] = {}
-        """The edge of each request without a response, and when it was due; the oldest first."""
+        self.waiting: dict[Connection, float] = {}
+        """The moment at which each request without a response was due; the oldest first."""
 
         self.connecting: set[asyncio.Task[None]] = set()
         self.phase = Phase(0)
@@ -118,38 +118,36 @@ class Generator:
         if self.idle[edge]:
             self.send_through(self.idle[edge].pop(), number, due)
         else:
-            task = asyncio.create_task(self.connect(number, due))
+            task = asyncio.create_task(self.connect(edge, number, due))
             self.connecting.add(task)
             task.add_done_callback(self.connecting.discard)
 
-    async def connect(self, number: int, due: float) -> None:
-        address = self.addresses[number % len(self.addresses)]
+    async def connect(self, edge: int, number: int, due: float) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(lambda: Connection(self.ended), *address)
+            _, connection = await loop.create_connection(lambda: Connection(edge, self.ended), *self.addresses[edge])
         except OSError:
             self.count("refused", due)
         else:
             self.send_through(connection, number, due)
 
     def send_through(self, connection: Connection, number: int, due: float) -> None:
-        self.waiting[connection] = number % len(self.addresses), due
+        self.waiting[connection] = due
         connection.transport.write(self.make(number))
 
     def ended(self, connection: Connection, status: int) -> None:
-        edge, due = self.waiting.pop(connection, (None, 0.0))
-        if edge is not None:
+        idle, due = self.idle[connection.edge], self.waiting.pop(connection, None)
+        if due is not None:
             if status:
-                self.idle[edge].append(connection)
+                idle.append(connection)
             self.count(str(status) if status else "closed", due)
-        elif not status:  # closed while it was idle
-            for idle in self.idle:
-                if connection in idle:
-                    idle.remove(connection)
+        elif connection in idle:  # closed meanwhile
+            idle.remove(connection)
 
     def give_up(self) -> None:
         """Give up the requests that have no response within PATIENCE_S."""
         since = time.monotonic() - PATIENCE_S
-        for connection, (_, due) in list(itertools.takewhile(lambda it: it[1][1] < since, self.waiting.items())):
+        for connection, due in list(itertools.takewhile(lambda it: it[1] < since, self.waiting.items())):
             del self.waiting[connection]
             connection.transport.abort()
             self.count("late", due)

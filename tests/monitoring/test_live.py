@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count, cycle
+from typing import Any
 
 import psutil
 import psycopg
@@ -32,7 +33,7 @@ PAGES = {
     name: " ".join(page.split()) for name, page in re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", RUNBOOK, re.M | re.S)
 }
 
-SETTINGS = {"EDGE_MEMORY": "4", "EDGE_TTL": "3600", "REDIS_MEMORY": "4", "REDIS_TTL": "3600"}
+SETTINGS: dict[str, Any] = {"EDGE_MEMORY": "4", "EDGE_TTL": "3600", "REDIS_MEMORY": "4", "REDIS_TTL": "3600"}
 """The settings of the shared stack, as the `.env` of its operator would have them. No entry expires before a memory is
 full, however slow the machine is."""
 
@@ -163,10 +164,7 @@ def shared() -> Iterator[Monitored]:
         running(
             *["--edges", "2", "--apps", "2", "--monitoring"],
             PROMETHEUS_PORT=str(port),
-            EDGE_MEMORY=SETTINGS["EDGE_MEMORY"],
-            EDGE_TTL=SETTINGS["EDGE_TTL"],
-            REDIS_MEMORY=SETTINGS["REDIS_MEMORY"],
-            REDIS_TTL=SETTINGS["REDIS_TTL"],
+            **SETTINGS,
         ) as stack,
         folder() as path,
     ):
@@ -307,13 +305,16 @@ def suppress_all(call: Callable[..., object], *arguments: object) -> None:
 def slowed_down(*masters: psutil.Process, pause_s: float) -> Iterator[None]:
     """Let processes and their children run for a moment only, again and again, as on a CPU that others keep busy."""
 
+    def each(action: Callable[[psutil.Process], None], processes: list[psutil.Process]) -> None:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                action(process)
+
     def pause() -> None:
         slow = [process for master in masters for process in (master, *master.children())]
-        for action in (psutil.Process.suspend, psutil.Process.resume):
-            for process in slow:
-                with suppress(psutil.NoSuchProcess):
-                    action(process)
-            time.sleep(pause_s if action is psutil.Process.suspend else 0)
+        each(psutil.Process.suspend, slow)
+        time.sleep(pause_s)
+        each(psutil.Process.resume, slow)
 
     with repeating(pause, pause_s=0.02):
         yield
@@ -328,8 +329,8 @@ def test_postgresql_whose_cpu_is_busy(monitored: Monitored) -> None:
         with monitored.firing("VelikiySlowRequests", "VelikiyThreadsBusy"):
             listed = monitored.follow(
                 "VelikiySlowRequests",
-                """./run psql -c "SELECT pid, now() - query_start AS time, query FROM pg_stat_activity WHERE state = 'active'"""
-                '"',
+                './run psql -c "SELECT pid, now() - query_start AS time, query FROM pg_stat_activity WHERE'
+                " state = 'active'\"",
             )
             assert "FROM pg_stat_activity" in listed  # at least its own query
             cause.close()

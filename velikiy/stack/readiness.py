@@ -1,7 +1,9 @@
 """Find out whether a stack is ready, and wait until it is."""
 
+import json
 import time
 
+from velikiy.findings import Finding
 from velikiy.stack import Refusal, local_http, log_view, reaper
 from velikiy.stack.messages import report
 from velikiy.stack.plan import Plan
@@ -53,3 +55,12 @@ def is_ready(plan: Plan, *, fully: bool = False) -> bool:
         except local_http.UNANSWERED:
             return False
     return True
+
+
+def findings_at(edge_url: str) -> list[Finding]:
+    """Return what an edge and its apps say at /readyz while they are ready; nothing if they are not."""
+    try:
+        state = json.loads(local_http.get(f"{edge_url}/readyz"))
+    except local_http.UNANSWERED:
+        return []
+    return [Finding.from_json(it) for it in state.get("findings", [])]

@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from velikiy import whole_file
-from velikiy.findings import Finding
 from velikiy.stack import Refusal, cluster, local_http, log_lines, log_view, reaper
 from velikiy.stack.messages import report, step
 from velikiy.stack.plan import INNER_PORTS, Plan, is_free
 from velikiy.stack.programs import Program, base_environment, script
-from velikiy.stack.readiness import ends_again_and_again
+from velikiy.stack.readiness import ends_again_and_again, findings_at
 from velikiy.stack.supervisor import Supervisor
 
 START_TIMEOUT_S = 90
@@ -357,15 +356,9 @@ def _is_redis_used(plan: Plan) -> bool:
 def await_reached_apps(plan: Plan) -> None:
     """Wait until each edge reaches each app, for REACHED_TIMEOUT_S at most. An app that starts slowly counts as silent
     until the edge looks again, and `up` would warn of it."""
-    _within(REACHED_TIMEOUT_S, lambda: all(map(_reaches_apps, plan.edge_urls)))
-
-
-def _reaches_apps(edge_url: str) -> bool:
-    try:
-        findings = json.loads(local_http.get(f"{edge_url}/readyz")).get("findings", [])
-    except local_http.UNANSWERED:
-        return False
-    return all(Finding.from_json(finding).name != "app.silent" for finding in findings)
+    _within(
+        REACHED_TIMEOUT_S, lambda: all(it.name != "app.silent" for url in plan.edge_urls for it in findings_at(url))
+    )
 
 
 def _failed(plan: Plan, program: Program) -> str:

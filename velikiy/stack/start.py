@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from velikiy import secret_files
-from velikiy.findings import Finding
 from velikiy.settings import ServiceSettings, StackSettings, auth_mode, load
 from velikiy.stack import (
     Refusal,
@@ -22,7 +20,6 @@ from velikiy.stack import (
     change,
     cluster,
     code_copy,
-    local_http,
     options,
     preflight,
     recovery,
@@ -34,7 +31,7 @@ from velikiy.stack import (
 from velikiy.stack.messages import command, report, step
 from velikiy.stack.plan import COMPATIBILITY, Plan
 from velikiy.stack.programs import Program, authentication, copy_configurations, programs
-from velikiy.stack.readiness import is_ready
+from velikiy.stack.readiness import findings_at, is_ready
 from velikiy.stack.supervisor import Supervisor
 
 
@@ -317,11 +314,8 @@ def warnings(plan: Plan) -> list[str]:
     """Return the warnings of each edge and its apps at /readyz: responses are correct, but slower or less safe."""
     found: list[str] = []
     for url in plan.edge_urls:
-        with contextlib.suppress(*local_http.UNANSWERED):
-            state = json.loads(local_http.get(url + "/readyz"))
-            findings = map(Finding.from_json, state.get("findings", []))
-            here = [it.with_commands(lambda word: command(word, home=plan.home)) for it in findings]
-            found += [f"{display_url(url)}: {it.sentence}" for it in here]
+        here = [it.with_commands(lambda word: command(word, home=plan.home)) for it in findings_at(url)]
+        found += [f"{display_url(url)}: {it.sentence}" for it in here]
     return found
 
 
