@@ -131,6 +131,26 @@ def test_writers_beyond_a_few_are_refused_at_once_and_writes_of_other_rows_succe
         assert "not carried out" in refused.json()["detail"]
 
 
+def test_each_refusal_of_writers_in_the_queue_of_a_locked_row_names_the_lock(stack: Stack) -> None:
+    """A writer in the queue waits for two locks, one after the other."""
+    details: list[str] = []
+
+    def write(app: str) -> None:
+        response = requests.put(f"{app}/users/1", json={"name": "Waits"}, timeout=5)
+        details.append(f"{response.status_code} {response.json()['detail']}")
+
+    with row_locked(stack, 1):
+        for _ in range(3):
+            writers = [threading.Thread(target=write, args=(app,)) for app in stack.apps]
+            for writer in writers:
+                writer.start()
+                time.sleep(0.3)
+            for writer in writers:
+                writer.join()
+    assert len(details) == 3 * len(stack.apps)
+    assert all(detail.startswith("503 ") and "locked" in detail for detail in details), details
+
+
 @pytest.mark.long
 def test_writers_of_many_locked_rows_are_refused_at_once_too(stack: Stack) -> None:
     with psycopg.connect(stack.postgres) as outside:

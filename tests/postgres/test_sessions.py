@@ -315,7 +315,7 @@ class TestDurability:
         with open_database(stack.postgres) as database:
             for name, value in postgres.SESSION.items():
                 assert query_each_pool(database, f"SHOW {name}") == [value] * 3
-            assert query_each_pool(database, "SHOW statement_timeout") == ["1s"] * 3
+            assert query_each_pool(database, "SHOW statement_timeout") == ["900ms"] * 3
             assert query_each_pool(database, "SHOW lock_timeout") == ["800ms"] * 3
             assert query_each_pool(database, "SHOW idle_in_transaction_session_timeout") == ["3s"] * 3
             with database.transaction() as connection:

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.scale, pytest.mark.exclusive]
 
 CONNECT_QUERY = (
     'SET velikiy.passes_gate = on; SET TimeZone = UTC; SET default_transaction_isolation = "read committed";'
-    " SET synchronous_commit = on; SET statement_timeout = 1000; SET lock_timeout = 800; SET idle_in_transaction_session_timeout = 3000"
+    " SET synchronous_commit = on; SET statement_timeout = 900; SET lock_timeout = 800; SET idle_in_transaction_session_timeout = 3000"
 )
 
 CONFIGURATION = """

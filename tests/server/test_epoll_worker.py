@@ -259,6 +259,8 @@ def test_stopping_worker_serves_what_waits_in_the_queue_of_its_listener(tmp_path
     with serve(tmp_path, worker_class=worker_class) as stopping:
         worker = stopping.worker()
         worker.suspend()
+        # Before it stops, it could still notice a SIGTERM, which the kernel delivers before a SIGSTOP.
+        wait_until(lambda: worker.status() == psutil.STATUS_STOPPED)
         waiting = [stopping.connect() for _ in range(20)]
         for number, connection in enumerate(waiting):
             connection.request("POST", "/", f"{number}".encode())

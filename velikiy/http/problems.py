@@ -63,7 +63,7 @@ def _database_unavailable(error: DatabaseUnavailable) -> Response:
     if sqlstate in SQLSTATES:
         cause = SQLSTATES[sqlstate][1]
     else:
-        cause = "The database cancelled the request." if sqlstate else NO_ANSWER
+        cause = "The database refused the request." if sqlstate else NO_ANSWER
     # Without a COMMIT nothing is carried out, now or later.
     detail = f"{cause} {OUTCOME_UNKNOWN if error.may_be_committed else NOT_CARRIED_OUT}"
     headers = {**RETRY_LATER, **POSTGRES_SILENT} if error.is_silent else RETRY_LATER

@@ -75,8 +75,13 @@ PostgreSQL ends it. Otherwise a stopped process would keep its row and its paths
 wait for a fence gets more (`allow_idle`)."""
 
 LOCK_SHARE = 0.8
-"""The share of its time that a request may wait for a lock. Less than all, so that the error names the lock
+"""The share of its time that a request may wait for a lock. Less than STATEMENT_SHARE, so that the error names the lock
 (lock_not_available) and not only the time (query_canceled)."""
+
+STATEMENT_SHARE = 0.9
+"""The share of its time that a request may wait for a statement. Less than all, because this process gives up a
+connection that does not answer in time. A writer in a row's queue waits for two locks: of the row, then of the
+transaction that has changed it."""
 
 CHECK_SHARE = 0.25
 """The share of its time that a request waits for the answer of a connection that may be dead."""
@@ -211,7 +216,7 @@ class Database:
         # Our own deadline closes the connection, but a backend that waits for a lock does not notice that: each such
         # request would leave a backend behind, up to max_connections.
         timeouts = {
-            "statement_timeout": f"{math.ceil(self.timeout * 1000)}",
+            "statement_timeout": f"{math.ceil(self.timeout * STATEMENT_SHARE * 1000)}",
             "lock_timeout": f"{math.ceil(self.timeout * LOCK_SHARE * 1000)}",
             "idle_in_transaction_session_timeout": f"{_idle(self.timeout)}",
         }
@@ -317,10 +322,7 @@ class Database:
         """
         with self._borrow(self._writes, timeout_factor) as connection:
             try:
-                seconds = timeout_factor * self.timeout
-                # Not every pooler sets timeouts for its sessions.
-                longer = [_set_timeouts(seconds)] if timeout_factor > 1 or self._pooled else []
-                connection.enqueue(Statement("BEGIN"), *longer, *first)
+                connection.enqueue(Statement("BEGIN"), *self._timeouts(connection), *first)
                 yield connection
             except BaseException as error:
                 connection.enqueue()  # statements that were not sent yet need no rollback
@@ -330,6 +332,14 @@ class Database:
                     connection.query(CONFIRM)  # a refusal shows what was read: an old leader may refuse wrongly
                 raise
             _commit(connection, until)
+
+    def _timeouts(self, connection: Connection) -> list[Statement]:
+        """Return the statement that sets the timeouts of a transaction, unless those of its session are right: it has
+        more time, or less, because it had to wait for the connection; and not every pooler sets timeouts."""
+        assert connection.deadline is not None, "a request has a deadline"
+        left = connection.deadline - time.monotonic()
+        session_fits = self.timeout * STATEMENT_SHARE < left <= self.timeout and not self._pooled
+        return [] if session_fits else [_set_timeouts(max(left, 0.01))]
 
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
@@ -424,7 +434,7 @@ def _idle(seconds: float) -> int:
 
 def _set_timeouts(seconds: float) -> Statement:
     """Return the statement that sets the timeouts of a transaction with so much time."""
-    values = (seconds * 1000, seconds * LOCK_SHARE * 1000, _idle(seconds))
+    values = (seconds * STATEMENT_SHARE * 1000, seconds * LOCK_SHARE * 1000, _idle(seconds))
     return Statement(SET_TIMEOUTS, [f"{math.ceil(value)}" for value in values])
 
 

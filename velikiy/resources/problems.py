@@ -147,6 +147,11 @@ SQLSTATES = {
     "53200": ("unavailable", "The database has too little memory for this request at the moment."),
     "53300": ("unavailable", "The database has no free connection at the moment."),
     "55P03": ("unavailable", "Another session has locked what this request needs."),
+    "57014": (
+        "unavailable",
+        "The database cancelled the request: it waited too long, such as for what another session has locked, or an"
+        " operator cancelled it.",
+    ),
     "57P01": ("unavailable", "The database is shutting down."),
     "57P02": ("unavailable", "The database is restarting."),
     "57P03": ("unavailable", "The database is starting."),
