@@ -1,13 +1,15 @@
-"""Connections that lead to nowhere: a host that lost its power, or a firewall that forgot them, sends no end of them."""
+"""Connections that are of no use any more. Some lead to nowhere: a host that lost its power, or a firewall that forgot
+them, sends no end of them. On others the bytes make no sense: something between has changed them."""
 
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from testkit.stack import Stack
-from testkit.tcp_proxy import TcpProxy, tcp_proxy
+from testkit.stack import Stack, wait_until
+from testkit.tcp_proxy import ProxiedConnection, TcpProxy, tcp_proxy
 from velikiy.postgres import Database, DatabaseUnavailable, Statement
 
 CONNECTIONS = 6
@@ -43,3 +45,50 @@ def test_one_request_pays_for_all_dead_connections(stack: Stack, proxy: TcpProxy
         assert failed <= 2
     finally:
         database.close()
+
+
+def read(database: Database) -> None:
+    with database.autocommit() as connection:
+        connection.query(Statement("SELECT 1, 'some text'"), Statement("SELECT 2"))
+
+
+def write(database: Database) -> None:
+    with database.transaction() as connection:
+        connection.query(Statement("SELECT 1"))
+
+
+def read_with_a_cursor(database: Database) -> None:
+    with database.autocommit() as connection:
+        connection.execute("SELECT 1, 'some text'").fetchall()
+
+
+@pytest.mark.parametrize("ask", [read, write, read_with_a_cursor])
+def test_noise_instead_of_an_answer_counts_as_no_answer(
+    stack: Stack, proxy: TcpProxy, ask: Callable[[Database], None]
+) -> None:
+    noise = random.Random(1)
+
+    def garbled(_: ProxiedConnection, data: bytes) -> bytes:
+        return noise.randbytes(min(40, len(data))) + data[40:]
+
+    database = Database(
+        make_conninfo(stack.postgres, host="127.0.0.1", port=proxy.port), size=CONNECTIONS, timeout=0.3
+    )
+    database.open()
+    try:
+        for _ in range(15):
+            proxy.reset_hooks()
+            wait_until(lambda: succeeds(ask, database))
+            proxy.on_reply = garbled
+            with pytest.raises(DatabaseUnavailable):
+                ask(database)
+    finally:
+        database.close()
+
+
+def succeeds(ask: Callable[[Database], None], database: Database) -> bool:
+    try:
+        ask(database)
+    except DatabaseUnavailable:
+        return False
+    return True

@@ -162,6 +162,9 @@ class Connection(psycopg.Connection):
             self._note_session()
             if error.sqlstate:  # a refusal is an answer
                 self.answered_at = time.monotonic()
+            elif type(error) is psycopg.DatabaseError:  # libpq can make no sense of the bytes
+                self.pgconn.finish()
+                raise psycopg.OperationalError(str(error)) from error
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:
                 self.given_up = True
                 self.pgconn.finish()
