@@ -34,12 +34,23 @@ class Threads:
         self.long.update(self.run(number, threading.get_ident) for number in numbers)
 
 
-def test_one_row_takes_all_but_one_of_the_threads() -> None:
-    threads = Threads(3)
+def test_two_writes_of_one_row_are_admitted_and_writes_of_other_rows_go_on() -> None:
+    threads = Threads(5)
     assert [threads.enter(n, f"row {n}", ROW) for n in range(3)] == [*[Admission.ADMITTED] * 2, Admission.QUEUED]
     assert threads.enter(2, "other", OTHER) is Admission.ADMITTED
     assert threads.leave(2) is None  # the row has its share already
     assert threads.leave(0) == "row 2"
+
+
+def test_one_row_leaves_one_of_two_threads_to_other_rows() -> None:
+    threads = Threads(2)
+    assert [threads.enter(n, f"row {n}", ROW) for n in range(2)] == [Admission.ADMITTED, Admission.QUEUED]
+    assert threads.enter(1, "other", OTHER) is Admission.ADMITTED
+
+
+def test_new_rows_take_all_but_one_of_the_threads() -> None:
+    threads = Threads(4)
+    assert [threads.enter(n, f"new {n}", NEW) for n in range(4)] == [*[Admission.ADMITTED] * 3, Admission.QUEUED]
 
 
 def test_queued_writes_of_a_row_that_waits_are_refused_and_those_of_other_rows_are_not() -> None:

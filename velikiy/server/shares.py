@@ -1,8 +1,8 @@
 """Shares of the threads of a process: no class of requests, and no locked row, can take all of them, nor all
 connections to PostgreSQL, of which there is one for each thread.
 
-Writes wait for row locks, so at most five eighths of the threads carry out writes, of one row one thread less; further
-writes queue without a thread, and are refused once the writes before them wait for another session. Searches and
+Writes wait for row locks, so at most five eighths of the threads carry out writes, and at most two write one row;
+further writes queue without a thread, and are refused once the writes before them wait for another session. Searches and
 batches take a hundred times as long as other requests, so at most a quarter of the threads carries them out; a few more
 queue, and the others are refused at once. Both worker classes pass each request through `Shares`.
 """
@@ -95,6 +95,14 @@ class Share:
 
 LINE = re.compile(rb"(\S+) (\S+) ")
 
+NEW_ROWS = b"POST "
+"""The beginning of the path of new rows, which wait for each other only if they have a unique value in common."""
+
+SIZE_OF_ROW = 2
+"""Writes of one row that are admitted at the same time: one has the row, the other prepares and takes it over at once.
+More would only wait for each other in PostgreSQL, and their waits would look like those for another session."""
+
+
 
 class WriteShare:
     """Admits a limited number of writes, and fewer of one path. The others queue without a thread, in the order in
@@ -113,7 +121,7 @@ class WriteShare:
             take_long_wait: Returns whether a statement of this thread took long since the last call.
         """
         self._size = size
-        self._size_of_path = max(1, size - 1)
+        self._size_of_new_rows = max(1, size - 1)
         self._is_long, self._was_long = is_long, take_long_wait
         self._admitted: dict[int, bytes] = {}
         """The path of each write that is admitted, by the number of its thread."""
@@ -145,7 +153,7 @@ class WriteShare:
             path = self._admitted.pop(threading.get_ident())
             if not waited:
                 self._locked.discard(path)
-            elif not path.startswith(b"POST "):
+            elif not path.startswith(NEW_ROWS):
                 if len(self._locked) >= MAX_LOCKED_PATHS:
                     self._locked.clear()
                 self._locked.add(path)
@@ -168,7 +176,10 @@ class WriteShare:
         return refused
 
     def _has_room(self, path: bytes) -> bool:
-        return self._count(path) < (1 if path in self._locked else self._size_of_path)
+        return self._count(path) < (1 if path in self._locked else self._size_of(path))
+
+    def _size_of(self, path: bytes) -> int:
+        return self._size_of_new_rows if path.startswith(NEW_ROWS) else min(SIZE_OF_ROW, self._size_of_new_rows)
 
     def _count(self, path: bytes) -> int:
         return sum(it == path for it in self._admitted.values())
@@ -177,8 +188,8 @@ class WriteShare:
         waiting = [it for thread, it in self._admitted.items() if self._is_long(thread)]
         if len(waiting) == self._size:
             return True
-        if path.startswith(b"POST "):  # new rows, which wait for each other only if they have a unique value in common
-            return waiting.count(path) >= self._size_of_path
+        if path.startswith(NEW_ROWS):
+            return waiting.count(path) >= self._size_of_new_rows
         return path in waiting or (path in self._locked and self._count(path) > 0)
 
 
@@ -192,7 +203,7 @@ def _path_of(beginning: bytes) -> bytes:
     if not line:
         return b""
     method, path = line.groups()
-    return b"POST " + path if method == b"POST" else bytes(path)
+    return NEW_ROWS + path if method == b"POST" else bytes(path)
 
 
 class Shares:
