@@ -3,8 +3,9 @@ them, sends no end of them. On others the bytes make no sense: something between
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
@@ -62,26 +63,49 @@ def read_with_a_cursor(database: Database) -> None:
         connection.execute("SELECT 1, 'some text'").fetchall()
 
 
-@pytest.mark.parametrize("ask", [read, write, read_with_a_cursor])
-def test_noise_instead_of_an_answer_counts_as_no_answer(
-    stack: Stack, proxy: TcpProxy, ask: Callable[[Database], None]
-) -> None:
+def send_noise(proxy: TcpProxy) -> None:
+    """Let each reply begin with noise."""
     noise = random.Random(1)
 
     def garbled(_: ProxiedConnection, data: bytes) -> bytes:
         return noise.randbytes(min(40, len(data))) + data[40:]
 
-    database = Database(
-        make_conninfo(stack.postgres, host="127.0.0.1", port=proxy.port), size=CONNECTIONS, timeout=0.3
-    )
+    proxy.on_reply = garbled
+
+
+@pytest.mark.parametrize("ask", [read, write, read_with_a_cursor])
+def test_noise_instead_of_an_answer_counts_as_no_answer(
+    stack: Stack, proxy: TcpProxy, ask: Callable[[Database], None]
+) -> None:
+    dsn = make_conninfo(stack.postgres, host="127.0.0.1", port=proxy.port)
+    database = Database(dsn, size=CONNECTIONS, timeout=0.3)
     database.open()
     try:
         for _ in range(15):
             proxy.reset_hooks()
             wait_until(lambda: succeeds(ask, database))
-            proxy.on_reply = garbled
+            send_noise(proxy)
             with pytest.raises(DatabaseUnavailable):
                 ask(database)
+    finally:
+        database.close()
+
+
+def test_no_connection_is_missing_after_noise(stack: Stack, proxy: TcpProxy) -> None:
+    dsn = make_conninfo(stack.postgres, host="127.0.0.1", port=proxy.port)
+    database = Database(dsn, size=CONNECTIONS, timeout=2)
+    database.open()
+    try:
+        for _ in range(3):
+            with ExitStack() as together:
+                for _ in range(CONNECTIONS):
+                    together.enter_context(database.autocommit()).query(Statement("SELECT 1"))
+            send_noise(proxy)
+            for _ in range(CONNECTIONS):
+                with suppress(DatabaseUnavailable, psycopg.Error):
+                    read(database)
+            proxy.reset_hooks()
+            wait_until(lambda: succeeds(read, database), within=5)
     finally:
         database.close()
 

@@ -407,7 +407,7 @@ class Database:
                         connection.deadline = min(deadline, time.monotonic() + self.timeout * CHECK_SHARE)
                         pool.check_connection(connection)
                         connection.deadline = deadline
-                except psycopg.OperationalError:
+                except psycopg.Error:  # any: a connection that is not returned is missing for good
                     self._note_end(connection)
                     connection.deadline = None
                     pool.putconn(connection)
