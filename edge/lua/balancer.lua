@@ -20,7 +20,7 @@ local SILENT_MS = 1000          -- an app that is down for so long is reported (
 local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
 local MAX_SHORT_TRIES = 10  -- at once, of each worker
-local PATIENT_S = 5         -- after a 503: PostgreSQL is away, and a second try would find the same
+local PATIENT_S = 1         -- after a 503: PostgreSQL is away, or the apps are overloaded. A second try does not help
 local MAX_TRIES = 3
 local NO_PEER = -3          -- NGX_BUSY: Nginx answers 502. After any other code it answers 500
 local MARGIN_S = 3          -- for an app that is busy, and where no stored response can be sent instead
@@ -227,7 +227,7 @@ function _M.choose(failed)
 end
 
 
--- An app has answered 503.
+-- An app, or this edge, has answered a read with 503.
 function _M.be_patient()
     patient_until = clock.now_ms() + PATIENT_S * 1000
 end

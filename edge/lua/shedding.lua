@@ -6,6 +6,7 @@
 -- Reads and writes count apart, because writes wait for disks, locks and caches. Searches, batches, the console's own
 -- requests and health checks do not count: the apps bound them (velikiy/server/shares.py).
 
+local balancer = require "balancer"
 local clock = require "clock"
 
 local MAX_WAIT_S = 0.4
@@ -46,6 +47,7 @@ function _M.enter(kind)
     if now and queue.waiting > MAX_WAIT_S * rate(queue, now) then
         queue.full_since = queue.full_since or now
         if now - queue.full_since > OVERLOAD_S then
+            balancer.be_patient()  -- a try that is given up is carried out all the same
             return false
         end
     else

@@ -93,7 +93,7 @@ def test_noise_instead_of_an_answer_counts_as_no_answer(
 
 def test_no_connection_is_missing_after_noise(stack: Stack, proxy: TcpProxy) -> None:
     dsn = make_conninfo(stack.postgres, host="127.0.0.1", port=proxy.port)
-    database = Database(dsn, size=CONNECTIONS, timeout=2)
+    database = Database(dsn, size=CONNECTIONS, timeout=1)
     database.open()
     try:
         for _ in range(3):

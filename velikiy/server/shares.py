@@ -103,7 +103,6 @@ SIZE_OF_ROW = 2
 More would only wait for each other in PostgreSQL, and their waits would look like those for another session."""
 
 
-
 class WriteShare:
     """Admits a limited number of writes, and fewer of one path. The others queue without a thread, in the order in
     which they came.
