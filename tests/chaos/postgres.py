@@ -32,7 +32,8 @@ END_SESSIONS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE use
 def administrator(service: Service) -> "psycopg.Connection[Any]":
     """Return a connection of the superuser to the database of the service."""
     dsn = make_conninfo(superuser_dsn(service.stack), dbname=conninfo_to_dict(service.stack.postgres)["dbname"])
-    return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="chaos")
+    options = "-c lock_timeout=5s -c synchronous_commit=local"  # another fault may hold a lock, or the standby away
+    return psycopg.connect(dsn, autocommit=True, connect_timeout=5, application_name="chaos", options=options)
 
 
 def administer(service: Service, *statements: str) -> None:
@@ -442,6 +443,7 @@ FAULTS = [
         "postgres-standby-missing",
         "Each COMMIT has to wait for a synchronous standby that is away.",
         of_server("synchronous_standby_names = 'away'"),
+        pairs=False,  # writes hold their locks for as long as it lasts, which statements of other faults wait for
         named=("postgres.commits_wait",),
         limits=MISSES_FAIL,
     ),
