@@ -79,14 +79,20 @@ class FakeApp:
 
 
 @contextmanager
-def fake_app(lease: str = "2400", home: Path = ROOT / "edge", **settings: str) -> Iterator[FakeApp]:
-    """Run a fake app and an edge with these settings in front of it. `home`: the edge's code."""
+def fake_app(lease: str = "2400", home: Path = ROOT / "edge", instances: int = 1, **settings: str) -> Iterator[FakeApp]:
+    """Run a fake app and an edge with these settings in front of it.
+
+    Args:
+        lease: The body of each cache lease.
+        home: The edge's code.
+        instances: The instances for which the edge takes the app.
+    """
     app = FakeApp(lease=lease)
     server = make_server("127.0.0.1", 0, Request.application(app), threaded=True)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        with running_edge(f"127.0.0.1:{server.port}", home, **settings) as (app.edge, data):
+        with running_edge(",".join([f"127.0.0.1:{server.port}"] * instances), home, **settings) as (app.edge, data):
             app.data = Path(data)
             wait_until(lambda: has_cache_lease(app.edge))
             yield app

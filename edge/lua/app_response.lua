@@ -10,6 +10,7 @@
 --
 -- Remove when: Debian's lua-nginx-module makes subrequests for HTTP/2; 0.10.23 refuses them.
 
+local balancer = require "balancer"
 local traces = require "traces"
 
 local concat = table.concat
@@ -87,6 +88,7 @@ end
 -- In header_filter_by_lua of a subrequest: note the app that has answered. After noise, do not wait for its end.
 function _M.note_answer(id)
     local ctx, var = ngx.ctx, ngx.var
+    balancer.note_answer(ctx)
     ctx.app, ctx.seconds = var.upstream_addr, var.upstream_header_time
     ctx.is_answered = ctx.gave_up or is_answer(id)
     if not ctx.is_answered then
@@ -98,6 +100,7 @@ end
 -- In header_filter_by_lua of a location whose response is passed on: answer 502 instead. After noise Nginx would send
 -- that without a header, as HTTP/0.9, so the connection is closed.
 function _M.refuse_noise(id)
+    balancer.note_answer(ngx.ctx)
     if ngx.var.upstream_status and not is_answer(id) then
         local is_noise = ngx.var.http2 == "" and ngx.req.http_version() < 1
         return ngx.exit(is_noise and HTTP_CLOSE or ngx.HTTP_BAD_GATEWAY)
@@ -108,6 +111,7 @@ end
 -- In header_filter_by_lua of the inner listener: mark noise. After noise without a status line Nginx sends no header,
 -- and closes the connection.
 function _M.mark_noise(id)
+    balancer.note_answer(ngx.ctx)
     if ngx.var.upstream_status and not is_answer(id) then
         return ngx.exit(HTTP_CLOSE)
     end

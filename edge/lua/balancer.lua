@@ -15,11 +15,11 @@ local CHECK_TIMEOUT_MS = 500
 local SILENT_MS = 1000          -- an app that is down for so long is reported (control.lua:account)
 
 -- The first try of a read is short where there is another app, because an app or a worker may be stopped or cut off.
--- Under overload every first try would be too short, and each read would be sent twice: so only as many tries may fail
--- as a tenth of the reads.
+-- Under overload every first try would be too short, and each read would be sent twice: so only a few are short at the
+-- same time, and only as many may fail as a tenth of the reads.
 local SHORT_TRY_S = 0.3
 local SHARE_OF_SHORT_TRIES = 0.1
-local MAX_SHORT_TRIES = 10  -- at once, of each worker
+local MAX_SHORT_TRIES = 16  -- at once, of each worker
 local PATIENT_S = 1         -- after a 503: PostgreSQL is away, or the apps are overloaded. A second try does not help
 local MAX_TRIES = 3
 local NO_PEER = -3          -- NGX_BUSY: Nginx answers 502. After any other code it answers 500
@@ -31,7 +31,7 @@ local apps = {}   -- as configured: { name, port }, without a port at a Unix soc
 local peers = {}  -- the present addresses: { address, port, down, hangs, lacks_postgres, is_checked, ... }
 local turn = 0
 local database_timeout_s
-local short_tries = MAX_SHORT_TRIES  -- that are left
+local short_tries = MAX_SHORT_TRIES  -- that may begin now
 local patient_until = 0  -- (clock.now_ms)
 
 
@@ -241,7 +241,10 @@ local function timeout_of(peer, tries, has_fallback, is_last, ctx)
         return SHORT_TRY_S
     elseif tries == 1 then
         short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
-        if #peers > 1 and (peer.hangs or short_tries >= 1 and clock.now_ms() > patient_until) then
+        if #peers > 1 and peer.hangs then
+            return SHORT_TRY_S
+        elseif #peers > 1 and short_tries >= 1 and clock.now_ms() > patient_until then
+            short_tries, ctx.is_short = short_tries - 1, true
             return SHORT_TRY_S
         end
         ctx.was_long = true
@@ -250,6 +253,14 @@ local function timeout_of(peer, tries, has_fallback, is_last, ctx)
         return is_short and SHORT_TRY_S or math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
     end
     return database_timeout_s + ((has_fallback or peer.hangs) and 0 or MARGIN_S)
+end
+
+
+-- In header_filter_by_lua: a short try that did not fail counts no more. ctx: of the request that has passed `balance`.
+function _M.note_answer(ctx)
+    if ctx.is_short then
+        short_tries, ctx.is_short = math.min(MAX_SHORT_TRIES, short_tries + 1), nil
+    end
 end
 
 
@@ -283,10 +294,9 @@ function _M.balance()
             if tries > 2 or is_last then
                 return give_up(ctx)
             end
-            if not failed.hangs then
-                short_tries = math.max(0, short_tries - 1)
-            end
+            ctx.is_short = nil
         end
+        _M.note_answer(ctx)  -- the app has refused, and did not let the read wait
     else
         balancer.set_more_tries(is_bounded and 2 or 1)
     end

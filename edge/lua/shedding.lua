@@ -9,7 +9,7 @@
 local balancer = require "balancer"
 local clock = require "clock"
 
-local MAX_WAIT_S = 0.4
+local MAX_WAIT_S = 0.2
 local MIN_QUEUE = 16     -- a worker lets so many requests wait, however slow the apps are
 local OVERLOAD_S = 0.3   -- the wait must exceed MAX_WAIT_S for so long: a burst, or a short stop, is no overload
 local DECAY_S = 0.5      -- in this time the weight of a response in the rate of the apps shrinks by a factor e

@@ -461,15 +461,18 @@ def test_leases_and_health_checks_are_served_while_every_thread_is_busy(
 
 
 @BOTH
-def test_queued_write_whose_client_hangs_up_is_not_carried_out(tmp_path: Path, worker_class: str) -> None:
+@pytest.mark.parametrize(("method", "field"), [("PUT", "Write-Deadline"), ("GET", "Fill-Lease")])
+def test_waiting_request_of_an_edge_that_hangs_up_is_not_carried_out(
+    tmp_path: Path, method: str, field: str, worker_class: str
+) -> None:
     with serve(tmp_path, "--threads", "1", worker_class=worker_class) as one:
         done = [tmp_path / f"done-{n}" for n in range(3)]
         connections = [one.connect() for _ in done]
-        with requests_in_progress(one, 1, "PUT"):
+        with requests_in_progress(one, 1, method):
             for file, connection in zip(done, connections, strict=True):
                 # Only edges send this header. Another client may close its sending side and wait for the response.
-                deadline = {} if file == done[1] else {"Write-Deadline": "clock 1 1"}
-                connection.request("PUT", f"/?begun={file}", b"x", deadline)
+                of_edge = {} if file == done[1] else {field: "clock 1 1"}
+                connection.request(method, f"/?begun={file}", b"x" if method == "PUT" else None, of_edge)
             connections[0].close()
             connections[1].sock.shutdown(socket.SHUT_WR)
         assert [it.getresponse().status for it in connections[1:]] == [200, 200]

@@ -6,8 +6,9 @@ from typing import Any
 
 from velikiy.hang_ups import has_event, is_hung_up
 
-DEADLINE = b"\r\nWrite-Deadline: "
-"""The header field that every edge sends with a write, and no other client."""
+OF_EDGES = (b"\r\nWrite-Deadline: ", b"\r\nFill-Lease: ")
+"""Header fields that no other client sends: an edge sends the first with every write, the second with a read that will
+fill Redis."""
 
 
 def receive_beginning(connection: Any) -> bytes:
@@ -42,10 +43,12 @@ def has_request(connection: Any) -> bool:
 
 
 def is_abandoned(connection: Any) -> bool:
-    """Return whether an edge has closed the connection while its write was waiting, because its client has hung up.
+    """Return whether an edge has closed the connection while its request was waiting: the client of a write has hung
+    up, or the edge has sent the read to another app.
 
-    The client may have sent the write again through another app, so the first write must not be carried out later. Only
-    edges are treated so: an edge never closes only its sending side, but other clients may do that and wait for the
-    response.
+    The client may have sent the write again through another app, so the first write must not be carried out later.
+    Under overload an app would carry out each read that was given up. Only edges are treated so: an edge never closes
+    only its sending side, but other clients may do that and wait for the response.
     """
-    return DEADLINE in already_read(connection) and is_hung_up(connection.sock)
+    received = already_read(connection)
+    return any(field in received for field in OF_EDGES) and is_hung_up(connection.sock)

@@ -2,9 +2,9 @@
 connections to PostgreSQL, of which there is one for each thread.
 
 Writes wait for row locks, so at most five eighths of the threads carry out writes, and at most two write one row;
-further writes queue without a thread, and are refused once the writes before them wait for another session. Searches and
-batches take a hundred times as long as other requests, so at most a quarter of the threads carries them out; a few more
-queue, and the others are refused at once. Both worker classes pass each request through `Shares`.
+further writes queue without a thread, and are refused once the writes before them wait for another session. Searches
+and batches take a hundred times as long as other requests, so at most a quarter of the threads carries them out; a few
+more queue, and the others are refused at once. Both worker classes pass each request through `Shares`.
 """
 
 import math
@@ -249,7 +249,10 @@ class Shares:
             return
         share = self._share_of(beginning)
         if share is None:
-            self._handle(connection, "")
+            if is_abandoned(connection):
+                self._discard(connection)
+            else:
+                self._handle(connection, "")
             return
         refused_as = "locked" if share is self._writes else "busy"
         admission = share.enter(connection, beginning)
