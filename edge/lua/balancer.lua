@@ -237,6 +237,7 @@ end
 -- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both
 -- tries together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
 local function timeout_of(peer, tries, has_fallback, is_last, ctx)
+    local rest_s = math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
     if is_last then
         return SHORT_TRY_S
     elseif tries == 1 then
@@ -248,11 +249,13 @@ local function timeout_of(peer, tries, has_fallback, is_last, ctx)
             return SHORT_TRY_S
         end
         ctx.was_long = true
+        if has_fallback then
+            return rest_s
+        end
     elseif has_fallback then
-        local is_short = ctx.was_long or peer.hangs
-        return is_short and SHORT_TRY_S or math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
+        return (ctx.was_long or peer.hangs) and SHORT_TRY_S or rest_s
     end
-    return database_timeout_s + ((has_fallback or peer.hangs) and 0 or MARGIN_S)
+    return database_timeout_s + (peer.hangs and 0 or MARGIN_S)
 end
 
 
