@@ -74,7 +74,7 @@ def become_a_version_with_one_role(stack: Stack) -> None:
         (stack.data / "secrets" / name).unlink()
 
 
-@pytest.mark.parametrize("apps", [1, 2])
+@pytest.mark.parametrize("apps", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_up_with_newer_code_under_load_fails_no_request_and_restarts_no_data_server(apps: int) -> None:
     with checkout() as newer, running("--apps", str(apps)) as stack:
         become_a_version_with_one_role(stack)
