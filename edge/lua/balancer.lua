@@ -227,30 +227,34 @@ function _M.choose(failed)
 end
 
 
--- An app, or this edge, has answered a read with 503.
+-- An app has answered a read with 503, or this edge has, because the apps are overloaded.
 function _M.be_patient()
     patient_until = clock.now_ms() + PATIENT_S * 1000
 end
 
 
 -- Return the seconds that this try of a read may take.
--- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and both
--- tries together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at all.
+-- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and the tries
+-- at two apps together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at
+-- all.
 local function timeout_of(peer, tries, has_fallback, is_last, ctx)
+    local has_others = #peers > 1
     local rest_s = math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
     if is_last then
         return SHORT_TRY_S
     elseif tries == 1 then
         short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
-        if #peers > 1 and peer.hangs then
+        if has_others and peer.hangs then
             return SHORT_TRY_S
-        elseif #peers > 1 and short_tries >= 1 and clock.now_ms() > patient_until then
+        elseif has_others and short_tries >= 1 and clock.now_ms() > patient_until then
             short_tries, ctx.is_short = short_tries - 1, true
             return SHORT_TRY_S
         end
         ctx.was_long = true
         if has_fallback then
-            return rest_s
+            return has_others and rest_s or database_timeout_s
+        elseif has_others then
+            return database_timeout_s + SHORT_TRY_S  -- an app that PostgreSQL does not answer answers before
         end
     elseif has_fallback then
         return (ctx.was_long or peer.hangs) and SHORT_TRY_S or rest_s
@@ -298,8 +302,10 @@ function _M.balance()
                 return give_up(ctx)
             end
             ctx.is_short = nil
+        else  -- the app did not let the read wait
+            _M.note_answer(ctx)
+            ctx.was_long = nil
         end
-        _M.note_answer(ctx)  -- the app has refused, and did not let the read wait
     else
         balancer.set_more_tries(is_bounded and 2 or 1)
     end

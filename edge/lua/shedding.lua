@@ -47,7 +47,9 @@ function _M.enter(kind)
     if now and queue.waiting > MAX_WAIT_S * rate(queue, now) then
         queue.full_since = queue.full_since or now
         if now - queue.full_since > OVERLOAD_S then
-            balancer.be_patient()  -- a try that is given up is carried out all the same
+            if kind == "reads" then
+                balancer.be_patient()
+            end
             return false
         end
     else

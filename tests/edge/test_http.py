@@ -404,7 +404,7 @@ class TestForwardedHeaders:
 
     def test_cached_read_is_forwarded_without_headers_of_the_client(self, app: FakeApp, name: str) -> None:
         get(app, f"/{name}", Accept="application/json", **{k.replace("-", "_"): v for k, v in self.CONDITIONS.items()})
-        assert set(app.received[0][1]) == {"host", "x-request-id"}
+        assert set(app.received[0][1]) == {"host", "x-request-id", "edge-read"}
 
     @pytest.mark.parametrize("rest", ["", "?foo=1"])
     def test_read_is_forwarded_without_the_origin_of_its_page(self, app: FakeApp, name: str, rest: str) -> None:

@@ -5,12 +5,11 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
-import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from testkit.stack import Stack, wait_until
-from testkit.tcp_proxy import ProxiedConnection, TcpProxy, tcp_proxy
+from testkit.tcp_proxy import TcpProxy, tcp_proxy
 from velikiy.postgres import Database, DatabaseUnavailable, Statement
 
 CONNECTIONS = 6
@@ -63,14 +62,21 @@ def read_with_a_cursor(database: Database) -> None:
         connection.execute("SELECT 1, 'some text'").fetchall()
 
 
-def send_noise(proxy: TcpProxy) -> None:
-    """Let each reply begin with noise."""
-    noise = random.Random(1)
+COPY = [kind + b"\0\0\0\7\0\0\0" for kind in (b"G", b"H", b"W")]
+NOISE = [
+    *COPY,
+    b"E\0\0\0\5\0",
+    b"T\x7f\xff\xff\xff",
+    b"Z\0\0\0\5I",
+    *(random.Random(n).randbytes(40) for n in range(6)),
+]
+"""Beginnings of replies: of a COPY, of an error without fields, of a long message, of the end of an answer; and at
+random."""
 
-    def garbled(_: ProxiedConnection, data: bytes) -> bytes:
-        return noise.randbytes(min(40, len(data))) + data[40:]
 
-    proxy.on_reply = garbled
+def send_noise(proxy: TcpProxy, noise: bytes) -> None:
+    """Put this in the place of the beginning of each reply."""
+    proxy.on_reply = lambda _, data: noise + data[len(noise) :]
 
 
 @pytest.mark.parametrize("ask", [read, write, read_with_a_cursor])
@@ -81,10 +87,10 @@ def test_noise_instead_of_an_answer_counts_as_no_answer(
     database = Database(dsn, size=CONNECTIONS, timeout=0.3)
     database.open()
     try:
-        for _ in range(15):
+        for noise in NOISE:
             proxy.reset_hooks()
             wait_until(lambda: succeeds(ask, database))
-            send_noise(proxy)
+            send_noise(proxy, noise)
             with pytest.raises(DatabaseUnavailable):
                 ask(database)
     finally:
@@ -96,18 +102,22 @@ def test_no_connection_is_missing_after_noise(stack: Stack, proxy: TcpProxy) -> 
     database = Database(dsn, size=CONNECTIONS, timeout=1)
     database.open()
     try:
-        for _ in range(3):
-            with ExitStack() as together:
-                for _ in range(CONNECTIONS):
-                    together.enter_context(database.autocommit()).query(Statement("SELECT 1"))
-            send_noise(proxy)
+        for noise in NOISE[-3:]:
+            wait_until(lambda: succeeds(borrow_all, database))
+            send_noise(proxy, noise)
             for _ in range(CONNECTIONS):
-                with suppress(DatabaseUnavailable, psycopg.Error):
+                with suppress(DatabaseUnavailable):
                     read(database)
             proxy.reset_hooks()
             wait_until(lambda: succeeds(read, database), within=5)
     finally:
         database.close()
+
+
+def borrow_all(database: Database) -> None:
+    with ExitStack() as together:
+        for _ in range(CONNECTIONS):
+            together.enter_context(database.autocommit()).query(Statement("SELECT 1"))
 
 
 def succeeds(ask: Callable[[Database], None], database: Database) -> bool:

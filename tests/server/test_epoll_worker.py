@@ -461,7 +461,7 @@ def test_leases_and_health_checks_are_served_while_every_thread_is_busy(
 
 
 @BOTH
-@pytest.mark.parametrize(("method", "field"), [("PUT", "Write-Deadline"), ("GET", "Fill-Lease")])
+@pytest.mark.parametrize(("method", "field"), [("PUT", "Write-Deadline"), ("GET", "Edge-Read")])
 def test_waiting_request_of_an_edge_that_hangs_up_is_not_carried_out(
     tmp_path: Path, method: str, field: str, worker_class: str
 ) -> None:

@@ -83,6 +83,9 @@ STATEMENT_SHARE = 0.9
 connection that does not answer in time. A writer in a row's queue waits for two locks: of the row, then of the
 transaction that has changed it."""
 
+AT_ONCE = 0.98
+"""The share of its time that a request still has if it got its connection at once."""
+
 CHECK_SHARE = 0.25
 """The share of its time that a request waits for the answer of a connection that may be dead."""
 
@@ -334,11 +337,14 @@ class Database:
             _commit(connection, until)
 
     def _timeouts(self, connection: Connection) -> list[Statement]:
-        """Return the statement that sets the timeouts of a transaction, unless those of its session are right: it has
-        more time, or less, because it had to wait for the connection; and not every pooler sets timeouts."""
+        """Return the statement that sets the timeouts of a transaction, or nothing if those of its session fit.
+
+        They fit a transaction that has the time of one request and did not have to wait for its connection. Not every
+        pooler sets timeouts for its sessions.
+        """
         assert connection.deadline is not None, "a request has a deadline"
         left = connection.deadline - time.monotonic()
-        session_fits = self.timeout * STATEMENT_SHARE < left <= self.timeout and not self._pooled
+        session_fits = self.timeout * AT_ONCE < left <= self.timeout and not self._pooled
         return [] if session_fits else [_set_timeouts(max(left, 0.01))]
 
     @contextmanager
@@ -407,11 +413,11 @@ class Database:
                         connection.deadline = min(deadline, time.monotonic() + self.timeout * CHECK_SHARE)
                         pool.check_connection(connection)
                         connection.deadline = deadline
-                except psycopg.Error:  # any: a connection that is not returned is missing for good
+                except BaseException as error:  # any: a connection that is not returned is missing for good
                     self._note_end(connection)
                     connection.deadline = None
                     pool.putconn(connection)
-                    if time.monotonic() >= deadline:
+                    if time.monotonic() >= deadline or not isinstance(error, psycopg.Error):
                         raise
                     continue
                 pool.away = False

@@ -27,6 +27,9 @@ POSTGRES_PID = "postgres_pid"
 
 RV = TypeVar("RV")
 
+NOISE = (psycopg.DatabaseError, psycopg.NotSupportedError)
+"""The errors, without an SQLSTATE, of bytes that make no sense to libpq, or that begin a COPY."""
+
 MAX_PREPARED = 200
 """Prepared statements that a connection keeps, each some 30 kB in PostgreSQL. A client that may change any of a row's
 many fields causes as many. Further statements are parsed each time."""
@@ -162,7 +165,7 @@ class Connection(psycopg.Connection):
             self._note_session()
             if error.sqlstate:  # a refusal is an answer
                 self.answered_at = time.monotonic()
-            elif type(error) is psycopg.DatabaseError:  # libpq can make no sense of the bytes
+            elif type(error) in NOISE:
                 self.pgconn.finish()
                 raise psycopg.OperationalError(str(error)) from error
             if isinstance(error, psycopg.OperationalError) and time.monotonic() >= deadline:

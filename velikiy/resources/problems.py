@@ -149,8 +149,8 @@ SQLSTATES = {
     "55P03": ("unavailable", "Another session has locked what this request needs."),
     "57014": (
         "unavailable",
-        "The database cancelled the request: it waited too long, such as for what another session has locked, or an"
-        " operator cancelled it.",
+        "The database cancelled the request: it took too long, for example because another session has locked what it"
+        " needs, or an operator cancelled it.",
     ),
     "57P01": ("unavailable", "The database is shutting down."),
     "57P02": ("unavailable", "The database is restarting."),

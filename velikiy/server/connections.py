@@ -6,9 +6,9 @@ from typing import Any
 
 from velikiy.hang_ups import has_event, is_hung_up
 
-OF_EDGES = (b"\r\nWrite-Deadline: ", b"\r\nFill-Lease: ")
-"""Header fields that no other client sends: an edge sends the first with every write, the second with a read that will
-fill Redis."""
+OF_EDGES = (b"\r\nWrite-Deadline: ", b"\r\nEdge-Read: ")
+"""Header fields that no other client sends: an edge sends the first with every write, the second with every read that
+may be cached."""
 
 
 def receive_beginning(connection: Any) -> bytes:
