@@ -85,20 +85,23 @@ def fake_app(lease: str = "2400", home: Path = ROOT / "edge", instances: int = 1
     Args:
         lease: The body of each cache lease.
         home: The edge's code.
-        instances: The instances for which the edge takes the app.
+        instances: The ports at which the app listens. The edge takes each for an app of its own.
     """
     app = FakeApp(lease=lease)
-    server = make_server("127.0.0.1", 0, Request.application(app), threaded=True)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
+    servers = [make_server("127.0.0.1", 0, Request.application(app), threaded=True) for _ in range(instances)]
+    threads = [threading.Thread(target=server.serve_forever, daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
     try:
-        with running_edge(",".join([f"127.0.0.1:{server.port}"] * instances), home, **settings) as (app.edge, data):
+        addresses = ",".join(f"127.0.0.1:{server.port}" for server in servers)
+        with running_edge(addresses, home, **settings) as (app.edge, data):
             app.data = Path(data)
             wait_until(lambda: has_cache_lease(app.edge))
             yield app
     finally:
-        server.shutdown()
-        thread.join()
+        for server, thread in zip(servers, threads, strict=True):
+            server.shutdown()
+            thread.join()
 
 
 def refused_by_edge(**settings: str) -> str:

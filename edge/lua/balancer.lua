@@ -233,6 +233,19 @@ function _M.be_patient()
 end
 
 
+-- Return whether the first try of a read, at this peer, is short. If so it counts, unless the peer is known to hang.
+local function is_first_try_short(peer, ctx)
+    short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
+    if #peers < 2 or peer.hangs then
+        return #peers > 1
+    elseif short_tries < 1 or clock.now_ms() <= patient_until then
+        return false
+    end
+    short_tries, ctx.is_short = short_tries - 1, true
+    return true
+end
+
+
 -- Return the seconds that this try of a read may take.
 -- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and the tries
 -- at two apps together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at
@@ -240,26 +253,19 @@ end
 local function timeout_of(peer, tries, has_fallback, is_last, ctx)
     local has_others = #peers > 1
     local rest_s = math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
-    if is_last then
+    if is_last or tries == 1 and is_first_try_short(peer, ctx) then
         return SHORT_TRY_S
-    elseif tries == 1 then
-        short_tries = math.min(MAX_SHORT_TRIES, short_tries + SHARE_OF_SHORT_TRIES)
-        if has_others and peer.hangs then
-            return SHORT_TRY_S
-        elseif has_others and short_tries >= 1 and clock.now_ms() > patient_until then
-            short_tries, ctx.is_short = short_tries - 1, true
-            return SHORT_TRY_S
-        end
-        ctx.was_long = true
-        if has_fallback then
-            return has_others and rest_s or database_timeout_s
-        elseif has_others then
-            return database_timeout_s + SHORT_TRY_S  -- an app that PostgreSQL does not answer answers before
-        end
-    elseif has_fallback then
+    elseif tries > 1 and has_fallback then
         return (ctx.was_long or peer.hangs) and SHORT_TRY_S or rest_s
+    elseif tries > 1 then
+        return database_timeout_s + (peer.hangs and 0 or MARGIN_S)
     end
-    return database_timeout_s + (peer.hangs and 0 or MARGIN_S)
+    ctx.was_long = true
+    if not has_others then
+        return database_timeout_s + ((has_fallback or peer.hangs) and 0 or MARGIN_S)
+    end
+    -- Without a stored response the app has time to say that PostgreSQL does not answer.
+    return has_fallback and rest_s or database_timeout_s + SHORT_TRY_S
 end
 
 

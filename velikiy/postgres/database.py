@@ -218,11 +218,7 @@ class Database:
     def _pool(self, dsn: str, name: str, size: int, *, waiting: int) -> Pool:
         # Our own deadline closes the connection, but a backend that waits for a lock does not notice that: each such
         # request would leave a backend behind, up to max_connections.
-        timeouts = {
-            "statement_timeout": f"{math.ceil(self.timeout * STATEMENT_SHARE * 1000)}",
-            "lock_timeout": f"{math.ceil(self.timeout * LOCK_SHARE * 1000)}",
-            "idle_in_transaction_session_timeout": f"{_idle(self.timeout)}",
-        }
+        timeouts = _timeouts_of(self.timeout)
         given = str(conninfo_to_dict(dsn).get("options") or "")
         return Pool(
             self._leader.conninfo,
@@ -345,7 +341,7 @@ class Database:
         assert connection.deadline is not None, "a request has a deadline"
         left = connection.deadline - time.monotonic()
         session_fits = self.timeout * AT_ONCE < left <= self.timeout and not self._pooled
-        return [] if session_fits else [_set_timeouts(max(left, 0.01))]
+        return [] if session_fits else [Statement(SET_TIMEOUTS, list(_timeouts_of(max(left, 0.01)).values()))]
 
     @contextmanager
     def _borrow(self, pool: Pool, timeout_factor: float = 1) -> Iterator[Connection]:
@@ -433,15 +429,13 @@ class Database:
                 pool.probe.release()
 
 
-def _idle(seconds: float) -> int:
-    """Return the milliseconds that a transaction with so much time may be idle."""
-    return (math.ceil(seconds) + IDLE_S) * 1000
-
-
-def _set_timeouts(seconds: float) -> Statement:
-    """Return the statement that sets the timeouts of a transaction with so much time."""
-    values = (seconds * STATEMENT_SHARE * 1000, seconds * LOCK_SHARE * 1000, _idle(seconds))
-    return Statement(SET_TIMEOUTS, [f"{math.ceil(value)}" for value in values])
+def _timeouts_of(seconds: float) -> dict[str, str]:
+    """Return PostgreSQL's timeouts, in milliseconds, for a request with so much time, in the order of SET_TIMEOUTS."""
+    return {
+        "statement_timeout": f"{math.ceil(seconds * STATEMENT_SHARE * 1000)}",
+        "lock_timeout": f"{math.ceil(seconds * LOCK_SHARE * 1000)}",
+        "idle_in_transaction_session_timeout": f"{(math.ceil(seconds) + IDLE_S) * 1000}",
+    }
 
 
 def allow_idle(connection: Connection, seconds: float) -> None:

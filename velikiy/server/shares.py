@@ -16,7 +16,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
-from velikiy.server.connections import is_abandoned, receive_beginning
+from velikiy.server.connections import already_read, is_abandoned, receive_beginning
 
 READS = (b"GET ", b"HEAD ", b"OPTIONS ")
 LEASES = b"POST /.lease/"
@@ -249,10 +249,7 @@ class Shares:
             return
         share = self._share_of(beginning)
         if share is None:
-            if is_abandoned(connection):
-                self._discard(connection)
-            else:
-                self._handle(connection, "")
+            self._carry_out(connection)
             return
         refused_as = "locked" if share is self._writes else "busy"
         admission = share.enter(connection, beginning)
@@ -262,12 +259,17 @@ class Shares:
             self._has_queued_writes.set()
         elif admission is Admission.ADMITTED:
             while connection is not None:
-                if is_abandoned(connection):
-                    self._log.info("write.abandoned")
-                    self._discard(connection)
-                else:
-                    self._handle(connection, refused_as if admission is Admission.REFUSED else "")
+                self._carry_out(connection, refused_as if admission is Admission.REFUSED else "")
                 connection, admission = share.leave()
+
+    def _carry_out(self, connection: Any, refused_as: str = "") -> None:
+        """Serve the request, unless its edge has given it up."""
+        if not is_abandoned(connection):
+            self._handle(connection, refused_as)
+            return
+        if not already_read(connection).startswith(READS):
+            self._log.info("write.abandoned")
+        self._discard(connection)
 
     def _share_of(self, beginning: bytes) -> Share | WriteShare | None:
         """Return the share of the threads that carries out this request, None for all threads."""
