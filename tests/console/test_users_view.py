@@ -237,6 +237,7 @@ class TestWriting:
         page.unroute_all()
         message.get_by_role("button", name="Try again").click()
         expect(message).to_contain_text(f"{person['name']} was deleted.")
+        expect(row_of(page, person)).to_have_count(0)
         message.get_by_role("button", name="Undo").click()
         expect(row_of(page, person)).to_be_visible()
         assert stored(person)["email"] == person["email"]
