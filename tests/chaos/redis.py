@@ -58,7 +58,7 @@ def commands(*begin: str, end: tuple[str, ...] = ()) -> Inject:
             execute(service, *begin)
             yield
         finally:
-            execute(service, *end)
+            undo(service, *end)
 
     return inject
 
@@ -76,6 +76,19 @@ def execute(service: Service, *lines: str) -> None:
     service.until(succeeds, within=20, what="Redis takes commands")
 
 
+def undo(service: Service, *lines: str) -> None:
+    """Run these commands at the end of a fault, whatever the other fault of a pair does."""
+    with service.redis() as client:
+        end_script(client)
+    execute(service, *lines)
+
+
+def end_script(client: "redis.Redis") -> None:
+    """End the script of `busy_with_a_script`, if it runs: meanwhile Redis refuses every other command."""
+    with suppress(redis.RedisError):
+        client.script_kill()
+
+
 def configured(**settings: str) -> Inject:
     """Return a fault in which the administrator sets these parameters. Each `_` stands for `-`."""
 
@@ -89,6 +102,7 @@ def configured(**settings: str) -> Inject:
                     client.config_set(name, value)
                 yield
             finally:
+                end_script(client)
                 for name, value in before.items():  # on the connection that is open: it is needed after maxclients
                     client.config_set(name, value)
 
@@ -244,7 +258,7 @@ def busy_with_a_script(service: Service, random: random.Random) -> Iterator[None
         try:
             yield
         finally:
-            execute(service, "SCRIPT KILL")
+            undo(service, "PING")
 
 
 @contextmanager
@@ -256,7 +270,7 @@ def password_changed(service: Service, random: random.Random) -> Iterator[None]:
             client.client_kill_filter(_type="normal", skipme=True)
         yield
     finally:
-        execute(service, f"ACL SETUSER default resetpass >{service.stack.secret('redis_password')}")
+        undo(service, f"ACL SETUSER default resetpass >{service.stack.secret('redis_password')}")
 
 
 # ---- another Redis ----
