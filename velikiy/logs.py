@@ -65,10 +65,13 @@ class _Stdout:
 
     A killed process loses the lines that it has not written; the edge's line of the request is there. A line is never
     torn by the line of another thread. If the log cannot be written, because supervisor has died or the disk is full,
-    the lines are lost and no request fails.
+    the lines are lost and no request fails. If the reader of the log stalls, MAX_LINES wait for it, and no request does.
     """
 
     WRITE_INTERVAL_S = 0.2
+
+    MAX_LINES = 20_000
+    """Some megabytes. A busy process logs a twentieth of this in an interval."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
@@ -82,7 +85,8 @@ class _Stdout:
         self._lines, self._writer, self._starting = [], None, threading.Lock()
 
     def write(self, text: str) -> None:
-        self._lines.append(text)
+        if len(self._lines) < self.MAX_LINES:
+            self._lines.append(text)
         # Start the thread with the first line: most processes that import this module write none.
         if self._writer is None:
             with self._starting:

@@ -3,6 +3,7 @@
 import json
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from supervisor import loggers
 
+from testkit.stack import wait_until
 from velikiy.stack import log_files, log_lines, log_view, supervisord
 from velikiy.stack.log_files import open_logs
 from velikiy.stack.log_lines import parse
@@ -257,6 +259,7 @@ def test_supervisor_wraps_text_and_leaves_json_as_it_is(tmp_path: Path) -> None:
     for piece in (b'{"a":1}\n', b'{"b"', b":2}\nplain", b" text\n", b"12:M 01 Jul 2026 10:00:00.500 * ready\nno end"):
         log.emit(record(piece))
     log.end()
+    wait_until(lambda: "no end" in (tmp_path / "logs" / "redis.log").read_text())
     lines = (tmp_path / "logs" / "redis.log").read_text().splitlines()
     assert lines[:2] == ['{"a":1}', '{"b":2}']
     read = [json.loads(line) for line in lines[2:]]
@@ -273,9 +276,31 @@ def test_rotation_follows_the_settings_while_supervisor_runs(tmp_path: Path) -> 
     log = supervisord.JsonFile(str(logs / "app1.log"), "a", 10_000_000, 10)
     for _ in range(5):
         log.emit(record(b'{"a":"' + b"x" * 1_000_000 + b'"}\n'))
+    log.emit(record(b'{"last":1}\n'))
+    wait_until(lambda: (logs / "app1.log").read_text() == '{"last":1}\n')
     assert log_files.names(logs) == ["app1"]
     assert sorted(file.name for file in logs.iterdir()) == ["app1.log", "app1.log.1", "app1.log.2"]
     rotation.write_text("1 1\n")
     log.next_look = 0
     log.emit(record(b'{"a":1}\n'))
-    assert [file.name for file in logs.iterdir()] == ["app1.log"]
+    wait_until(lambda: [file.name for file in logs.iterdir()] == ["app1.log"])
+
+
+def test_lines_that_a_stalled_disk_does_not_take_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "logs").mkdir()
+    log = supervisord.JsonFile(str(tmp_path / "logs" / "app1.log"), "a", 10_000_000, 1)
+    disk_goes_on = threading.Event()
+    append = log.append
+    monkeypatch.setattr(log, "append", lambda lines: disk_goes_on.wait(20) and append(lines))
+    monkeypatch.setattr(supervisord, "MAX_WAITING_BYTES", 100)
+    for number in range(50):
+        log.emit(record(b'{"number":%d}\n' % number))
+    disk_goes_on.set()
+    file = tmp_path / "logs" / "app1.log"
+    wait_until(lambda: '{"number":6}' in file.read_text())
+    log.emit(record(b'{"number":50}\n'))
+    wait_until(lambda: '{"number":50}' in file.read_text())
+    written = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["number"] for line in written if "number" in line] == [0, 1, 2, 3, 4, 5, 6, 50]
+    assert written[-2]["message"] == "lost 43 lines of app1: the disk of the logs stalled"
+    assert written[-2]["level"] == "warning"
