@@ -65,7 +65,8 @@ class _Stdout:
 
     A killed process loses the lines that it has not written; the edge's line of the request is there. A line is never
     torn by the line of another thread. If the log cannot be written, because supervisor has died or the disk is full,
-    the lines are lost and no request fails. If the reader of the log stalls, MAX_LINES wait for it, and no request does.
+    the lines are lost and no request fails. If the reader of the log stalls, MAX_LINES wait for it, and requests do
+    not.
     """
 
     WRITE_INTERVAL_S = 0.2
