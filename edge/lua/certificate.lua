@@ -71,11 +71,11 @@ local function load()
     end
     if chain then
         if seen and ngx.worker.id() == 0 then
-            ngx.log(ngx.ALERT, "the certificate has changed: the edge presents the new certificate")
+            ngx.log(ngx.EMERG, "the certificate has changed: the edge presents the new certificate")
         end
         certificate, key = chain, private
     elseif ngx.worker.id() == 0 then
-        ngx.log(ngx.ALERT, "the edge keeps its certificate: ", private)
+        ngx.log(ngx.EMERG, "the edge keeps its certificate: ", private)
     end
     seen = now
 end

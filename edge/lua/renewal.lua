@@ -51,7 +51,7 @@ end
 -- Log on the only level that is kept (edge/conf/logging.conf): messages on the other levels quote requests.
 local function log_once(message)
     if message ~= logged then
-        ngx.log(ngx.ALERT, message)
+        ngx.log(ngx.EMERG, message)
         logged = message
     end
 end

@@ -67,7 +67,7 @@ local function look_up(name)
     end
     if #addresses == 0 then
         if not name.lost then
-            ngx.log(ngx.ALERT, "cannot resolve ", name.host, ": ", err or answers.errstr or "no address",
+            ngx.log(ngx.EMERG, "cannot resolve ", name.host, ": ", err or answers.errstr or "no address",
                     "; going on with ", #name.addresses, " known addresses")
         end
         name.lost = true

@@ -48,7 +48,7 @@ local function check(premature)
     elseif pid ~= watched or not stopped_since or looked_at - before > MAX_PAUSE_MS then
         stopped_since = looked_at
     elseif looked_at - stopped_since > STOPPED_MS then
-        ngx.log(ngx.ALERT, "a stopped worker is killed, and another one takes its place (pid ", pid, ")")
+        ngx.log(ngx.EMERG, "a stopped worker is killed, and another one takes its place (pid ", pid, ")")
         ffi.C.kill(pid, SIGKILL)
         stopped_since = nil
     end

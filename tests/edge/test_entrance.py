@@ -13,7 +13,7 @@ from testkit.stack import Stack, folder, wait_until
 
 STEP = """
 local STEPS = { limits.refuse, hosts.refuse, function(route)
-    ngx.log(ngx.ALERT, "entered ", route, " ", ngx.var.request_uri, ";")
+    ngx.log(ngx.EMERG, "entered ", route, " ", ngx.var.request_uri, ";")
     if ngx.var.http_x_refuse then
         return 429
     end

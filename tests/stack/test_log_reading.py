@@ -30,7 +30,7 @@ FORMS = {
         ("2026-07-01T10:00:00.125Z", "error", "GET /users 503 MISS 4 ms"),
     ),
     "edge2": (
-        b"2026/07/01 10:00:00 [alert] 7#7: *5 [lua] renewal.lua:56: no lease, context: ngx.timer",
+        b"2026/07/01 10:00:00 [emerg] 7#7: *5 [lua] renewal.lua:56: no lease, context: ngx.timer",
         ("2026-07-01T10:00:00.000Z", "error", "*5 [lua] renewal.lua:56: no lease, context: ngx.timer"),
     ),
     "edge3": (b"nginx: [emerg] bind() failed", (None, "critical", "bind() failed")),

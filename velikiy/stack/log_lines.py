@@ -20,8 +20,6 @@ LEVELS = ("debug", "info", "warning", "error", "critical")
 KNOWN_LEVELS = {
     **{level: level for level in LEVELS},
     **{"warn": "warning", "notice": "info", "crit": "critical", "emerg": "critical", "fatal": "critical"},
-    # Nginx: the edge's own messages have this level, because no message that quotes a client has it
-    # (edge/conf/logging.conf).
     "alert": "error",
     # supervisor
     **{"trac": "debug", "blat": "debug", "debg": "debug", "erro": "error"},
@@ -162,7 +160,10 @@ def _parsed_text(process: str, text: str) -> Entry | None:
     if match := NGINX.fullmatch(text):
         year, month, day, clock, level, pid, message = match.groups()
         moment = _moment(f"{year}-{month}-{day}T{clock}")
-        return Entry(moment, KNOWN_LEVELS.get(level, "error"), process, message, {"pid": int(pid)})
+        # The edge's own messages have the level emerg, because no message that quotes a client has it
+        # (edge/conf/logging.conf).
+        level = "error" if "[lua] " in message else KNOWN_LEVELS.get(level, "error")
+        return Entry(moment, level, process, message, {"pid": int(pid)})
     if match := POSTGRES.fullmatch(text):
         return _postgres(process, *match.groups())
     if match := REDIS.fullmatch(text):
