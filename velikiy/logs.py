@@ -65,17 +65,18 @@ class _Stdout:
 
     A killed process loses the lines that it has not written; the edge's line of the request is there. A line is never
     torn by the line of another thread. If the log cannot be written, because supervisor has died or the disk is full,
-    the lines are lost and no request fails. If the reader of the log stalls, MAX_LINES wait for it, and requests do
-    not.
+    the lines are lost and no request fails. If the reader of the log stalls, MAX_CHARACTERS wait for it. Further lines
+    are lost and counted.
     """
 
     WRITE_INTERVAL_S = 0.2
 
-    MAX_LINES = 20_000
-    """Some megabytes. A busy process logs a twentieth of this in an interval."""
+    MAX_CHARACTERS = 8_000_000
+    """A busy process logs a twentieth of this in an interval."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._characters = self._lost = 0
         self._starting = threading.Lock()
         self._writer: threading.Thread | None = None
         atexit.register(self._write)
@@ -86,8 +87,11 @@ class _Stdout:
         self._lines, self._writer, self._starting = [], None, threading.Lock()
 
     def write(self, text: str) -> None:
-        if len(self._lines) < self.MAX_LINES:
-            self._lines.append(text)
+        if self._characters > self.MAX_CHARACTERS:
+            self._lost += 1
+            return
+        self._lines.append(text)
+        self._characters += len(text)
         # Start the thread with the first line: most processes that import this module write none.
         if self._writer is None:
             with self._starting:
@@ -105,6 +109,9 @@ class _Stdout:
 
     def _write(self) -> None:
         lines, self._lines = self._lines, []
+        lost, self._characters, self._lost = self._lost, 0, 0
+        if lost:
+            lines.append(_dumps(_stamp(None, "", {"event": "log.lost", "level": "warning", "lines": lost})) + "\n")
         if lines:
             with contextlib.suppress(OSError):
                 sys.stdout.write("".join(lines))

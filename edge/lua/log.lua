@@ -1,5 +1,5 @@
--- Lets no request wait for the reader of the log: if the pipe to supervisor or Docker is full, lines are lost. A message
--- reports it when there is room again, unless the pipe was full for less than LOOK_INTERVAL_S.
+-- Lets no request wait for the reader of the log: if the pipe to supervisor or Docker is full, lines are lost. A
+-- message reports it when there is room again, unless the pipe was full for less than LOOK_INTERVAL_S.
 --
 -- Gains: a reader that was stopped for 5 s stopped every hit for as long, once its pipe was full.
 -- Relies on: fcntl(2) and poll(2). Nginx opens /dev/stdout itself; stderr is shared with edge/start and edge/container,

@@ -277,7 +277,7 @@ def test_rotation_follows_the_settings_while_supervisor_runs(tmp_path: Path) -> 
     for _ in range(5):
         log.emit(record(b'{"a":"' + b"x" * 1_000_000 + b'"}\n'))
     log.emit(record(b'{"last":1}\n'))
-    wait_until(lambda: (logs / "app1.log").read_text() == '{"last":1}\n')
+    wait_until(lambda: (logs / "app1.log").exists() and (logs / "app1.log").read_text() == '{"last":1}\n')
     assert log_files.names(logs) == ["app1"]
     assert sorted(file.name for file in logs.iterdir()) == ["app1.log", "app1.log.1", "app1.log.2"]
     rotation.write_text("1 1\n")
@@ -292,15 +292,25 @@ def test_lines_that_a_stalled_disk_does_not_take_are_counted(tmp_path: Path, mon
     disk_goes_on = threading.Event()
     append = log.append
     monkeypatch.setattr(log, "append", lambda lines: disk_goes_on.wait(20) and append(lines))
-    monkeypatch.setattr(supervisord, "MAX_WAITING_BYTES", 100)
+    monkeypatch.setattr(supervisord, "MAX_WAITING_BYTES", 5 * supervisord.PIECE_BYTES)
     for number in range(50):
         log.emit(record(b'{"number":%d}\n' % number))
     disk_goes_on.set()
     file = tmp_path / "logs" / "app1.log"
-    wait_until(lambda: '{"number":6}' in file.read_text())
-    log.emit(record(b'{"number":50}\n'))
-    wait_until(lambda: '{"number":50}' in file.read_text())
-    written = [json.loads(line) for line in file.read_text().splitlines()]
-    assert [line["number"] for line in written if "number" in line] == [0, 1, 2, 3, 4, 5, 6, 50]
-    assert written[-2]["message"] == "lost 43 lines of app1: the disk of the logs stalled"
-    assert written[-2]["level"] == "warning"
+    wait_until(lambda: "lost" in file.read_text())
+    *written, report = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [line["number"] for line in written] == [0, 1, 2, 3]
+    assert (report["message"], report["level"]) == ("lost 46 lines of app1: the disk of the logs stalled", "warning")
+
+
+@pytest.mark.parametrize("end", [b'{"time":"3"}\n', b"\n"])
+def test_line_of_an_edge_that_was_cut_off_is_reported(tmp_path: Path, end: bytes) -> None:
+    (tmp_path / "logs").mkdir()
+    log = supervisord.JsonFile(str(tmp_path / "logs" / "edge1.log"), "a", 10_000_000, 1)
+    log.emit(record(b'{"time":"1"}\n{"time":"2","pa' + end + b'{"time":"4"}\n'))
+    file = tmp_path / "logs" / "edge1.log"
+    wait_until(lambda: '{"time":"4"}' in file.read_text())
+    read = [json.loads(line) for line in file.read_text().splitlines()]
+    [report] = [line for line in read if "message" in line]
+    assert (report["message"], report["level"]) == ("lost lines of edge1: the pipe to supervisor was full", "warning")
+    assert [line["time"] for line in read if "message" not in line] == (["1", "3", "4"] if b"3" in end else ["1", "4"])

@@ -33,7 +33,7 @@ of seconds. An upgrade restarts it once."""
 
 STDOUT_PIPE_BYTES = 256 * 1024
 """Size of the pipe from the server to supervisor. Supervisor takes little more time for a large piece than for a small
-one, and a busy edge prints 30 MB/s. After a program has ended, supervisor reads no more than this."""
+one, and a busy edge prints 30 MB/s: it enlarges its pipe (edge/lua/log.lua)."""
 
 
 def leftovers(folder: Path) -> list[int]:

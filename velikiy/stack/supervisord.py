@@ -8,10 +8,11 @@ Remove when: the servers write JSON to stderr themselves.
 A busy edge prints 30 MB/s of JSON, so a piece that is JSON already is only looked through for line ends.
 
 A thread writes the files, and supervisor reads on while the disk stalls: otherwise the pipes would fill, and each
-server that logs would wait for the disk, an edge with its hits too.
+server that logs would wait for the disk. An edge would answer no hits.
 """
 
 import contextlib
+import json
 import threading
 import time
 from collections import Counter
@@ -28,38 +29,59 @@ MAX_LINE = 1024 * 1024
 
 LOOK_INTERVAL_S = 5.0
 
-MAX_WAITING_BYTES = 32 * 1024 * 1024
-"""Bytes that wait for the disk: a second of a busy edge, or some minutes of a usual one. Further lines are lost."""
+MAX_WAITING_BYTES = 16 * 1024 * 1024
+"""Bytes of one file that wait for the disk: half a second of a busy edge, or some minutes of an ordinary edge."""
+
+PIECE_BYTES = 2048
+"""Bytes that Python takes for each piece that waits."""
+
+ACCESS_LINE = b'{"time":"'
+"""The beginning of each line in the access log of an edge."""
 
 
 class Writer:
     """Writes the lines of all log files on a thread, in their order."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "log files")  # which writes the last lines when supervisor ends
+        self._executor = ThreadPoolExecutor(1, "log files")  # at exit, Python waits until it has written the last lines
         self._lock = threading.Lock()
-        self._waiting_bytes = 0
-        self._lost: Counter[str] = Counter()
-        """The lines of each process that were lost since its last piece."""
+        self._waiting: Counter[JsonFile] = Counter()
+        """The bytes of each file that wait."""
+        self._lost: Counter[JsonFile] = Counter()
+        """The number of lines that each file has lost, and that no line has reported yet."""
 
     def add(self, file: "JsonFile", lines: bytes) -> None:
-        """Write these lines soon. If too many wait, lose them, and say so before the next ones."""
+        """Queue these lines. If too many of this file wait, drop and count them. A later line reports the number."""
+        size = len(lines) + PIECE_BYTES
         with self._lock:
-            if self._waiting_bytes + len(lines) > MAX_WAITING_BYTES:
-                self._lost[file.process] += lines.count(b"\n")
+            if self._waiting[file] + size > MAX_WAITING_BYTES:
+                self._lost[file] += lines.count(b"\n")
                 return
-            if lost := self._lost.pop(file.process, 0):
-                lines = _own_line("WARN", f"lost {lost} lines of {file.process}: the disk of the logs stalled") + lines
-            self._waiting_bytes += len(lines)
-        self._thread.submit(self._write, file, lines)
+            lines = self._report(file) + lines
+            self._waiting[file] += size
+        self._executor.submit(self._write, file, lines, size)
 
-    def _write(self, file: "JsonFile", lines: bytes) -> None:
-        try:
-            with contextlib.suppress(OSError, ValueError):  # a full disk
-                file.append(lines)
-        finally:
-            with self._lock:
-                self._waiting_bytes -= len(lines)
+    def _write(self, file: "JsonFile", lines: bytes, size: int) -> None:
+        _append(file, lines)
+        with self._lock:
+            self._waiting[file] -= size
+            report = b""
+            if not self._waiting[file]:
+                del self._waiting[file]  # each start of a program opens a file of its own
+                report = self._report(file)
+        if report:
+            _append(file, report)
+
+    def _report(self, file: "JsonFile") -> bytes:
+        """Return a line that reports the lines that this file has lost, if any."""
+        lost = self._lost.pop(file, 0)
+        text = f"lost {lost} lines of {file.process}: the disk of the logs stalled"
+        return _own_line("WARN", text) if lost else b""
+
+
+def _append(file: "JsonFile", lines: bytes) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the file cannot be opened or rotated
+        file.append(lines)
 
 
 writer = Writer()
@@ -131,11 +153,32 @@ class JsonFile(loggers.RotatingFileHandler):  # type: ignore[misc]  # supervisor
             number += 1
 
     def _as_json(self, text: bytes) -> bytes:
-        if text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"\n{") == text.count(b"\n") - 1:
+        number = text.count(b"\n")
+        is_json = text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"\n{") == number - 1
+        if is_json and (not text.startswith(ACCESS_LINE) or text.count(ACCESS_LINE) == number):
             return text
         now = time.time()
         lines = log_lines.joined(line for line in text.split(b"\n") if line)
-        return b"".join(log_lines.wrap(self.process, line, now) for line in lines)
+        return b"".join(
+            log_lines.wrap(self.process, line, now) if _is_whole(line) else self._rest(line) for line in lines
+        )
+
+    def _rest(self, line: bytes) -> bytes:
+        """Return the line that follows a line whose end is missing. An edge cuts lines off if its pipe is full
+        (edge/lua/log.lua)."""
+        rest = line[line.rfind(ACCESS_LINE) :]
+        report = _own_line("WARN", f"lost lines of {self.process}: the pipe to supervisor was full")
+        return report + (rest + b"\n" if _is_whole(rest) else b"")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether the line is not the beginning of a line of an access log only."""
+    if line.startswith(ACCESS_LINE):
+        try:
+            json.loads(line)
+        except (ValueError, RecursionError):
+            return False
+    return True
 
 
 class Output(dispatchers.POutputDispatcher):  # type: ignore[misc]
