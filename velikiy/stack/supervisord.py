@@ -155,7 +155,8 @@ class JsonFile(loggers.RotatingFileHandler):  # type: ignore[misc]  # supervisor
     def _as_json(self, text: bytes) -> bytes:
         number = text.count(b"\n")
         is_json = text.startswith(b"{") and text.endswith(b"}\n") and text.count(b"\n{") == number - 1
-        if is_json and (not text.startswith(ACCESS_LINE) or text.count(ACCESS_LINE) == number):
+        may_be_cut_off = text.startswith(ACCESS_LINE)
+        if is_json and not (may_be_cut_off and (text.count(ACCESS_LINE), text.count(b'"}\n')) != (number, number)):
             return text
         now = time.time()
         lines = log_lines.joined(line for line in text.split(b"\n") if line)
