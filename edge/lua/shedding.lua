@@ -9,13 +9,6 @@
 local balancer = require "balancer"
 local clock = require "clock"
 
--- max_wait_s: the wait that is too long.
--- min_queue: a worker lets so many requests wait, however slow the apps are.
--- A commit takes long, so the writes of 64 clients that each wait for their response are a queue, and no overload.
-local LIMITS = {
-    reads = { max_wait_s = 0.2, min_queue = 16 },
-    writes = { max_wait_s = 0.4, min_queue = 32 },
-}
 local OVERLOAD_S = 0.3   -- the wait must be too long for so long: a burst, or a short stop, is no overload
 local DECAY_S = 0.5      -- in this time the weight of a response in the rate of the apps shrinks by a factor e
 
@@ -25,9 +18,12 @@ local exp = math.exp
 
 local _M = {}
 
+-- max_wait_s: the wait that is too long.
+-- min_queue: a worker lets so many requests wait, however slow the apps are.
+-- A commit takes long, so the writes of 64 clients that each wait for their response are a queue, and no overload.
 local queues = {
-    reads = { waiting = 0, rate = 0, at = 0 },
-    writes = { waiting = 0, rate = 0, at = 0 },
+    reads = { max_wait_s = 0.2, min_queue = 16, waiting = 0, rate = 0, at = 0 },
+    writes = { max_wait_s = 0.4, min_queue = 32, waiting = 0, rate = 0, at = 0 },
 }
 
 
@@ -48,9 +44,8 @@ function _M.enter(kind)
     if not queue then
         return true
     end
-    local limits = LIMITS[kind]
-    local now = queue.waiting >= limits.min_queue and now_s()
-    if now and queue.waiting > limits.max_wait_s * rate(queue, now) then
+    local now = queue.waiting >= queue.min_queue and now_s()
+    if now and queue.waiting > queue.max_wait_s * rate(queue, now) then
         queue.full_since = queue.full_since or now
         if now - queue.full_since > OVERLOAD_S then
             if kind == "reads" then

@@ -75,8 +75,9 @@ class Writer:
     def _report(self, file: "JsonFile") -> bytes:
         """Return a line that reports the lines that this file has lost, if any."""
         lost = self._lost.pop(file, 0)
-        text = f"lost {lost} lines of {file.process}: the disk of the logs stalled"
-        return _own_line("WARN", text) if lost else b""
+        if not lost:
+            return b""
+        return _own_line("WARN", f"lost {lost} lines of {file.process}: the disk of the logs stalled")
 
 
 def _append(file: "JsonFile", lines: bytes) -> None:
