@@ -247,13 +247,15 @@ end
 
 
 -- Return the seconds that this try of a read may take.
--- tries: the number of the try; has_fallback: a stored response can be sent instead, with the mark STALE, and the tries
--- at two apps together take DATABASE_TIMEOUT; is_last: only PostgreSQL can be in the way, and it answers soon or not at
--- all.
-local function timeout_of(peer, tries, has_fallback, is_last, ctx)
-    local has_others = #peers > 1
+-- tries: the number of the try; fallback: "stale" if a stored response can be sent instead, with the mark STALE, and the
+-- tries at two apps together take DATABASE_TIMEOUT; "answered" if only PostgreSQL can be in the way, and it answers soon
+-- or not at all; "file" if the response comes in many parts, each of which may take so long; else "none".
+local function timeout_of(peer, tries, fallback, ctx)
+    local has_others, has_fallback = #peers > 1, fallback == "stale"
     local rest_s = math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
-    if is_last or tries == 1 and is_first_try_short(peer, ctx) then
+    if fallback == "file" then
+        return database_timeout_s + MARGIN_S
+    elseif fallback == "answered" or tries == 1 and is_first_try_short(peer, ctx) then
         return SHORT_TRY_S
     elseif tries > 1 and has_fallback then
         return (ctx.was_long or peer.hangs) and SHORT_TRY_S or rest_s
@@ -286,15 +288,14 @@ end
 
 -- In balancer_by_lua, once for each try. A write is tried again only if no byte of it was sent, because the app could
 -- not be reached. A read is tried at most three times, and twice if it takes too long: the second connection may lead
--- to the same stopped worker, whose end shows while the read waits. $fallback is "none", "stale" or "answered" where
--- the time of each try is bounded here (app_response.lua), else empty. $avoided: the address of the app that a second
--- request for the same read leaves out.
+-- to the same stopped worker, whose end shows while the read waits. $fallback is as for `timeout_of` where the time of
+-- each try is bounded here, else empty. $avoided: the address of the app that a second request for the same read leaves
+-- out.
 function _M.balance()
     local ctx, fallback, avoided = ngx.ctx, ngx.var.fallback, ngx.var.avoided
     local failed, tries = ctx.peer, (ctx.tries or 0) + 1
     local is_read = ngx.req.get_method() == "GET" or ngx.req.get_method() == "HEAD"
     local is_bounded = is_read and fallback and fallback ~= ""
-    local is_last = fallback == "answered"
     ctx.tries = tries
     if failed then
         set_down_until_checked(failed)
@@ -304,7 +305,7 @@ function _M.balance()
         if not is_read and ngx.var.upstream_bytes_sent:find("[1-9]") or tries > MAX_TRIES then
             return ngx.exit(NO_PEER)
         elseif is_bounded and status == ngx.HTTP_GATEWAY_TIMEOUT then
-            if tries > 2 or is_last then
+            if tries > 2 or fallback == "answered" then
                 return give_up(ctx)
             end
             ctx.is_short = nil
@@ -321,7 +322,7 @@ function _M.balance()
     end
     ctx.peer = peer
     if is_bounded then
-        local seconds = timeout_of(peer, tries, fallback == "stale", is_last, ctx)
+        local seconds = timeout_of(peer, tries, fallback, ctx)
         balancer.set_timeouts(math.min(seconds, 1), nil, seconds)
     end
     balancer.set_current_peer(peer.address, peer.port)

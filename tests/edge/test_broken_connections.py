@@ -59,6 +59,8 @@ class RawApp:
     respond: Respond = answer
     received: list[bytes] = field(default_factory=list)
     """The requests, in order; without checks and renewals of leases."""
+    pause_s: float = 0
+    """The time between two halves of a response."""
 
     def __post_init__(self) -> None:
         self.port = 0
@@ -92,7 +94,10 @@ class RawApp:
                 if not is_check:
                     self.received.append(request)
                 response = answer(request) if is_check else self.respond(request)
-                connection.sendall(response)
+                half = len(response) // 2 if self.pause_s and not is_check else 0
+                connection.sendall(response[:half])
+                time.sleep(self.pause_s if half else 0)
+                connection.sendall(response[half:])
                 if not response or b"Connection: close" in response:
                     break
 
@@ -215,6 +220,17 @@ def test_read_over_http2_that_one_app_fails_is_answered_by_the_other(http2: Serv
         assert shown.startswith("HTTP/2 200")
         assert shown.endswith('{"id":7}')
     assert http2.apps[0].received
+
+
+@pytest.mark.parametrize("path", ["/docs/swagger.js", "/console/0123456789ab/console.js", "/openapi.json"])
+def test_file_whose_parts_are_apart_arrives_as_a_whole(service: Service, path: str) -> None:
+    """An app without CPU pauses between two parts, and the edge has sent the first part to the client already."""
+    for app in service.apps:
+        app.respond, app.pause_s = lambda request: answer(request, body=b"x" * 100_000), 0.6
+    response = requests.get(f"{service.edge}{path}", timeout=15)
+    for app in service.apps:
+        app.pause_s = 0
+    assert response.content == b"x" * 100_000
 
 
 def test_read_that_no_app_answers_is_504(service: Service) -> None:
