@@ -247,9 +247,9 @@ end
 
 
 -- Return the seconds that this try of a read may take.
--- tries: the number of the try; fallback: "stale" if a stored response can be sent instead, with the mark STALE, and the
--- tries at two apps together take DATABASE_TIMEOUT; "answered" if only PostgreSQL can be in the way, and it answers soon
--- or not at all; "file" if the response comes in many parts, each of which may take so long; else "none".
+-- tries: the number of the try; fallback: "stale" if a stored response can be sent instead, with the mark STALE, and
+-- the tries at two apps together take DATABASE_TIMEOUT; "answered" if only PostgreSQL can be in the way, and it answers
+-- soon or not at all; "file" if the response comes in many parts, each of which may take so long; else "none".
 local function timeout_of(peer, tries, fallback, ctx)
     local has_others, has_fallback = #peers > 1, fallback == "stale"
     local rest_s = math.max(SHORT_TRY_S, database_timeout_s - SHORT_TRY_S)
