@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 from testkit.failpoints import has_cache_lease, running_edge
 from testkit.stack import EDGE_SECRET, ROOT, clean_environment, folder, free_ports, wait_until
-from velikiy.coherence.signatures import HEADER, Signer
+from velikiy.signatures import HEADER, Signer
 
 
 def storable(request: Request, status: int = 200, body: bytes = b'{"id":7}', **headers: str) -> Response:

@@ -5,7 +5,7 @@ from urllib.parse import urlencode, urlsplit
 import requests
 
 from testkit.stack import EDGE_SECRET
-from velikiy.coherence.signatures import HEADER, Signer
+from velikiy.signatures import HEADER, Signer
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 

@@ -1,5 +1,5 @@
 -- Signs the requests between apps, writers and edges, and the responses to them: the same as
--- velikiy/coherence/signatures.py, which says why.
+-- velikiy/signatures.py, which says why.
 --
 -- Relies on: libcrypto, which Debian's Nginx has loaded. Its HMAC is used directly, because ngx.hmac_sha1 knows only
 -- SHA-1.

@@ -19,8 +19,8 @@ from testkit.stack import EDGE_SECRET, Stack, wait_until
 from velikiy.coherence import CachePath, Caches, EdgeTier
 from velikiy.coherence.host import HOST
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.postgres import Database
+from velikiy.signatures import HEADER, Signer
 from velikiy.stack import local_http
 
 OTHER_SECRET = "of-a-stranger-to-the-stack"

@@ -23,7 +23,7 @@ def uncached() -> Iterator[Stack]:
         yield stack
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("shared", [pytest.param(False, marks=pytest.mark.long), True])
 def test_stack_without_caches_has_no_wrong_read_while_processes_are_killed(uncached: Stack, shared: bool) -> None:
     faults = Faults(uncached, {"kill", "kill-postgres"}, 1, every=1)
     # A process that the case before has killed may still be starting.

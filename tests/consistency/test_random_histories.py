@@ -49,6 +49,7 @@ def test_random_reads_are_explained_while_sql_bypasses_the_app(stack: Stack) -> 
     assert_promise_holds(Load(tuple(stack.edges), seed=SEED, database=stack.postgres), 8)
 
 
+@pytest.mark.long
 @pytest.mark.plain_worker
 def test_random_reads_are_explained_with_the_plain_worker() -> None:
     with running("--edges", "2", APP_WORKER_CLASS="gthread") as stack:

@@ -23,11 +23,11 @@ from tests.edge.reads import edges, get, listed, name, put
 from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.redis_connections import Connections
 from velikiy.coherence.shards import ShardMap
-from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.http import edge_leases
 from velikiy.postgres import Database
 from velikiy.resources.base import registry
 from velikiy.resources.repository import NotFound
+from velikiy.signatures import HEADER, Signer
 
 _numbers = count(1)
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from testkit.databases import superuser_dsn
 from testkit.stack import EDGE_SECRET, ROOT, Stack, children_of, folder, run, run_in, running, status_of, wait_until
 from testkit.steady_load import SteadyLoad
-from velikiy.coherence.signatures import HEADER, Signer
+from velikiy.signatures import HEADER, Signer
 
 pytestmark = pytest.mark.exclusive
 
@@ -110,6 +110,7 @@ def rolled() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.mark.long
 def test_number_of_apps_and_edges_changes_under_load_without_a_failed_request(rolled: Stack) -> None:
     with SteadyLoad(rolled.edges).running() as load:
         for apps, edges in (("3", "2"), ("1", "1"), ("2", "1")):

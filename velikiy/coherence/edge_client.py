@@ -19,8 +19,8 @@ import structlog
 from velikiy import metrics, names, traces
 from velikiy.coherence.entry import CachePath
 from velikiy.coherence.membership import Cache
-from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.coherence.timing import DROP_TIMEOUT_S
+from velikiy.signatures import HEADER, Signer
 
 log = structlog.get_logger()
 

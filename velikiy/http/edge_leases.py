@@ -2,7 +2,7 @@
 
 Each edge renews its lease once a second, and resigns before it is stopped. Clients cannot send these requests: an edge
 answers 404 to every address that begins with `/.`. Other programs cannot either: requests and responses are signed
-(velikiy/coherence/signatures.py).
+(velikiy/signatures.py).
 """
 
 from urllib.parse import quote
@@ -13,10 +13,10 @@ from pydantic import BaseModel, Field, ValidationError
 
 from velikiy.coherence import Caches, EdgeTier
 from velikiy.coherence.membership import Cache, Grant
-from velikiy.coherence.signatures import HEADER, Signer
 from velikiy.coherence.timing import LEASE_S
 from velikiy.resources.base import Resource
 from velikiy.resources.problems import Problem
+from velikiy.signatures import HEADER, Signer
 
 log = structlog.get_logger()
 

@@ -15,9 +15,9 @@ from flask import Flask, Response, request
 from velikiy import metrics
 from velikiy.coherence import EdgeTier
 from velikiy.coherence.host import HOST, started_at
-from velikiy.coherence.signatures import HEADER
 from velikiy.findings.machine import memory_of
 from velikiy.resources.problems import Problem
+from velikiy.signatures import HEADER
 
 MEMORY_S = 10.0
 """Seconds for which a measurement of memory counts: the kernel walks through every page of each worker."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
-from velikiy.coherence.signatures import HEADER, Signer
+from velikiy.signatures import HEADER, Signer
 
 UNANSWERED = (OSError, ValueError, HTTPException)
 """The exceptions of a request that fails, or that is not answered with a success."""

@@ -24,7 +24,6 @@ from velikiy.stack import (
     preflight,
     recovery,
     rolling,
-    servers,
     service,
     versions,
 )
@@ -51,6 +50,8 @@ def start(home: Path, given: dict[str, Any], *, reload: bool, forget_options: bo
     Raises:
         Refusal: The stack cannot start. If it was running, it still runs; else no process is left running.
     """
+    from velikiy.stack import servers  # at the top it would delay each command: it needs the whole protocol
+
     began = time.monotonic()
     settings = load(ServiceSettings, None)
     previous = Plan.load(home)
