@@ -233,7 +233,7 @@ class Database:
                 "client_encoding": "utf8",  # a row's bytes go to clients as they come
                 **({} if self._pooled else {"options": f"{given} {options(SESSION | timeouts)}"}),
             },
-            configure=self._configure,
+            configure=self._configure_or_close,
             min_size=1,
             max_size=size,
             timeout=self.timeout,
@@ -244,6 +244,14 @@ class Database:
             open=False,
             name=name,
         )
+
+    def _configure_or_close(self, connection: Connection) -> None:
+        """The library leaves a connection that fails here to the garbage collector, and its session to the server."""
+        try:
+            self._configure(connection)
+        except psycopg.Error:
+            connection.close()
+            raise
 
     def conninfo(self) -> str:
         """Return where the leader is, for a connection that is kept.

@@ -91,7 +91,7 @@ class Leader:
         found: list[str] = []
 
         def ask(conninfo: str) -> None:
-            with suppress(psycopg.Error), psycopg.connect(conninfo, **self._options) as connection:
+            with suppress(psycopg.Error), Connection.connect(conninfo, **self._options) as connection:
                 found.append(f"{connection.info.host}:{connection.info.port}")
 
         threads = [threading.Thread(target=ask, args=(conninfo,), daemon=True) for conninfo in self._each]

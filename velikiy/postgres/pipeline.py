@@ -8,9 +8,10 @@ Remove when: psycopg's pipeline gains as much (`./run bench --only miss,put`).
 
 import itertools
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import psycopg
 import structlog
@@ -91,6 +92,20 @@ class Connection(psycopg.Connection):
         """The moment (time.monotonic) of the last answer."""
         self._unreplicated = False
         self.add_notice_handler(self._notice)
+
+    @classmethod
+    def connect(cls, conninfo: str = "", **options: Any) -> Self:
+        """As in psycopg. A connection that is given up is closed at once.
+
+        psycopg keeps it in a cycle of an error and its frames, until the garbage collector runs. A server that was
+        silent and goes on would wait for the password of each such connection: in a minute of silence they took all
+        its slots, and for another minute (authentication_timeout) it refused new ones.
+        """
+        try:
+            return super().connect(conninfo, **options)
+        except psycopg.Error as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     @contextmanager
     def deadline_paused(self) -> Iterator[None]:
