@@ -147,7 +147,7 @@ def http2() -> Iterator[Service]:
 @pytest.fixture
 def service(module_service: Service) -> Service:
     for app in module_service.apps:
-        app.respond = answer
+        app.respond, app.pause_s = answer, 0
     wait_until(lambda: all_are_chosen(module_service))
     for app in module_service.apps:
         app.received.clear()
@@ -228,8 +228,6 @@ def test_file_whose_parts_are_apart_arrives_as_a_whole(service: Service, path: s
     for app in service.apps:
         app.respond, app.pause_s = lambda request: answer(request, body=b"x" * 100_000), 0.6
     response = requests.get(f"{service.edge}{path}", timeout=15)
-    for app in service.apps:
-        app.pause_s = 0
     assert response.content == b"x" * 100_000
 
 

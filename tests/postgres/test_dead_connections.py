@@ -1,16 +1,19 @@
 """Connections that are of no use any more. Some lead to nowhere: a host that lost its power, or a firewall that forgot
 them, sends no end of them. On others the bytes make no sense: something between has changed them."""
 
+import gc
 import random
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 
+import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from testkit.stack import Stack, wait_until
 from testkit.tcp_proxy import TcpProxy, tcp_proxy
-from velikiy.postgres import Database, DatabaseUnavailable, Statement
+from velikiy.postgres import Connection, Database, DatabaseUnavailable, Statement
 
 CONNECTIONS = 6
 
@@ -126,3 +129,41 @@ def succeeds(ask: Callable[[Database], None], database: Database) -> bool:
     except DatabaseUnavailable:
         return False
     return True
+
+
+@pytest.fixture
+def without_collector() -> Iterator[None]:
+    """An idle process may run its garbage collector minutes later."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_connection_that_is_given_up_is_closed_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with pytest.raises(psycopg.errors.ConnectionTimeout):
+            Connection.connect(f"host=127.0.0.1 port={port} user=velikiy connect_timeout=1")
+        server_side, _ = silent.accept()
+        server_side.settimeout(5)
+        with server_side:
+            while server_side.recv(1024):  # what the client had sent; then its end
+                pass
+
+
+@pytest.mark.usefixtures("without_collector")
+def test_session_that_cannot_be_set_up_is_ended(stack: Stack) -> None:
+    """This server is no pooler, so its sessions lack the settings that a pooler gives them."""
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%%client_min_messages=warning%%'"
+        " AND pid <> pg_backend_pid()"
+    )
+    database = Database(stack.postgres, size=1, timeout=1, pooled=True)
+    database.open()
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            read(database)
+        wait_until(lambda: stack.sql(sessions) == [(0,)])
+    finally:
+        database.close()
